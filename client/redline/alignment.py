@@ -1,0 +1,81 @@
+"""Rewards on one tokenization of a text, moved onto another, their sum kept. Pure, standard library only.
+
+Offsets are in characters into the response, end exclusive; an end-of-sequence token is an empty span at the end.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+
+Span = tuple[int, int]
+
+
+def check_offsets(offsets: Sequence[Span], text: str) -> str | None:
+    """Why ``offsets`` are not a tokenization of ``text``; None if they are.
+
+    Every character but white space must be covered, spans must lie inside the text and come in order. Spans may
+    be empty and may overlap, as those of tokens within one multi-byte character do.
+    """
+    if not offsets:
+        return "token_offsets is empty"
+    covered = 0
+    previous = 0
+    for index, (start, end) in enumerate(offsets):
+        if not 0 <= start <= end <= len(text):
+            return f"token_offsets[{index}] is [{start}, {end}]; the response has {len(text)} characters"
+        if start < previous:
+            return f"token_offsets[{index}] starts at {start}, before its predecessor's {previous}"
+        previous = start
+        if start > covered and text[covered:start].strip():
+            return f"token_offsets leave out the characters {covered} to {start}"
+        covered = max(covered, end)
+    if text[covered:].strip():
+        return f"token_offsets leave out the characters {covered} to {len(text)}"
+    return None
+
+
+def align_rewards(rewards: Sequence[float], spans: Sequence[Span], target_spans: Sequence[Span]) -> list[float]:
+    """One reward a target token.
+
+    A source token's reward is shared among the target tokens that it overlaps, by the number of characters in
+    common; one that overlaps none (white space that the other side leaves out, an end token) goes to the target
+    token at its place: the empty span there if there is one, else the last token that begins before its end.
+    Equal tokenizations map one to one, exactly.
+
+    Args:
+        rewards, spans: S source tokens.
+        target_spans: T target tokens, T > 0, starts in ascending order.
+
+    Raises:
+        ValueError: lengths differ, or there is no target token.
+    """
+    if len(rewards) != len(spans):
+        raise ValueError(f"{len(rewards)} rewards for {len(spans)} spans")
+    if not target_spans:
+        raise ValueError("there is no target token to carry a reward")
+    if list(spans) == list(target_spans):
+        return list(rewards)
+    aligned = [0.0] * len(target_spans)
+    starts = [start for start, _ in target_spans]
+    furthest = list(accumulate((end for _, end in target_spans), max))  # ends ascend only once made to
+    empty_at = {start: i for i, (start, end) in enumerate(target_spans) if start == end}
+    for reward, (start, end) in zip(rewards, spans, strict=True):
+        shares: list[tuple[int, int]] = []
+        for i in range(bisect_right(furthest, start), bisect_left(starts, end)):
+            common = min(end, target_spans[i][1]) - max(start, target_spans[i][0])
+            if common > 0:
+                shares.append((i, common))
+        if not shares:
+            place = empty_at.get(end, max(0, bisect_left(starts, max(end, 1)) - 1))
+            aligned[place] += reward
+            continue
+        total = sum(common for _, common in shares)
+        remaining = reward
+        for i, common in shares[:-1]:
+            part = reward * common / total
+            aligned[i] += part
+            remaining -= part
+        aligned[shares[-1][0]] += remaining
+    return aligned

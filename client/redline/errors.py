@@ -1,0 +1,63 @@
+"""Everything this package raises on purpose.
+
+RedlineError
+├── ConnectionFailedError   no answer came: unreachable, reset, timed out
+├── ProtocolError           an answer came that is not Redline's contract
+├── ServiceError            the service refused the request: code, status, retryable
+├── ItemsFailedError        the request was answered, some of its items could not be scored
+├── ModelChangedError       the service answers with other weights than before
+└── CommandError            a command cannot go on; its message is the one line that is printed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from redline.wire import ErrorBody
+
+
+class RedlineError(Exception):
+    """Root of the client's errors; the message is fit to be shown to a user."""
+
+
+class ConnectionFailedError(RedlineError):
+    """The service could not be reached, or did not answer in time."""
+
+
+class ProtocolError(RedlineError):
+    """The answer is not one that a Redline service gives."""
+
+
+class ServiceError(RedlineError):
+    """The service refused a request.
+
+    ``code`` and ``is_retryable`` are the service's own words; ``retry_after_s`` is how long it asks to wait.
+    """
+
+    def __init__(
+        self, body: ErrorBody, status: int, retry_after_s: float | None = None, request_id: str | None = None
+    ) -> None:
+        super().__init__(f"{body.message} ({body.code}, HTTP {status})")
+        self.code = body.code
+        self.status = status
+        self.is_retryable = body.retryable
+        self.retry_after_s = retry_after_s
+        self.request_id = request_id
+
+
+class ItemsFailedError(RedlineError):
+    """Some items have an error in place of a score; ``failures`` are their positions and errors."""
+
+    def __init__(self, failures: Sequence[tuple[int, ErrorBody]]) -> None:
+        position, body = failures[0]
+        more = f", and {len(failures) - 1} more" if len(failures) > 1 else ""
+        super().__init__(f"item {position} could not be scored: {body.message} ({body.code}){more}")
+        self.failures = list(failures)
+
+
+class ModelChangedError(RedlineError):
+    """The reward model was swapped in mid-run and the caller asked to stop at that."""
+
+
+class CommandError(RedlineError):
+    """A command cannot go on."""

@@ -1,0 +1,285 @@
+"""The HTTP contract of a Redline service, stated once: both the service and the clients import it.
+
+Offsets are in characters (Unicode code points) into the response, end exclusive. Numbers are finite.
+Unknown fields are refused rather than ignored, so a misspelt option never passes silently.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+API_VERSION = "v1"
+SCORE_PATH = "/v1/score"
+MODELS_PATH = "/v1/models"
+HEALTH_PATH = "/healthz"
+READY_PATH = "/readyz"
+METRICS_PATH = "/metrics"
+REQUEST_ID_HEADER = "X-Request-Id"
+
+Span = tuple[int, int]
+OnTooLong = Literal["error", "truncate"]
+
+
+class ErrorSpec(NamedTuple):
+    """What a caller may conclude from an error code."""
+
+    status: int
+    retryable: bool
+
+
+class ErrorCode(StrEnum):
+    """Every way in which a request or an item can fail; see ``ERROR_TABLE`` for status and retryability."""
+
+    INVALID_REQUEST = "invalid_request"
+    UNAUTHORIZED = "unauthorized"
+    NOT_FOUND = "not_found"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    MODEL_NOT_FOUND = "model_not_found"
+    REQUEST_TOO_LARGE = "request_too_large"
+    INVALID_PROMPT = "invalid_prompt"
+    EMPTY_RESPONSE = "empty_response"
+    BAD_IDS = "bad_ids"
+    TOKENIZER_MISMATCH = "tokenizer_mismatch"
+    BAD_OFFSETS = "bad_offsets"
+    TOO_LONG = "too_long"
+    UNSUPPORTED = "unsupported"
+    NON_FINITE = "non_finite"
+    OUT_OF_MEMORY = "out_of_memory"
+    OVERLOADED = "overloaded"
+    NOT_READY = "not_ready"
+    TIMED_OUT = "timed_out"
+    INTERNAL = "internal"
+
+
+# 503 and never 429 for overload: some RL loops take every 4xx as fatal (docs/wire.md).
+ERROR_TABLE: dict[ErrorCode, ErrorSpec] = {
+    ErrorCode.INVALID_REQUEST: ErrorSpec(422, False),
+    ErrorCode.UNAUTHORIZED: ErrorSpec(401, False),
+    ErrorCode.NOT_FOUND: ErrorSpec(404, False),
+    ErrorCode.METHOD_NOT_ALLOWED: ErrorSpec(405, False),
+    ErrorCode.MODEL_NOT_FOUND: ErrorSpec(404, False),
+    ErrorCode.REQUEST_TOO_LARGE: ErrorSpec(413, False),
+    ErrorCode.INVALID_PROMPT: ErrorSpec(422, False),
+    ErrorCode.EMPTY_RESPONSE: ErrorSpec(422, False),
+    ErrorCode.BAD_IDS: ErrorSpec(422, False),
+    ErrorCode.TOKENIZER_MISMATCH: ErrorSpec(409, False),
+    ErrorCode.BAD_OFFSETS: ErrorSpec(422, False),
+    ErrorCode.TOO_LONG: ErrorSpec(413, False),
+    ErrorCode.UNSUPPORTED: ErrorSpec(422, False),
+    ErrorCode.NON_FINITE: ErrorSpec(500, False),
+    ErrorCode.OUT_OF_MEMORY: ErrorSpec(503, True),
+    ErrorCode.OVERLOADED: ErrorSpec(503, True),
+    ErrorCode.NOT_READY: ErrorSpec(503, True),
+    ErrorCode.TIMED_OUT: ErrorSpec(503, True),
+    ErrorCode.INTERNAL: ErrorSpec(500, True),
+}
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Answer(BaseModel):
+    """Answers tolerate fields of a newer server."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+class ErrorBody(_Answer):
+    """One failure: of an item, or (wrapped in ``ErrorResponse``) of the whole request."""
+
+    code: str
+    message: str
+    retryable: bool
+
+    @classmethod
+    def of(cls, code: ErrorCode, message: str) -> ErrorBody:
+        """The body for ``code``, its retryability read from the table."""
+        return cls(code=code.value, message=message, retryable=ERROR_TABLE[code].retryable)
+
+
+class ErrorResponse(_Answer):
+    """The body of every answer whose status is not 2xx."""
+
+    error: ErrorBody
+
+
+class ChatMessage(_Wire):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+class ScoreItem(_Wire):
+    """One response to judge, as text or as ids of the model's own tokenizer.
+
+    ``prompt`` is a string or a conversation. ``finished`` says that the policy ended the response itself;
+    a truncated response is scored without its end-of-sequence token. ``token_offsets`` are the spans of the
+    caller's own tokens; with them the answer has one reward a caller token, an end-of-sequence token being an
+    empty span at the end. ``response_ids`` hold no end-of-sequence token beyond a last one.
+    """
+
+    id: str | None = None
+    prompt: str | list[ChatMessage] | None = None
+    response: str | None = None
+    prompt_ids: list[int] | None = None
+    response_ids: list[int] | None = None
+    tokenizer_fingerprint: str | None = None
+    finished: bool = True
+    token_offsets: list[Span] | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> ScoreItem:
+        if (self.prompt is None) == (self.prompt_ids is None):
+            raise ValueError("give exactly one of 'prompt' and 'prompt_ids'")
+        if (self.response is None) == (self.response_ids is None):
+            raise ValueError("give exactly one of 'response' and 'response_ids'")
+        by_id = self.prompt_ids is not None or self.response_ids is not None
+        if by_id and self.tokenizer_fingerprint is None:
+            raise ValueError("ids need 'tokenizer_fingerprint' (GET /v1/models tells the model's)")
+        if self.response_ids is not None and self.token_offsets is not None:
+            raise ValueError("'token_offsets' go with 'response', not with 'response_ids'")
+        return self
+
+    def payload(self) -> dict[str, Any]:
+        """The item as JSON-ready data, without the fields that were left out."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+class ScoreOptions(_Wire):
+    """How to read rewards off the model; ``None`` means the bundle's own default.
+
+    Which modes and aggregates a model knows is the model's affair: ``ModelInfo`` lists them.
+    ``calibrated`` divides rewards by the bundle's fitted temperature and shifts the score, so that a
+    difference of two scores is a log-odds of preference; it needs aggregate and mode calibrated in the bundle.
+    """
+
+    mode: str | None = None
+    aggregate: str | None = None
+    correction: bool = False
+    calibrated: bool = False
+    on_too_long: OnTooLong = "error"
+
+
+class ScoreRequest(_Wire):
+    """Body of ``POST /v1/score``."""
+
+    model: str = "default"
+    items: list[ScoreItem]
+    options: ScoreOptions = Field(default_factory=ScoreOptions)
+
+
+class Edit(_Answer):
+    """One step from the response to its correction; offsets are into the response."""
+
+    op: Literal["insert", "delete", "replace"]
+    start: int
+    end: int
+    text: str
+
+
+class ItemScore(_Answer):
+    """The judgement of one item: a reward for every token, and their aggregate.
+
+    ``rewards`` and ``offsets`` have one entry a token: the caller's tokens if it sent offsets, else the model's.
+    ``diverged_at`` is the index among the *model's* tokens where the model would have written another one
+    (``None``: nowhere, or the model does not write). ``truncated``: the oldest part of the prompt was cut to fit.
+    ``correction_complete`` is false where the rewrite hit its length limit.
+    """
+
+    id: str | None = None
+    score: float
+    rewards: list[float]
+    offsets: list[Span]
+    diverged_at: int | None = None
+    truncated: bool = False
+    correction: str | None = None
+    correction_complete: bool | None = None
+    edits: list[Edit] | None = None
+
+
+class ItemError(_Answer):
+    """An item that could not be scored; the others of its batch were."""
+
+    id: str | None = None
+    error: ErrorBody
+
+
+ItemResult = ItemScore | ItemError
+
+
+class ModelRef(_Answer):
+    """Which weights answered: ``digest`` changes whenever the bundle does."""
+
+    name: str
+    digest: str
+    kind: str
+
+
+class Usage(_Answer):
+    """``scored_tokens``: response tokens judged; ``batch_tokens``: tokens put through the model, padding too."""
+
+    scored_tokens: int
+    batch_tokens: int
+
+
+class AppliedOptions(_Answer):
+    """The options that produced an answer, defaults filled in. ``mode`` is None where a kind has no modes."""
+
+    mode: str | None
+    aggregate: str
+    calibrated: bool
+
+
+class ScoreResponse(_Answer):
+    """Answer to ``POST /v1/score``; ``items`` stand in the order of the request."""
+
+    model: ModelRef
+    options: AppliedOptions
+    items: list[Annotated[ItemResult, Field(union_mode="left_to_right")]]
+    usage: Usage
+
+
+class ModelLimits(_Answer):
+    """``max_tokens``: longest sequence the model reads, prompt, response and its rewrite together."""
+
+    max_tokens: int
+    max_items: int
+
+
+class Calibration(_Answer):
+    """Score scale on held-out pairs: P(a beats b) = sigmoid((score_a - score_b) / temperature)."""
+
+    temperature: float
+    mean: float
+    std: float
+    expected_calibration_error: float
+
+
+class ModelInfo(_Answer):
+    """Answer to ``GET /v1/models/{name}``. ``calibration`` is keyed ``mode/aggregate``."""
+
+    name: str
+    digest: str
+    kind: str
+    base_model: str
+    tokenizer_fingerprint: str
+    limits: ModelLimits
+    default_mode: str | None
+    default_aggregate: str
+    modes: list[str]
+    aggregates: list[str]
+    calibration: dict[str, Calibration]
+    dtype: str
+    device: str
+    quantization: str | None = None
+
+
+class ModelList(_Answer):
+    """Answer to ``GET /v1/models``."""
+
+    models: list[ModelInfo]

@@ -1,0 +1,122 @@
+"""A tokenizer, a tiny Llama, and its supervised training on demonstrations: an ordinary transformers folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.progress import Progress
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIAL = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+
+
+def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """Byte-level BPE: every text can be written, and the world's words are one token each."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000,
+        min_frequency=2,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>")
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def tiny_llama(vocab_size: int, end_id: int, pad_id: int) -> LlamaForCausalLM:
+    """Under a million parameters, from scratch."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=128,
+            intermediate_size=320,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            eos_token_id=end_id,
+            pad_token_id=pad_id,
+            bos_token_id=None,
+        )
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--demonstrations", type=Path, required=True)
+    parser.add_argument("--words", type=Path, required=True, help="further text for the tokenizer's vocabulary")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    rows = [json.loads(line) for line in args.demonstrations.read_text(encoding="utf-8").splitlines()]
+    words = args.words.read_text(encoding="utf-8").splitlines()
+    tokenizer = train_tokenizer([r["prompt"] for r in rows] + [r["response"] for r in rows] + words * 2)
+    model = tiny_llama(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
+
+    def encode(row: dict[str, str]) -> tuple[list[int], list[int]]:
+        rendered = tokenizer.apply_chat_template(
+            [{"role": "user", "content": row["prompt"]}], tokenize=False, add_generation_prompt=True
+        )
+        prompt = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        answer = tokenizer(row["response"], add_special_tokens=False)["input_ids"]
+        return prompt, [*answer, tokenizer.eos_token_id]
+
+    examples = [encode(row) for row in rows]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    rng = random.Random(args.seed)
+    started = time.perf_counter()
+    with Progress() as progress:
+        bar = progress.add_task("supervised policy", total=args.steps)
+        for step in range(args.steps):
+            warm = min(1.0, (step + 1) / 20)
+            scale = warm * 0.5 * (1 + math.cos(math.pi * step / args.steps))
+            for group in optimizer.param_groups:
+                group["lr"] = args.learning_rate * scale
+            batch = rng.sample(examples, args.batch_size)
+            longest = max(len(p) + len(a) for p, a in batch)
+            ids = torch.full((len(batch), longest), tokenizer.pad_token_id)
+            labels = torch.full((len(batch), longest), -100)
+            for row, (prompt, answer) in enumerate(batch):
+                end = len(prompt) + len(answer)
+                ids[row, :end] = torch.tensor(prompt + answer)
+                labels[row, len(prompt) : end] = torch.tensor(answer)
+            logits = model(input_ids=ids, use_cache=False).logits  # right padding: causal, so no mask is needed
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            progress.update(bar, advance=1, description=f"supervised policy  loss {loss.item():.3f}")
+    model.save_pretrained(args.out)
+    tokenizer.save_pretrained(args.out)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(
+        f"wrote {args.out}: {parameters:,} parameters, vocabulary {len(tokenizer)}, "
+        f"last loss {loss.item():.3f}, {time.perf_counter() - started:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Lists of ids as padded tensors. Padding is on the right: a causal model never looks there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Padded(NamedTuple):
+    """``input_ids`` and ``attention_mask``, both ``(B, L)`` and int64; mask 1 marks a real token."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+
+    @property
+    def size(self) -> int:
+        """Tokens put through the model, padding included."""
+        return self.input_ids.numel()
+
+
+def pad(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu", fill: int = 0) -> Padded:
+    """Right-pad to the longest. The filler's value has no influence on any real position."""
+    longest = max(map(len, sequences))
+    ids = torch.full((len(sequences), longest), fill, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
+        mask[row, : len(sequence)] = 1
+    return Padded(ids.to(device), mask.to(device))
+
+
+def pack_by_length(items: Sequence[T], length: Callable[[T], int], max_tokens: int) -> Iterator[list[int]]:
+    """Indices of ``items`` in batches of like length, each at most ``max_tokens`` with padding (or one item).
+
+    Longest first, so that memory peaks at once or never.
+    """
+    order = sorted(range(len(items)), key=lambda i: -length(items[i]))
+    batch: list[int] = []
+    for index in order:
+        if batch and (len(batch) + 1) * length(items[batch[0]]) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch

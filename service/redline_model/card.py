@@ -1,0 +1,80 @@
+"""The model card that is written into every bundle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_CARD = """\
+---
+library_name: redline
+tags: [reward-model, rlhf, {kind}]
+base_model: {base_model}
+---
+
+# A Redline reward model ({kind})
+
+{what}
+
+- Base model: `{base_model}`
+- Longest sequence read: {max_tokens} tokens
+- Default reading: mode `{mode}`, aggregate `{aggregate}`
+- Made by Redline {version} on {created_at}
+
+## Use
+
+```
+redline serve THIS_FOLDER
+redline score --prompt "..." --response "..."
+```
+
+The folder is an ordinary transformers model; `redline.json` adds the prompt template, how rewards are read,
+the calibration of the score scale, and a digest of every file.
+
+## Fitted on
+
+{data}
+
+## Held-out measurements
+
+{metrics}
+
+## Limits
+
+A reward model knows the preferences it was fitted on, with their biases, and nothing else. Its scores mean
+little on prompts unlike those; an optimised policy will find where they are wrong. Watch a score it was not
+trained on, and the length and the KL divergence of the policy.
+"""
+
+_WHAT = {
+    "seq2seq": "It reads a prompt and a response and writes the better response (arXiv 2409.00162). Tokens that "
+    "agree with what it would write earn reward, tokens that diverge lose it.",
+    "scalar": "A Bradley-Terry model (arXiv 2009.01325): one number for a whole response, on its last token.",
+}
+
+
+def model_card(manifest: dict[str, Any]) -> str:
+    """The card, in Markdown, from a manifest's data."""
+    data = "\n".join(f"- {d['name']}: {d['pairs']} pairs" for d in manifest["data"]) or "- not recorded"
+    metrics = "\n".join(f"- {name}: {_shown(value)}" for name, value in manifest["metrics"].items())
+    return _CARD.format(
+        kind=manifest["kind"],
+        base_model=manifest["base_model"],
+        what=_WHAT[manifest["kind"]],
+        max_tokens=manifest["max_tokens"],
+        mode=manifest["extraction"]["mode"] if manifest["kind"] == "seq2seq" else "none",
+        aggregate=manifest["extraction"]["aggregate"],
+        version=manifest["redline_version"],
+        created_at=manifest["created_at"],
+        data=data,
+        metrics=metrics or "- none",
+    )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_shown(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return "[" + ", ".join(_shown(v) for v in value) + "]"
+    return str(value)

@@ -1,0 +1,60 @@
+"""Everything the kernel raises on purpose.
+
+RedlineModelError
+├── BundleError           a folder is not a complete, intact bundle
+├── UnsupportedError      this model, mode or option cannot do what was asked
+├── DataError             preference data cannot be read (raised by the trainer)
+└── ItemError             one (prompt, response) cannot be scored; others can
+    ├── InvalidPromptError
+    ├── EmptyResponseError
+    ├── BadIdsError
+    ├── TooLongError
+    ├── NonFiniteError
+    └── OutOfMemoryError
+"""
+
+from __future__ import annotations
+
+
+class RedlineModelError(Exception):
+    """Root of the kernel's errors; the message is fit to be shown to a user."""
+
+
+class BundleError(RedlineModelError):
+    """A bundle is missing, half-written or corrupt; the message names the file."""
+
+
+class UnsupportedError(RedlineModelError):
+    """The model cannot do what was asked of it."""
+
+
+class DataError(RedlineModelError):
+    """Preference data cannot be used; the message lists file, line and reason for every bad line."""
+
+
+class ItemError(RedlineModelError):
+    """One item cannot be scored."""
+
+
+class InvalidPromptError(ItemError):
+    """The conversation does not fit the model's chat template."""
+
+
+class EmptyResponseError(ItemError):
+    """There is no token to judge."""
+
+
+class BadIdsError(ItemError):
+    """Token ids outside the vocabulary, or an end token in the middle."""
+
+
+class TooLongError(ItemError):
+    """The item needs more tokens than the model reads."""
+
+
+class NonFiniteError(ItemError):
+    """The model's output holds NaN or infinity."""
+
+
+class OutOfMemoryError(ItemError):
+    """The item does not fit into memory even alone."""

@@ -1,0 +1,149 @@
+"""Folders and hub ids -> models and tokenizers: device, dtype, quantisation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from redline_model.errors import BundleError, UnsupportedError
+
+Quantization = Literal["int8", "nf4"]
+Kind = Literal["seq2seq", "scalar"]
+
+
+class Placement(BaseModel):
+    """Where and how weights are held.
+
+    ``device`` and ``dtype`` ``auto``: CUDA in bfloat16 where there is one that can, else the CPU in float32
+    (bfloat16 is several times slower than float32 on CPUs without matrix units).
+    ``quantization`` goes through bitsandbytes; on a CPU it saves memory, not time.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: Quantization | None = None
+
+    def torch_device(self) -> torch.device:
+        """The device meant; raises UnsupportedError where it does not exist."""
+        name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        try:
+            device = torch.device(name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise UnsupportedError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+        return device
+
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype meant, see the class."""
+        if self.dtype != "auto":
+            return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.dtype]
+        on_cuda = self.torch_device().type == "cuda"
+        return torch.bfloat16 if on_cuda and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def quantization_config(quantization: Quantization, compute_dtype: torch.dtype) -> Any:
+    """The bitsandbytes settings behind ``quantization``; raises UnsupportedError without bitsandbytes."""
+    from importlib.util import find_spec
+
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise UnsupportedError("quantisation needs bitsandbytes: pip install 'redline-rm[quant]'")
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+def load_tokenizer(source: str | Path) -> Any:
+    """The tokenizer of a folder or hub id; raises BundleError where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(source))
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise BundleError(f"no tokenizer can be loaded from {source}: {_first_line(error)}") from error
+
+
+def load_config(source: str | Path) -> Any:
+    """The transformers configuration of a folder or hub id; raises BundleError where there is none."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(source))
+    except (OSError, ValueError, KeyError) as error:
+        raise BundleError(f"no model configuration can be loaded from {source}: {_first_line(error)}") from error
+
+
+def load_model(source: str | Path, kind: Kind, placement: Placement) -> Any:
+    """A transformers model of the class that ``kind`` and the architecture need, in eval mode.
+
+    ``seq2seq``: causal or encoder-decoder LM. ``scalar``: sequence classification with one label.
+
+    Raises:
+        BundleError: the weights cannot be read.
+        UnsupportedError: an encoder-decoder model as scalar, or an impossible device.
+    """
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSeq2SeqLM,
+        AutoModelForSequenceClassification,
+    )
+
+    config = load_config(source)
+    extra: dict[str, Any] = {}
+    model_class: Any
+    if kind == "scalar":
+        if config.is_encoder_decoder:
+            raise UnsupportedError("scalar reward models are decoder-only; this base is an encoder-decoder model")
+        model_class, extra = AutoModelForSequenceClassification, {"num_labels": 1}
+    else:
+        model_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    device = placement.torch_device()
+    if placement.quantization is not None:
+        extra["quantization_config"] = quantization_config(placement.quantization, placement.torch_dtype())
+        extra["device_map"] = {"": device}
+    try:
+        model = model_class.from_pretrained(str(source), dtype=placement.torch_dtype(), **extra)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise BundleError(f"no {kind} weights can be loaded from {source}: {_first_line(error)}") from error
+    except Exception as error:  # safetensors raises a bare subclass of Exception on corrupt files
+        raise BundleError(f"the weights in {source} cannot be read: {_first_line(error)}") from error
+    if placement.quantization is None:
+        model = model.to(device)
+    return model.eval()
+
+
+def token_limit(config: Any, asked: int | None = None) -> int:
+    """The longest sequence to read: the configuration's positions, or ``asked`` if that is less.
+
+    Models without a position table (T5) read 4096 unless asked otherwise.
+    """
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    if config.model_type in {"t5", "mt5", "umt5", "longt5"}:  # n_positions is not a limit there
+        positions = None
+    return min(x for x in (positions or asked or 4096, asked or positions or 4096))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that memory ran out, on a GPU or the CPU."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

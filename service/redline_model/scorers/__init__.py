@@ -1,0 +1,9 @@
+"""One class a file; every scorer turns encoded items into judgements behind the same protocol."""
+
+from __future__ import annotations
+
+from redline_model.scorers.protocol import Correction, Judgement, Scorer, reading_of
+from redline_model.scorers.scalar import ScalarScorer
+from redline_model.scorers.seq2seq import Seq2SeqScorer
+
+__all__ = ["Correction", "Judgement", "ScalarScorer", "Scorer", "Seq2SeqScorer", "reading_of"]

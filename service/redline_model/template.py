@@ -1,0 +1,284 @@
+"""(prompt, response) -> token ids. The template's text and choices live in the bundle, never in a caller.
+
+Every piece of foreign text is tokenised on its own, special tokens switched off, and spliced between the
+template's literal pieces. Three things follow: a prompt is a common prefix of all its responses, a response
+has the same ids wherever it stands, and no text can forge a turn marker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+from jinja2 import TemplateError
+from pydantic import BaseModel, ConfigDict
+
+from redline_model.errors import (
+    BadIdsError,
+    EmptyResponseError,
+    InvalidPromptError,
+    TooLongError,
+    UnsupportedError,
+)
+
+Span = tuple[int, int]
+Message = dict[str, str]
+Prompt = str | Sequence[Message]
+
+# Private-use characters: no tokenizer or chat template gives them a meaning.
+_MARK = "\ue000{}\ue001"
+
+
+class Template(BaseModel):
+    """How a conversation, a response and the request for its rewrite are laid out.
+
+    ``style`` ``chat`` goes through the tokenizer's chat template: the conversation, the response as the
+    assistant's turn, ``instruction`` as the user's next turn. ``plain`` uses the markers below.
+    ``chat_kwargs`` are handed to the chat template; a fixed date keeps a rendering the same tomorrow.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    style: Literal["chat", "plain"]
+    instruction: str = "Rewrite your answer so that it is the best possible answer. Reply with the answer alone."
+    turn: str = "{role}:\n"
+    turn_end: str = "\n\n"
+    rewrite: str = "Better answer:\n"
+    chat_kwargs: dict[str, Any] = {"date_string": "01 Jan 2025", "enable_thinking": False}
+
+    @classmethod
+    def fitting(cls, tokenizer: Any, instruction: str | None = None) -> Template:
+        """``chat`` where the tokenizer has a chat template, else ``plain``."""
+        chosen = cls(style="chat" if getattr(tokenizer, "chat_template", None) else "plain")
+        return chosen if instruction is None else chosen.model_copy(update={"instruction": instruction})
+
+
+class Item(NamedTuple):
+    """A (prompt, response) as a caller gives it: text, or ids of the model's own tokenizer."""
+
+    prompt: Prompt | Sequence[int]
+    response: str | Sequence[int]
+    is_finished: bool = True
+    on_too_long: Literal["error", "truncate"] = "error"
+    has_only_end: bool = False  # an empty text that stands for a lone end-of-sequence token
+
+
+@dataclass(frozen=True)
+class EncodedItem:
+    """An item as ids, ready for any scorer.
+
+    ``prefix_ids``: the rendered prompt up to the response. ``response_ids``: the response without its end token.
+    ``target_ids``: ``response_ids`` and, if the response is finished, the end token; the T tokens that are judged.
+    ``request_ids``: what stands between the response and its rewrite. ``offsets``: a span a target token.
+    """
+
+    prefix_ids: list[int]
+    response_ids: list[int]
+    request_ids: list[int]
+    target_ids: list[int]
+    offsets: list[Span]
+    text: str = field(repr=False)
+    is_finished: bool = True
+    is_truncated: bool = False
+
+
+# How a scorer's sequence is made of the pieces of an EncodedItem:
+# "rewrite"         [prefix, response, request, target], one causal sequence
+# "encoder_decoder" encoder [prefix, response, request], decoder [target]
+# "judge"           [prefix, target], one causal sequence
+Arrangement = Literal["rewrite", "encoder_decoder", "judge"]
+
+
+class Encoder:
+    """Tokenises items for one bundle. Thread-safe: it only reads.
+
+    Args:
+        tokenizer: a fast tokenizer (offsets are needed) with an end-of-sequence token.
+        arrangement: how the scorer puts the pieces together; it decides what counts against ``max_tokens``.
+        max_tokens: the longest sequence the model reads, None for no limit.
+
+    Raises:
+        UnsupportedError: the tokenizer is slow or has no end-of-sequence token.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: Template,
+        *,
+        arrangement: Arrangement,
+        vocab_size: int,
+        max_tokens: int | None,
+    ) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise UnsupportedError("the tokenizer is not a fast one; token rewards need its character offsets")
+        if tokenizer.eos_token_id is None:
+            raise UnsupportedError("the tokenizer has no end-of-sequence token")
+        self.tokenizer = tokenizer
+        self.template = template
+        self.end_id: int = tokenizer.eos_token_id
+        self.vocab_size = vocab_size
+        self.max_tokens = max_tokens
+        self._arrangement = arrangement
+        bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+        framed = tokenizer("a")["input_ids"]
+        at = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), 0)
+        self._head_ids, self._tail_ids = list(framed[:at]), list(framed[at + len(bare) :])
+        self._literals = lru_cache(maxsize=1024)(self._lay_out)
+
+    def _special(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _text_ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    def _lay_out(self, roles: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+        """The template's ids before each message, before the response, and after it."""
+        marks = [_MARK.format(i) for i in range(len(roles) + 1)]
+        template = self.template
+        if template.style == "chat":
+            messages = [{"role": r, "content": m} for r, m in zip(roles, marks, strict=False)]
+            messages += [
+                {"role": "assistant", "content": marks[-1]},
+                {"role": "user", "content": template.instruction},
+            ]
+            try:
+                text = self.tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True, **template.chat_kwargs
+                )
+            except (TemplateError, ValueError, KeyError) as error:
+                raise InvalidPromptError(f"the chat template refuses roles {list(roles)}: {error}") from error
+        else:
+            turns = [
+                template.turn.format(role=r.capitalize()) + m + template.turn_end
+                for r, m in zip((*roles, "assistant"), marks, strict=True)
+            ]
+            text = "".join(turns) + template.rewrite
+        literals: list[tuple[int, ...]] = []
+        for mark in marks:
+            before, found, text = text.partition(mark)
+            if not found:
+                raise InvalidPromptError(f"the chat template leaves out a turn of roles {list(roles)}")
+            literals.append(self._special(before))
+        literals.append(self._special(text))
+        if template.style == "plain" or self._arrangement == "encoder_decoder":
+            literals[0] = (*self._head_ids, *literals[0])
+        if self._arrangement == "encoder_decoder":
+            literals[-1] = (*literals[-1], *self._tail_ids)
+        return tuple(literals)
+
+    def _check_ids(self, ids: Sequence[int], what: str) -> list[int]:
+        for position, token in enumerate(ids):
+            if not 0 <= token < self.vocab_size:
+                raise BadIdsError(
+                    f"{what}[{position}] is {token}; the vocabulary holds 0 to {self.vocab_size - 1}"
+                )
+        return list(ids)
+
+    def _contents(self, prompt: Prompt | Sequence[int]) -> tuple[tuple[str, ...], list[list[int]]]:
+        if isinstance(prompt, str):
+            return ("user",), [self._text_ids(prompt)]
+        if not prompt:
+            raise InvalidPromptError("the prompt is an empty list")
+        if isinstance(prompt[0], int):
+            return ("user",), [self._check_ids(prompt, "prompt_ids")]  # type: ignore[arg-type]
+        messages: Sequence[Message] = prompt  # type: ignore[assignment]
+        roles = tuple(message["role"] for message in messages)
+        if roles[-1] == "assistant":
+            raise InvalidPromptError("the prompt ends with an assistant turn; the response is that turn")
+        return roles, [self._text_ids(message["content"]) for message in messages]
+
+    def encode_prompt(self, prompt: Prompt | Sequence[int], spare: int | None = None) -> tuple[list[int], list[int], bool]:
+        """``(prefix_ids, request_ids, is_truncated)``; with ``spare`` the oldest content ids are cut to fit it."""
+        roles, contents = self._contents(prompt)
+        literals = self._literals(roles)
+        is_truncated = False
+        if spare is not None:
+            excess = sum(map(len, literals[:-1])) + sum(map(len, contents)) - spare
+            for position, content in enumerate(contents):
+                cut = min(max(excess, 0), len(content))
+                contents[position] = content[cut:]
+                is_truncated |= cut > 0
+                excess -= cut
+        prefix: list[int] = []
+        for literal, content in zip(literals, [*contents, []], strict=False):
+            prefix += [*literal, *content]
+        return prefix, list(literals[-1]), is_truncated
+
+    def encode_response(self, item: Item) -> tuple[list[int], list[Span], str, bool]:
+        """``(ids without end token, spans, text, is_finished)`` of the item's response."""
+        if isinstance(item.response, str):
+            text = item.response
+            encoded = self.tokenizer(
+                text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+            )
+            ids = list(encoded["input_ids"])
+            spans = [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
+            if not ids and not (item.has_only_end and item.is_finished):
+                raise EmptyResponseError("the response is empty: there is no token to judge")
+            return ids, spans, text, item.is_finished
+        ids = self._check_ids(item.response, "response_ids")
+        if not ids:
+            raise EmptyResponseError("response_ids is empty: there is no token to judge")
+        is_finished = ids[-1] == self.end_id
+        ids = ids[:-1] if is_finished else ids
+        if self.end_id in ids:
+            raise BadIdsError(f"response_ids hold the end token {self.end_id} before their end")
+        text = self.tokenizer.decode(ids, skip_special_tokens=False)
+        return ids, token_spans(self.tokenizer, ids, text), text, is_finished
+
+    def length(self, prefix: int, response: int, request: int, target: int) -> int:
+        """Tokens that count against ``max_tokens``, from the lengths of the pieces."""
+        if self._arrangement == "rewrite":
+            return prefix + response + request + target
+        if self._arrangement == "encoder_decoder":
+            return max(prefix + response + request, target)
+        return prefix + target
+
+    def encode(self, item: Item) -> EncodedItem:
+        """Encode one item.
+
+        Raises:
+            TooLongError: it needs more than ``max_tokens`` and truncation was not asked for or does not help.
+            ItemError: any other of its kinds, see ``redline_model.errors``.
+        """
+        ids, spans, text, is_finished = self.encode_response(item)
+        targets = [*ids, self.end_id] if is_finished else ids
+        if is_finished:
+            spans = [*spans, (len(text), len(text))]
+        prefix, request, is_truncated = self.encode_prompt(item.prompt)
+        needed = self.length(len(prefix), len(ids), len(request), len(targets))
+        if self.max_tokens is not None and needed > self.max_tokens:
+            reason = f"the item needs {needed} tokens and the model reads {self.max_tokens}"
+            if item.on_too_long == "error":
+                raise TooLongError(reason)
+            spare = len(prefix) - (needed - self.max_tokens)
+            prefix, request, is_truncated = self.encode_prompt(item.prompt, spare=spare)
+            if self.length(len(prefix), len(ids), len(request), len(targets)) > self.max_tokens:
+                raise TooLongError(f"{reason}; its response alone is too long, and only prompts are truncated")
+        return EncodedItem(prefix, ids, request, targets, spans, text, is_finished, is_truncated)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of a rewrite."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def token_spans(tokenizer: Any, ids: Sequence[int], text: str) -> list[Span]:
+    """Character span of each id in ``text = decode(ids)``; ids inside one character share its span."""
+    again = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    if list(again["input_ids"]) == list(ids):
+        return [(int(start), int(end)) for start, end in again["offset_mapping"]]
+    # Sampled ids need not be the canonical tokenisation of their text: grow the prefix instead.
+    spans: list[Span] = []
+    start = 0
+    for count in range(1, len(ids) + 1):
+        decoded = tokenizer.decode(list(ids[:count]), skip_special_tokens=False)
+        end = start
+        limit = min(len(decoded), len(text))
+        while end < limit and decoded[end] == text[end]:
+            end += 1
+        spans.append((start, end) if end > start else (start, min(start + 1, len(text))))
+        start = end
+    return spans

@@ -1,0 +1,259 @@
+"""A request in the wire's words -> an answer in the wire's words, around one loaded bundle."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from redline.alignment import align_rewards, check_offsets
+from redline.wire import (
+    AppliedOptions,
+    Calibration,
+    Edit,
+    ErrorCode,
+    ItemError,
+    ItemResult,
+    ItemScore,
+    ModelInfo,
+    ModelLimits,
+    ModelRef,
+    ScoreItem,
+    ScoreOptions,
+    ScoreRequest,
+    ScoreResponse,
+    Usage,
+)
+from redline_model.bundle import Bundle
+from redline_model.edits import edits_between
+from redline_model.errors import RedlineModelError, UnsupportedError
+from redline_model.extraction import AGGREGATES, Reading
+from redline_model.scorers import Correction, Seq2SeqScorer, reading_of
+from redline_model.template import EncodedItem, Item
+from redline_service.batching import Batcher, BatchObserver, Outcome
+from redline_service.errors import ItemRefusedError, RequestError, item_error
+from redline_service.worker import Worker
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a request spent in each part; those of its slowest item."""
+
+    tokenize_s: float
+    queue_s: float
+    inference_s: float
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The options of a request after the bundle's defaults were filled in."""
+
+    reading: Reading
+    calibration: Calibration | None
+    wants_correction: bool
+
+
+class Engine:
+    """Scores requests. ``start`` before use, ``stop`` after; both need a running event loop."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        name: str = "default",
+        max_items: int = 1024,
+        max_batch_tokens: int = 8192,
+        max_queued_tokens: int = 2_000_000,
+        on_batch: BatchObserver = lambda items, tokens, seconds: None,
+    ) -> None:
+        self.bundle = bundle
+        self.name = name
+        self.max_items = max_items
+        self.fingerprint = bundle.tokenizer_fingerprint
+        self.has_scored = False
+        self._scorer = bundle.scorer
+        self.batcher = Batcher(
+            Worker(self._scorer),
+            max_batch_tokens=max_batch_tokens,
+            max_queued_tokens=max_queued_tokens,
+            on_batch=on_batch,
+        )
+        self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="redline-text")
+
+    async def start(self) -> None:
+        """Start the worker and score one item, so that readiness means that scoring works.
+
+        Raises:
+            RequestError: the model cannot score even that.
+        """
+        self.batcher.start()
+        items = [ScoreItem(prompt="Hello", response="Hi")]
+        response, _ = await self.score(ScoreRequest(model=self.name, items=items))
+        if isinstance(response.items[0], ItemError):
+            raise RequestError(ErrorCode.NOT_READY, f"the model cannot score: {response.items[0].error.message}")
+        self.has_scored = True
+
+    async def stop(self) -> None:
+        """Stop the worker."""
+        await self.batcher.stop()
+        self._threads.shutdown(wait=True)
+
+    def knows(self, name: str) -> bool:
+        """Whether ``name`` means this model."""
+        return name in {"default", self.name}
+
+    def info(self) -> ModelInfo:
+        """What a caller may know about the model."""
+        manifest, scorer = self.bundle.manifest, self._scorer
+        default = reading_of(scorer)
+        placement = self.bundle.placement
+        return ModelInfo(
+            name=self.name,
+            digest=self.bundle.digest,
+            kind=scorer.kind,
+            base_model=manifest.base_model,
+            tokenizer_fingerprint=self.fingerprint,
+            limits=ModelLimits(max_tokens=scorer.encoder.max_tokens or 0, max_items=self.max_items),
+            default_mode=default.mode,
+            default_aggregate=default.aggregate,
+            modes=list(scorer.modes),
+            aggregates=list(AGGREGATES),
+            calibration={k: Calibration(**fit.model_dump()) for k, fit in manifest.calibration.items()},
+            dtype=str(scorer.model.dtype).removeprefix("torch."),
+            device=str(scorer.model.device),
+            quantization=placement.quantization,
+        )
+
+    async def score(self, request: ScoreRequest) -> tuple[ScoreResponse, Timing]:
+        """Answer a request; items that cannot be scored carry their own error.
+
+        Raises:
+            RequestError: the request as a whole is refused.
+        """
+        plan = self._plan(request)
+        loop = asyncio.get_running_loop()
+        started = time.perf_counter()
+        encoded = await loop.run_in_executor(self._threads, self._encode_all, request)
+        tokenized = time.perf_counter()
+        good = [e for e in encoded if isinstance(e, EncodedItem)]
+        lengths = [self._scorer.length(item) for item in good]
+        outcomes = await self.batcher.run(good, lengths, plan.wants_correction)
+        items = await loop.run_in_executor(self._threads, self._answer_all, request, plan, encoded, outcomes)
+        response = ScoreResponse(
+            model=ModelRef(name=self.name, digest=self.bundle.digest, kind=self._scorer.kind),
+            options=AppliedOptions(
+                mode=plan.reading.mode,
+                aggregate=plan.reading.aggregate,
+                calibrated=plan.calibration is not None,
+            ),
+            items=items,
+            usage=Usage(scored_tokens=sum(len(i.target_ids) for i in good), batch_tokens=sum(lengths)),
+        )
+        queue_s = max((o.queued_s for o in outcomes), default=0.0)
+        inference_s = max((o.inference_s for o in outcomes), default=0.0)
+        return response, Timing(tokenized - started, queue_s, inference_s)
+
+    def _plan(self, request: ScoreRequest) -> _Plan:
+        if not self.knows(request.model):
+            raise RequestError(
+                ErrorCode.MODEL_NOT_FOUND, f"no model {request.model!r} is served here; there is {self.name!r}"
+            )
+        if len(request.items) > self.max_items:
+            raise RequestError(
+                ErrorCode.REQUEST_TOO_LARGE, f"{len(request.items)} items; a request may hold {self.max_items}"
+            )
+        options: ScoreOptions = request.options
+        try:
+            reading = reading_of(self._scorer, options.mode, options.aggregate)
+            if options.correction and not isinstance(self._scorer, Seq2SeqScorer):
+                raise UnsupportedError(f"a {self._scorer.kind} model writes no correction")
+        except UnsupportedError as error:
+            raise RequestError(ErrorCode.UNSUPPORTED, str(error)) from error
+        calibration = None
+        if options.calibrated:
+            key = f"{reading.mode or self._scorer.kind}/{reading.aggregate}"
+            fit = self.bundle.manifest.calibration.get(key)
+            if fit is None:
+                raise RequestError(ErrorCode.UNSUPPORTED, f"this bundle was not calibrated for {key}")
+            calibration = Calibration(**fit.model_dump())
+        return _Plan(reading, calibration, options.correction)
+
+    def _encode_all(self, request: ScoreRequest) -> list[EncodedItem | Exception]:
+        return [self._encode(item, request.options) for item in request.items]
+
+    def _encode(self, item: ScoreItem, options: ScoreOptions) -> EncodedItem | Exception:
+        if item.tokenizer_fingerprint not in {None, self.fingerprint}:
+            return ItemRefusedError(
+                ErrorCode.TOKENIZER_MISMATCH,
+                f"the ids are of tokenizer {item.tokenizer_fingerprint}, the model's is {self.fingerprint}",
+            )
+        offsets = item.token_offsets
+        is_end_only = offsets is not None and len(offsets) > 0 and item.response == ""
+        if offsets is not None and item.response:
+            problem = check_offsets(offsets, item.response)
+            if problem is not None:
+                return ItemRefusedError(ErrorCode.BAD_OFFSETS, problem)
+        if is_end_only and any(span != (0, 0) for span in offsets or ()):
+            return ItemRefusedError(ErrorCode.BAD_OFFSETS, "the response is empty, its spans are not")
+        prompt: Any = item.prompt_ids if item.prompt_ids is not None else item.prompt
+        if isinstance(item.prompt, list):
+            prompt = [message.model_dump() for message in item.prompt]
+        response: Any = item.response_ids if item.response_ids is not None else item.response
+        try:
+            return self._scorer.encoder.encode(
+                Item(prompt, response, item.finished, options.on_too_long, has_only_end=is_end_only)
+            )
+        except RedlineModelError as error:
+            return error
+
+    def _answer_all(
+        self,
+        request: ScoreRequest,
+        plan: _Plan,
+        encoded: list[EncodedItem | Exception],
+        outcomes: list[Outcome],
+    ) -> list[ItemResult]:
+        rest = iter(outcomes)
+        return [
+            ItemError(id=item.id, error=item_error(one))
+            if isinstance(one, Exception)
+            else self._answer(item, plan, one, next(rest))
+            for item, one in zip(request.items, encoded, strict=True)
+        ]
+
+    def _answer(self, item: ScoreItem, plan: _Plan, encoded: EncodedItem, outcome: Outcome) -> ItemResult:
+        def failed(error: Exception) -> ItemError:
+            return ItemError(id=item.id, error=item_error(error))
+
+        if isinstance(outcome.measured, Exception):
+            return failed(outcome.measured)
+        if isinstance(outcome.correction, Exception):
+            return failed(outcome.correction)
+        try:
+            judged = self._scorer.read(outcome.measured, plan.reading)
+        except RedlineModelError as error:
+            return failed(error)
+        score, rewards, offsets = judged.score, judged.rewards, encoded.offsets
+        if item.token_offsets is not None:
+            rewards, offsets = align_rewards(rewards, offsets, item.token_offsets), item.token_offsets
+        if plan.calibration is not None:
+            scale = plan.calibration.temperature
+            score, rewards = (score - plan.calibration.mean) / scale, [r / scale for r in rewards]
+        result = ItemScore(
+            id=item.id,
+            score=score,
+            rewards=rewards,
+            offsets=offsets,
+            diverged_at=judged.diverged_at,
+            truncated=encoded.is_truncated,
+        )
+        return result if outcome.correction is None else self._redlined(result, encoded.text, outcome.correction)
+
+    def _redlined(self, result: ItemScore, text: str, correction: Correction) -> ItemScore:
+        edits = [Edit(**edit._asdict()) for edit in edits_between(text, correction.text)]
+        return result.model_copy(
+            update={"correction": correction.text, "correction_complete": correction.is_complete, "edits": edits}
+        )

@@ -1,0 +1,68 @@
+"""The service's errors, and the border where the kernel's become the wire's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from redline.wire import ERROR_TABLE, ErrorBody, ErrorCode, ErrorResponse
+from redline_model import errors as kernel
+
+_CODES: dict[type[kernel.RedlineModelError], ErrorCode] = {
+    kernel.InvalidPromptError: ErrorCode.INVALID_PROMPT,
+    kernel.EmptyResponseError: ErrorCode.EMPTY_RESPONSE,
+    kernel.BadIdsError: ErrorCode.BAD_IDS,
+    kernel.TooLongError: ErrorCode.TOO_LONG,
+    kernel.NonFiniteError: ErrorCode.NON_FINITE,
+    kernel.OutOfMemoryError: ErrorCode.OUT_OF_MEMORY,
+    kernel.UnsupportedError: ErrorCode.UNSUPPORTED,
+}
+
+
+class RequestError(Exception):
+    """A whole request is refused. ``retry_after_s`` goes out as Retry-After."""
+
+    def __init__(self, code: ErrorCode, message: str, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+    @property
+    def status(self) -> int:
+        """The HTTP status of the code."""
+        return ERROR_TABLE[self.code].status
+
+    def response(self) -> ErrorResponse:
+        """The body to send."""
+        return ErrorResponse(error=ErrorBody.of(self.code, self.message))
+
+
+class ItemRefusedError(Exception):
+    """One item is refused by the service itself, before the kernel sees it."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def item_error(error: Exception) -> ErrorBody:
+    """The body that stands in an item's place. Unknown exceptions show their type, never their text."""
+    if isinstance(error, ItemRefusedError):
+        return ErrorBody.of(error.code, str(error))
+    code = _CODES.get(type(error))  # type: ignore[arg-type]
+    if code is None:
+        return ErrorBody.of(ErrorCode.INTERNAL, f"scoring this item failed ({type(error).__name__})")
+    return ErrorBody.of(code, str(error))
+
+
+def describe_validation(errors: Sequence[Any]) -> str:
+    """Pydantic's complaints as one line: where, and what is wrong; the first ten."""
+    parts = []
+    for error in errors[:10]:
+        where = ".".join(str(part) for part in error["loc"] if part != "body")
+        message = str(error["msg"]).removeprefix("Value error, ")
+        parts.append(f"{where}: {message}" if where else message)
+    if len(errors) > 10:
+        parts.append(f"and {len(errors) - 10} more")
+    return "; ".join(parts)

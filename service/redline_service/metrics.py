@@ -1,0 +1,68 @@
+"""Prometheus metrics of one service; a registry of its own, so that two apps in a process do not collide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from redline.wire import ItemError, ScoreResponse
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 90.0)
+_TOKENS = (64, 256, 1024, 4096, 8192, 16384, 65536)
+
+
+class Metrics:
+    """What a service counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "redline_requests_total", "Requests answered", ["route", "status"], registry=self.registry
+        )
+        self.latency = Histogram(
+            "redline_request_seconds",
+            "Time to answer a request",
+            ["route"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.items = Counter("redline_items_total", "Items by outcome", ["outcome"], registry=self.registry)
+        self.scored_tokens = Counter(
+            "redline_scored_tokens_total", "Response tokens judged", registry=self.registry
+        )
+        self.batch_tokens = Histogram(
+            "redline_batch_tokens",
+            "Tokens of one forward pass, padding included",
+            buckets=_TOKENS,
+            registry=self.registry,
+        )
+        self.batch_items = Histogram(
+            "redline_batch_items", "Items of one forward pass", buckets=(1, 2, 4, 8, 16, 32, 64, 128), registry=self.registry
+        )
+        self.inference = Counter(
+            "redline_inference_seconds_total", "Time spent in forward passes", registry=self.registry
+        )
+        self.in_flight = Gauge("redline_requests_in_flight", "Requests being answered", registry=self.registry)
+        self.model = Gauge("redline_model_info", "The model served", ["name", "digest", "kind"], registry=self.registry)
+
+    def watch_queue(self, items: Callable[[], int], tokens: Callable[[], int]) -> None:
+        """Show the depth of the queue whenever somebody looks."""
+        Gauge("redline_queued_items", "Items waiting", registry=self.registry).set_function(items)
+        Gauge("redline_queued_tokens", "Tokens waiting", registry=self.registry).set_function(tokens)
+
+    def count_batch(self, items: int, tokens: int, seconds: float) -> None:
+        """One forward pass is done."""
+        self.batch_items.observe(items)
+        self.batch_tokens.observe(tokens)
+        self.inference.inc(seconds)
+
+    def count_response(self, response: ScoreResponse) -> None:
+        """One request was answered."""
+        for item in response.items:
+            self.items.labels(item.error.code if isinstance(item, ItemError) else "scored").inc()
+        self.scored_tokens.inc(response.usage.scored_tokens)
+
+    def text(self) -> bytes:
+        """The exposition."""
+        return generate_latest(self.registry)

@@ -1,0 +1,62 @@
+"""What happens to every request: an id, a size limit, a count. Plain ASGI, so that streams stay streams."""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from redline.wire import REQUEST_ID_HEADER, ErrorCode
+from redline_service.errors import RequestError
+from redline_service.metrics import Metrics
+
+_ID_HEADER = REQUEST_ID_HEADER.lower().encode()
+_MAX_ID = 128
+
+
+class RequestMiddleware:
+    """Takes or makes ``X-Request-Id``, bounds the body, counts routes and latencies."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, max_body_bytes: int) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sent_id = dict(scope["headers"]).get(_ID_HEADER, b"")
+        is_fit = 0 < len(sent_id) <= _MAX_ID and all(33 <= byte < 127 for byte in sent_id)
+        request_id = sent_id if is_fit else uuid.uuid4().hex.encode()
+        started = time.perf_counter()
+        status = 500
+        received = 0
+
+        async def bounded() -> Message:
+            nonlocal received
+            message = await receive()
+            if message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                if received > self._max_body_bytes:
+                    raise RequestError(
+                        ErrorCode.REQUEST_TOO_LARGE, f"the body is larger than {self._max_body_bytes} bytes"
+                    )
+            return message
+
+        async def labelled(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (_ID_HEADER, request_id)]
+            await send(message)
+
+        self._metrics.in_flight.inc()
+        try:
+            await self._app(scope, bounded, labelled)
+        finally:
+            self._metrics.in_flight.dec()
+            route = getattr(scope.get("route"), "path", "unmatched")
+            self._metrics.requests.labels(route, str(status)).inc()
+            self._metrics.latency.labels(route).observe(time.perf_counter() - started)

@@ -1,0 +1,52 @@
+"""Running the service: one process, one model, SIGTERM drains."""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+import uvicorn
+
+from redline_model.bundle import Bundle
+from redline_service.app import create_app
+from redline_service.settings import ServiceSettings
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket, before the model is loaded, so that a taken port fails at once. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def serve(settings: ServiceSettings) -> None:
+    """Load the bundle and serve it until a signal. Requests under way are answered first.
+
+    Raises:
+        OSError: the address cannot be bound.
+        BundleError, UnsupportedError: the bundle cannot be served.
+    """
+    listener = bind(settings.host, settings.port)
+    with listener:
+        bundle = Bundle.load(settings.bundle, settings.placement, max_tokens=settings.max_tokens)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                create_app(settings, bundle),
+                log_level=settings.log_level,
+                access_log=settings.log_level == "debug",
+                timeout_graceful_shutdown=settings.drain_s,
+                timeout_keep_alive=75,
+                backlog=4096,
+            )
+        )
+        port = listener.getsockname()[1]
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        info = f"{bundle.scorer.kind} model {settings.bundle} ({bundle.digest[:19]})"
+        print(f"serving {info} on http://{host}:{port}", file=sys.stderr, flush=True)
+        server.run(sockets=[listener])

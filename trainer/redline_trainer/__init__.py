@@ -1,0 +1,1 @@
+"""Preference pairs in, a bundle out."""

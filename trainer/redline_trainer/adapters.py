@@ -1,0 +1,80 @@
+"""Which weights learn: all of them, low-rank adapters, or adapters on a 4-bit base."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from redline_model.loading import Placement, load_model
+from redline_trainer.config import TrainConfig
+
+
+def trainable_model(config: TrainConfig, placement: Placement) -> Any:
+    """The base model ready to learn: a transformers model, or a PEFT model around one."""
+    if config.method == "full":
+        # float32 master weights; the arithmetic is bfloat16 by autocast where the device has it
+        full = load_model(config.base, config.kind, placement.model_copy(update={"dtype": "float32"}))
+        if config.gradient_checkpointing:
+            full.gradient_checkpointing_enable()
+        return full.train()
+    from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
+
+    quantization = "nf4" if config.method == "qlora" else None
+    base = load_model(config.base, config.kind, placement.model_copy(update={"quantization": quantization}))
+    if config.method == "qlora":
+        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=config.gradient_checkpointing)
+    elif config.gradient_checkpointing:
+        base.gradient_checkpointing_enable()
+        base.enable_input_require_grads()
+    if config.kind == "scalar":
+        task = TaskType.SEQ_CLS
+    else:
+        task = TaskType.SEQ_2_SEQ_LM if base.config.is_encoder_decoder else TaskType.CAUSAL_LM
+    model = get_peft_model(
+        base,
+        LoraConfig(
+            task_type=task,
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=config.lora_dropout,
+            target_modules="all-linear",
+        ),
+    )
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model.train()
+
+
+def inner(model: Any) -> Any:
+    """The transformers model inside; adapters are injected in place, so it computes with them."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def learned_state(model: Any) -> dict[str, torch.Tensor]:
+    """The weights that learn, by name, on the CPU."""
+    return {n: p.detach().cpu().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def load_learned_state(model: Any, state: dict[str, torch.Tensor]) -> None:
+    """Put ``state`` back, in place."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in state.items():
+            parameters[name].copy_(value.to(parameters[name].device))
+
+
+def merged(model: Any, config: TrainConfig, placement: Placement) -> Any:
+    """The plain transformers model to save and to measure: adapters merged into unquantised weights."""
+    if config.method == "full":
+        return model.eval()
+    if config.method == "lora":
+        return model.merge_and_unload().eval()
+    # a 4-bit base cannot take a merge without loss: the adapter goes onto the weights it was quantised from
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    base = load_model(config.base, config.kind, placement)
+    fresh = get_peft_model(base, model.peft_config["default"])
+    set_peft_model_state_dict(fresh, get_peft_model_state_dict(model))
+    return fresh.merge_and_unload().eval()

@@ -1,0 +1,69 @@
+"""The state of a run on disk, so that a kill costs time and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from redline_model.errors import RedlineModelError
+from redline_trainer.adapters import learned_state, load_learned_state
+from redline_trainer.config import TrainConfig
+from redline_trainer.objectives import EncodedPair
+
+
+class ResumeError(RedlineModelError):
+    """A checkpoint belongs to another run, or cannot be read."""
+
+
+def run_identity(config: TrainConfig, pairs: Sequence[EncodedPair]) -> str:
+    """A digest of the settings and of every training id; only an equal run may resume."""
+    digest = hashlib.sha256(json.dumps(config.identity(), sort_keys=True).encode())
+    for pair in pairs:
+        digest.update(repr((pair.chosen.prefix_ids, pair.chosen.target_ids, pair.rejected.target_ids)).encode())
+    return digest.hexdigest()
+
+
+def save_checkpoint(path: Path, identity: str, step: int, model: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Write everything the next step depends on, atomically."""
+    state = {
+        "identity": identity,
+        "step": step,
+        "model": learned_state(model),
+        "optimizer": optimizer.state_dict(),
+        "torch_rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python_rng": random.getstate(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    torch.save(state, temporary)
+    temporary.replace(path)
+
+
+def resume(path: Path, identity: str, model: Any, optimizer: torch.optim.Optimizer) -> int:
+    """Restore a run and return the steps done; 0 where there is no checkpoint.
+
+    Raises:
+        ResumeError: the checkpoint is of other settings or other data.
+    """
+    if not path.exists():
+        return 0
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # torch.load raises pickle's, zipfile's and its own types
+        raise ResumeError(f"{path} cannot be read; remove it to start over: {error}") from error
+    if state["identity"] != identity:
+        raise ResumeError(f"{path} is of a run with other settings or data; remove it to start over")
+    load_learned_state(model, state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["torch_rng"])
+    if state["cuda_rng"]:
+        torch.cuda.set_rng_state_all(state["cuda_rng"])
+    random.setstate(state["python_rng"])
+    return int(state["step"])

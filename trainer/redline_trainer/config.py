@@ -1,0 +1,65 @@
+"""The settings of one training run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from redline_model.extraction import Aggregate, Mode
+
+
+class TrainConfig(BaseModel):
+    """Everything that decides the result of a run, beside the data.
+
+    ``pairs_per_step`` is the batch size of an optimiser step; its rows are put through the model in
+    microbatches of at most ``max_batch_tokens`` with padding. ``method``: all weights (``full``), low-rank
+    adapters (``lora``), or those on a 4-bit base (``qlora``). ``identity_weight`` is ``w_id`` (docs/method.md).
+    ``max_steps`` wins over ``epochs``.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["seq2seq", "scalar"] = "seq2seq"
+    base: str
+    out: Path
+    method: Literal["full", "lora", "qlora"] = "full"
+    epochs: float = Field(default=1.0, gt=0)
+    max_steps: int | None = Field(default=None, ge=1)
+    pairs_per_step: int = Field(default=32, ge=1)
+    max_batch_tokens: int = Field(default=8192, ge=1)
+    max_tokens: int | None = Field(default=None, ge=8)
+    on_too_long: Literal["error", "truncate", "skip"] = "error"
+    learning_rate: float | None = Field(default=None, gt=0)
+    warmup_share: float = Field(default=0.05, ge=0, le=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    correction_weight: float = Field(default=1.0, ge=0)
+    identity_weight: float = Field(default=1.0, ge=0)
+    lora_rank: int = Field(default=16, ge=1)
+    lora_alpha: float = Field(default=32.0, gt=0)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    gradient_checkpointing: bool = False
+    instruction: str | None = None
+    mode: Mode = "margin"
+    aggregate: Aggregate = "sum"
+    held_out_share: float = Field(default=0.1, ge=0, lt=1)
+    checkpoint_every: int = Field(default=200, ge=1)
+    seed: int = 0
+    device: str = "auto"
+
+    @property
+    def step_size(self) -> float:
+        """The learning rate: as given, else 2e-5 for all weights and 2e-4 for adapters."""
+        return self.learning_rate or (2e-5 if self.method == "full" else 2e-4)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.kind == "seq2seq" and self.correction_weight == 0 and self.identity_weight == 0:
+            raise ValueError("with both mappings' weights at 0 there is nothing to learn")
+        return self
+
+    def identity(self) -> dict[str, object]:
+        """What must be the same for a checkpoint to be resumed: all but where things are written."""
+        return self.model_dump(mode="json", exclude={"out", "checkpoint_every"})

@@ -1,0 +1,243 @@
+"""Preference pairs -> bundle. ``train`` reads from top to bottom."""
+
+from __future__ import annotations
+
+import math
+import random
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from redline_model.batches import pack_by_length
+from redline_model.bundle import DataSource, Manifest, make_encoder, make_scorer, save_bundle
+from redline_model.errors import BundleError, DataError, ItemError, RedlineModelError, TooLongError
+from redline_model.extraction import Extraction
+from redline_model.loading import Placement, load_config, load_tokenizer, token_limit
+from redline_model.template import Encoder, Item, Template
+from redline_trainer.adapters import inner, merged, trainable_model
+from redline_trainer.checkpoint import resume, run_identity, save_checkpoint
+from redline_trainer.config import TrainConfig
+from redline_trainer.data import Pair, listing, split_by_prompt
+from redline_trainer.evaluate import Evaluation, evaluate
+from redline_trainer.objectives import EncodedPair, Objective, ScalarObjective, Seq2SeqObjective
+
+
+class DivergedError(RedlineModelError):
+    """Training left the finite numbers."""
+
+
+class StepReport(NamedTuple):
+    """What one optimiser step did. ``loss`` in nats, ``tokens`` put through the model without padding."""
+
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    seconds: float
+
+
+class TrainResult(NamedTuple):
+    """Where the bundle is, its manifest, and how many pairs went where."""
+
+    out: Path
+    manifest: Manifest
+    evaluation: Evaluation | None
+    training_pairs: int
+    held_out_pairs: int
+    skipped_pairs: int
+
+
+Observer = Callable[[StepReport], None]
+
+
+def checkpoint_path(out: Path) -> Path:
+    """Where the run that writes ``out`` keeps its state until it is done."""
+    return out.parent / f".{out.name}.checkpoint" / "state.pt"
+
+
+def encode_pairs(encoder: Encoder, pairs: Sequence[Pair], on_too_long: str) -> tuple[list[EncodedPair], int]:
+    """Every pair as ids, and how many were left out because they are too long and that was asked for.
+
+    Raises:
+        DataError: listing every pair that cannot be used, all at once.
+    """
+    encoded: list[EncodedPair] = []
+    problems: list[str] = []
+    skipped = 0
+    too_long = "truncate" if on_too_long == "truncate" else "error"
+    for pair in pairs:
+        try:
+            sides = [
+                encoder.encode(Item(pair.prompt, response, on_too_long=too_long))  # type: ignore[arg-type]
+                for response in (pair.chosen, pair.rejected)
+            ]
+            # as correction, the rejected source stands with the chosen target
+            chosen, rejected = sides
+            needed = encoder.length(
+                len(rejected.prefix_ids), len(rejected.response_ids), len(rejected.request_ids), len(chosen.target_ids)
+            )
+            if encoder.max_tokens is not None and needed > encoder.max_tokens:
+                raise TooLongError(f"the correction needs {needed} tokens, the model reads {encoder.max_tokens}")
+            encoded.append(EncodedPair(chosen, rejected, pair.prompt_key))
+        except TooLongError as error:
+            if on_too_long == "skip":
+                skipped += 1
+            else:
+                problems.append(f"{pair.where}: {error}")
+        except ItemError as error:
+            problems.append(f"{pair.where}: {error}")
+    if problems:
+        raise DataError(listing(problems, "pairs cannot be used; nothing was trained"))
+    return encoded, skipped
+
+
+def learning_rate_at(step: int, steps: int, config: TrainConfig) -> float:
+    """Linear warm-up, then linear decay to a tenth; ``step`` counts from 0."""
+    warmup = max(1, round(config.warmup_share * steps))
+    if step < warmup:
+        return config.step_size * (step + 1) / warmup
+    return config.step_size * (1 - 0.9 * (step - warmup) / max(1, steps - warmup))
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(epoch: int, pairs: int, seed: int) -> tuple[int, ...]:
+    order = list(range(pairs))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return tuple(order)
+
+
+def step_indices(step: int, pairs: int, per_step: int, seed: int) -> list[int]:
+    """Which pairs a step trains on; a function of its arguments alone, so resuming needs no iterator state."""
+    start = step * per_step
+    indices: list[int] = []
+    while len(indices) < per_step:
+        epoch, offset = divmod(start + len(indices), pairs)
+        order = _epoch_order(epoch, pairs, seed)
+        indices += order[offset : offset + per_step - len(indices)]
+    return indices
+
+
+def train(
+    config: TrainConfig,
+    pairs: Sequence[Pair],
+    *,
+    held_out: Sequence[Pair] | None = None,
+    data: Sequence[DataSource] = (),
+    observers: Sequence[Observer] = (),
+    overwrite: bool = False,
+) -> TrainResult:
+    """Fit a reward model on ``pairs`` and write its bundle.
+
+    Args:
+        held_out: pairs to measure and calibrate on; None holds out ``config.held_out_share`` of the prompts.
+        data: what the pairs came from, for the manifest.
+        observers: called after every optimiser step.
+
+    Raises:
+        DataError: pairs that cannot be used, all of them listed, before any training.
+        BundleError: the base cannot be loaded, or the output exists and ``overwrite`` is not set.
+        ResumeError: an unfinished run with other settings stands in the way.
+    """
+    # 1. what can fail fails before anything is spent
+    if config.out.exists() and not overwrite:
+        raise BundleError(f"{config.out} exists already; choose another folder or ask to overwrite")
+    placement = Placement(device=config.device)
+    base_config, tokenizer = load_config(config.base), load_tokenizer(config.base)
+    limit = token_limit(base_config, config.max_tokens)
+    template = Template.fitting(tokenizer, config.instruction)
+    encoder = make_encoder(config.kind, base_config, tokenizer, template, limit)
+    if held_out is None:
+        pairs, held_out = split_by_prompt(pairs, config.held_out_share)
+    training, skipped = encode_pairs(encoder, pairs, config.on_too_long)
+    measuring, skipped_too = encode_pairs(encoder, held_out, config.on_too_long)
+    if not training:
+        raise DataError("no pairs are left to train on")
+
+    # 2. the model and its optimiser, as new or as they were
+    torch.manual_seed(config.seed)
+    random.seed(config.seed)
+    model = trainable_model(config, placement)
+    learning = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        learning, lr=config.step_size, betas=(0.9, 0.95), weight_decay=config.weight_decay
+    )
+    steps = config.max_steps or max(1, math.ceil(config.epochs * len(training) / config.pairs_per_step))
+    state = checkpoint_path(config.out)
+    identity = run_identity(config, training)
+    done = resume(state, identity, model, optimizer)
+
+    # 3. the steps
+    objective: Objective[Any] = (
+        ScalarObjective(inner(model))
+        if config.kind == "scalar"
+        else Seq2SeqObjective(inner(model), config.identity_weight, config.correction_weight)
+    )
+    for step in range(done, steps):
+        indices = step_indices(step, len(training), config.pairs_per_step, config.seed)
+        report = _optimizer_step(step, steps, config, objective, [training[i] for i in indices], optimizer, learning)
+        for observe in observers:
+            observe(report)
+        if (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
+            save_checkpoint(state, identity, step + 1, model, optimizer)
+
+    # 4. measured as it will be served, then saved
+    final = merged(model, config, placement)
+    extraction = Extraction(mode=config.mode, aggregate=config.aggregate)
+    scorer = make_scorer(config.kind, final, encoder, extraction)
+    evaluated = evaluate(scorer, measuring, config.max_batch_tokens, config.seed) if measuring else None
+    manifest = Manifest(
+        kind=config.kind,
+        base_model=config.base,
+        max_tokens=limit,
+        template=template,
+        extraction=extraction,
+        calibration=evaluated.calibration if evaluated else {},
+        data=list(data),
+        metrics=evaluated.evaluation.model_dump(exclude_none=True) if evaluated else {},
+        training={**config.model_dump(mode="json", exclude={"out"}), "steps": steps, "pairs": len(training)},
+    )
+    written = save_bundle(config.out, manifest, final, tokenizer, overwrite=overwrite)
+    shutil.rmtree(state.parent, ignore_errors=True)
+    evaluation = evaluated.evaluation if evaluated else None
+    return TrainResult(config.out, written, evaluation, len(training), len(measuring), skipped + skipped_too)
+
+
+def _optimizer_step(
+    step: int,
+    steps: int,
+    config: TrainConfig,
+    objective: Objective[Any],
+    batch: Sequence[EncodedPair],
+    optimizer: torch.optim.Optimizer,
+    learning: Sequence[torch.nn.Parameter],
+) -> StepReport:
+    started = time.perf_counter()
+    learning_rate = learning_rate_at(step, steps, config)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    units = [unit for pair in batch for unit in objective.units(pair)]
+    size = sum(map(objective.size, units))
+    device = learning[0].device
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    total = torch.zeros((), device=device)
+    for microbatch in pack_by_length(units, lambda u: objective.length(u) * objective.rows(), config.max_batch_tokens):
+        with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16):
+            loss = objective.loss([units[i] for i in microbatch]) / size
+        loss.backward()
+        total += loss.detach()
+    grad_norm = torch.nn.utils.clip_grad_norm_(learning, config.max_grad_norm)
+    if not bool(torch.isfinite(grad_norm)):
+        raise DivergedError(f"the gradient of step {step + 1} is not finite; lower the learning rate")
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    tokens = sum(map(objective.tokens, units))
+    return StepReport(
+        step + 1, steps, float(total), learning_rate, float(grad_norm), tokens, time.perf_counter() - started
+    )
