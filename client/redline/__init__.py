@@ -1,1 +1,53 @@
-"""Redline."""
+"""Talk to a Redline service: token rewards for any (prompt, response), over HTTP.
+
+    from redline import RewardClient
+
+    with RewardClient("http://127.0.0.1:8000") as client:
+        result = client.score_one("How do I reset my router?", "Hold the button.")
+        print(result.score, list(zip(result.offsets, result.rewards)))
+
+Importing this loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from redline.aclient import AsyncRewardClient
+from redline.alignment import align_rewards, check_offsets
+from redline.client import RewardClient
+from redline.errors import (
+    CommandError,
+    ConnectionFailedError,
+    ItemsFailedError,
+    ModelChangedError,
+    ProtocolError,
+    RedlineError,
+    ServiceError,
+)
+from redline.results import ScoreResult
+from redline.retry import NO_RETRY, RetryPolicy
+from redline.token_spans import token_spans
+from redline.wire import ChatMessage, ItemError, ItemScore, ModelInfo, ScoreItem, ScoreOptions
+
+__all__ = [
+    "NO_RETRY",
+    "AsyncRewardClient",
+    "ChatMessage",
+    "CommandError",
+    "ConnectionFailedError",
+    "ItemError",
+    "ItemScore",
+    "ItemsFailedError",
+    "ModelChangedError",
+    "ModelInfo",
+    "ProtocolError",
+    "RedlineError",
+    "RetryPolicy",
+    "RewardClient",
+    "ScoreItem",
+    "ScoreOptions",
+    "ScoreResult",
+    "ServiceError",
+    "align_rewards",
+    "check_offsets",
+    "token_spans",
+]

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 from jinja2 import TemplateError
 from pydantic import BaseModel, ConfigDict
 
+from redline.token_spans import Span, token_spans
 from redline_model.errors import (
     BadIdsError,
     EmptyResponseError,
@@ -23,7 +24,6 @@ from redline_model.errors import (
     UnsupportedError,
 )
 
-Span = tuple[int, int]
 Message = dict[str, str]
 Prompt = str | Sequence[Message]
 
@@ -227,7 +227,16 @@ class Encoder:
         if self.end_id in ids:
             raise BadIdsError(f"response_ids hold the end token {self.end_id} before their end")
         text = self.tokenizer.decode(ids, skip_special_tokens=False)
-        return ids, token_spans(self.tokenizer, ids, text), text, is_finished
+        return ids, self._spans(ids, text), text, is_finished
+
+    def _spans(self, ids: list[int], text: str) -> list[Span]:
+        again = self.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+        )
+        if list(again["input_ids"]) == ids:
+            return [(int(start), int(end)) for start, end in again["offset_mapping"]]
+        # sampled ids need not be the canonical tokenization of their text
+        return token_spans(lambda part: self.tokenizer.decode(part, skip_special_tokens=False), ids)[1]
 
     def length(self, prefix: int, response: int, request: int, target: int) -> int:
         """Tokens that count against ``max_tokens``, from the lengths of the pieces."""
@@ -263,22 +272,3 @@ class Encoder:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a rewrite."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
-
-
-def token_spans(tokenizer: Any, ids: Sequence[int], text: str) -> list[Span]:
-    """Character span of each id in ``text = decode(ids)``; ids inside one character share its span."""
-    again = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-    if list(again["input_ids"]) == list(ids):
-        return [(int(start), int(end)) for start, end in again["offset_mapping"]]
-    # Sampled ids need not be the canonical tokenisation of their text: grow the prefix instead.
-    spans: list[Span] = []
-    start = 0
-    for count in range(1, len(ids) + 1):
-        decoded = tokenizer.decode(list(ids[:count]), skip_special_tokens=False)
-        end = start
-        limit = min(len(decoded), len(text))
-        while end < limit and decoded[end] == text[end]:
-            end += 1
-        spans.append((start, end) if end > start else (start, min(start + 1, len(text))))
-        start = end
-    return spans

@@ -1,0 +1,199 @@
+"""The asyncio client: the same thin shell around ``exchange`` and ``retry`` as ``client``, awaiting."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+from pydantic import BaseModel
+
+from redline.errors import ConnectionFailedError, RedlineError, ServiceError
+from redline.exchange import (
+    CONCURRENCY,
+    DEFAULT_TIMEOUT_S,
+    DEFAULT_URL,
+    ITEMS_PER_REQUEST,
+    Gathered,
+    as_items,
+    chunks,
+    connection_error,
+    headers_for,
+    parse,
+    score_body,
+)
+from redline.results import ScoreResult
+from redline.retry import NO_RETRY, OnWait, RetryPolicy
+from redline.wire import (
+    MODELS_PATH,
+    READY_PATH,
+    SCORE_PATH,
+    ItemScore,
+    ModelInfo,
+    ModelList,
+    ScoreItem,
+    ScoreOptions,
+    ScoreResponse,
+)
+
+A = TypeVar("A", bound=BaseModel)
+
+
+class _Ready(BaseModel):
+    status: str
+
+
+class AsyncRewardClient:
+    """Scores responses with a Redline service; keeps its connections; close it or use ``async with``.
+
+    Args:
+        url: where the service is.
+        key: sent as a bearer token.
+        timeout_s: of one HTTP request.
+        retry: what to do when a request fails with something that may pass; ``NO_RETRY`` turns it off.
+        items_per_request: larger batches are split.
+        concurrency: requests of one call under way at once.
+        on_wait: called with the error and the seconds before each wait.
+        transport: for tests; an ``httpx`` transport in place of the network.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        key: str | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry: RetryPolicy = RetryPolicy(),
+        items_per_request: int = ITEMS_PER_REQUEST,
+        concurrency: int = CONCURRENCY,
+        on_wait: OnWait = lambda error, wait_s: None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._retry = retry
+        self._items_per_request = items_per_request
+        self._concurrency = concurrency
+        self._on_wait = on_wait
+        try:
+            self._http = httpx.AsyncClient(
+                base_url=self.url, headers=headers_for(key), timeout=timeout_s, transport=transport
+            )
+        except httpx.InvalidURL as error:
+            raise connection_error(error, url) from error
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def score(
+        self,
+        items: Iterable[ScoreItem | dict[str, Any]],
+        *,
+        model: str = "default",
+        options: ScoreOptions | None = None,
+    ) -> ScoreResult:
+        """Score items; their order is kept, and one that cannot be scored has an error in its place.
+
+        Raises:
+            ProtocolError: an item is malformed, or the other side is no Redline service.
+            ServiceError: the service refused the request.
+            ConnectionFailedError: it could not be reached, however often the policy let us try.
+        """
+        checked = as_items(items)
+        gathered = Gathered(checked)
+        chosen = options or ScoreOptions()
+        parts = [list(part) for part in chunks(len(checked), self._items_per_request)]
+        permits = asyncio.Semaphore(self._concurrency)
+
+        async def score_part(part: Sequence[int]) -> None:
+            async with permits:
+                await self._score_part(gathered, part, model, chosen)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for part in parts:
+                    group.create_task(score_part(part))
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        return gathered.result()
+
+    async def _score_part(self, gathered: Gathered, part: Sequence[int], model: str, options: ScoreOptions) -> None:
+        waiting = list(part)
+        started = time.monotonic()
+        attempt = 0
+        while waiting:
+            attempt += 1
+            body = score_body(model, [gathered.items[i] for i in waiting], options)
+            response = await self._ask(ScoreResponse, "POST", SCORE_PATH, body)
+            failed = gathered.add(waiting, response)
+            if not failed:
+                return
+            body_error = response.items[waiting.index(failed[0])]
+            assert not isinstance(body_error, ItemScore)
+            error = ServiceError(body_error.error, 200)
+            wait = self._retry.wait_s(error, attempt, time.monotonic() - started)
+            if wait is None:
+                return  # the items keep their errors
+            self._on_wait(error, wait)
+            await asyncio.sleep(wait)
+            waiting = failed
+
+    async def score_one(
+        self, prompt: Any, response: str, *, finished: bool = True, options: ScoreOptions | None = None
+    ) -> ItemScore:
+        """Score one response. Raises as ``score`` does, and ItemsFailedError."""
+        item = {"prompt": prompt, "response": response, "finished": finished}
+        return (await self.score([item], options=options)).scored()[0]
+
+    async def models(self) -> list[ModelInfo]:
+        """What is served."""
+        return (await self._ask(ModelList, "GET", MODELS_PATH)).models
+
+    async def model(self, name: str = "default") -> ModelInfo:
+        """One model: limits, defaults, calibration, tokenizer fingerprint."""
+        return await self._ask(ModelInfo, "GET", f"{MODELS_PATH}/{name}")
+
+    async def wait_until_ready(self, timeout_s: float = 120.0, poll_s: float = 0.2) -> None:
+        """Return once the service has a model that scores. Raises ConnectionFailedError after ``timeout_s``."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                await self._ask(_Ready, "GET", READY_PATH, retry=NO_RETRY)
+                return
+            except RedlineError as error:
+                if time.monotonic() + poll_s > deadline:
+                    raise ConnectionFailedError(f"{self.url} was not ready within {timeout_s:g} s: {error}") from error
+            await asyncio.sleep(poll_s)
+
+    async def _ask(
+        self, answer: type[A], method: str, path: str, body: Any = None, retry: RetryPolicy | None = None
+    ) -> A:
+        policy = retry or self._retry
+        started = time.monotonic()
+        attempt = 0
+        while True:
+            attempt += 1
+            failure: RedlineError
+            try:
+                return parse(await self._http.request(method, path, json=body), answer)
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                failure = connection_error(error, self.url)
+                failure.__cause__ = error
+            except RedlineError as error:
+                failure = error
+            wait = policy.wait_s(failure, attempt, time.monotonic() - started)
+            if wait is None:
+                raise failure
+            self._on_wait(failure, wait)
+            await asyncio.sleep(wait)

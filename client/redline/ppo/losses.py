@@ -1,0 +1,50 @@
+"""The PPO objective: pure functions on ``(B, T)`` tensors. In every mask True marks a real token."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class PolicyLoss(NamedTuple):
+    """``loss``: summed over tokens. ``clipped``: how many tokens' ratios were clipped. ``kl``: summed, nats."""
+
+    loss: Tensor
+    clipped: Tensor
+    kl: Tensor
+
+
+def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float) -> PolicyLoss:
+    """Clipped surrogate (arXiv 1707.06347): ``-min(q A, clamp(q, 1-clip, 1+clip) A)``, ``q = pi/pi_old``."""
+    log_ratio = (logprobs - old_logprobs) * mask
+    ratio = log_ratio.exp()
+    plain = -advantages * ratio
+    clamped = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    loss = torch.where(mask, torch.maximum(plain, clamped), 0.0).sum()
+    is_clipped = (clamped > plain) & mask
+    kl = ((ratio - 1) - log_ratio)[mask].sum()  # k3, http://joschu.net/blog/kl-approx.html: never negative
+    return PolicyLoss(loss, is_clipped.sum().detach(), kl.detach())
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float) -> Tensor:
+    """``1/2 max((V - R)^2, (clamp(V, V_old +- clip) - R)^2)``, summed over tokens (the PPO2 form)."""
+    near = old_values + (values - old_values).clamp(-clip, clip)
+    worse = torch.maximum((values - returns) ** 2, (near - returns) ** 2)
+    return 0.5 * torch.where(mask, worse, 0.0).sum()
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """``1 - Var(R - V) / Var(R)`` over real tokens; 0 where returns do not vary."""
+    target = returns[mask]
+    variance = target.var(correction=0)
+    if float(variance) < 1e-12:
+        return 0.0
+    return float(1 - (target - values[mask]).var(correction=0) / variance)
+
+
+def adapted_kl_coefficient(coefficient: float, kl: float, target: float, samples: int, horizon: int) -> float:
+    """The proportional controller of arXiv 1909.08593; ``kl`` and ``target`` in nats a response."""
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return coefficient * (1 + error * samples / horizon)
