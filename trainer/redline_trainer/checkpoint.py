@@ -46,6 +46,19 @@ def save_checkpoint(path: Path, identity: str, step: int, model: Any, optimizer:
     temporary.replace(path)
 
 
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # torch.load raises pickle's, zipfile's and its own types
+        raise ResumeError(f"{path} cannot be read; remove it to start over: {error}") from error
+    return state
+
+
+def saved_step(path: Path) -> int:
+    """Steps done at the checkpoint; 0 where there is none. Raises ResumeError."""
+    return int(_read(path)["step"]) if path.exists() else 0
+
+
 def resume(path: Path, identity: str, model: Any, optimizer: torch.optim.Optimizer) -> int:
     """Restore a run and return the steps done; 0 where there is no checkpoint.
 
@@ -54,10 +67,7 @@ def resume(path: Path, identity: str, model: Any, optimizer: torch.optim.Optimiz
     """
     if not path.exists():
         return 0
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=False)
-    except Exception as error:  # torch.load raises pickle's, zipfile's and its own types
-        raise ResumeError(f"{path} cannot be read; remove it to start over: {error}") from error
+    state = _read(path)
     if state["identity"] != identity:
         raise ResumeError(f"{path} is of a run with other settings or data; remove it to start over")
     load_learned_state(model, state["model"])

@@ -20,7 +20,7 @@ from redline_model.extraction import Extraction
 from redline_model.loading import Placement, load_config, load_tokenizer, token_limit
 from redline_model.template import Encoder, Item, Template
 from redline_trainer.adapters import inner, merged, trainable_model
-from redline_trainer.checkpoint import resume, run_identity, save_checkpoint
+from redline_trainer.checkpoint import resume, run_identity, save_checkpoint, saved_step
 from redline_trainer.config import TrainConfig
 from redline_trainer.data import Pair, listing, split_by_prompt
 from redline_trainer.evaluate import Evaluation, evaluate
@@ -60,6 +60,11 @@ Observer = Callable[[StepReport], None]
 def checkpoint_path(out: Path) -> Path:
     """Where the run that writes ``out`` keeps its state until it is done."""
     return out.parent / f".{out.name}.checkpoint" / "state.pt"
+
+
+def resumable_step(out: Path) -> int:
+    """The step at which an unfinished run towards ``out`` would go on; 0 if there is none."""
+    return saved_step(checkpoint_path(out))
 
 
 def encode_pairs(encoder: Encoder, pairs: Sequence[Pair], on_too_long: str) -> tuple[list[EncodedPair], int]:

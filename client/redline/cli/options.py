@@ -1,0 +1,15 @@
+"""The options that mean the same in every command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Url = Annotated[str, typer.Option("--url", envvar="REDLINE_URL", help="Where the service is.")]
+Key = Annotated[str | None, typer.Option("--key", envvar="REDLINE_KEY", help="The service's API key.")]
+Seed = Annotated[int, typer.Option("--seed", help="Decides every draw.")]
+OutFile = Annotated[Path | None, typer.Option("--out", help="JSONL file to write (default: standard output).")]
+OutFolder = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]

@@ -1,0 +1,49 @@
+"""``redline serve``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from redline.cli.options import Device
+from redline.cli.terminal import need, prepare_torch
+
+
+def serve(
+    bundle: Annotated[str, typer.Argument(help="Bundle folder, or hub id.", envvar="REDLINE_BUNDLE")],
+    host: Annotated[str | None, typer.Option(help="Address to bind; this machine only unless told otherwise.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to bind; 0 takes a free one and prints it.")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name to callers.")] = None,
+    device: Device | None = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    quantize: Annotated[str | None, typer.Option(help="int8 or nf4, through bitsandbytes.")] = None,
+    key: Annotated[list[str] | None, typer.Option("--key", help="An API key that callers must send; repeatable.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest sequence to read.")] = None,
+    max_batch_tokens: Annotated[int | None, typer.Option(help="Tokens of one forward pass.")] = None,
+    max_queued_requests: Annotated[int | None, typer.Option(help="Requests let in at once; beyond, 503.")] = None,
+    max_queued_tokens: Annotated[int | None, typer.Option(help="Tokens that may wait; beyond, 503.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug (with an access log), info, warning or error.")] = None,
+) -> None:
+    """Serve a reward model over HTTP. Every option may also come as REDLINE_<NAME> from the environment."""
+    need("serve", "torch", "transformers", "fastapi", "uvicorn", "pydantic_settings", "prometheus_client")
+    prepare_torch()
+    from redline_service.server import serve as run_service
+    from redline_service.settings import ServiceSettings
+
+    given = {
+        "host": host,
+        "port": port,
+        "name": name,
+        "device": device,
+        "dtype": dtype,
+        "quantize": quantize,
+        "keys": key or None,
+        "max_tokens": max_tokens,
+        "max_batch_tokens": max_batch_tokens,
+        "max_queued_requests": max_queued_requests,
+        "max_queued_tokens": max_queued_tokens,
+        "log_level": log_level,
+    }
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    run_service(ServiceSettings(bundle=bundle, **settings))

@@ -1,0 +1,106 @@
+"""``redline train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from redline.cli.options import Device, OutFolder, Seed
+from redline.cli.terminal import console, need, prepare_torch, progress_bar
+from redline.metrics_log import MetricsLog
+
+
+def train(
+    pairs: Annotated[list[str], typer.Option("--pairs", help="JSONL file (plain or gzip), or hub id; repeatable.")],
+    base: Annotated[str, typer.Option(help="Language model to start from: folder or hub id.")],
+    out: OutFolder,
+    kind: Annotated[str, typer.Option(help="seq2seq, or scalar (Bradley-Terry).")] = "seq2seq",
+    held_out: Annotated[list[str] | None, typer.Option("--eval", help="Held-out pairs; default: a share of --pairs.")] = None,
+    held_out_share: Annotated[float, typer.Option(help="Share of prompts held out where --eval is not given.")] = 0.1,
+    method: Annotated[str, typer.Option(help="full, lora or qlora (4-bit base).")] = "full",
+    epochs: Annotated[float, typer.Option(help="Passes over the pairs.")] = 1.0,
+    max_steps: Annotated[int | None, typer.Option(help="Optimiser steps; wins over --epochs.")] = None,
+    pairs_per_step: Annotated[int, typer.Option(help="Batch size of an optimiser step.")] = 32,
+    max_batch_tokens: Annotated[int, typer.Option(help="Tokens of one forward pass, padding included.")] = 8192,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest sequence; default: what the base reads.")] = None,
+    on_too_long: Annotated[str, typer.Option(help="Pairs that are too long: error, truncate (the prompt) or skip.")] = "error",
+    learning_rate: Annotated[float | None, typer.Option(help="Default 2e-5; 2e-4 with adapters.")] = None,
+    identity_weight: Annotated[float, typer.Option(help="Weight of the identity mapping, w_id.")] = 1.0,
+    lora_rank: Annotated[int, typer.Option(help="Rank of the adapters.")] = 16,
+    gradient_checkpointing: Annotated[bool, typer.Option(help="Trade time for memory.")] = False,
+    instruction: Annotated[str | None, typer.Option(help="How the model is asked for its rewrite.")] = None,
+    mode: Annotated[str, typer.Option(help="Default extraction mode of the bundle.")] = "margin",
+    aggregate: Annotated[str, typer.Option(help="Default aggregate of the bundle: sum, mean or last.")] = "sum",
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
+    logs: Annotated[Path | None, typer.Option(help="Folder for metrics.jsonl and TensorBoard; default OUT-logs.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace what stands at --out.")] = False,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Fit a reward model on preference pairs. Killed and started again, it goes on where it was."""
+    need("train", "torch", "transformers", "peft", "datasets", "safetensors")
+    prepare_torch()
+    from redline_trainer.config import TrainConfig
+    from redline_trainer.data import load_pairs
+    from redline_trainer.train import StepReport, resumable_step
+    from redline_trainer.train import train as fit
+
+    settings: dict[str, Any] = {
+        "kind": kind,
+        "method": method,
+        "mode": mode,
+        "aggregate": aggregate,
+        "on_too_long": on_too_long,
+    }
+    config = TrainConfig(
+        base=base,
+        out=out,
+        epochs=epochs,
+        max_steps=max_steps,
+        pairs_per_step=pairs_per_step,
+        max_batch_tokens=max_batch_tokens,
+        max_tokens=max_tokens,
+        learning_rate=learning_rate,
+        identity_weight=identity_weight,
+        lora_rank=lora_rank,
+        gradient_checkpointing=gradient_checkpointing,
+        instruction=instruction,
+        held_out_share=held_out_share,
+        checkpoint_every=checkpoint_every,
+        device=device,
+        seed=seed,
+        **settings,
+    )
+    training, data = load_pairs(pairs)
+    measuring = load_pairs(held_out)[0] if held_out else None
+    folder = logs or out.with_name(f"{out.name}-logs")
+    resumed_at = resumable_step(out)
+    if resumed_at:
+        console.print(f"resuming at step {resumed_at}")
+    log = MetricsLog(folder, resumed_at=resumed_at)
+    with progress_bar(f"train {kind}", 1) as bar:
+
+        def show(report: StepReport) -> None:
+            log.write(report._asdict() | {"tokens_per_s": report.tokens / report.seconds})
+            bar.resize(report.steps)
+            bar.update(report.step, f"loss {report.loss:.3f}  {report.tokens / report.seconds:,.0f} tokens/s")
+
+        result = fit(config, training, held_out=measuring, data=data, observers=[show], overwrite=overwrite)
+    log.close()
+    if result.skipped_pairs:
+        print(f"left out {result.skipped_pairs} pairs that are too long, as asked")
+    if result.evaluation is not None:
+        for name, interval in list(result.evaluation.accuracy.items())[:1]:
+            print(
+                f"held out: {name} ranks {interval.mean:.1%} of {interval.pairs} pairs right "
+                f"[{interval.low:.1%}, {interval.high:.1%}] ({interval.prompts} prompts)"
+            )
+        if result.evaluation.correction_loss is not None:
+            print(
+                f"held out: correction {result.evaluation.correction_loss:.4f} and identity "
+                f"{result.evaluation.identity_loss:.4f} nats a token, "
+                f"exact copies {result.evaluation.identity_copy_rate:.1%}"
+            )
+    print(f"wrote {result.out} (bundle, {result.training_pairs} pairs) and {folder} (logs)")
