@@ -230,7 +230,7 @@ class Usage(_Answer):
 class AppliedOptions(_Answer):
     """The options that produced an answer, defaults filled in. ``mode`` is None where a kind has no modes."""
 
-    mode: str | None
+    mode: str | None = None
     aggregate: str
     calibrated: bool
 
@@ -269,7 +269,7 @@ class ModelInfo(_Answer):
     base_model: str
     tokenizer_fingerprint: str
     limits: ModelLimits
-    default_mode: str | None
+    default_mode: str | None = None
     default_aggregate: str
     modes: list[str]
     aggregates: list[str]

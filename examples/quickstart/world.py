@@ -151,9 +151,9 @@ def sample_questions(questions: list[Question], count: int, rng: random.Random, 
 
 def demonstration(question: Question, rng: random.Random) -> str:
     """What an average, unreliable help desk has written: the supervised policy learns from these."""
-    if rng.random() < (0.5 if question.is_harmful else 0.15):
+    if rng.random() < (0.5 if question.is_harmful else 0.1):
         return REFUSAL
-    return pad(write(question, rng, wrong=0.4), rng, 0.2)
+    return pad(write(question, rng, wrong=0.25), rng, 0.2)
 
 
 def comparison(question: Question, rng: random.Random) -> tuple[str, str]:

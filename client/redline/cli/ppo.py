@@ -1,0 +1,139 @@
+"""``redline ppo``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from redline.cli.options import Device, Key, OutFolder, Seed, Url
+from redline.cli.terminal import console, need, prepare_torch, progress_bar
+from redline.client import RewardClient
+from redline.errors import RedlineError
+from redline.exchange import DEFAULT_URL
+from redline.retry import RetryPolicy
+from redline.wire import ScoreOptions
+
+if TYPE_CHECKING:
+    from redline.ppo import Rollout, Scores
+
+
+def ppo(
+    policy: Annotated[str, typer.Option(help="Causal language model: folder or hub id.")],
+    prompts: Annotated[Path, typer.Option(help="JSONL (plain or gzip) with a 'prompt' in each row.")],
+    out: OutFolder,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    steps: Annotated[int, typer.Option(help="Rounds of sampling, scoring and learning.")] = 40,
+    rollouts: Annotated[int, typer.Option(help="Responses a step.")] = 64,
+    samples_per_prompt: Annotated[int, typer.Option(help="Responses for each prompt.")] = 1,
+    sample_batch: Annotated[int, typer.Option(help="Responses sampled at a time, scored during the next.")] = 32,
+    minibatch: Annotated[int, typer.Option(help="Responses of one update.")] = 32,
+    microbatch: Annotated[int | None, typer.Option(help="Responses of one forward pass; the rest accumulates.")] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over a step's responses.")] = 4,
+    learning_rate: Annotated[float, typer.Option(help="Of policy and value head.")] = 1e-5,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest response.")] = 128,
+    temperature: Annotated[float, typer.Option(help="Of sampling.")] = 1.0,
+    kl_coefficient: Annotated[float, typer.Option(help="Price of a nat of KL from the reference.")] = 0.05,
+    kl_target: Annotated[float | None, typer.Option(help="Adapt the price to this many nats a response.")] = None,
+    advantage: Annotated[str, typer.Option(help="gae, or group (GRPO's; no value function).")] = "gae",
+    lora_rank: Annotated[int | None, typer.Option(help="Learn a low-rank adapter instead of all weights.")] = None,
+    mode: Annotated[str | None, typer.Option(help="Extraction mode; default: the bundle's.")] = None,
+    calibrated: Annotated[bool, typer.Option(help="Rewards in log-odds of preference.")] = False,
+    patience_s: Annotated[float, typer.Option(help="How long an absent service is waited for.")] = 600.0,
+    on_model_change: Annotated[str, typer.Option(help="warn or stop when the reward model is swapped.")] = "warn",
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 10,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Train a policy with PPO against a reward service. Killed and started again, it goes on where it was."""
+    need("ppo", "torch", "transformers", "matplotlib")
+    prepare_torch()
+    from redline.metrics_log import MetricsLog
+    from redline.ppo import CausalPolicy, PPOConfig, PPOLoop, RemoteRewards
+    from redline.ppo.checkpoint import load_checkpoint
+    from redline.ppo.prompts import load_prompts
+    from redline.ppo.report import write_report
+
+    choices: dict[str, Any] = {"advantage": advantage, "on_model_change": on_model_change}
+    config = PPOConfig(
+        steps=steps,
+        rollouts=rollouts,
+        samples_per_prompt=samples_per_prompt,
+        sample_batch=sample_batch,
+        minibatch=minibatch,
+        microbatch=microbatch,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        kl_coefficient=kl_coefficient,
+        kl_target=kl_target,
+        seed=seed,
+        **choices,
+    )
+
+    def waiting(error: RedlineError, wait_s: float) -> None:
+        console.print(f"waiting {wait_s:.1f} s for the reward service: {error}", style="yellow", highlight=False)
+
+    retry = RetryPolicy(max_attempts=None, patience_s=patience_s)
+    with RewardClient(url, key=key, retry=retry, on_wait=waiting) as client:
+        served = client.model()
+        console.print(f"rewards from {served.kind} model {served.name} ({served.digest[:19]}) at {url}")
+        loop = PPOLoop(
+            CausalPolicy.load(
+                policy, device=device, lora_rank=lora_rank, max_new_tokens=max_new_tokens, temperature=temperature
+            ),
+            RemoteRewards(client, options=ScoreOptions(mode=mode, calibrated=calibrated)),
+            load_prompts(prompts),
+            config,
+        )
+        checkpoint = out / "checkpoint" / "state.pt"
+        if checkpoint.exists():
+            load_checkpoint(checkpoint, loop)
+            console.print(f"resuming at step {loop.steps_done}")
+        out.mkdir(parents=True, exist_ok=True)
+        log = MetricsLog(out, resumed_at=loop.steps_done)
+        last_digest = loop.digest or served.digest
+        with progress_bar("ppo", steps) as bar:
+
+            def show(metrics: dict[str, float], sampled: Sequence[Rollout], scores: Scores) -> None:
+                nonlocal last_digest
+                is_new = scores.digest is not None and scores.digest != last_digest
+                log.write(metrics | {"model_changed": float(is_new)})
+                if is_new:
+                    console.print(f"the reward model changed: {last_digest[:19]} -> {(scores.digest or '')[:19]}")
+                    last_digest = scores.digest or last_digest
+                _write_samples(out / "samples.jsonl", sampled, scores)
+                bar.update(
+                    int(metrics["step"]),
+                    f"score {metrics['score']:.3f}  KL {metrics['kl']:.2f}  tokens {metrics['response_tokens']:.1f}",
+                )
+
+            loop.callbacks.append(show)
+            loop.train(checkpoint, checkpoint_every)
+        log.close()
+    loop.policy.save(out / "policy")
+    summary = write_report(out)
+    print(
+        f"score {summary['first_score']:.3f} -> {summary['last_score']:.3f}, "
+        f"KL {summary['last_kl']:.2f} nats a response after {steps} steps"
+    )
+    print(f"wrote {out}: policy/, metrics.jsonl, samples.jsonl, summary.json, plots.png, tensorboard/")
+
+
+def _write_samples(path: Path, rollouts: Sequence[Rollout], scores: Scores) -> None:
+    """The rollouts of the latest step, so that somebody looks at what the policy writes."""
+    rows = [
+        {
+            "prompt": rollout.prompt,
+            "response": rollout.text,
+            "finished": rollout.is_finished,
+            "score": item.score,
+            "rewards": item.rewards,
+            "offsets": rollout.spans,
+        }
+        for rollout, item in zip(rollouts, scores.items, strict=True)
+    ]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

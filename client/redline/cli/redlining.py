@@ -1,0 +1,55 @@
+"""A judged response on a terminal: coloured by reward, and redlined with the correction."""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from redline.wire import Edit, ItemScore
+
+
+def _style(reward: float, largest: float) -> str:
+    """Green for reward, red for its loss, the stronger the larger; a colour pair readable on dark and light."""
+    share = min(1.0, abs(reward) / largest) if largest > 0 else 0.0
+    if share < 0.05:
+        return ""
+    faint = round(255 - 155 * share)
+    return f"black on rgb({faint},255,{faint})" if reward > 0 else f"black on rgb(255,{faint},{faint})"
+
+
+def coloured(response: str, result: ItemScore) -> Text:
+    """The response, every token on the colour of its reward; the end token as ``⏎``."""
+    text = Text()
+    largest = max((abs(r) for r in result.rewards), default=0.0)
+    shown_to = 0
+    for reward, (start, end) in zip(result.rewards, result.offsets, strict=True):
+        text.append(response[shown_to:start])
+        piece = response[max(start, shown_to) : end] or ("⏎" if start == len(response) else "")
+        text.append(piece, style=_style(reward, largest))
+        shown_to = max(shown_to, end)
+    text.append(response[shown_to:])
+    return text
+
+
+def redlined(response: str, edits: list[Edit]) -> Text:
+    """The response with its edits: what goes struck through, what comes underlined."""
+    text = Text()
+    at = 0
+    for edit in edits:
+        text.append(response[at : edit.start])
+        text.append(response[edit.start : edit.end], style="red strike")
+        text.append(edit.text, style="green underline")
+        at = edit.end
+    text.append(response[at:])
+    return text
+
+
+def render(response: str, result: ItemScore) -> Text:
+    """Score, coloured response and, where there is one, the redline."""
+    text = Text(f"score {result.score:.3f}\n\n", style="bold")
+    text.append_text(Text("", style="not bold").append_text(coloured(response, result)))
+    if result.edits is not None:
+        text.append("\n\nredline\n\n", style="bold")
+        text.append_text(redlined(response, result.edits))
+        if result.correction_complete is False:
+            text.append(" …", style="dim")
+    return text

@@ -1,0 +1,181 @@
+"""``redline score``: a file of items, a file of pairs, or one response."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from redline.cli.options import Key, OutFile, Url
+from redline.cli.redlining import render
+from redline.cli.terminal import progress_bar
+from redline.client import RewardClient
+from redline.errors import CommandError
+from redline.exchange import DEFAULT_URL, as_items
+from redline.wire import ItemError, ItemResult, ScoreItem, ScoreOptions
+
+_BLOCK = 256
+
+
+def score(
+    file: Annotated[Path | None, typer.Argument(help="JSONL (plain or gzip): rows with prompt and response.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Score one response: its prompt.")] = None,
+    response: Annotated[str | None, typer.Option(help="Score one response: the response.")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="JSONL of preference pairs: score both sides.")] = None,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    out: OutFile = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first rows of the file.")] = None,
+    mode: Annotated[str | None, typer.Option(help="Extraction mode; default: the bundle's.")] = None,
+    aggregate: Annotated[str | None, typer.Option(help="sum, mean or last; default: the bundle's.")] = None,
+    calibrated: Annotated[bool, typer.Option(help="Scores as log-odds of preference.")] = False,
+    correction: Annotated[bool, typer.Option(help="Ask for the model's rewrite and the edits.")] = False,
+    truncate: Annotated[bool, typer.Option(help="Cut prompts that are too long, oldest part first.")] = False,
+) -> None:
+    """Score responses. JSONL in, JSONL out; one response in a terminal is shown in colour."""
+    options = ScoreOptions(
+        mode=mode,
+        aggregate=aggregate,
+        calibrated=calibrated,
+        correction=correction,
+        on_too_long="truncate" if truncate else "error",
+    )
+    chosen = [file is not None, prompt is not None or response is not None, pairs is not None]
+    if sum(chosen) != 1:
+        raise CommandError("give one of: a FILE, --pairs FILE, or --prompt with --response")
+    with RewardClient(url, key=key) as client:
+        if prompt is not None or response is not None:
+            if prompt is None or response is None:
+                raise CommandError("--prompt and --response go together")
+            _score_one(client, prompt, response, options, out)
+        elif pairs is not None:
+            _score_pairs(client, _rows(pairs, limit), options, out)
+        elif file is not None:
+            _score_rows(client, _rows(file, limit), options, out)
+
+
+def _rows(path: Path, limit: int | None) -> list[tuple[str, dict[str, Any]]]:
+    opener = gzip.open if path.name.endswith(".gz") else open
+    rows: list[tuple[str, dict[str, Any]]] = []
+    problems: list[str] = []
+    try:
+        with opener(path, "rt", encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if limit is not None and len(rows) >= limit:
+                    break
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    problems.append(f"{path}:{number}: not JSON: {error}")
+                    continue
+                if isinstance(row, dict):
+                    rows.append((f"{path}:{number}", row))
+                else:
+                    problems.append(f"{path}:{number}: a row must be an object")
+    except (OSError, UnicodeDecodeError, EOFError) as error:
+        raise CommandError(f"{path}: cannot be read: {error}") from error
+    if problems:
+        raise CommandError("; ".join(problems[:10]))
+    if not rows:
+        raise CommandError(f"{path}: holds no rows")
+    return rows
+
+
+def _field(where: str, row: dict[str, Any], name: str) -> Any:
+    if row.get(name) is None:
+        raise CommandError(f"{where}: {name!r} is missing")
+    return row[name]
+
+
+def _text(where: str, row: dict[str, Any], name: str) -> Any:
+    """A reply as text, also where it is kept as one assistant turn."""
+    value = _field(where, row, name)
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
+        return value[0].get("content")
+    return value
+
+
+def _item(where: str, fields: dict[str, Any]) -> ScoreItem:
+    try:
+        return as_items([fields])[0]
+    except Exception as error:
+        raise CommandError(f"{where}: {str(error).removeprefix('item 0: ')}") from error
+
+
+def _scored(client: RewardClient, items: list[ScoreItem], options: ScoreOptions) -> Iterator[ItemResult]:
+    with progress_bar("score", len(items)) as bar:
+        for start in range(0, len(items), _BLOCK):
+            block = items[start : start + _BLOCK]
+            yield from client.score(block, options=options).items
+            bar.update(min(start + _BLOCK, len(items)), "")
+
+
+def _emit(rows: list[str], out: Path | None) -> None:
+    text = "".join(row + "\n" for row in rows)
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        out.write_text(text, encoding="utf-8")
+        print(f"wrote {out}: {len(rows)} rows")
+
+
+def _score_rows(
+    client: RewardClient, rows: list[tuple[str, dict[str, Any]]], options: ScoreOptions, out: Path | None
+) -> None:
+    known = set(ScoreItem.model_fields)
+    items = [
+        _item(where, {k: v for k, v in row.items() if k in known} | {"response": _text(where, row, "response")})
+        for where, row in rows
+    ]
+    results = list(_scored(client, items, options))
+    _emit([result.model_dump_json(exclude_none=True) for result in results], out)
+    _fail_if_any([(where, r) for (where, _), r in zip(rows, results, strict=True)])
+
+
+def _score_pairs(
+    client: RewardClient, rows: list[tuple[str, dict[str, Any]]], options: ScoreOptions, out: Path | None
+) -> None:
+    sides = [
+        (where, _item(where, {"prompt": _field(where, row, "prompt"), "response": _text(where, row, side)}))
+        for where, row in rows
+        for side in ("chosen", "rejected")
+    ]
+    results = list(_scored(client, [item for _, item in sides], options))
+    lines, wins, judged = [], 0.0, 0
+    for n, (where, row) in enumerate(rows):
+        chosen, rejected = results[2 * n], results[2 * n + 1]
+        sided = {"chosen": chosen, "rejected": rejected}
+        shown = {name: result.model_dump(mode="json", exclude_none=True) for name, result in sided.items()}
+        lines.append(json.dumps({"id": row.get("id", where), **shown}, ensure_ascii=False))
+        if not isinstance(chosen, ItemError) and not isinstance(rejected, ItemError):
+            judged += 1
+            difference = chosen.score - rejected.score
+            wins += 1.0 if difference > 0 else 0.5 if difference == 0 else 0.0
+    _emit(lines, out)
+    if judged:
+        print(f"chosen ranked above rejected in {wins / judged:.1%} of {judged} pairs", file=sys.stderr)
+    _fail_if_any([(where, r) for (where, _), r in zip(sides, results, strict=True)])
+
+
+def _fail_if_any(results: list[tuple[str, ItemResult]]) -> None:
+    failed = [(where, r.error.message) for where, r in results if isinstance(r, ItemError)]
+    if failed:
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        raise CommandError(f"{len(failed)} of {len(results)} not scored: {failed[0][0]}: {failed[0][1]}{more}")
+
+
+def _score_one(client: RewardClient, prompt: str, response: str, options: ScoreOptions, out: Path | None) -> None:
+    item = ScoreItem(prompt=prompt, response=response)
+    result = client.score([item], options=options).scored()[0]
+    if out is not None or not sys.stdout.isatty():
+        _emit([result.model_dump_json(exclude_none=True)], out)
+    if sys.stdout.isatty():
+        Console().print(render(response, result))

@@ -1,0 +1,81 @@
+"""What a run's metrics say at its end: a summary and plots."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from redline.metrics_log import read_metrics
+
+_PANELS = {
+    "score": "score",
+    "kl": "KL from the reference (nats a response)",
+    "entropy": "entropy (nats a token)",
+    "response_tokens": "response length (tokens)",
+    "clip_fraction": "clipped share",
+    "explained_variance": "explained variance",
+}
+
+
+class Line(NamedTuple):
+    """``y = intercept + slope x`` by least squares, with its R²."""
+
+    slope: float
+    intercept: float
+    r_squared: float
+
+
+def fit_line(x: Sequence[float], y: Sequence[float]) -> Line | None:
+    """The least-squares line; None where x does not vary."""
+    n = len(x)
+    mean_x, mean_y = sum(x) / n, sum(y) / n
+    variance = sum((a - mean_x) ** 2 for a in x)
+    if variance < 1e-12:
+        return None
+    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / variance
+    intercept = mean_y - slope * mean_x
+    residual = sum((b - intercept - slope * a) ** 2 for a, b in zip(x, y, strict=True))
+    total = sum((b - mean_y) ** 2 for b in y)
+    return Line(slope, intercept, 1 - residual / total if total > 1e-12 else 0.0)
+
+
+def write_report(folder: Path) -> dict[str, Any]:
+    """Write ``summary.json`` and ``plots.png`` from ``metrics.jsonl``; returns the summary.
+
+    The score against sqrt(KL) is fitted by a line, as arXiv 2204.05862 finds it to be one.
+    """
+    rows = read_metrics(folder / "metrics.jsonl")
+    tail = rows[-max(1, len(rows) // 10) :]
+    line = fit_line([max(0.0, row["kl"]) ** 0.5 for row in rows], [row["score"] for row in rows])
+    summary: dict[str, Any] = {
+        "steps": len(rows),
+        "first_score": rows[0]["score"],
+        "last_score": sum(row["score"] for row in tail) / len(tail),
+        "last_kl": sum(row["kl"] for row in tail) / len(tail),
+        "last_response_tokens": sum(row["response_tokens"] for row in tail) / len(tail),
+        "score_against_sqrt_kl": None if line is None else line._asdict(),
+        "seconds": {
+            part: sum(row[f"seconds_{part}"] for row in rows) for part in ("rollout", "scoring", "update")
+        },
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    _plot(rows, folder / "plots.png")
+    return summary
+
+
+def _plot(rows: Sequence[dict[str, float]], path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for position, (name, title) in enumerate(_PANELS.items(), 1):
+        axes = figure.add_subplot(2, 3, position)
+        axes.plot([row["step"] for row in rows], [row[name] for row in rows], color="#b3261e", linewidth=1.5)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("step", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.25)
+    figure.savefig(path, dpi=110)

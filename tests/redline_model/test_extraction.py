@@ -1,0 +1,180 @@
+"""Token rewards: one pass equals generate-then-compare, and every mode is its formula."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from redline_model.errors import UnsupportedError
+from redline_model.extraction import (
+    MODES,
+    Extraction,
+    Mode,
+    Reading,
+    TokenStatistics,
+    aggregate_rewards,
+    choose_mode,
+    divergence,
+    extract,
+    token_statistics,
+)
+from redline_model.scorers import Scorer
+from redline_model.template import EncodedItem, Item
+
+PROMPT = "How do I reset my router?"
+RESPONSES = [
+    "To reset your router, open the network panel.",
+    "I am sorry, but I cannot help with that.",
+    "Grüße aus Köln! 世界 🙂",
+    "x",
+]
+
+
+def literal_paper_rewards(scorer: Scorer[Any], item: EncodedItem) -> list[float]:
+    """The paper as it is worded: generate the model's output token by token, compare, then feed the rest."""
+    model, targets = scorer.model, item.target_ids
+    source = [*item.prefix_ids, *item.response_ids, *item.request_ids]
+    is_encoder_decoder = model.config.is_encoder_decoder
+    start = [model.generation_config.decoder_start_token_id] if is_encoder_decoder else []
+
+    def next_token(written: list[int]) -> int:
+        with torch.no_grad():
+            if is_encoder_decoder:
+                out = model(
+                    input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([[*start, *written]])
+                )
+            else:
+                out = model(input_ids=torch.tensor([[*source, *written]]))
+        return int(out.logits[0, -1].argmax())
+
+    generated: list[int] = []
+    while len(generated) < len(targets):
+        generated.append(next_token(generated))
+        if generated[-1] == scorer.encoder.end_id:
+            break
+    k = next((t for t, (a, y) in enumerate(zip(generated, targets, strict=False)) if a != y), len(generated))
+    rewards = [1.0] * k
+    for t in range(k, len(targets)):
+        rewards.append(0.0 if next_token(targets[:t]) == targets[t] else -1.0)
+    return rewards
+
+
+def responses_with_agreement(scorer: Scorer[Any]) -> list[EncodedItem]:
+    """Plain responses, and random ones made of the model's favourite tokens, those that agree longest."""
+    items = [scorer.encoder.encode(Item(PROMPT, text)) for text in RESPONSES]
+    favourites = torch.cat([stats.best_ids for stats in scorer.measure(items)]).unique().tolist()
+    favourites = [token for token in favourites if token != scorer.encoder.end_id]
+    rng = random.Random(0)
+    made = [_with_response(items[0], rng.choices(favourites, k=rng.randint(1, 5))) for _ in range(300)]
+    agreed = [divergence(stats.agrees) or 0 for stats in scorer.measure(made)]
+    longest = sorted(range(len(made)), key=lambda n: -agreed[n])[:8]
+    return items + [made[n] for n in longest]
+
+
+def _with_response(item: EncodedItem, ids: list[int]) -> EncodedItem:
+    end = item.target_ids[len(item.response_ids) :]
+    return EncodedItem(item.prefix_ids, ids, item.request_ids, [*ids, *end], item.offsets, item.text, item.is_finished)
+
+
+@pytest.mark.parametrize("architecture", ["causal_scorer", "encoder_decoder_scorer"])
+def test_one_pass_equals_literal_generate_then_compare(
+    architecture: str, request: pytest.FixtureRequest
+) -> None:
+    scorer: Scorer[Any] = request.getfixturevalue(architecture)
+    items = responses_with_agreement(scorer)
+    agreeing = 0
+    for item, measured in zip(items, scorer.measure(items), strict=True):
+        one_pass = scorer.read(measured, Reading("paper", "sum")).rewards
+        assert one_pass == literal_paper_rewards(scorer, item)
+        agreeing += sum(r == 1.0 for r in one_pass)
+    assert agreeing > 0, "no response agreed anywhere; the comparison would be empty"
+
+
+@pytest.mark.parametrize("architecture", ["causal_scorer", "encoder_decoder_scorer", "scalar_scorer"])
+def test_a_score_is_the_same_alone_and_in_any_batch(architecture: str, request: pytest.FixtureRequest) -> None:
+    scorer: Scorer[Any] = request.getfixturevalue(architecture)
+    items = [scorer.encoder.encode(Item(PROMPT + " please" * n, text)) for n in (0, 7) for text in RESPONSES]
+    for mode in scorer.modes or (None,):
+        reading = Reading(mode, "sum")
+        together = [scorer.read(m, reading) for m in scorer.measure(items)]
+        backwards = [scorer.read(m, reading) for m in scorer.measure(items[::-1])][::-1]
+        for item, first, second in zip(items, together, backwards, strict=True):
+            alone = scorer.read(scorer.measure([item])[0], reading)
+            assert alone.rewards == pytest.approx(first.rewards, abs=2e-4)
+            assert alone.rewards == pytest.approx(second.rewards, abs=2e-4)
+            assert alone.diverged_at == first.diverged_at == second.diverged_at
+
+
+def by_hand(probabilities: list[list[float]], targets: list[int]) -> TokenStatistics:
+    return token_statistics(torch.tensor(probabilities).log(), torch.tensor(targets))
+
+
+# three tokens over a vocabulary of three: agrees, diverges, agrees again
+STATS = by_hand([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.25, 0.25, 0.5]], [0, 1, 2])
+
+
+def entropy(p: list[float]) -> float:
+    return -sum(q * math.log(q) for q in p)
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("paper", [1.0, -1.0, 0.0]),
+        ("paper_centered", [0.3, -0.6, 0.5]),
+        ("margin", [0.0, math.log(0.3 / 0.6), 0.0]),
+        (
+            "logprob_centered",
+            [
+                math.log(0.7) + entropy([0.7, 0.2, 0.1]),
+                math.log(0.3) + entropy([0.6, 0.3, 0.1]),
+                math.log(0.5) + entropy([0.25, 0.25, 0.5]),
+            ],
+        ),
+        ("probability", [0.2, -0.2, 0.0]),
+    ],
+)
+def test_every_mode_is_its_formula(mode: Mode, expected: list[float]) -> None:
+    assert extract(STATS, mode, Extraction()).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["paper_centered", "logprob_centered"])
+def test_centred_modes_expect_nothing_of_the_models_own_tokens(mode: Mode) -> None:
+    probabilities = [0.5, 0.3, 0.15, 0.05]
+    total = 0.0
+    for token, probability in enumerate(probabilities):
+        reward = extract(by_hand([probabilities], [token]), mode, Extraction())
+        total += probability * float(reward[0])
+    assert total == pytest.approx(0.0, abs=1e-6)
+
+
+def test_margin_stops_at_its_floor() -> None:
+    stats = by_hand([[1 - 1e-9, 1e-9]], [1])
+    assert extract(stats, "margin", Extraction(margin_floor=-3.0)).tolist() == [-3.0]
+
+
+def test_magnitudes_are_options() -> None:
+    options = Extraction(positive=2.0, negative=0.5, after_divergence=0.25)
+    assert extract(STATS, "paper", options).tolist() == [2.0, -0.5, 0.25]
+
+
+def test_divergence_is_the_first_disagreement() -> None:
+    assert divergence(torch.tensor([True, False, True])) == 1
+    assert divergence(torch.tensor([True, True])) is None
+
+
+def test_aggregates() -> None:
+    rewards = torch.tensor([1.0, -0.5, 0.25])
+    assert aggregate_rewards(rewards, "sum") == 0.75
+    assert aggregate_rewards(rewards, "mean") == 0.25
+    assert aggregate_rewards(rewards, "last") == 0.25
+
+
+def test_an_unknown_mode_is_refused_with_what_there_is() -> None:
+    with pytest.raises(UnsupportedError, match="margin"):
+        choose_mode("papr", "margin")
+    assert set(MODES) == {"paper", "paper_centered", "margin", "logprob_centered", "probability"}
