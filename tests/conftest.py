@@ -62,11 +62,11 @@ def build_causal(vocab_size: int, seed: int = 0, positions: int = 512) -> Any:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab_size,
-        hidden_size=48,
-        intermediate_size=96,
+        hidden_size=64,
+        intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
-        num_key_value_heads=2,
+        num_key_value_heads=4,
         max_position_embeddings=positions,
         initializer_range=0.3,
         eos_token_id=0,
@@ -103,11 +103,11 @@ def build_scalar(vocab_size: int, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab_size,
-        hidden_size=48,
-        intermediate_size=96,
+        hidden_size=64,
+        intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
-        num_key_value_heads=2,
+        num_key_value_heads=4,
         max_position_embeddings=512,
         initializer_range=0.3,
         eos_token_id=0,

@@ -1,10 +1,12 @@
-"""What happens to every request: an id, a size limit, a count. Plain ASGI, so that streams stay streams."""
+"""What happens to every request: an id, a size limit, a count. Plain ASGI."""
 
 from __future__ import annotations
 
 import time
 import uuid
+from collections import deque
 
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from redline.wire import REQUEST_ID_HEADER, ErrorCode
@@ -32,18 +34,10 @@ class RequestMiddleware:
         request_id = sent_id if is_fit else uuid.uuid4().hex.encode()
         started = time.perf_counter()
         status = 500
-        received = 0
+        read: deque[Message] = deque()
 
-        async def bounded() -> Message:
-            nonlocal received
-            message = await receive()
-            if message["type"] == "http.request":
-                received += len(message.get("body", b""))
-                if received > self._max_body_bytes:
-                    raise RequestError(
-                        ErrorCode.REQUEST_TOO_LARGE, f"the body is larger than {self._max_body_bytes} bytes"
-                    )
-            return message
+        async def replayed() -> Message:
+            return read.popleft() if read else await receive()
 
         async def labelled(message: Message) -> None:
             nonlocal status
@@ -54,9 +48,28 @@ class RequestMiddleware:
 
         self._metrics.in_flight.inc()
         try:
-            await self._app(scope, bounded, labelled)
+            if await self._read_body(receive, read):
+                await self._app(scope, replayed, labelled)
+            else:
+                too_large = RequestError(
+                    ErrorCode.REQUEST_TOO_LARGE, f"the body is larger than {self._max_body_bytes} bytes"
+                )
+                refusal = JSONResponse(too_large.response().model_dump(), too_large.status)
+                await refusal(scope, receive, labelled)
         finally:
             self._metrics.in_flight.dec()
             route = getattr(scope.get("route"), "path", "unmatched")
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.latency.labels(route).observe(time.perf_counter() - started)
+
+    async def _read_body(self, receive: Receive, read: deque[Message]) -> bool:
+        """Collect the body's messages; False as soon as they are too large together."""
+        size = 0
+        while True:
+            message = await receive()
+            read.append(message)
+            size += len(message.get("body", b""))
+            if size > self._max_body_bytes:
+                return False
+            if message["type"] != "http.request" or not message.get("more_body", False):
+                return True

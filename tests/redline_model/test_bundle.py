@@ -1,0 +1,150 @@
+"""A bundle is complete or absent, and scores the same after the disk as before it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from redline_model.bundle import MANIFEST, Bundle, Manifest, save_bundle, tokenizer_fingerprint
+from redline_model.errors import BundleError, UnsupportedError
+from redline_model.extraction import Extraction, Reading
+from redline_model.loading import Placement, load_tokenizer, token_limit
+from redline_model.scorers import Scorer
+from redline_model.template import Item, Template
+from tests.conftest import build_tokenizer, write_bundle
+
+ITEM = Item("How do I reset my router?", "Hold the round button.")
+
+
+@pytest.fixture
+def copy(bundle: Bundle, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle.folder, tmp_path / "copy"))
+
+
+def test_scores_survive_the_disk(bundle: Bundle, causal_scorer: Scorer[Any]) -> None:
+    rewards = []
+    for scorer in (bundle.scorer, causal_scorer):
+        measured = scorer.measure([scorer.encoder.encode(ITEM)])[0]
+        rewards.append(scorer.read(measured, Reading("margin", "sum")).rewards)
+    assert rewards[0] == rewards[1]
+
+
+def test_encoder_decoder_and_scalar_bundles_load(
+    tmp_path: Path, encoder_decoder_scorer: Scorer[Any], scalar_bundle: Bundle
+) -> None:
+    loaded = write_bundle(tmp_path / "t5", encoder_decoder_scorer)
+    assert loaded.scorer.measure([loaded.scorer.encoder.encode(ITEM)])
+    assert scalar_bundle.scorer.kind == "scalar"
+
+
+def test_the_folder_is_an_ordinary_transformers_model(bundle: Bundle) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert AutoModelForCausalLM.from_pretrained(str(bundle.folder)).config.model_type == "llama"
+    assert AutoTokenizer.from_pretrained(str(bundle.folder)).is_fast
+    config = json.loads((bundle.folder / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    assert json.loads((bundle.folder / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert "reward-model" in (bundle.folder / "README.md").read_text()
+
+
+def test_a_missing_file_is_named(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(BundleError, match=r"model\.safetensors is missing"):
+        Bundle.load(copy)
+
+
+def test_a_changed_file_is_named(copy: Path) -> None:
+    weights = copy / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    with pytest.raises(BundleError, match=r"model\.safetensors does not match"):
+        Bundle.load(copy)
+
+
+def test_a_half_written_bundle_has_no_manifest_and_is_refused(copy: Path) -> None:
+    (copy / MANIFEST).unlink()
+    with pytest.raises(BundleError, match=r"redline\.json is missing"):
+        Bundle.load(copy)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"kind": "seq2seq"}', "\x00"])
+def test_a_broken_manifest_is_refused(copy: Path, text: str) -> None:
+    (copy / MANIFEST).write_text(text)
+    with pytest.raises(BundleError, match=r"redline\.json"):
+        Bundle.load(copy)
+
+
+def test_a_newer_format_asks_for_an_upgrade(copy: Path) -> None:
+    manifest = json.loads((copy / MANIFEST).read_text())
+    (copy / MANIFEST).write_text(json.dumps({**manifest, "format_version": 99}))
+    with pytest.raises(UnsupportedError, match="upgrade"):
+        Bundle.load(copy)
+
+
+@pytest.mark.parametrize("source", ["/nowhere/at/all", "./nowhere", "nowhere"])
+def test_a_missing_folder_is_said_so(source: str) -> None:
+    with pytest.raises(BundleError, match="no bundle at"):
+        Bundle.load(source)
+
+
+def test_an_unknown_hub_id_is_said_so() -> None:
+    with pytest.raises(BundleError, match="hub"):
+        Bundle.load("nobody/nothing-of-this-name")
+
+
+def test_a_failed_save_leaves_nothing(tmp_path: Path, causal_scorer: Scorer[Any]) -> None:
+    class Failing:
+        def save_pretrained(self, folder: Path) -> None:
+            raise OSError("disk full")
+
+    manifest = Manifest(
+        kind="seq2seq", base_model="x", max_tokens=8, template=Template(style="plain"), extraction=Extraction()
+    )
+    with pytest.raises(OSError, match="disk full"):
+        save_bundle(tmp_path / "out", manifest, causal_scorer.model, Failing())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_overwritten_unasked(copy: Path, bundle: Bundle) -> None:
+    before = (copy / MANIFEST).read_bytes()
+    args = (bundle.manifest, bundle.scorer.model, bundle.scorer.encoder.tokenizer)
+    with pytest.raises(BundleError, match="exists"):
+        save_bundle(copy, *args)
+    assert (copy / MANIFEST).read_bytes() == before
+    changed = bundle.manifest.model_copy(update={"base_model": "another"})
+    save_bundle(copy, changed, *args[1:], overwrite=True)
+    assert Bundle.load(copy).digest != bundle.digest
+    assert [p.name for p in copy.parent.iterdir()] == [copy.name]
+
+
+def test_the_fingerprint_is_the_vocabulary_s(bundle: Bundle) -> None:
+    assert tokenizer_fingerprint(load_tokenizer(bundle.folder)) == bundle.tokenizer_fingerprint
+    other = build_tokenizer()
+    other.add_tokens(["more"])
+    assert tokenizer_fingerprint(other) != bundle.tokenizer_fingerprint
+
+
+def test_an_impossible_device_is_said_so(bundle: Bundle) -> None:
+    with pytest.raises(UnsupportedError, match="cuda:77"):
+        Bundle.load(bundle.folder, Placement(device="cuda:77"))
+
+
+def test_limits_come_from_the_configuration(causal_scorer: Scorer[Any], encoder_decoder_scorer: Scorer[Any]) -> None:
+    assert token_limit(causal_scorer.model.config) == 512
+    assert token_limit(causal_scorer.model.config, 100) == 100
+    assert token_limit(causal_scorer.model.config, 10**6) == 512
+    assert token_limit(encoder_decoder_scorer.model.config) == 4096
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_quantised_bundles_score(bundle: Bundle, quantization: Any) -> None:
+    pytest.importorskip("bitsandbytes")
+    scorer = Bundle.load(bundle.folder, Placement(device="cpu", quantization=quantization)).scorer
+    judged = scorer.read(scorer.measure([scorer.encoder.encode(ITEM)])[0], Reading("margin", "sum"))
+    assert len(judged.rewards) == len(scorer.encoder.encode(ITEM).target_ids)

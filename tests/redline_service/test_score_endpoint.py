@@ -1,0 +1,206 @@
+"""``/v1/score``: right answers, and a clear error for every kind of bad input with the other items answered."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from redline_model.bundle import Bundle
+from redline_model.edits import TextEdit, apply_edits
+from redline_model.extraction import Reading
+from redline_model.template import Item
+from tests.redline_service.conftest import with_service
+
+Ask = Callable[..., httpx.Response]
+GOOD = {"id": "good", "prompt": "How do I reset my router?", "response": "Hold the round button."}
+
+
+def items_of(response: httpx.Response) -> list[dict[str, Any]]:
+    assert response.status_code == 200, response.text
+    items: list[dict[str, Any]] = response.json()["items"]
+    return items
+
+
+def test_served_scores_are_the_scorer_s_own(ask: Ask, bundle: Bundle) -> None:
+    for mode in bundle.scorer.modes:
+        answer = items_of(ask("POST", "/v1/score", json={"items": [GOOD], "options": {"mode": mode}}))[0]
+        scorer = bundle.scorer
+        item = scorer.encoder.encode(Item(GOOD["prompt"], GOOD["response"]))
+        judged = scorer.read(scorer.measure([item])[0], Reading(mode, "sum"))
+        assert answer["rewards"] == pytest.approx(judged.rewards, abs=1e-5)
+        assert answer["score"] == pytest.approx(judged.score, abs=1e-4)
+        assert answer["offsets"] == [list(span) for span in item.offsets]
+        assert answer.get("diverged_at") == judged.diverged_at
+
+
+def test_the_answer_names_model_digest_and_options(ask: Ask, bundle: Bundle) -> None:
+    body = ask("POST", "/v1/score", json={"items": [GOOD]}).json()
+    assert body["model"] == {"name": "default", "digest": bundle.digest, "kind": "seq2seq"}
+    assert body["options"] == {"mode": "margin", "aggregate": "sum", "calibrated": False}
+    assert body["usage"]["scored_tokens"] == len(body["items"][0]["rewards"])
+
+
+def test_caller_s_tokens_get_one_reward_each_and_the_sum_is_kept(ask: Ask) -> None:
+    plain = items_of(ask("POST", "/v1/score", json={"items": [GOOD]}))[0]
+    text = GOOD["response"]
+    letters = [[n, n + 1] for n in range(len(text))] + [[len(text), len(text)]]
+    moved = items_of(ask("POST", "/v1/score", json={"items": [{**GOOD, "token_offsets": letters}]}))[0]
+    assert len(moved["rewards"]) == len(letters)
+    assert moved["offsets"] == letters
+    assert math.fsum(moved["rewards"]) == pytest.approx(math.fsum(plain["rewards"]), abs=1e-6)
+    assert moved["rewards"][-1] == plain["rewards"][-1]
+    assert moved["score"] == plain["score"]
+
+
+def test_ids_score_as_text_does(ask: Ask, bundle: Bundle) -> None:
+    tokenizer = bundle.scorer.encoder.tokenizer
+    by_id = {
+        "prompt_ids": tokenizer(GOOD["prompt"])["input_ids"],
+        "response_ids": [*tokenizer(GOOD["response"])["input_ids"], tokenizer.eos_token_id],
+        "tokenizer_fingerprint": bundle.tokenizer_fingerprint,
+    }
+    first, second = items_of(ask("POST", "/v1/score", json={"items": [GOOD, by_id]}))
+    assert first["rewards"] == pytest.approx(second["rewards"], abs=1e-4)
+    assert first["offsets"] == second["offsets"]
+
+
+def test_a_truncated_response_is_judged_without_its_end(ask: Ask) -> None:
+    whole, cut = items_of(ask("POST", "/v1/score", json={"items": [GOOD, {**GOOD, "finished": False}]}))
+    assert len(cut["rewards"]) == len(whole["rewards"]) - 1
+
+
+def test_conversations_are_prompts(ask: Ask) -> None:
+    prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": GOOD["prompt"]}]
+    assert "score" in items_of(ask("POST", "/v1/score", json={"items": [{**GOOD, "prompt": prompt}]}))[0]
+
+
+def test_corrections_come_with_edits_that_lead_to_them(ask: Ask) -> None:
+    items = items_of(ask("POST", "/v1/score", json={"items": [GOOD], "options": {"correction": True}}))
+    edits = [TextEdit(**edit) for edit in items[0]["edits"]]
+    assert apply_edits(GOOD["response"], edits) == items[0]["correction"]
+
+
+def test_no_items_get_no_answers(ask: Ask) -> None:
+    assert items_of(ask("POST", "/v1/score", json={"items": []})) == []
+
+
+@pytest.mark.parametrize(
+    ("item", "code", "reason"),
+    [
+        ({"prompt": "p", "response": ""}, "empty_response", "empty"),
+        ({"prompt": [], "response": "x"}, "invalid_prompt", "empty"),
+        ({"prompt": [{"role": "assistant", "content": "x"}], "response": "x"}, "invalid_prompt", "assistant"),
+        ({"prompt": "p", "response_ids": [7, 10**7], "tokenizer_fingerprint": "OWN"}, "bad_ids", r"response_ids\[1\]"),
+        ({"prompt": "p", "response_ids": [-3], "tokenizer_fingerprint": "OWN"}, "bad_ids", "-3"),
+        ({"prompt": "p", "response_ids": [7], "tokenizer_fingerprint": "sha256:x"}, "tokenizer_mismatch", "sha256:x"),
+        ({"prompt": "p", "response": "Hello", "token_offsets": [[0, 3]]}, "bad_offsets", "3 to 5"),
+        ({"prompt": "p", "response": "Hello", "token_offsets": [[0, 9]]}, "bad_offsets", "5 characters"),
+        ({"prompt": "p", "response": "Hello", "token_offsets": []}, "bad_offsets", "empty"),
+        ({"prompt": "p", "response": "", "token_offsets": [[0, 2]]}, "bad_offsets", ""),
+        ({"prompt": "word " * 600, "response": "x"}, "too_long", "512"),
+    ],
+)
+def test_a_bad_item_has_its_own_error_and_the_others_are_answered(
+    ask: Ask, bundle: Bundle, item: dict[str, Any], code: str, reason: str
+) -> None:
+    import re
+
+    if item.get("tokenizer_fingerprint") == "OWN":
+        item = {**item, "tokenizer_fingerprint": bundle.tokenizer_fingerprint}
+    first, bad, last = items_of(ask("POST", "/v1/score", json={"items": [GOOD, {**item, "id": "bad"}, GOOD]}))
+    assert first == last
+    assert "score" in first
+    assert bad["id"] == "bad"
+    assert bad["error"]["code"] == code
+    assert bad["error"]["retryable"] is False
+    assert re.search(reason, bad["error"]["message"])
+
+
+def test_a_lone_end_token_is_judged(ask: Ask) -> None:
+    item = {"prompt": "p", "response": "", "token_offsets": [[0, 0]]}
+    assert len(items_of(ask("POST", "/v1/score", json={"items": [item]}))[0]["rewards"]) == 1
+
+
+def test_too_long_prompts_are_cut_when_asked(ask: Ask) -> None:
+    item = {"prompt": "word " * 600, "response": "x"}
+    body = {"items": [item], "options": {"on_too_long": "truncate"}}
+    assert items_of(ask("POST", "/v1/score", json=body))[0]["truncated"] is True
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "reason"),
+    [
+        ({"items": [{"prompt": "p"}]}, 422, "invalid_request", "items.0: give exactly one of 'response'"),
+        ({"items": [{"response": "r"}]}, 422, "invalid_request", "'prompt'"),
+        ({}, 422, "invalid_request", "items: Field required"),
+        ({"items": [GOOD], "itemz": 1}, 422, "invalid_request", "itemz"),
+        ({"items": [{**GOOD, "respnse": "x"}]}, 422, "invalid_request", "items.0.respnse"),
+        ({"items": [{**GOOD, "response_ids": [1]}]}, 422, "invalid_request", "response"),
+        ({"items": [{"prompt": "p", "response_ids": [1]}]}, 422, "invalid_request", "tokenizer_fingerprint"),
+        ({"model": "nope", "items": [GOOD]}, 404, "model_not_found", "nope"),
+        ({"items": [GOOD], "options": {"mode": "papr"}}, 422, "unsupported", "margin"),
+        ({"items": [GOOD], "options": {"aggregate": "max"}}, 422, "unsupported", "mean"),
+        ({"items": [GOOD], "options": {"calibrated": True}}, 422, "unsupported", "calibrated"),
+        ({"items": [GOOD] * 2000}, 413, "request_too_large", "2000"),
+    ],
+)
+def test_bad_requests_are_refused_in_one_shape(
+    ask: Ask, body: dict[str, Any], status: int, code: str, reason: str
+) -> None:
+    response = ask("POST", "/v1/score", json=body)
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert error["code"] == code
+    assert reason in error["message"]
+    assert response.headers["X-Request-Id"]
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[]", b'"x"', b""])
+def test_bodies_that_are_no_request_are_refused(ask: Ask, content: bytes) -> None:
+    response = ask("POST", "/v1/score", content=content, headers={"Content-Type": "application/json"})
+    assert response.status_code == 422
+    assert response.json()["error"]["code"] == "invalid_request"
+
+
+def test_large_bodies_are_refused(ask: Ask) -> None:
+    response = ask("POST", "/v1/score", json={"items": [GOOD] * 50}, settings={"max_body_bytes": 500})
+    assert response.status_code == 413
+    assert response.json()["error"]["code"] == "request_too_large"
+
+
+def test_unknown_routes_and_methods_have_the_same_shape(ask: Ask) -> None:
+    assert ask("GET", "/nowhere").json()["error"]["code"] == "not_found"
+    assert ask("GET", "/v1/score").json()["error"]["code"] == "method_not_allowed"
+    assert ask("GET", "/v1/models/nope").json()["error"]["code"] == "model_not_found"
+
+
+def test_a_scalar_bundle_scores_without_modes(scalar_bundle: Bundle) -> None:
+    async def work(http: httpx.AsyncClient) -> list[httpx.Response]:
+        bodies: list[dict[str, Any]] = [{}, {"mode": "paper"}, {"correction": True}]
+        return [await http.post("/v1/score", json={"items": [GOOD], "options": o}) for o in bodies]
+
+    good, with_mode, with_correction = with_service(scalar_bundle, work)
+    rewards = items_of(good)[0]["rewards"]
+    assert rewards[:-1] == [0.0] * (len(rewards) - 1)
+    assert with_mode.status_code == with_correction.status_code == 422
+
+
+def test_many_callers_at_once_get_what_each_would_get_alone(bundle: Bundle) -> None:
+    texts = [f"Hold the {word} button {n} times." for n, word in enumerate(["round", "red", "blue", "世界"] * 10)]
+
+    async def work(http: httpx.AsyncClient) -> tuple[list[Any], list[Any]]:
+        async def one(text: str) -> Any:
+            body = {"items": [{**GOOD, "response": text}]}
+            return (await http.post("/v1/score", json=body)).json()["items"][0]
+
+        return list(await asyncio.gather(*map(one, texts))), [await one(text) for text in texts]
+
+    together, alone = with_service(bundle, work)
+    for first, second in zip(together, alone, strict=True):
+        assert first["rewards"] == pytest.approx(second["rewards"], abs=2e-4)
+        assert first["offsets"] == second["offsets"]

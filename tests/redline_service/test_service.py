@@ -1,0 +1,256 @@
+"""Around scoring: keys, probes, metrics, overload, deadlines, callers that leave, memory that runs out."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from redline_model.bundle import Bundle
+from redline_model.errors import OutOfMemoryError
+from redline_model.scorers import Scorer
+from redline_model.template import EncodedItem, Item
+from redline_service.worker import Worker
+from tests.redline_service.conftest import with_service
+
+Ask = Callable[..., httpx.Response]
+BODY = {"items": [{"prompt": "How do I reset my router?", "response": "Hold the round button."}]}
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/default", "/v1/score"])
+def test_keys_guard_what_scores_and_describes(ask: Ask, path: str) -> None:
+    method = "POST" if path.endswith("score") else "GET"
+    settings = {"keys": ["secret-a", "secret-b"]}
+    for headers, status in [
+        ({}, 401),
+        ({"Authorization": "Bearer wrong"}, 401),
+        ({"Authorization": "secret-a"}, 401),
+        ({"Authorization": "Bearer secret-b"}, 200),
+    ]:
+        response = ask(method, path, json=BODY if method == "POST" else None, headers=headers, settings=settings)
+        assert response.status_code == status
+        assert "secret" not in response.text
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/openapi.json"])
+def test_probes_need_no_key(ask: Ask, path: str) -> None:
+    assert ask("GET", path, settings={"keys": ["secret"]}).status_code == 200
+
+
+def test_model_info_tells_what_a_caller_needs(ask: Ask, bundle: Bundle) -> None:
+    info = ask("GET", "/v1/models").json()["models"][0]
+    assert info["digest"] == bundle.digest
+    assert info["tokenizer_fingerprint"] == bundle.tokenizer_fingerprint
+    assert info["limits"]["max_tokens"] == 512
+    assert info["default_mode"] in info["modes"]
+
+
+def test_the_request_id_is_taken_or_made(ask: Ask) -> None:
+    assert ask("GET", "/healthz", headers={"X-Request-Id": "mine-1"}).headers["X-Request-Id"] == "mine-1"
+    assert ask("GET", "/healthz", headers={"X-Request-Id": "a b"}).headers["X-Request-Id"] != "a b"
+
+
+def test_server_timing_and_metrics_count(bundle: Bundle) -> None:
+    async def work(http: httpx.AsyncClient) -> tuple[httpx.Response, str]:
+        scored = await http.post("/v1/score", json=BODY)
+        await http.post("/v1/score", json={"items": [{"prompt": "p", "response": ""}]})
+        return scored, (await http.get("/metrics")).text
+
+    scored, metrics = with_service(bundle, work)
+    assert {part.split(";")[0] for part in scored.headers["Server-Timing"].split(", ")} == {
+        "tokenize",
+        "queue",
+        "inference",
+    }
+    assert 'redline_requests_total{route="/v1/score",status="200"} 2.0' in metrics
+    assert 'redline_items_total{outcome="scored"} 1.0' in metrics
+    assert 'redline_items_total{outcome="empty_response"} 1.0' in metrics
+
+
+class Slow:
+    """A bundle's scorer whose forward pass waits for a gate, and which notes what it was given."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.seen: list[str] = []
+        self._scorer = bundle.scorer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._scorer, name)
+
+    def measure(self, items: Sequence[EncodedItem]) -> list[Any]:
+        self.gate.wait(20)
+        self.seen += [item.text for item in items]
+        return self._scorer.measure(items)
+
+
+@pytest.fixture
+def slow(bundle: Bundle) -> tuple[Bundle, Slow]:
+    scorer = Slow(bundle)
+    return Bundle(bundle.folder, bundle.manifest, scorer, bundle.placement), scorer
+
+
+def test_beyond_the_bound_requests_are_refused_at_once_and_none_is_lost(slow: tuple[Bundle, Slow]) -> None:
+    bundle, scorer = slow
+
+    async def work(http: httpx.AsyncClient) -> list[httpx.Response]:
+        scorer.gate.clear()
+        asyncio.get_running_loop().call_later(0.5, scorer.gate.set)
+        return list(await asyncio.gather(*(http.post("/v1/score", json=BODY) for _ in range(12))))
+
+    answers = with_service(bundle, work, max_queued_requests=4)
+    assert sorted(a.status_code for a in answers) == [200] * 4 + [503] * 8
+    for refused in (a for a in answers if a.status_code == 503):
+        assert refused.json()["error"] == {
+            "code": "overloaded",
+            "message": "4 requests are being answered",
+            "retryable": True,
+        }
+        assert int(refused.headers["Retry-After"]) >= 1
+
+
+def test_the_queue_is_bounded_in_tokens_too(slow: tuple[Bundle, Slow]) -> None:
+    bundle, scorer = slow
+
+    async def work(http: httpx.AsyncClient) -> list[int]:
+        scorer.gate.clear()
+        asyncio.get_running_loop().call_later(0.8, scorer.gate.set)
+        statuses = []
+
+        async def post() -> None:
+            statuses.append((await http.post("/v1/score", json={"items": BODY["items"] * 3})).status_code)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(6):
+                group.create_task(post())
+                await asyncio.sleep(0.05)
+        return statuses
+
+    statuses = with_service(bundle, work, max_queued_tokens=400)
+    assert set(statuses) == {200, 503}
+
+
+def test_a_request_past_its_deadline_is_shed(slow: tuple[Bundle, Slow]) -> None:
+    bundle, scorer = slow
+
+    async def work(http: httpx.AsyncClient) -> httpx.Response:
+        scorer.gate.clear()
+        response = await http.post("/v1/score", json=BODY)
+        scorer.gate.set()
+        return response
+
+    response = with_service(bundle, work, deadline_s=0.3)
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "timed_out"
+
+
+def test_work_whose_caller_has_gone_is_dropped(slow: tuple[Bundle, Slow]) -> None:
+    bundle, scorer = slow
+
+    def body(text: str) -> dict[str, Any]:
+        return {"items": [{"prompt": "p", "response": text}]}
+
+    async def work(http: httpx.AsyncClient) -> None:
+        scorer.gate.clear()
+        first = asyncio.create_task(http.post("/v1/score", json=body("first")))
+        await asyncio.sleep(0.2)
+        leaver = asyncio.create_task(http.post("/v1/score", json=body("leaver")))
+        stayer = asyncio.create_task(http.post("/v1/score", json=body("stayer")))
+        await asyncio.sleep(0.2)
+        leaver.cancel()
+        await asyncio.sleep(0.1)
+        scorer.gate.set()
+        assert (await first).status_code == (await stayer).status_code == 200
+
+    with_service(bundle, work)
+    assert "stayer" in scorer.seen
+    assert "leaver" not in scorer.seen
+
+
+class Fussy:
+    """Runs out of memory beyond ``room`` items, and cannot take some items at all."""
+
+    def __init__(self, scorer: Scorer[Any], room: int) -> None:
+        self._scorer = scorer
+        self._room = room
+        self.batches: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._scorer, name)
+
+    def measure(self, items: Sequence[EncodedItem]) -> list[Any]:
+        self.batches.append(len(items))
+        if any("giant" in item.text for item in items):
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+        if any("cursed" in item.text for item in items):
+            raise ValueError("no reason at all")
+        if len(items) > self._room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self._scorer.measure(items)
+
+
+def test_a_batch_that_does_not_fit_is_split_and_only_what_cannot_fit_fails(causal_scorer: Scorer[Any]) -> None:
+    fussy = Fussy(causal_scorer, room=2)
+    texts = ["a", "b", "giant", "c", "cursed", "d", "e"]
+    items = [causal_scorer.encoder.encode(Item("p", text)) for text in texts]
+    measured = Worker(fussy).measure(items)
+    assert [type(m).__name__ for m in measured] == [
+        {"giant": "OutOfMemoryError", "cursed": "ValueError"}.get(text, "TokenStatistics") for text in texts
+    ]
+    assert isinstance(measured[2], OutOfMemoryError)
+    assert fussy.batches[0] == 7
+    good = Worker(causal_scorer).measure(items[:2])
+    assert torch.allclose(good[0].logprob, measured[0].logprob, atol=1e-4)
+
+
+def test_out_of_memory_is_a_retryable_error_of_its_item(bundle: Bundle) -> None:
+    fussy = Bundle(bundle.folder, bundle.manifest, Fussy(bundle.scorer, room=1), bundle.placement)
+    body = {"items": [{"prompt": "p", "response": text} for text in ("fine", "giant", "cursed", "good")]}
+
+    async def work(http: httpx.AsyncClient) -> Any:
+        return (await http.post("/v1/score", json=body)).json()["items"]
+
+    fine, giant, cursed, good = with_service(fussy, work)
+    assert "score" in fine
+    assert "score" in good
+    assert giant["error"]["code"] == "out_of_memory"
+    assert giant["error"]["retryable"] is True
+    assert cursed["error"]["code"] == "internal"
+    assert "no reason" not in cursed["error"]["message"]
+
+
+def test_readiness_waits_for_a_model_that_scores(bundle: Bundle) -> None:
+    from redline_service.app import create_app
+    from redline_service.settings import ServiceSettings
+
+    async def run() -> tuple[int, str]:
+        app = create_app(ServiceSettings(bundle="unused"), bundle)  # its lifespan has not begun
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://s") as http:
+            response = await http.get("/readyz")
+        return response.status_code, response.json()["error"]["code"]
+
+    assert asyncio.run(run()) == (503, "not_ready")
+
+
+def test_the_event_loop_is_free_while_the_model_works(slow: tuple[Bundle, Slow]) -> None:
+    bundle, scorer = slow
+
+    async def work(http: httpx.AsyncClient) -> float:
+        scorer.gate.clear()
+        scoring = asyncio.create_task(http.post("/v1/score", json=BODY))
+        await asyncio.sleep(0.1)
+        started = time.perf_counter()
+        assert (await http.get("/healthz")).status_code == 200
+        seconds = time.perf_counter() - started
+        scorer.gate.set()
+        await scoring
+        return seconds
+
+    assert with_service(bundle, work) < 5
