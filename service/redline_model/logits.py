@@ -40,15 +40,14 @@ class TargetLogits:
         model = self._model
         if self._head is None or model.base_model is model:
             return False
-        was_training = model.training
-        model.eval()
-        try:
-            probe = torch.tensor([[1, 2, 0, 1]], device=model.device)
-            theirs = model(input_ids=probe, use_cache=False).logits.float()
-            ours = self._apply_head(self._hidden(probe, torch.ones_like(probe))).float()
-            return bool(torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * float(theirs.abs().max() + 1e-6)))
-        finally:
-            model.train(was_training)
+        # One pass gives both sides, so dropout does not matter and the mode stays as it is: an inference-mode
+        # pass would make bitsandbytes repack 4-bit weights into a form without gradients on some CPUs.
+        out = model(
+            input_ids=torch.tensor([[1, 2, 0, 1]], device=model.device), output_hidden_states=True, use_cache=False
+        )
+        theirs = out.logits.float()
+        ours = self._apply_head(out.hidden_states[-1]).float()
+        return bool(torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * float(theirs.abs().max() + 1e-6)))
 
     def _hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         hidden: Tensor = self._model.base_model(

@@ -1,0 +1,226 @@
+"""Training: the losses are their formulas, a killed run ends as an unbroken one, and what is measured is served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from redline_model.bundle import Bundle, make_encoder
+from redline_model.errors import BundleError, DataError
+from redline_model.extraction import Reading
+from redline_model.loading import Placement, load_tokenizer
+from redline_model.scorers import Scorer
+from redline_model.template import Item, Template
+from redline_trainer.adapters import inner, trainable_model
+from redline_trainer.checkpoint import ResumeError
+from redline_trainer.config import TrainConfig
+from redline_trainer.data import Pair
+from redline_trainer.evaluate import evaluate
+from redline_trainer.objectives import EncodedPair, ScalarObjective, Seq2SeqObjective
+from redline_trainer.train import (
+    StepReport,
+    checkpoint_path,
+    encode_pairs,
+    learning_rate_at,
+    resumable_step,
+    step_indices,
+    train,
+)
+from tests.conftest import build_causal, build_encoder_decoder, build_tokenizer
+
+WORDS = ["round", "red", "blue", "green", "small", "left"]
+PAIRS = [
+    Pair(f"How do I reset my router {n}?", f"Hold the {w} button.", f"Eat the {w} soup, it is {n} days old.", f"t:{n}")
+    for n, w in enumerate(WORDS * 4)
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = build_tokenizer()
+    build_causal(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def config(base: str, out: Path, **settings: Any) -> TrainConfig:
+    given = {"max_steps": 6, "pairs_per_step": 4, "learning_rate": 1e-3, "held_out_share": 0.3, "checkpoint_every": 2}
+    return TrainConfig(base=base, out=out, **(given | settings))
+
+
+def encoded(scorer: Scorer[Any], pairs: list[Pair]) -> list[EncodedPair]:
+    return encode_pairs(scorer.encoder, pairs, "error")[0]
+
+
+def nll_of(scorer: Scorer[Any], source: str, target: str) -> float:
+    """``-sum log pi(target | prompt, source)`` from full logits, the slow and plain way."""
+    encoder = scorer.encoder
+    x, y = encoder.encode(Item(PAIRS[0].prompt, source)), encoder.encode(Item(PAIRS[0].prompt, target))
+    ids = [*x.prefix_ids, *x.response_ids, *x.request_ids, *y.target_ids]
+    with torch.no_grad():
+        logprobs = scorer.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    start = len(ids) - len(y.target_ids)
+    return -sum(float(logprobs[start + t - 1, token]) for t, token in enumerate(y.target_ids))
+
+
+def test_the_seq2seq_loss_is_both_mappings_negative_log_likelihood(causal_scorer: Scorer[Any]) -> None:
+    pair = encoded(causal_scorer, PAIRS[:1])[0]
+    w, l = PAIRS[0].chosen, PAIRS[0].rejected  # noqa: E741
+    for weight in (0.0, 0.5, 1.0):
+        objective = Seq2SeqObjective(causal_scorer.model, identity_weight=weight)
+        with torch.no_grad():
+            loss = float(objective.loss(objective.units(pair)))
+        expected = nll_of(causal_scorer, l, w) + weight * nll_of(causal_scorer, w, w)
+        assert loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_scalar_loss_is_bradley_terry_s(scalar_scorer: Scorer[Any]) -> None:
+    pairs = encoded(scalar_scorer, PAIRS[:3])
+    objective = ScalarObjective(scalar_scorer.model)
+    with torch.no_grad():
+        loss = float(objective.loss(pairs))
+    scores = [
+        [scalar_scorer.read(scalar_scorer.measure([side])[0], Reading(None, "sum")).score for side in (p.chosen, p.rejected)]
+        for p in pairs
+    ]
+    expected = -sum(float(torch.nn.functional.logsigmoid(torch.tensor(w - r))) for w, r in scores)
+    assert loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_microbatches_add_up_to_the_whole_step(base: str, tmp_path: Path) -> None:
+    losses: dict[int, list[float]] = {}
+    for tokens in (100_000, 100):
+        seen: list[StepReport] = []
+        train(config(base, tmp_path / str(tokens), max_batch_tokens=tokens), PAIRS, observers=[seen.append])
+        losses[tokens] = [report.loss for report in seen]
+    assert losses[100] == pytest.approx(losses[100_000], rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_killed_run_ends_as_an_unbroken_one(base: str, tmp_path: Path, method: str) -> None:
+    settings: dict[str, Any] = {"method": method, "lora_dropout": 0.1 if method == "lora" else 0.0}
+    whole = train(config(base, tmp_path / "whole", **settings), PAIRS)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(report: StepReport) -> None:
+        if report.step == 5:
+            raise Killed
+
+    broken = config(base, tmp_path / "broken", **settings)
+    with pytest.raises(Killed):
+        train(broken, PAIRS, observers=[kill])
+    assert not broken.out.exists()
+    assert resumable_step(broken.out) == 4
+    seen: list[StepReport] = []
+    resumed = train(broken, PAIRS, observers=[seen.append])
+    assert [report.step for report in seen] == [5, 6]
+    weights = "model.safetensors"
+    assert resumed.manifest.files[weights] == whole.manifest.files[weights]
+    assert not checkpoint_path(broken.out).exists()
+
+
+def test_a_checkpoint_of_another_run_is_refused(base: str, tmp_path: Path) -> None:
+    def stop(report: StepReport) -> None:
+        if report.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config(base, tmp_path / "out"), PAIRS, observers=[stop])
+    with pytest.raises(ResumeError, match="other settings"):
+        train(config(base, tmp_path / "out", seed=9), PAIRS)
+    with pytest.raises(ResumeError, match="other settings or data"):
+        train(config(base, tmp_path / "out"), PAIRS[:-3])
+
+
+@pytest.mark.parametrize("kind", ["seq2seq", "scalar"])
+def test_what_the_trainer_measured_is_what_the_bundle_scores(base: str, tmp_path: Path, kind: str) -> None:
+    result = train(config(base, tmp_path / "rm", kind=kind), PAIRS[:16], held_out=PAIRS[16:])
+    bundle = Bundle.load(tmp_path / "rm")
+    again = evaluate(bundle.scorer, encoded(bundle.scorer, PAIRS[16:]), 8192)
+    assert result.evaluation is not None
+    for name, interval in again.evaluation.accuracy.items():
+        assert interval == result.evaluation.accuracy[name]
+    for figure in ("correction_loss", "identity_loss", "identity_copy_rate"):
+        measured, served = getattr(result.evaluation, figure), getattr(again.evaluation, figure)
+        assert served == (measured if measured is None else pytest.approx(measured, rel=1e-5))
+    for key, fit in again.calibration.items():
+        assert fit.temperature == pytest.approx(bundle.manifest.calibration[key].temperature, rel=1e-4)
+
+
+def test_training_learns_to_correct(base: str, tmp_path: Path) -> None:
+    seen: list[StepReport] = []
+    settings = config(base, tmp_path / "rm", max_steps=80, learning_rate=3e-3, pairs_per_step=8, checkpoint_every=1000)
+    result = train(settings, PAIRS, held_out=PAIRS[:6], observers=[seen.append])
+    assert seen[-1].loss < 0.3 * seen[0].loss
+    assert result.evaluation is not None
+    assert result.evaluation.accuracy["margin/sum"].mean == 1.0
+
+
+def test_qlora_trains_and_saves_a_plain_bundle(base: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    seen: list[StepReport] = []
+    train(config(base, tmp_path / "rm", method="qlora", max_steps=3), PAIRS, observers=[seen.append])
+    assert len(seen) == 3
+    assert Bundle.load(tmp_path / "rm").manifest.training["method"] == "qlora"
+
+
+@pytest.mark.filterwarnings("error:.*autograd kernel was not registered.*:UserWarning")
+def test_qlora_gradients_reach_every_layer(base: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    settings = config(base, tmp_path / "rm", method="qlora")
+    model = trainable_model(settings, Placement(device="cpu"))
+    tokenizer = load_tokenizer(base)
+    encoder = make_encoder("seq2seq", inner(model).config, tokenizer, Template.fitting(tokenizer), 512)
+    objective = Seq2SeqObjective(inner(model))
+    objective.loss(objective.units(encode_pairs(encoder, PAIRS[:1], "error")[0][0])).backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad and "lora_B" in n}
+    assert len(gradients) == 2 * 7  # seven projections in each of two layers
+    assert all(g is not None and float(g.abs().max()) > 0 for g in gradients.values())
+
+
+def test_encoder_decoder_models_train(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer(chat=False)
+    folder = tmp_path / "t5"
+    build_encoder_decoder(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    train(config(str(folder), tmp_path / "rm", max_steps=2), PAIRS)
+    assert Bundle.load(tmp_path / "rm").scorer.model.config.is_encoder_decoder
+
+
+def test_every_pair_that_is_too_long_is_reported_before_training(base: str, tmp_path: Path) -> None:
+    pairs = [*PAIRS, Pair("word " * 400, "yes", "no", "f.jsonl:7"), Pair("p", "word " * 400, "no", "f.jsonl:9")]
+    with pytest.raises(DataError) as caught:
+        train(config(base, tmp_path / "rm", held_out_share=0.0), pairs)
+    assert "f.jsonl:7" in str(caught.value)
+    assert "f.jsonl:9" in str(caught.value)
+    result = train(config(base, tmp_path / "rm", on_too_long="skip", held_out_share=0.0), pairs)
+    assert result.skipped_pairs == 2
+    assert result.training_pairs == len(PAIRS)
+
+
+def test_bad_bases_and_outputs_fail_before_anything_is_spent(base: str, tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(BundleError, match="exists"):
+        train(config(base, tmp_path / "taken"), PAIRS)
+    with pytest.raises(BundleError, match="no model configuration"):
+        train(config(str(tmp_path / "nowhere"), tmp_path / "rm"), PAIRS)
+
+
+def test_every_pair_is_seen_once_an_epoch() -> None:
+    seen = [i for step in range(10) for i in step_indices(step, 25, 5, seed=1)]
+    assert sorted(seen[:25]) == list(range(25)) == sorted(seen[25:])
+    assert seen[:25] != seen[25:]
+
+
+def test_the_learning_rate_warms_up_and_decays() -> None:
+    settings = TrainConfig(base="b", out=Path("o"), learning_rate=1.0, warmup_share=0.1)
+    rates = [learning_rate_at(step, 100, settings) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0) == rates[9]
+    assert rates[-1] == pytest.approx(0.11)
