@@ -173,17 +173,17 @@ def train(
     optimizer = torch.optim.AdamW(
         learning, lr=config.step_size, betas=(0.9, 0.95), weight_decay=config.weight_decay
     )
-    steps = config.max_steps or max(1, math.ceil(config.epochs * len(training) / config.pairs_per_step))
-    state = checkpoint_path(config.out)
-    identity = run_identity(config, training)
-    done = resume(state, identity, model, optimizer)
-
-    # 3. the steps
     objective: Objective[Any] = (
         ScalarObjective(inner(model))
         if config.kind == "scalar"
         else Seq2SeqObjective(inner(model), config.identity_weight, config.correction_weight)
     )
+    steps = config.max_steps or max(1, math.ceil(config.epochs * len(training) / config.pairs_per_step))
+    state = checkpoint_path(config.out)
+    identity = run_identity(config, training)
+    done = resume(state, identity, model, optimizer)  # last, for it restores the random generators
+
+    # 3. the steps
     for step in range(done, steps):
         indices = step_indices(step, len(training), config.pairs_per_step, config.seed)
         report = _optimizer_step(step, steps, config, objective, [training[i] for i in indices], optimizer, learning)

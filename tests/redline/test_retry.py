@@ -1,0 +1,153 @@
+"""When a request is made again, and how long after."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from redline import (
+    NO_RETRY,
+    CommandError,
+    ConnectionFailedError,
+    ItemsFailedError,
+    ModelChangedError,
+    ProtocolError,
+    RedlineError,
+    RetryPolicy,
+    ServiceError,
+)
+from redline.retry import is_retryable
+from redline.wire import ERROR_TABLE, ErrorBody, ErrorCode
+
+UNREACHABLE = ConnectionFailedError("nobody there")
+STEADY = RetryPolicy(
+    max_attempts=None, patience_s=None, first_wait_s=1.0, longest_wait_s=10.0, has_jitter=False
+)
+
+quickly = settings(deadline=None, database=None, max_examples=100)
+policies = st.builds(
+    RetryPolicy,
+    max_attempts=st.none() | st.integers(1, 10),
+    patience_s=st.none() | st.floats(0.0, 300.0),
+    first_wait_s=st.floats(0.0, 5.0),
+    longest_wait_s=st.floats(0.0, 60.0),
+    has_jitter=st.booleans(),
+)
+
+
+def refusal(code: ErrorCode = ErrorCode.OVERLOADED, retry_after_s: float | None = None) -> ServiceError:
+    return ServiceError(ErrorBody.of(code, "no"), ERROR_TABLE[code].status, retry_after_s)
+
+
+@pytest.mark.parametrize("code", ErrorCode)
+def test_a_refusal_is_retried_just_when_the_table_says_so(code: ErrorCode) -> None:
+    retryable = ERROR_TABLE[code].retryable
+    assert is_retryable(refusal(code)) is retryable
+    assert (STEADY.wait_s(refusal(code), 1, 0.0) is not None) is retryable
+
+
+def test_the_service_has_the_last_word_on_retryability() -> None:
+    body = ErrorBody(code="code_of_a_newer_server", message="later", retryable=True)
+    assert STEADY.wait_s(ServiceError(body, 418), 1, 0.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ProtocolError("not ours"),
+        ItemsFailedError([(0, ErrorBody.of(ErrorCode.OVERLOADED, "no"))]),
+        ModelChangedError("swapped"),
+        CommandError("stop"),
+        RedlineError("anything"),
+    ],
+)
+def test_what_another_try_cannot_mend_is_not_retried(error: RedlineError) -> None:
+    assert not is_retryable(error)
+    assert STEADY.wait_s(error, 1, 0.0) is None
+
+
+def test_no_answer_is_retried() -> None:
+    assert is_retryable(UNREACHABLE)
+    assert STEADY.wait_s(UNREACHABLE, 1, 0.0) == 1.0
+
+
+def test_waits_double_up_to_the_longest() -> None:
+    waits = [STEADY.wait_s(UNREACHABLE, attempt, 0.0) for attempt in range(1, 8)]
+    assert waits == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0, 10.0]
+
+
+def test_the_millionth_wait_is_the_longest() -> None:
+    assert STEADY.wait_s(UNREACHABLE, 1_000_000, 0.0) == 10.0
+
+
+@pytest.mark.parametrize("tries", [1, 2, 5])
+def test_max_attempts_counts_tries_not_waits(tries: int) -> None:
+    policy = RetryPolicy(max_attempts=tries, patience_s=None)
+    waits = [policy.wait_s(UNREACHABLE, attempt, 0.0) for attempt in range(1, tries + 2)]
+    assert [wait is not None for wait in waits] == [True] * (tries - 1) + [False, False]
+
+
+def test_no_retry_gives_up_at_once() -> None:
+    assert NO_RETRY.wait_s(UNREACHABLE, 1, 0.0) is None
+    assert NO_RETRY.wait_s(refusal(retry_after_s=0.0), 1, 0.0) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "waited"),
+    [
+        (5.0, 5.0),  # longer than our own 1 s: honoured
+        (10.0, 10.0),
+        (11.0, 10.0),  # capped
+        (math.inf, 10.0),
+        (0.2, 1.0),  # shorter than our own: ours
+        (0.0, 1.0),
+    ],
+)
+def test_retry_after_is_honoured_and_capped(asked: float, waited: float) -> None:
+    assert STEADY.wait_s(refusal(retry_after_s=asked), 1, 0.0) == waited
+
+
+def test_jitter_never_undercuts_retry_after() -> None:
+    policy = RetryPolicy(first_wait_s=1.0, longest_wait_s=10.0, patience_s=None)
+    assert {policy.wait_s(refusal(retry_after_s=3.0), 1, 0.0) for _ in range(100)} == {3.0}
+
+
+def test_no_try_begins_after_the_patience_has_run_out() -> None:
+    policy = RetryPolicy(
+        max_attempts=None, patience_s=30.0, first_wait_s=4.0, longest_wait_s=60.0, has_jitter=False
+    )
+    assert policy.wait_s(UNREACHABLE, 1, 26.0) == 4.0  # the next try begins at 30 s sharp
+    assert policy.wait_s(UNREACHABLE, 1, 26.001) is None
+    assert policy.wait_s(UNREACHABLE, 2, 26.0) is None  # would be 34 s
+    assert policy.wait_s(refusal(retry_after_s=20.0), 1, 5.0) == 20.0
+    assert policy.wait_s(refusal(retry_after_s=40.0), 1, 5.0) is None  # not cut short to fit
+
+
+def test_jitter_spreads_waits_over_the_upper_half() -> None:
+    random.seed(0)
+    policy = RetryPolicy(max_attempts=None, patience_s=None, first_wait_s=1.0, longest_wait_s=10.0)
+    for attempt, full in [(1, 1.0), (3, 4.0), (9, 10.0)]:
+        waits = [policy.wait_s(UNREACHABLE, attempt, 0.0) for _ in range(1000)]
+        shares = [wait / full for wait in waits if wait is not None]
+        assert len(shares) == 1000
+        assert 0.5 <= min(shares) < 0.52
+        assert 0.98 < max(shares) <= 1.0
+
+
+@quickly
+@given(policies, st.integers(1, 50), st.floats(0.0, 300.0), st.none() | st.floats(0.0, 1e6), st.booleans())
+def test_every_wait_is_within_every_bound(
+    policy: RetryPolicy, attempt: int, elapsed_s: float, asked: float | None, has_answer: bool
+) -> None:
+    wait = policy.wait_s(refusal(retry_after_s=asked) if has_answer else UNREACHABLE, attempt, elapsed_s)
+    if wait is None:
+        return
+    assert 0.0 <= wait <= policy.longest_wait_s
+    assert policy.max_attempts is None or attempt < policy.max_attempts
+    assert policy.patience_s is None or elapsed_s + wait <= policy.patience_s
+    if has_answer and asked is not None:
+        assert wait >= min(asked, policy.longest_wait_s)

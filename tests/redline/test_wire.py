@@ -1,0 +1,245 @@
+"""The contract: strict in what is asked, tolerant of newer answers, and never a number that is none."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from redline.wire import (
+    ERROR_TABLE,
+    ChatMessage,
+    ErrorBody,
+    ErrorCode,
+    ErrorResponse,
+    ItemError,
+    ItemScore,
+    ModelInfo,
+    ModelList,
+    ScoreItem,
+    ScoreOptions,
+    ScoreRequest,
+    ScoreResponse,
+)
+
+ITEM: dict[str, Any] = {"prompt": "2+2?", "response": "4."}
+SCORE: dict[str, Any] = {"id": "a", "score": 0.5, "rewards": [1.0, -0.5], "offsets": [[0, 1], [1, 2]]}
+ERROR: dict[str, Any] = {
+    "id": "b",
+    "error": {"code": "too_long", "message": "900 tokens", "retryable": False},
+}
+ANSWER: dict[str, Any] = {
+    "model": {"name": "default", "digest": "sha256:1", "kind": "seq2seq"},
+    "options": {"mode": "paper", "aggregate": "sum", "calibrated": False},
+    "items": [SCORE, ERROR],
+    "usage": {"scored_tokens": 2, "batch_tokens": 8},
+}
+CALIBRATION = {"temperature": 2.0, "mean": 0.0, "std": 1.0, "expected_calibration_error": 0.05}
+MODEL: dict[str, Any] = {
+    "name": "default",
+    "digest": "sha256:1",
+    "kind": "seq2seq",
+    "base_model": "tiny",
+    "tokenizer_fingerprint": "sha256:2",
+    "limits": {"max_tokens": 512, "max_items": 64},
+    "default_mode": "paper",
+    "default_aggregate": "sum",
+    "modes": ["paper"],
+    "aggregates": ["sum"],
+    "calibration": {"paper/sum": CALIBRATION},
+    "dtype": "float32",
+    "device": "cpu",
+}
+
+
+def put(tree: dict[str, Any], path: tuple[str | int, ...], value: Any) -> str:
+    """``tree`` as JSON with one value replaced or added."""
+    copy: Any = json.loads(json.dumps(tree))
+    at = copy
+    for step in path[:-1]:
+        at = at[step]
+    at[path[-1]] = value
+    return json.dumps(copy)
+
+
+# --- errors ----------------------------------------------------------------------------------------------
+
+
+def test_the_table_has_each_code_once() -> None:
+    assert set(ERROR_TABLE) == set(ErrorCode)
+    assert len({code.value for code in ErrorCode}) == len(ErrorCode)
+
+
+@pytest.mark.parametrize("code", ErrorCode)
+def test_status_and_retryability_agree(code: ErrorCode) -> None:
+    spec = ERROR_TABLE[code]
+    assert 400 <= spec.status < 600
+    assert spec.status != 429  # some RL loops stop at any 4xx
+    assert not (spec.retryable and spec.status < 500)  # what the caller got wrong stays wrong
+    assert spec.retryable or spec.status != 503  # 503 says "later"
+
+
+@pytest.mark.parametrize("code", ErrorCode)
+def test_a_body_says_what_the_table_says(code: ErrorCode) -> None:
+    body = ErrorBody.of(code, "why")
+    assert (body.code, body.message, body.retryable) == (code.value, "why", ERROR_TABLE[code].retryable)
+
+
+def test_an_error_code_of_a_newer_server_is_understood() -> None:
+    raw = {"error": {"code": "too_funny", "message": "ha", "retryable": True, "details": {"level": 3}}}
+    body = ErrorResponse.model_validate_json(json.dumps(raw)).error
+    assert (body.code, body.retryable) == ("too_funny", True)
+
+
+# --- requests --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "value"),
+    [
+        (ScoreItem, {**ITEM, "tempreture": 1}),
+        (ScoreItem, {**ITEM, "prompt": [{"role": "user", "content": "2+2?", "name": "eve"}]}),
+        (ScoreOptions, {"agregate": "sum"}),
+        (ScoreRequest, {"items": [ITEM], "optoins": {}}),
+        (ScoreRequest, {"items": [{**ITEM, "offsets": [[0, 1]]}]}),
+        (ScoreRequest, {"items": [ITEM], "options": {"on_too_lnog": "truncate"}}),
+        (ChatMessage, {"role": "user", "content": "hi", "tool_calls": []}),
+    ],
+)
+def test_a_misspelt_field_of_a_request_is_refused(model: type[BaseModel], value: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        model.model_validate(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"response": "4."}, "exactly one of 'prompt' and 'prompt_ids'"),
+        ({"prompt": "2+2?"}, "exactly one of 'response' and 'response_ids'"),
+        ({**ITEM, "prompt_ids": [1], "tokenizer_fingerprint": "f"}, "exactly one of 'prompt'"),
+        ({**ITEM, "response_ids": [1], "tokenizer_fingerprint": "f"}, "exactly one of 'response'"),
+        ({"prompt_ids": [1], "response_ids": [2]}, "ids need 'tokenizer_fingerprint'"),
+        ({"prompt_ids": [1], "response": "4."}, "ids need 'tokenizer_fingerprint'"),
+        ({"prompt": "2+2?", "response_ids": [2]}, "ids need 'tokenizer_fingerprint'"),
+        ({"prompt_ids": [], "response_ids": []}, "ids need 'tokenizer_fingerprint'"),
+        (
+            {"prompt": "2", "response_ids": [2], "tokenizer_fingerprint": "f", "token_offsets": [[0, 1]]},
+            "'token_offsets' go with 'response'",
+        ),
+    ],
+)
+def test_an_item_has_exactly_one_form(value: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ScoreItem.model_validate(value)
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        ITEM,
+        {**ITEM, "prompt": ""},
+        {**ITEM, "prompt": [{"role": "user", "content": "2+2?"}]},
+        {**ITEM, "token_offsets": [[0, 1], [1, 2], [2, 2]]},
+        {"prompt_ids": [1], "response_ids": [2], "tokenizer_fingerprint": "f"},
+        {"prompt_ids": [1], "response": "4.", "tokenizer_fingerprint": "f", "token_offsets": [[0, 2]]},
+        {"prompt": "2+2?", "response_ids": [2], "tokenizer_fingerprint": "f", "finished": False},
+    ],
+)
+def test_every_form_survives_the_wire(value: dict[str, Any]) -> None:
+    request = ScoreRequest(items=[ScoreItem.model_validate(value)])
+    again = ScoreRequest.model_validate_json(json.dumps(request.model_dump(mode="json", exclude_none=True)))
+    assert again == request
+    payload = again.items[0].payload()
+    assert payload == {"finished": True, **value}  # nothing that was left out is sent
+
+
+def test_options_not_given_leave_the_choice_to_the_bundle() -> None:
+    options = ScoreRequest.model_validate({"items": [ITEM]}).options
+    assert options == ScoreOptions(
+        mode=None, aggregate=None, correction=False, calibrated=False, on_too_long="error"
+    )
+
+
+@pytest.mark.parametrize("value", ["maybe", "Truncate", None])
+def test_on_too_long_knows_two_words(value: str | None) -> None:
+    with pytest.raises(ValidationError):
+        ScoreOptions.model_validate({"on_too_long": value})
+
+
+@pytest.mark.parametrize("offsets", [[[0]], [[0, 1, 2]], [["a", 1]], [[0.5, 1]], [0, 1]])
+def test_offsets_are_pairs_of_whole_numbers(offsets: Any) -> None:
+    with pytest.raises(ValidationError):
+        ScoreItem.model_validate({**ITEM, "token_offsets": offsets})
+
+
+# --- answers ---------------------------------------------------------------------------------------------
+
+
+def test_scores_and_errors_are_told_apart() -> None:
+    scored, failed = ScoreResponse.model_validate_json(json.dumps(ANSWER)).items
+    assert isinstance(scored, ItemScore)
+    assert (scored.id, scored.score, scored.rewards, scored.offsets) == (
+        "a",
+        0.5,
+        [1.0, -0.5],
+        [(0, 1), (1, 2)],
+    )
+    assert isinstance(failed, ItemError)
+    assert (failed.id, failed.error.code, failed.error.retryable) == ("b", "too_long", False)
+
+
+@pytest.mark.parametrize("item", [{}, {"id": "a"}, {**SCORE, "score": None}, {**ERROR, "error": None}])
+def test_an_item_that_is_neither_score_nor_error_is_refused(item: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        ScoreResponse.model_validate_json(put(ANSWER, ("items", 0), item))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("news",),
+        ("model", "news"),
+        ("options", "news"),
+        ("usage", "news"),
+        ("items", 0, "news"),
+        ("items", 1, "news"),
+        ("items", 1, "error", "news"),
+    ],
+)
+def test_a_field_of_a_newer_server_is_tolerated(path: tuple[str | int, ...]) -> None:
+    newer = ScoreResponse.model_validate_json(put(ANSWER, path, ["anything"]))
+    assert newer == ScoreResponse.model_validate(ANSWER)
+
+
+@pytest.mark.parametrize("path", [("news",), ("limits", "news"), ("calibration", "paper/sum", "news")])
+def test_a_newer_model_card_is_tolerated(path: tuple[str | int, ...]) -> None:
+    assert ModelInfo.model_validate_json(put(MODEL, path, 1)) == ModelInfo.model_validate(MODEL)
+    assert (
+        ModelList.model_validate_json(json.dumps({"models": [MODEL], "more": 1})).models[0].name == "default"
+    )
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "null"])
+@pytest.mark.parametrize("path", [("items", 0, "score"), ("items", 0, "rewards", 1)])
+def test_a_number_that_is_none_is_refused(path: tuple[str | int, ...], number: str) -> None:
+    raw = put(ANSWER, path, "HERE").replace('"HERE"', number)
+    with pytest.raises(ValidationError):
+        ScoreResponse.model_validate_json(raw)
+
+
+@pytest.mark.parametrize("field", sorted(CALIBRATION))
+def test_a_calibration_that_is_not_finite_is_refused(field: str) -> None:
+    raw = put(MODEL, ("calibration", "paper/sum", field), "HERE").replace('"HERE"', "NaN")
+    with pytest.raises(ValidationError):
+        ModelInfo.model_validate_json(raw)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_service_cannot_even_build_an_answer_with_nan(value: float) -> None:
+    with pytest.raises(ValidationError):
+        ItemScore(score=value, rewards=[1.0], offsets=[(0, 1)])
+    with pytest.raises(ValidationError):
+        ItemScore(score=1.0, rewards=[value], offsets=[(0, 1)])
