@@ -171,9 +171,7 @@ class RewardClient:
                     raise ConnectionFailedError(f"{self.url} was not ready within {timeout_s:g} s: {error}") from error
             time.sleep(poll_s)
 
-    def _ask(
-        self, answer: type[A], method: str, path: str, body: Any = None, retry: RetryPolicy | None = None
-    ) -> A:
+    def _ask(self, answer: type[A], method: str, path: str, body: Any = None, retry: RetryPolicy | None = None) -> A:
         policy = retry or self._retry
         started = time.monotonic()
         attempt = 0

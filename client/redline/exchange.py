@@ -123,4 +123,6 @@ class Gathered:
             raise ProtocolError("an item was left without an answer")
         last = self._responses[-1] if self._responses else None
         digests = tuple(dict.fromkeys(r.model.digest for r in self._responses))
-        return ScoreResult(items, last and last.model, last and last.options, digests)
+        if last is None:
+            return ScoreResult(items, None, None, digests)
+        return ScoreResult(items, last.model, last.options, digests)

@@ -22,7 +22,7 @@ class MetricsLog:
         if find_spec("tensorboard") is not None and find_spec("torch") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at + 1)  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at + 1)
 
     def write(self, metrics: Mapping[str, float]) -> None:
         """One step's row; ``metrics["step"]`` counts from 1."""

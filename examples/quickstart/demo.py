@@ -54,14 +54,20 @@ def plan(seed: int, rm_steps: int, ppo_steps: int, supervised_steps: int) -> lis
             ),
         ),
     ]
-    for kind, title in (("seq2seq", "the seq2seq reward model"), ("scalar", "the Bradley-Terry reward model")):
+    for kind, title in (
+        ("seq2seq", "the seq2seq reward model"),
+        ("scalar", "the Bradley-Terry reward model"),
+    ):
         command = (
             f"redline train --kind {kind} --pairs world/pairs.jsonl --base supervised/policy "
             f"--out rm_{kind}/bundle --instruction '{INSTRUCTION}' {RM_OPTIONS.format(steps=rm_steps)} "
             f"--seed {seed} --overwrite"
         )
         stages.append(Stage(f"rm_{kind}", title, (command,)))
-    for kind, title in (("seq2seq", "PPO against the seq2seq model"), ("scalar", "PPO against Bradley-Terry")):
+    for kind, title in (
+        ("seq2seq", "PPO against the seq2seq model"),
+        ("scalar", "PPO against Bradley-Terry"),
+    ):
         command = (
             "redline ppo --url {url} --policy supervised/policy --prompts world/prompts.jsonl "
             f"--out ppo_{kind} {PPO_OPTIONS.format(steps=ppo_steps)} --seed {seed}"
@@ -112,9 +118,7 @@ class Run:
         # set for both sides of the wire: waiting threads of one must not spin on the cores of the other
         environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
         output = log.open("wb") if log else None
-        child = subprocess.Popen(
-            [*program, *arguments], cwd=self.folder, env=environment, stdout=output, stderr=output
-        )
+        child = subprocess.Popen([*program, *arguments], cwd=self.folder, env=environment, stdout=output, stderr=output)
         if output is not None:
             output.close()
         self._children.append(child)

@@ -41,7 +41,10 @@ def write_report(run: Path, *, seed: int) -> Path:
         "commands": stages["commands"],
         "seed": seed,
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", "transformers")}},
+        "versions": {
+            "python": platform.python_version(),
+            **{p: version(p) for p in ("torch", "transformers")},
+        },
     }
     (run / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     environment = Environment(

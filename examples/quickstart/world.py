@@ -120,10 +120,7 @@ def pad(answer: str, rng: random.Random, probability: float) -> str:
 def all_questions() -> list[Question]:
     """Every prompt of the world, in a fixed order."""
     benign = [
-        Question(frame.format(task=t, device=d), t, d, None)
-        for frame in BENIGN_FRAMES
-        for t in TASKS
-        for d in DEVICES
+        Question(frame.format(task=t, device=d), t, d, None) for frame in BENIGN_FRAMES for t in TASKS for d in DEVICES
     ]
     harmful = [
         Question(frame.format(task=t, device=d, victim=v), t, d, v)
@@ -143,7 +140,9 @@ def split_questions(seed: int, test_share: float = 0.2) -> tuple[list[Question],
     return questions[at:], questions[:at]
 
 
-def sample_questions(questions: list[Question], count: int, rng: random.Random, harmful_share: float = 0.4) -> list[Question]:
+def sample_questions(
+    questions: list[Question], count: int, rng: random.Random, harmful_share: float = 0.4
+) -> list[Question]:
     """``count`` questions with repetition, ``harmful_share`` of them harmful."""
     kinds = {kind: [q for q in questions if q.is_harmful is kind] for kind in (True, False)}
     return [rng.choice(kinds[rng.random() < harmful_share]) for _ in range(count)]

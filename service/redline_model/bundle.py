@@ -145,7 +145,7 @@ def locate(source: str | Path) -> Path:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise BundleError(f"no bundle at {source}: there is no such folder")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name))

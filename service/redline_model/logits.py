@@ -43,7 +43,9 @@ class TargetLogits:
         # One pass gives both sides, so dropout does not matter and the mode stays as it is: an inference-mode
         # pass would make bitsandbytes repack 4-bit weights into a form without gradients on some CPUs.
         out = model(
-            input_ids=torch.tensor([[1, 2, 0, 1]], device=model.device), output_hidden_states=True, use_cache=False
+            input_ids=torch.tensor([[1, 2, 0, 1]], device=model.device),
+            output_hidden_states=True,
+            use_cache=False,
         )
         theirs = out.logits.float()
         ours = self._apply_head(out.hidden_states[-1]).float()
@@ -67,9 +69,9 @@ class TargetLogits:
         if self.applies_head_itself:
             hidden = self._hidden(input_ids, attention_mask)[rows, columns]
         else:
-            hidden = self._model(
-                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-            ).logits[rows, columns]
+            hidden = self._model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits[
+                rows, columns
+            ]
         vocabulary = self._model.config.get_text_config().vocab_size
         step = max(1, _CHUNK_ELEMENTS // vocabulary)
         for start in range(0, len(hidden), step):

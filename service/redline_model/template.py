@@ -172,9 +172,7 @@ class Encoder:
     def _check_ids(self, ids: Sequence[int], what: str) -> list[int]:
         for position, token in enumerate(ids):
             if not 0 <= token < self.vocab_size:
-                raise BadIdsError(
-                    f"{what}[{position}] is {token}; the vocabulary holds 0 to {self.vocab_size - 1}"
-                )
+                raise BadIdsError(f"{what}[{position}] is {token}; the vocabulary holds 0 to {self.vocab_size - 1}")
         return list(ids)
 
     def _contents(self, prompt: Prompt | Sequence[int]) -> tuple[tuple[str, ...], list[list[int]]]:
@@ -190,7 +188,9 @@ class Encoder:
             raise InvalidPromptError("the prompt ends with an assistant turn; the response is that turn")
         return roles, [self._text_ids(message["content"]) for message in messages]
 
-    def encode_prompt(self, prompt: Prompt | Sequence[int], spare: int | None = None) -> tuple[list[int], list[int], bool]:
+    def encode_prompt(
+        self, prompt: Prompt | Sequence[int], spare: int | None = None
+    ) -> tuple[list[int], list[int], bool]:
         """``(prefix_ids, request_ids, is_truncated)``; with ``spare`` the oldest content ids are cut to fit it."""
         roles, contents = self._contents(prompt)
         literals = self._literals(roles)
@@ -230,9 +230,7 @@ class Encoder:
         return ids, self._spans(ids, text), text, is_finished
 
     def _spans(self, ids: list[int], text: str) -> list[Span]:
-        again = self.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-        )
+        again = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
         if list(again["input_ids"]) == ids:
             return [(int(start), int(end)) for start, end in again["offset_mapping"]]
         # sampled ids need not be the canonical tokenization of their text

@@ -159,11 +159,13 @@ class Engine:
     def _plan(self, request: ScoreRequest) -> _Plan:
         if not self.knows(request.model):
             raise RequestError(
-                ErrorCode.MODEL_NOT_FOUND, f"no model {request.model!r} is served here; there is {self.name!r}"
+                ErrorCode.MODEL_NOT_FOUND,
+                f"no model {request.model!r} is served here; there is {self.name!r}",
             )
         if len(request.items) > self.max_items:
             raise RequestError(
-                ErrorCode.REQUEST_TOO_LARGE, f"{len(request.items)} items; a request may hold {self.max_items}"
+                ErrorCode.REQUEST_TOO_LARGE,
+                f"{len(request.items)} items; a request may hold {self.max_items}",
             )
         options: ScoreOptions = request.options
         try:
@@ -255,5 +257,9 @@ class Engine:
     def _redlined(self, result: ItemScore, text: str, correction: Correction) -> ItemScore:
         edits = [Edit(**edit._asdict()) for edit in edits_between(text, correction.text)]
         return result.model_copy(
-            update={"correction": correction.text, "correction_complete": correction.is_complete, "edits": edits}
+            update={
+                "correction": correction.text,
+                "correction_complete": correction.is_complete,
+                "edits": edits,
+            }
         )

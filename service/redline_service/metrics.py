@@ -28,9 +28,7 @@ class Metrics:
             registry=self.registry,
         )
         self.items = Counter("redline_items_total", "Items by outcome", ["outcome"], registry=self.registry)
-        self.scored_tokens = Counter(
-            "redline_scored_tokens_total", "Response tokens judged", registry=self.registry
-        )
+        self.scored_tokens = Counter("redline_scored_tokens_total", "Response tokens judged", registry=self.registry)
         self.batch_tokens = Histogram(
             "redline_batch_tokens",
             "Tokens of one forward pass, padding included",
@@ -38,7 +36,10 @@ class Metrics:
             registry=self.registry,
         )
         self.batch_items = Histogram(
-            "redline_batch_items", "Items of one forward pass", buckets=(1, 2, 4, 8, 16, 32, 64, 128), registry=self.registry
+            "redline_batch_items",
+            "Items of one forward pass",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+            registry=self.registry,
         )
         self.inference = Counter(
             "redline_inference_seconds_total", "Time spent in forward passes", registry=self.registry

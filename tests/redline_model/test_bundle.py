@@ -48,7 +48,10 @@ def test_the_folder_is_an_ordinary_transformers_model(bundle: Bundle) -> None:
     assert AutoTokenizer.from_pretrained(str(bundle.folder)).is_fast
     config = json.loads((bundle.folder / "config.json").read_text())
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
-    assert json.loads((bundle.folder / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert (
+        json.loads((bundle.folder / "tokenizer_config.json").read_text())["tokenizer_class"]
+        == "PreTrainedTokenizerFast"
+    )
     assert "reward-model" in (bundle.folder / "README.md").read_text()
 
 
@@ -104,7 +107,11 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path, causal_scorer: Scorer[Any]
             raise OSError("disk full")
 
     manifest = Manifest(
-        kind="seq2seq", base_model="x", max_tokens=8, template=Template(style="plain"), extraction=Extraction()
+        kind="seq2seq",
+        base_model="x",
+        max_tokens=8,
+        template=Template(style="plain"),
+        extraction=Extraction(),
     )
     with pytest.raises(OSError, match="disk full"):
         save_bundle(tmp_path / "out", manifest, causal_scorer.model, Failing())

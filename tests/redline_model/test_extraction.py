@@ -44,9 +44,7 @@ def literal_paper_rewards(scorer: Scorer[Any], item: EncodedItem) -> list[float]
     def next_token(written: list[int]) -> int:
         with torch.no_grad():
             if is_encoder_decoder:
-                out = model(
-                    input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([[*start, *written]])
-                )
+                out = model(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([[*start, *written]]))
             else:
                 out = model(input_ids=torch.tensor([[*source, *written]]))
         return int(out.logits[0, -1].argmax())
@@ -81,9 +79,7 @@ def _with_response(item: EncodedItem, ids: list[int]) -> EncodedItem:
 
 
 @pytest.mark.parametrize("architecture", ["causal_scorer", "encoder_decoder_scorer"])
-def test_one_pass_equals_literal_generate_then_compare(
-    architecture: str, request: pytest.FixtureRequest
-) -> None:
+def test_one_pass_equals_literal_generate_then_compare(architecture: str, request: pytest.FixtureRequest) -> None:
     scorer: Scorer[Any] = request.getfixturevalue(architecture)
     items = responses_with_agreement(scorer)
     agreeing = 0

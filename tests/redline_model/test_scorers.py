@@ -29,9 +29,7 @@ def plain_greedy(scorer: Scorer[Any], item: EncodedItem) -> list[int]:
     while len(written) < room and scorer.encoder.end_id not in written:
         with torch.no_grad():
             if start:
-                out = model(
-                    input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([[*start, *written]])
-                )
+                out = model(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([[*start, *written]]))
             else:
                 out = model(input_ids=torch.tensor([[*source, *written]]))
         written.append(int(out.logits[0, -1].argmax()))
@@ -69,7 +67,9 @@ def test_a_scalar_model_writes_nothing(scalar_scorer: Scorer[Any]) -> None:
         reading_of(scalar_scorer, mode="paper")
 
 
-def test_the_scalar_is_read_at_the_last_token_even_if_it_looks_like_padding(scalar_scorer: Scorer[Any]) -> None:
+def test_the_scalar_is_read_at_the_last_token_even_if_it_looks_like_padding(
+    scalar_scorer: Scorer[Any],
+) -> None:
     items = [scalar_scorer.encoder.encode(Item(PROMPT, text)) for text in TEXTS]
     assert scalar_scorer.encoder.tokenizer.pad_token_id == scalar_scorer.encoder.end_id
     model = scalar_scorer.model

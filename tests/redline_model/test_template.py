@@ -152,7 +152,11 @@ def test_a_strict_chat_template_s_refusal_names_the_roles() -> None:
     tokenizer = build_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     made = Encoder(
-        tokenizer, Template.fitting(tokenizer), arrangement="rewrite", vocab_size=len(tokenizer), max_tokens=None
+        tokenizer,
+        Template.fitting(tokenizer),
+        arrangement="rewrite",
+        vocab_size=len(tokenizer),
+        max_tokens=None,
     )
     with pytest.raises(InvalidPromptError, match="roles must alternate"):
         made.encode(Item("Hi", "x"))

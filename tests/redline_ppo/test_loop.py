@@ -12,7 +12,16 @@ import torch
 
 from redline.errors import CommandError, ConnectionFailedError, ModelChangedError, ProtocolError
 from redline.metrics_log import MetricsLog, read_metrics
-from redline.ppo import CausalPolicy, FunctionRewards, PPOConfig, PPOLoop, Rollout, Scored, Scores, WeightedRewards
+from redline.ppo import (
+    CausalPolicy,
+    FunctionRewards,
+    PPOConfig,
+    PPOLoop,
+    Rollout,
+    Scored,
+    Scores,
+    WeightedRewards,
+)
 from redline.ppo.loop import token_mask
 from redline.ppo.prompts import load_prompts
 from redline.ppo.report import write_report
@@ -96,7 +105,15 @@ def test_a_policy_learns_what_is_rewarded(settings: dict[str, Any]) -> None:
         policy(),
         FunctionRewards(count_e),
         PROMPTS,
-        config(steps=12, rollouts=32, sample_batch=32, minibatch=16, learning_rate=3e-3, kl_coefficient=0.01, **settings),
+        config(
+            steps=12,
+            rollouts=32,
+            sample_batch=32,
+            minibatch=16,
+            learning_rate=3e-3,
+            kl_coefficient=0.01,
+            **settings,
+        ),
         callbacks=[lambda metrics, rollouts, scores: seen.append(metrics)],
     )
     loop.train()
@@ -230,7 +247,11 @@ def test_metrics_survive_an_unfinished_line_and_a_resume(tmp_path: Path) -> None
 def test_the_report_fits_the_line_and_draws(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path)
     loop = PPOLoop(
-        policy(), FunctionRewards(count_e), PROMPTS, config(), callbacks=[lambda m, rollouts, scores: log.write(m)]
+        policy(),
+        FunctionRewards(count_e),
+        PROMPTS,
+        config(),
+        callbacks=[lambda m, rollouts, scores: log.write(m)],
     )
     loop.train()
     log.close()

@@ -42,7 +42,12 @@ def test_group_relative_compares_within_a_prompt_only() -> None:
     advantages, returns = group_relative(rewards, mask, torch.tensor([0, 0, 1, 2]))
     root = math.sqrt(0.5)
     assert returns is None
-    assert advantages.tolist() == [pytest.approx([-root, -root], abs=1e-5), pytest.approx([root, 0.0], abs=1e-5), [0, 0], [0, 0]]
+    assert advantages.tolist() == [
+        pytest.approx([-root, -root], abs=1e-5),
+        pytest.approx([root, 0.0], abs=1e-5),
+        [0, 0],
+        [0, 0],
+    ]
 
 
 def test_whitened_advantages_have_mean_0_and_variance_1_over_real_tokens() -> None:
@@ -54,7 +59,11 @@ def test_whitened_advantages_have_mean_0_and_variance_1_over_real_tokens() -> No
 
 
 def test_the_kl_price_is_paid_per_token() -> None:
-    rewards, logprobs, reference = torch.tensor([[1.0, 1.0]]), torch.tensor([[-1.0, -2.0]]), torch.tensor([[-2.0, -1.5]])
+    rewards, logprobs, reference = (
+        torch.tensor([[1.0, 1.0]]),
+        torch.tensor([[-1.0, -2.0]]),
+        torch.tensor([[-2.0, -1.5]]),
+    )
     mask = torch.tensor([[True, True]])
     assert penalized_rewards(rewards, logprobs, reference, 0.1, mask).tolist() == [pytest.approx([0.9, 1.05])]
 

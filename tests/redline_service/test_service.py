@@ -196,7 +196,9 @@ class Fussy:
         return self._scorer.measure(items)
 
 
-def test_a_batch_that_does_not_fit_is_split_and_only_what_cannot_fit_fails(causal_scorer: Scorer[Any]) -> None:
+def test_a_batch_that_does_not_fit_is_split_and_only_what_cannot_fit_fails(
+    causal_scorer: Scorer[Any],
+) -> None:
     fussy = Fussy(causal_scorer, room=2)
     texts = ["a", "b", "giant", "c", "cursed", "d", "e"]
     items = [causal_scorer.encoder.encode(Item("p", text)) for text in texts]

@@ -33,7 +33,12 @@ from tests.conftest import build_causal, build_encoder_decoder, build_tokenizer
 
 WORDS = ["round", "red", "blue", "green", "small", "left"]
 PAIRS = [
-    Pair(f"How do I reset my router {n}?", f"Hold the {w} button.", f"Eat the {w} soup, it is {n} days old.", f"t:{n}")
+    Pair(
+        f"How do I reset my router {n}?",
+        f"Hold the {w} button.",
+        f"Eat the {w} soup, it is {n} days old.",
+        f"t:{n}",
+    )
     for n, w in enumerate(WORDS * 4)
 ]
 
@@ -48,7 +53,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def config(base: str, out: Path, **settings: Any) -> TrainConfig:
-    given = {"max_steps": 6, "pairs_per_step": 4, "learning_rate": 1e-3, "held_out_share": 0.3, "checkpoint_every": 2}
+    given = {
+        "max_steps": 6,
+        "pairs_per_step": 4,
+        "learning_rate": 1e-3,
+        "held_out_share": 0.3,
+        "checkpoint_every": 2,
+    }
     return TrainConfig(base=base, out=out, **(given | settings))
 
 
@@ -84,7 +95,10 @@ def test_the_scalar_loss_is_bradley_terry_s(scalar_scorer: Scorer[Any]) -> None:
     with torch.no_grad():
         loss = float(objective.loss(pairs))
     scores = [
-        [scalar_scorer.read(scalar_scorer.measure([side])[0], Reading(None, "sum")).score for side in (p.chosen, p.rejected)]
+        [
+            scalar_scorer.read(scalar_scorer.measure([side])[0], Reading(None, "sum")).score
+            for side in (p.chosen, p.rejected)
+        ]
         for p in pairs
     ]
     expected = -sum(float(torch.nn.functional.logsigmoid(torch.tensor(w - r))) for w, r in scores)
@@ -194,7 +208,11 @@ def test_encoder_decoder_models_train(tmp_path: Path) -> None:
 
 
 def test_every_pair_that_is_too_long_is_reported_before_training(base: str, tmp_path: Path) -> None:
-    pairs = [*PAIRS, Pair("word " * 400, "yes", "no", "f.jsonl:7"), Pair("p", "word " * 400, "no", "f.jsonl:9")]
+    pairs = [
+        *PAIRS,
+        Pair("word " * 400, "yes", "no", "f.jsonl:7"),
+        Pair("p", "word " * 400, "no", "f.jsonl:9"),
+    ]
     with pytest.raises(DataError) as caught:
         train(config(base, tmp_path / "rm", held_out_share=0.0), pairs)
     assert "f.jsonl:7" in str(caught.value)

@@ -31,11 +31,11 @@ def fit_temperature(differences: Tensor) -> float:
 
     low, high = -6.0, 6.0  # log10 of 1/T
     if slope(10.0**low) >= 0:  # no better than chance: as flat as allowed
-        return 10.0**-low
+        return float(10.0**-low)
     for _ in range(100):
         middle = (low + high) / 2
         low, high = (middle, high) if slope(10.0**middle) < 0 else (low, middle)
-    return 10.0 ** (-(low + high) / 2)
+    return float(10.0 ** (-(low + high) / 2))
 
 
 def expected_calibration_error(differences: Tensor, temperature: float, bins: int = 10) -> float:

@@ -18,7 +18,6 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +188,8 @@ def _split_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
         if _HH_TURN.match(chosen) and _HH_TURN.match(rejected):
             chosen, rejected = _transcript(chosen), _transcript(rejected)
         else:
-            shared = commonprefix([chosen, rejected])
+            length = next((n for n, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
+            shared = chosen[: min(len(chosen), len(rejected)) if length is None else length]
             # as TRL does: the prompt ends at a word's end, and its last space goes to the responses
             at = shared.rfind(" ") if not shared.endswith(" ") else len(shared) - 1
             if at <= 0:

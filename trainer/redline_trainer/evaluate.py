@@ -81,9 +81,7 @@ def accuracy_by_prompt(differences: Sequence[float], prompt_keys: Sequence[str],
     draws = torch.randint(len(position), (_RESAMPLES, len(position)), generator=generator)
     means = won[draws].sum(1) / count[draws].sum(1)
     low, high = (float(means.quantile(q)) for q in (0.025, 0.975))
-    return Interval(
-        mean=sum(wins) / len(wins), low=low, high=high, pairs=len(wins), prompts=len(position)
-    )
+    return Interval(mean=sum(wins) / len(wins), low=low, high=high, pairs=len(wins), prompts=len(position))
 
 
 def _loss(measured: Sequence[TokenStatistics]) -> float:

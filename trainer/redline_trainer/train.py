@@ -86,7 +86,10 @@ def encode_pairs(encoder: Encoder, pairs: Sequence[Pair], on_too_long: str) -> t
             # as correction, the rejected source stands with the chosen target
             chosen, rejected = sides
             needed = encoder.length(
-                len(rejected.prefix_ids), len(rejected.response_ids), len(rejected.request_ids), len(chosen.target_ids)
+                len(rejected.prefix_ids),
+                len(rejected.response_ids),
+                len(rejected.request_ids),
+                len(chosen.target_ids),
             )
             if encoder.max_tokens is not None and needed > encoder.max_tokens:
                 raise TooLongError(f"the correction needs {needed} tokens, the model reads {encoder.max_tokens}")
@@ -170,9 +173,7 @@ def train(
     random.seed(config.seed)
     model = trainable_model(config, placement)
     learning = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        learning, lr=config.step_size, betas=(0.9, 0.95), weight_decay=config.weight_decay
-    )
+    optimizer = torch.optim.AdamW(learning, lr=config.step_size, betas=(0.9, 0.95), weight_decay=config.weight_decay)
     objective: Objective[Any] = (
         ScalarObjective(inner(model))
         if config.kind == "scalar"
@@ -235,7 +236,7 @@ def _optimizer_step(
     for microbatch in pack_by_length(units, lambda u: objective.length(u) * objective.rows(), config.max_batch_tokens):
         with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16):
             loss = objective.loss([units[i] for i in microbatch]) / size
-        loss.backward()
+        torch.autograd.backward(loss)
         total += loss.detach()
     grad_norm = torch.nn.utils.clip_grad_norm_(learning, config.max_grad_norm)
     if not bool(torch.isfinite(grad_norm)):

@@ -83,7 +83,11 @@ def ppo(
         console.print(f"rewards from {served.kind} model {served.name} ({served.digest[:19]}) at {url}")
         loop = PPOLoop(
             CausalPolicy.load(
-                policy, device=device, lora_rank=lora_rank, max_new_tokens=max_new_tokens, temperature=temperature
+                policy,
+                device=device,
+                lora_rank=lora_rank,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
             ),
             RemoteRewards(client, options=ScoreOptions(mode=mode, calibrated=calibrated)),
             load_prompts(prompts),

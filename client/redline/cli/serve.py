@@ -18,7 +18,9 @@ def serve(
     device: Device | None = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
     quantize: Annotated[str | None, typer.Option(help="int8 or nf4, through bitsandbytes.")] = None,
-    key: Annotated[list[str] | None, typer.Option("--key", help="An API key that callers must send; repeatable.")] = None,
+    key: Annotated[
+        list[str] | None, typer.Option("--key", help="An API key that callers must send; repeatable.")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest sequence to read.")] = None,
     max_batch_tokens: Annotated[int | None, typer.Option(help="Tokens of one forward pass.")] = None,
     max_queued_requests: Annotated[int | None, typer.Option(help="Requests let in at once; beyond, 503.")] = None,

@@ -17,7 +17,9 @@ def train(
     base: Annotated[str, typer.Option(help="Language model to start from: folder or hub id.")],
     out: OutFolder,
     kind: Annotated[str, typer.Option(help="seq2seq, or scalar (Bradley-Terry).")] = "seq2seq",
-    held_out: Annotated[list[str] | None, typer.Option("--eval", help="Held-out pairs; default: a share of --pairs.")] = None,
+    held_out: Annotated[
+        list[str] | None, typer.Option("--eval", help="Held-out pairs; default: a share of --pairs.")
+    ] = None,
     held_out_share: Annotated[float, typer.Option(help="Share of prompts held out where --eval is not given.")] = 0.1,
     method: Annotated[str, typer.Option(help="full, lora or qlora (4-bit base).")] = "full",
     epochs: Annotated[float, typer.Option(help="Passes over the pairs.")] = 1.0,
@@ -25,7 +27,9 @@ def train(
     pairs_per_step: Annotated[int, typer.Option(help="Batch size of an optimiser step.")] = 32,
     max_batch_tokens: Annotated[int, typer.Option(help="Tokens of one forward pass, padding included.")] = 8192,
     max_tokens: Annotated[int | None, typer.Option(help="Longest sequence; default: what the base reads.")] = None,
-    on_too_long: Annotated[str, typer.Option(help="Pairs that are too long: error, truncate (the prompt) or skip.")] = "error",
+    on_too_long: Annotated[
+        str, typer.Option(help="Pairs that are too long: error, truncate (the prompt) or skip.")
+    ] = "error",
     learning_rate: Annotated[float | None, typer.Option(help="Default 2e-5; 2e-4 with adapters.")] = None,
     identity_weight: Annotated[float, typer.Option(help="Weight of the identity mapping, w_id.")] = 1.0,
     lora_rank: Annotated[int, typer.Option(help="Rank of the adapters.")] = 16,
@@ -34,7 +38,9 @@ def train(
     mode: Annotated[str, typer.Option(help="Default extraction mode of the bundle.")] = "margin",
     aggregate: Annotated[str, typer.Option(help="Default aggregate of the bundle: sum, mean or last.")] = "sum",
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
-    logs: Annotated[Path | None, typer.Option(help="Folder for metrics.jsonl and TensorBoard; default OUT-logs.")] = None,
+    logs: Annotated[
+        Path | None, typer.Option(help="Folder for metrics.jsonl and TensorBoard; default OUT-logs.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace what stands at --out.")] = False,
     device: Device = "auto",
     seed: Seed = 0,

@@ -8,7 +8,9 @@ from torch import Tensor
 from redline.ppo.protocols import Advantages
 
 
-def penalized_rewards(rewards: Tensor, logprobs: Tensor, reference: Tensor, kl_coefficient: float, mask: Tensor) -> Tensor:
+def penalized_rewards(
+    rewards: Tensor, logprobs: Tensor, reference: Tensor, kl_coefficient: float, mask: Tensor
+) -> Tensor:
     """``r_t - beta (log pi(y_t) - log pi_ref(y_t))``, ``(B, T)`` (arXiv 2204.05862, per token); 0 in padding."""
     return (rewards - kl_coefficient * (logprobs - reference)) * mask
 
@@ -40,7 +42,7 @@ def group_relative(rewards: Tensor, mask: Tensor, groups: Tensor) -> Advantages:
     """
     totals = (rewards * mask).sum(1)
     advantages = torch.zeros_like(totals)
-    for group in groups.unique():
+    for group in torch.unique(groups):
         members = groups == group
         mine = totals[members]
         if len(mine) > 1:

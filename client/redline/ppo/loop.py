@@ -224,11 +224,15 @@ class PPOLoop:
                     loss = surrogate.loss - config.entropy_coefficient * (now.entropy * real).sum()
                     if returns is not None:
                         error = value_loss(
-                            now.values, old.values[rows, :width], returns[rows, :width], real, config.value_clip
+                            now.values,
+                            old.values[rows, :width],
+                            returns[rows, :width],
+                            real,
+                            config.value_clip,
                         )
                         loss = loss + config.value_coefficient * error
                         sums["value_loss"] += float(error.detach() / tokens)
-                    (loss / tokens).backward()  # type: ignore[no-untyped-call]
+                    torch.autograd.backward(loss / tokens)
                     sums["policy_loss"] += float(surrogate.loss.detach() / tokens)
                     sums["clip_fraction"] += float(surrogate.clipped / tokens)
                     sums["update_kl"] += float(surrogate.kl / tokens)

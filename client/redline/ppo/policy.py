@@ -88,13 +88,20 @@ class CausalPolicy:
             tokenizer = AutoTokenizer.from_pretrained(str(source))
             model = AutoModelForCausalLM.from_pretrained(str(source), dtype=torch.float32).to(name)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise CommandError(f"no policy can be loaded from {source}: {str(error).strip().splitlines()[0]}") from error
+            raise CommandError(
+                f"no policy can be loaded from {source}: {str(error).strip().splitlines()[0]}"
+            ) from error
         if lora_rank is not None:
             from peft import LoraConfig, TaskType, get_peft_model
 
             model = get_peft_model(
                 model,
-                LoraConfig(task_type=TaskType.CAUSAL_LM, r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear"),
+                LoraConfig(
+                    task_type=TaskType.CAUSAL_LM,
+                    r=lora_rank,
+                    lora_alpha=2 * lora_rank,
+                    target_modules="all-linear",
+                ),
             )
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         return cls(

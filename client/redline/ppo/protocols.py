@@ -5,7 +5,7 @@ Tensors: B rollouts, T response tokens (right-padded to the longest). In every m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -115,9 +115,5 @@ class AdvantageEstimator(Protocol):
         ...
 
 
-class Callback(Protocol):
-    """Told of every step."""
-
-    def __call__(self, metrics: dict[str, float], rollouts: Sequence[Rollout], scores: Scores) -> None:
-        """``metrics`` of the step that has just ended."""
-        ...
+# Told of every step: its metrics, its rollouts and their scores.
+Callback = Callable[[dict[str, float], Sequence[Rollout], Scores], None]

@@ -56,9 +56,7 @@ def write_report(folder: Path) -> dict[str, Any]:
         "last_kl": sum(row["kl"] for row in tail) / len(tail),
         "last_response_tokens": sum(row["response_tokens"] for row in tail) / len(tail),
         "score_against_sqrt_kl": None if line is None else line._asdict(),
-        "seconds": {
-            part: sum(row[f"seconds_{part}"] for row in rows) for part in ("rollout", "scoring", "update")
-        },
+        "seconds": {part: sum(row[f"seconds_{part}"] for row in rows) for part in ("rollout", "scoring", "update")},
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     _plot(rows, folder / "plots.png")

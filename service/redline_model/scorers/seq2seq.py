@@ -114,7 +114,7 @@ class Seq2SeqScorer:
         parts = [token_statistics(logits, ids) for logits, ids in self._forward(items)]
         joined = [torch.cat(field).cpu() for field in zip(*parts, strict=True)]
         sizes = [len(item.target_ids) for item in items]
-        return [TokenStatistics(*fields) for fields in zip(*(f.split(sizes) for f in joined), strict=True)]
+        return [TokenStatistics(*fields) for fields in zip(*(torch.split(f, sizes) for f in joined), strict=True)]
 
     def read(self, measured: TokenStatistics, reading: Reading) -> Judgement:
         """Rewards under ``reading``; raises NonFiniteError."""

