@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
 
@@ -49,4 +50,6 @@ def serve(settings: ServiceSettings) -> None:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         info = f"{bundle.scorer.kind} model {settings.bundle} ({bundle.digest[:19]})"
         print(f"serving {info} on http://{host}:{port}", file=sys.stderr, flush=True)
+        # uvicorn drains at SIGTERM and then raises it again; a drained service has ended well, with status 0
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         server.run(sockets=[listener])

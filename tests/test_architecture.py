@@ -1,0 +1,162 @@
+"""The picture in docs/architecture.md, held against the code: imports, weight, size, and what an installation holds."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = {
+    "redline": ROOT / "client/redline",
+    "redline_model": ROOT / "service/redline_model",
+    "redline_service": ROOT / "service/redline_service",
+    "redline_trainer": ROOT / "trainer/redline_trainer",
+}
+# package -> the modules of other packages of ours that it may import
+ALLOWED = {
+    "redline": (),
+    "redline_model": ("redline.token_spans",),
+    "redline_service": ("redline.wire", "redline.alignment", "redline_model"),
+    "redline_trainer": ("redline_model",),
+}
+# third parties that may be imported when a module of the package is imported
+THIRD_PARTY = {
+    "redline": {"httpx", "pydantic"},
+    "redline_model": {"torch", "pydantic", "jinja2"},
+    "redline_service": {
+        "torch",
+        "fastapi",
+        "starlette",
+        "uvicorn",
+        "pydantic",
+        "pydantic_settings",
+        "prometheus_client",
+    },
+    "redline_trainer": {"torch", "pydantic"},
+}
+EXTRA_THIRD_PARTY = {"cli": {"typer", "rich"}, "ppo": {"torch"}}
+
+
+def modules() -> list[tuple[str, Path]]:
+    return [(package, path) for package, folder in SOURCES.items() for path in sorted(folder.rglob("*.py"))]
+
+
+def imports(tree: ast.AST) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names.add(node.module or "")
+    return names
+
+
+def within(name: str, modules: tuple[str, ...]) -> bool:
+    """Whether ``name`` is one of ``modules`` or lies inside one."""
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def at_import(tree: ast.Module) -> set[str]:
+    """What importing the module itself imports: not what its functions do, nor what only type checkers read."""
+    kept = []
+    for node in tree.body:
+        is_for_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        if not is_for_types and not isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)):
+            kept.append(node)
+    return imports(ast.Module(kept, []))
+
+
+@pytest.mark.parametrize(("package", "path"), modules(), ids=lambda v: str(v).removeprefix(str(ROOT)))
+def test_packages_import_only_what_the_picture_allows(package: str, path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    is_composition_root = path.is_relative_to(SOURCES["redline"] / "cli")
+    # the command line puts the packages together, inside its functions
+    names = at_import(tree) if is_composition_root else imports(tree)
+    for name in names:
+        top = name.split(".")[0]
+        if top in SOURCES and top != package:
+            assert within(name, ALLOWED[package]), f"{path} imports {name}"
+    extra = EXTRA_THIRD_PARTY.get(path.relative_to(SOURCES[package]).parts[0], set())
+    ours = set(SOURCES) | set(sys.stdlib_module_names)
+    foreign = {name.split(".")[0] for name in at_import(tree)} - ours
+    assert foreign <= THIRD_PARTY[package] | extra, f"{path} imports {foreign}"
+
+
+def test_only_the_command_line_and_ppo_are_exempt_in_the_client() -> None:
+    for path in SOURCES["redline"].rglob("*.py"):
+        if not path.is_relative_to(SOURCES["redline"] / "ppo") and not path.is_relative_to(SOURCES["redline"] / "cli"):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            assert not any(within(name, ("redline.ppo", "redline.cli")) for name in imports(tree)), path
+
+
+def test_importing_redline_loads_no_torch_and_is_quick_about_it() -> None:
+    code = "import sys, redline; print([m for m in ('torch', 'transformers', 'numpy', 'typer') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("command", ["score", "models", "health", "train", "serve", "ppo"])
+def test_help_of_any_command_needs_no_torch(command: str) -> None:
+    code = (
+        "import sys\nfrom redline.cli.app import app\n"
+        f"try:\n    app(['{command}', '--help'])\nexcept SystemExit:\n    pass\nassert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(("package", "path"), modules(), ids=lambda v: str(v).removeprefix(str(ROOT)))
+def test_modules_stay_small_and_say_what_they_are(package: str, path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 350
+    assert ast.get_docstring(ast.parse(text)), f"{path} has no docstring"
+
+
+def public_definitions(tree: ast.AST) -> list[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Public functions and classes of a module and the public methods of its classes; nothing inside functions."""
+    found: list[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef] = []
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and not node.name.startswith("_"):
+            found.append(node)
+            if isinstance(node, ast.ClassDef):
+                found += public_definitions(node)
+    return found
+
+
+@pytest.mark.parametrize(("package", "path"), modules(), ids=lambda v: str(v).removeprefix(str(ROOT)))
+def test_public_things_are_documented(package: str, path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert [node.name for node in public_definitions(tree) if ast.get_docstring(node) is None] == []
+
+
+def test_the_wheel_holds_the_four_packages_and_installs(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    wheel = next(tmp_path.glob("*.whl"))
+    tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {t for t in tops if not t.endswith(".dist-info")} == set(SOURCES)
+    target = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)]
+    subprocess.run([*install, str(wheel)], check=True)
+    code = "import redline, redline_model, redline_service.app, redline_trainer.train; print(redline.__file__)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": str(target)}, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.startswith(str(target))
+
+
+def test_every_extra_that_code_or_docs_name_exists() -> None:
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    named: set[str] = set()
+    for path in [*(p for _, p in modules()), *ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
+        for found in re.findall(r"redline-rm\[([\w,]+)\]", path.read_text(encoding="utf-8")):
+            named |= set(found.split(","))
+        named |= set(re.findall(r'need\(\s*"(\w+)"', path.read_text(encoding="utf-8")))
+    assert named
+    assert named <= extras

@@ -1,0 +1,325 @@
+"""The product's main job in real processes, pairs to bundle to service to PPO, and what goes wrong on the way."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from redline import NO_RETRY, ConnectionFailedError, RetryPolicy, RewardClient, ScoreOptions, ServiceError
+from redline_model.bundle import Bundle
+from redline_model.extraction import Reading
+from redline_model.template import Item
+from tests.conftest import build_causal, build_tokenizer
+
+pytestmark = pytest.mark.loop
+REDLINE = str(Path(sys.executable).with_name("redline"))
+ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
+WORDS = ["round", "red", "blue", "green", "small", "left"]
+
+
+def run(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [REDLINE, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == status, done.stderr + done.stdout
+    return done
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+class Service:
+    """A ``redline serve`` of its own."""
+
+    def __init__(self, bundle: Path, port: int, *options: str) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.process = subprocess.Popen(
+            [REDLINE, "serve", str(bundle), "--port", str(port), *options],
+            env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def ready(self) -> Service:
+        with RewardClient(self.url, retry=NO_RETRY) as client:
+            client.wait_until_ready(90)
+        return self
+
+    def stop(self) -> int:
+        self.process.terminate()
+        try:
+            return self.process.wait(30)
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+            assert self.process.stderr is not None
+            self.process.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model, pairs and prompts, and a bundle trained on them by the command."""
+    folder = tmp_path_factory.mktemp("home")
+    tokenizer = build_tokenizer()
+    model = build_causal(len(tokenizer))
+    for parameter in model.parameters():
+        parameter.data *= 0.3
+    model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    pairs = [
+        {
+            "prompt": f"How do I reset my router {n}?",
+            "chosen": f"Hold the {word} button.",
+            "rejected": f"Eat the {word} soup, it is {n} days old.",
+        }
+        for n, word in enumerate(WORDS * 5)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    command = (
+        f"train --pairs {folder}/pairs.jsonl --base {folder}/base --out {folder}/rm --max-steps 30 "
+        "--pairs-per-step 8 --learning-rate 3e-3 --held-out-share 0.2"
+    )
+    printed = run(*command.split()).stdout
+    assert "held out: margin/sum ranks" in printed
+    assert f"wrote {folder}/rm" in printed
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(home: Path) -> Iterator[Service]:
+    served = Service(home / "rm", free_port()).ready()
+    yield served
+    assert served.stop() == 0
+
+
+def test_the_logs_hold_every_step(home: Path) -> None:
+    rows = [json.loads(line) for line in (home / "rm-logs/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 31))
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_the_served_score_is_the_bundle_s(home: Path, service: Service) -> None:
+    scorer = Bundle.load(home / "rm").scorer
+    item = scorer.encoder.encode(Item("How do I reset my router 3?", "Eat the red button."))
+    expected = scorer.read(scorer.measure([item])[0], Reading("margin", "sum"))
+    with RewardClient(service.url) as client:
+        result = client.score_one("How do I reset my router 3?", "Eat the red button.")
+    assert result.rewards == pytest.approx(expected.rewards, abs=1e-4)
+    assert result.score == pytest.approx(expected.score, abs=1e-3)
+
+
+def test_calibrated_scores_are_log_odds(home: Path, service: Service) -> None:
+    fit = json.loads((home / "rm/redline.json").read_text())["calibration"]["margin/sum"]
+    with RewardClient(service.url) as client:
+        raw = client.score_one("p", "Hold it.")
+        scaled = client.score_one("p", "Hold it.", options=ScoreOptions(calibrated=True))
+    assert scaled.score == pytest.approx((raw.score - fit["mean"]) / fit["temperature"], rel=1e-4)
+
+
+def test_the_score_command_reads_and_writes_jsonl(home: Path, service: Service, tmp_path: Path) -> None:
+    items, out = tmp_path / "items.jsonl", tmp_path / "scores.jsonl"
+    rows = [{"id": str(n), "prompt": "How?", "response": f"Hold the {word} button."} for n, word in enumerate(WORDS)]
+    items.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    printed = run("score", str(items), "--url", service.url, "--out", str(out)).stdout
+    assert f"wrote {out}: 6 rows" in printed
+    scores = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [score["id"] for score in scores] == [row["id"] for row in rows]
+    pairs = run("score", "--pairs", str(home / "pairs.jsonl"), "--limit", "5", "--url", service.url)
+    assert len(pairs.stdout.splitlines()) == 5
+    assert "of 5 pairs" in pairs.stderr
+
+
+def test_one_bad_row_is_told_and_the_others_are_scored(service: Service, tmp_path: Path) -> None:
+    items, out = tmp_path / "items.jsonl", tmp_path / "scores.jsonl"
+    items.write_text('{"prompt": "p", "response": "fine"}\n{"prompt": "' + "word " * 600 + '", "response": "x"}\n')
+    failed = run("score", str(items), "--url", service.url, "--out", str(out), status=1)
+    assert failed.stderr.strip().splitlines()[-1].startswith("redline: 1 of 2 not scored: ")
+    assert f"{items}:2" in failed.stderr
+    assert "score" in json.loads(out.read_text().splitlines()[0])
+
+
+def test_failures_are_one_line_and_status_1(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "p", "chosen": "a"}\nnot json\n')
+    (tmp_path / "pairs.csv").write_text("a,b\n")
+    base = str(home / "base")
+    cases = {
+        ("serve", str(tmp_path / "nowhere")): "no bundle at",
+        ("serve", str(home / "base")): "redline.json is missing",
+        ("serve", str(home / "rm"), "--quantize", "int3"): "quantize",
+        (
+            "train",
+            "--pairs",
+            str(tmp_path / "pairs.csv"),
+            "--base",
+            base,
+            "--out",
+            str(tmp_path / "o"),
+        ): "unknown data format",
+        (
+            "train",
+            "--pairs",
+            str(tmp_path / "none.jsonl"),
+            "--base",
+            base,
+            "--out",
+            str(tmp_path / "o"),
+        ): "no such file",
+        ("train", "--pairs", str(tmp_path / "bad.jsonl"), "--base", base, "--out", str(tmp_path / "o")): "2 bad rows",
+        ("score", "--prompt", "p", "--response", "r", "--url", "ftp://x"): "not an http(s) address",
+        ("health", "--url", f"http://127.0.0.1:{free_port()}"): "was not ready",
+    }
+    for arguments, expected in cases.items():
+        failed = run(*arguments, status=1)
+        assert expected in failed.stderr, (arguments, failed.stderr)
+        assert failed.stderr.startswith("redline: ")
+        assert "Traceback" not in failed.stderr
+
+
+def test_a_taken_port_fails_before_the_model_is_loaded(home: Path, service: Service) -> None:
+    failed = run("serve", str(home / "rm"), "--port", service.url.rsplit(":", 1)[1], status=1)
+    assert "Address already in use" in failed.stderr
+
+
+def ppo_command(home: Path, url: str, out: Path, steps: int) -> list[str]:
+    return (
+        f"ppo --url {url} --policy {home}/base --prompts {home}/pairs.jsonl --out {out} --steps {steps} --rollouts 16 "
+        f"--minibatch 8 --sample-batch 8 --max-new-tokens 12 --learning-rate 1e-4 --checkpoint-every 1"
+    ).split()
+
+
+def test_ppo_runs_over_http_and_a_killed_run_resumes(home: Path, service: Service, tmp_path: Path) -> None:
+    out = tmp_path / "ppo"
+    process = subprocess.Popen([REDLINE, *ppo_command(home, service.url, out, 200)], env=ENVIRONMENT)
+    deadline = time.monotonic() + 120
+    while not (out / "checkpoint/state.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    done = len((out / "metrics.jsonl").read_text().splitlines())
+    printed = run(*ppo_command(home, service.url, out, done + 2))
+    assert "resuming at step" in printed.stderr
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, done + 3))
+    for name in ("policy/model.safetensors", "summary.json", "plots.png", "samples.jsonl", "tensorboard"):
+        assert (out / name).exists()
+    from transformers import AutoModelForCausalLM
+
+    assert AutoModelForCausalLM.from_pretrained(str(out / "policy")).config.model_type == "llama"
+
+
+def test_ppo_waits_for_a_service_that_goes_away_and_notices_another_model(home: Path, tmp_path: Path) -> None:
+    command = f"train --pairs {home}/pairs.jsonl --base {home}/base --out {tmp_path}/rm2 --max-steps 2 --seed 5"
+    run(*command.split())
+    port = free_port()
+    first = Service(home / "rm", port).ready()
+    out = tmp_path / "ppo"
+    log = (tmp_path / "ppo.log").open("w")
+    process = subprocess.Popen([REDLINE, *ppo_command(home, first.url, out, 12)], env=ENVIRONMENT, stderr=log)
+    deadline = time.monotonic() + 120
+    while not (out / "metrics.jsonl").exists() or len((out / "metrics.jsonl").read_text().splitlines()) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    first.stop()
+    time.sleep(2.0)
+    second = Service(tmp_path / "rm2", port)
+    try:
+        assert process.wait(200) == 0
+    finally:
+        second.stop()
+        log.close()
+    said = (tmp_path / "ppo.log").read_text()
+    assert "waiting" in said and "for the reward service" in said
+    assert "the reward model changed" in said
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 13)), "a step was lost or repeated"
+    assert sum(row["model_changed"] for row in rows) == 1
+
+
+def test_sigterm_answers_what_is_under_way(home: Path) -> None:
+    served = Service(home / "rm", free_port()).ready()
+    answers: list[Any] = []
+    items = [{"prompt": f"p{n}", "response": "Hold the round button. " * 8} for n in range(200)]
+
+    def ask() -> None:
+        with RewardClient(served.url, retry=NO_RETRY, items_per_request=200) as client:
+            answers.append(client.score(items).scored())
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    time.sleep(0.3)
+    served.process.send_signal(signal.SIGTERM)
+    asking.join(60)
+    assert len(answers) == 1
+    assert len(answers[0]) == 200
+    assert served.stop() == 0
+    with RewardClient(served.url, retry=NO_RETRY) as client, pytest.raises(ConnectionFailedError):
+        client.models()
+
+
+def test_a_caller_that_hangs_up_is_dropped_by_the_real_server(home: Path) -> None:
+    served = Service(home / "rm", free_port(), "--max-batch-tokens", "200").ready()
+    try:
+        port = int(served.url.rsplit(":", 1)[1])
+        items = [{"prompt": f"p{n}", "response": "Hold the round button. " * 20} for n in range(900)]
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        connection.request("POST", "/v1/score", json.dumps({"items": items}), {"Content-Type": "application/json"})
+        time.sleep(0.7)
+        connection.close()
+        deadline = time.monotonic() + 10
+        while 'status="499"' not in (metrics := _metrics(served.url)):
+            assert time.monotonic() < deadline, metrics
+            time.sleep(0.1)
+        assert "redline_queued_items 0.0" in _metrics(served.url)
+    finally:
+        served.stop()
+
+
+def _metrics(url: str) -> str:
+    import httpx
+
+    return httpx.get(f"{url}/metrics").text
+
+
+def test_keys_are_wanted_by_the_server_and_sent_by_the_client(home: Path) -> None:
+    served = Service(home / "rm", free_port(), "--key", "secret-1").ready()
+    try:
+        with RewardClient(served.url, key="secret-1") as client:
+            assert client.score_one("p", "r").rewards
+        with (
+            RewardClient(served.url, retry=RetryPolicy(max_attempts=3)) as client,
+            pytest.raises(ServiceError) as refused,
+        ):
+            client.models()
+        assert refused.value.status == 401
+    finally:
+        served.process.terminate()
+        _, said = served.process.communicate(timeout=30)
+        assert "secret-1" not in said
+
+
+def test_it_listens_on_this_machine_only_unless_told_otherwise(service: Service) -> None:
+    import re
+
+    port = int(service.url.rsplit(":", 1)[1])
+    table = Path("/proc/net/tcp")
+    if not table.exists():
+        pytest.skip("no /proc/net/tcp here")
+    listening = re.findall(rf"^\s*\d+: ([0-9A-F]{{8}}):{port:04X} [0-9A-F:]+ 0A", table.read_text(), re.MULTILINE)
+    assert listening == ["0100007F"]
