@@ -252,6 +252,25 @@ def test_ppo_waits_for_a_service_that_goes_away_and_notices_another_model(home: 
     assert sum(row["model_changed"] for row in rows) == 1
 
 
+def test_the_documents_python_runs(home: Path, service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    root = Path(__file__).resolve().parents[1]
+
+    def block(page: str) -> str:
+        return (root / page).read_text().split("```python\n")[1].split("```")[0]
+
+    exec(block("README.md").replace("http://127.0.0.1:8000", service.url), {})
+    assert capsys.readouterr().out.splitlines()[1].startswith("0 ")
+    library: dict[str, Any] = {}
+    small = (
+        block("docs/ppo.md")
+        .replace("steps=10", "steps=1, rollouts=4")
+        .replace("max_new_tokens=64", "max_new_tokens=12")
+    )
+    exec(small, library)
+    library["train"](service.url, home / "base", ["How do I reset my router?"])
+    assert capsys.readouterr().out.startswith("1.0 ")
+
+
 def test_sigterm_answers_what_is_under_way(home: Path) -> None:
     served = Service(home / "rm", free_port()).ready()
     answers: list[Any] = []

@@ -43,6 +43,7 @@ def ppo(
     lora_rank: Annotated[int | None, typer.Option(help="Learn a low-rank adapter instead of all weights.")] = None,
     mode: Annotated[str | None, typer.Option(help="Extraction mode; default: the bundle's.")] = None,
     calibrated: Annotated[bool, typer.Option(help="Rewards in log-odds of preference.")] = False,
+    truncate: Annotated[bool, typer.Option(help="Cut prompts that the reward model finds too long.")] = False,
     patience_s: Annotated[float, typer.Option(help="How long an absent service is waited for.")] = 600.0,
     on_model_change: Annotated[str, typer.Option(help="warn or stop when the reward model is swapped.")] = "warn",
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 10,
@@ -89,7 +90,10 @@ def ppo(
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
             ),
-            RemoteRewards(client, options=ScoreOptions(mode=mode, calibrated=calibrated)),
+            RemoteRewards(
+                client,
+                options=ScoreOptions(mode=mode, calibrated=calibrated, on_too_long="truncate" if truncate else "error"),
+            ),
             load_prompts(prompts),
             config,
         )

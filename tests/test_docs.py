@@ -1,0 +1,66 @@
+"""What is written is true: commands and options exist, tables equal the code, links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+import typer
+
+from redline.cli.app import app
+from redline.wire import ERROR_TABLE
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/*.md")])
+COMMANDS = typer.main.get_command(app)
+
+
+def code_blocks(page: Path) -> list[str]:
+    return re.findall(r"^```\w*\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def redline_lines() -> list[tuple[str, str]]:
+    found = []
+    for page in PAGES:
+        for block in code_blocks(page):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.strip().removeprefix("$ ").startswith("redline "):
+                    found.append((page.name, line.strip().removeprefix("$ ")))
+    return found
+
+
+@pytest.mark.parametrize(("page", "line"), redline_lines())
+def test_commands_that_are_written_down_exist(page: str, line: str) -> None:
+    words = [w for w in shlex.split(line.replace("[", "").replace("]", ""), comments=True) if w != "&"]
+    assert isinstance(COMMANDS, click.Group) or hasattr(COMMANDS, "commands")
+    command = COMMANDS.commands[words[1]]  # type: ignore[attr-defined]
+    options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    given = {word.split("=")[0] for word in words[2:] if word.startswith("--")}
+    assert given <= options
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+        assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_error_table_is_the_code_s() -> None:
+    text = (ROOT / "docs/wire.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| (yes|no) \|$", text, re.MULTILINE)
+    assert rows == [(c.value, str(s.status), "yes" if s.retryable else "no") for c, s in ERROR_TABLE.items()]
+
+
+def test_the_gate_and_the_readme_name_real_targets() -> None:
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set()
+    for page in [*PAGES, ROOT / ".ci/run"]:
+        named |= set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", page.read_text(), re.MULTILINE))
+    assert {"demo", "test"} <= named <= targets
+    assert "make test" in (ROOT / ".ci/run").read_text()
+    readme = code_blocks(ROOT / "README.md")
+    assert [b.strip() for b in readme if b.startswith("make ")] == ["make demo", "make test"]
