@@ -266,6 +266,9 @@ def test_prompts_are_read_from_pairs_and_bad_rows_are_listed(tmp_path: Path) -> 
     messages = [{"role": "user", "content": "hi"}]
     path.write_text("\n".join(json.dumps(row) for row in [{"prompt": "a", "chosen": "b"}, {"prompt": messages}]))
     assert load_prompts(path) == ["a", messages]
-    path.write_text('{"prompt": 3}\n{"prompt": "fine"}\nnot json\n')
-    with pytest.raises(CommandError, match=r"p\.jsonl:1: .*p\.jsonl:3: not JSON"):
+    path.write_text('{"prompt": 3}\n{"prompt": "fine"}\n{}\n')
+    with pytest.raises(CommandError, match=r"p\.jsonl:1: .*p\.jsonl:3: "):
+        load_prompts(path)
+    path.write_text('{"prompt": "fine"}\nnot json\n[]\n')
+    with pytest.raises(CommandError, match=r"p\.jsonl:2: not JSON.*p\.jsonl:3: a row must be an object"):
         load_prompts(path)

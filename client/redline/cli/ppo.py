@@ -55,7 +55,6 @@ def ppo(
     prepare_torch()
     from redline.metrics_log import MetricsLog
     from redline.ppo import CausalPolicy, PPOConfig, PPOLoop, RemoteRewards
-    from redline.ppo.checkpoint import load_checkpoint
     from redline.ppo.prompts import load_prompts
     from redline.ppo.report import write_report
 
@@ -98,8 +97,8 @@ def ppo(
             config,
         )
         checkpoint = out / "checkpoint" / "state.pt"
-        if checkpoint.exists():
-            load_checkpoint(checkpoint, loop)
+        loop.resume(checkpoint)
+        if loop.steps_done:
             console.print(f"resuming at step {loop.steps_done}")
         out.mkdir(parents=True, exist_ok=True)
         log = MetricsLog(out, resumed_at=loop.steps_done)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from redline.cli.terminal import progress_bar
 from redline.client import RewardClient
 from redline.errors import CommandError
 from redline.exchange import DEFAULT_URL, as_items
+from redline.jsonl import Row, read_rows
 from redline.wire import ItemError, ItemResult, ScoreItem, ScoreOptions
 
 _BLOCK = 256
@@ -55,38 +55,9 @@ def score(
                 raise CommandError("--prompt and --response go together")
             _score_one(client, prompt, response, options, out)
         elif pairs is not None:
-            _score_pairs(client, _rows(pairs, limit), options, out)
+            _score_pairs(client, read_rows(pairs, limit), options, out)
         elif file is not None:
-            _score_rows(client, _rows(file, limit), options, out)
-
-
-def _rows(path: Path, limit: int | None) -> list[tuple[str, dict[str, Any]]]:
-    opener = gzip.open if path.name.endswith(".gz") else open
-    rows: list[tuple[str, dict[str, Any]]] = []
-    problems: list[str] = []
-    try:
-        with opener(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if limit is not None and len(rows) >= limit:
-                    break
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    problems.append(f"{path}:{number}: not JSON: {error}")
-                    continue
-                if isinstance(row, dict):
-                    rows.append((f"{path}:{number}", row))
-                else:
-                    problems.append(f"{path}:{number}: a row must be an object")
-    except (OSError, UnicodeDecodeError, EOFError) as error:
-        raise CommandError(f"{path}: cannot be read: {error}") from error
-    if problems:
-        raise CommandError("; ".join(problems[:10]))
-    if not rows:
-        raise CommandError(f"{path}: holds no rows")
-    return rows
+            _score_rows(client, read_rows(file, limit), options, out)
 
 
 def _field(where: str, row: dict[str, Any], name: str) -> Any:
@@ -127,9 +98,7 @@ def _emit(rows: list[str], out: Path | None) -> None:
         print(f"wrote {out}: {len(rows)} rows")
 
 
-def _score_rows(
-    client: RewardClient, rows: list[tuple[str, dict[str, Any]]], options: ScoreOptions, out: Path | None
-) -> None:
+def _score_rows(client: RewardClient, rows: list[Row], options: ScoreOptions, out: Path | None) -> None:
     known = set(ScoreItem.model_fields)
     items = [
         _item(where, {k: v for k, v in row.items() if k in known} | {"response": _text(where, row, "response")})
@@ -140,9 +109,7 @@ def _score_rows(
     _fail_if_any([(where, r) for (where, _), r in zip(rows, results, strict=True)])
 
 
-def _score_pairs(
-    client: RewardClient, rows: list[tuple[str, dict[str, Any]]], options: ScoreOptions, out: Path | None
-) -> None:
+def _score_pairs(client: RewardClient, rows: list[Row], options: ScoreOptions, out: Path | None) -> None:
     sides = [
         (where, _item(where, {"prompt": _field(where, row, "prompt"), "response": _text(where, row, side)}))
         for where, row in rows

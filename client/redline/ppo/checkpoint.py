@@ -3,44 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
 from redline.errors import CommandError
 
-if TYPE_CHECKING:
-    from redline.ppo.loop import PPOLoop
 
-
-def save_checkpoint(path: Path, loop: PPOLoop) -> None:
-    """Write the loop's state and torch's generators, atomically."""
-    state = {
-        **loop.state(),
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` and torch's generators, atomically."""
+    whole = {
+        **state,
         "torch_rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    torch.save(state, temporary)
+    torch.save(whole, temporary)
     temporary.replace(path)
 
 
-def load_checkpoint(path: Path, loop: PPOLoop) -> None:
-    """Put a saved run back.
+def read_checkpoint(path: Path, identity: dict[str, object]) -> dict[str, Any]:
+    """The state at ``path``; torch's generators are put back on the way.
 
     Raises:
-        CommandError: it cannot be read, or is of other settings.
+        CommandError: it cannot be read, or its ``identity`` is another.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=False)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # torch.load raises pickle's, zipfile's and its own types
         raise CommandError(f"{path} cannot be read; remove it to start over: {error}") from error
-    if state["identity"] != loop.config.identity():
-        mine, theirs = loop.config.identity(), state["identity"]
-        names = ", ".join(k for k in mine if mine[k] != theirs.get(k))
+    theirs = state["identity"]
+    if theirs != identity:
+        names = ", ".join(sorted(k for k in {*identity, *theirs} if identity.get(k) != theirs.get(k)))
         raise CommandError(f"{path} is of a run with other settings ({names}); choose another --out or remove it")
-    loop.load_state(state)
     torch.set_rng_state(state["torch_rng"])
     if state["cuda_rng"]:
         torch.cuda.set_rng_state_all(state["cuda_rng"])
+    return state

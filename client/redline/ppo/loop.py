@@ -15,7 +15,7 @@ from torch import Tensor
 
 from redline.errors import ModelChangedError, ProtocolError
 from redline.ppo.advantages import GAE, GroupRelative, penalized_rewards, whiten
-from redline.ppo.checkpoint import load_checkpoint, save_checkpoint
+from redline.ppo.checkpoint import read_checkpoint, save_checkpoint
 from redline.ppo.config import PPOConfig
 from redline.ppo.losses import adapted_kl_coefficient, explained_variance, policy_loss, value_loss
 from redline.ppo.protocols import (
@@ -72,13 +72,18 @@ class PPOLoop:
         Raises:
             RedlineError: the reward source gave up, or the checkpoint is of another run.
         """
-        if checkpoint is not None and checkpoint.exists():
-            load_checkpoint(checkpoint, self)
+        if checkpoint is not None:
+            self.resume(checkpoint)
         while self.steps_done < self.config.steps:
             self.step()
             is_last = self.steps_done == self.config.steps
             if checkpoint is not None and (is_last or self.steps_done % checkpoint_every == 0):
-                save_checkpoint(checkpoint, self)
+                save_checkpoint(checkpoint, self.state())
+
+    def resume(self, checkpoint: Path) -> None:
+        """Go on where ``checkpoint`` says, if it exists. Raises CommandError where it is of another run."""
+        if checkpoint.exists():
+            self.load_state(read_checkpoint(checkpoint, self.config.identity()))
 
     def step(self) -> dict[str, float]:
         """One round of sampling, scoring and learning; returns its metrics."""
