@@ -22,6 +22,7 @@ from redline.exchange import (
     chunks,
     connection_error,
     headers_for,
+    is_too_much_at_once,
     parse,
     score_body,
 )
@@ -125,22 +126,31 @@ class RewardClient:
 
     def _score_part(self, gathered: Gathered, part: Sequence[int], model: str, options: ScoreOptions) -> None:
         waiting = list(part)
+        policy = self._retry.for_items()
         started = time.monotonic()
         attempt = 0
         while waiting:
             attempt += 1
             body = score_body(model, [gathered.items[i] for i in waiting], options)
-            response = self._ask(ScoreResponse, "POST", SCORE_PATH, body)
+            try:
+                response = self._ask(ScoreResponse, "POST", SCORE_PATH, body, is_divisible=len(waiting) > 1)
+            except ServiceError as error:
+                if not is_too_much_at_once(error, len(waiting)):
+                    raise
+                middle = len(waiting) // 2
+                self._score_part(gathered, waiting[:middle], model, options)
+                self._score_part(gathered, waiting[middle:], model, options)
+                return
             failed = gathered.add(waiting, response)
             if not failed:
                 return
             body_error = response.items[waiting.index(failed[0])]
             assert not isinstance(body_error, ItemScore)
-            error = ServiceError(body_error.error, 200)
-            wait = self._retry.wait_s(error, attempt, time.monotonic() - started)
+            failure = ServiceError(body_error.error, 200)
+            wait = policy.wait_s(failure, attempt, time.monotonic() - started)
             if wait is None:
                 return  # the items keep their errors
-            self._on_wait(error, wait)
+            self._on_wait(failure, wait)
             time.sleep(wait)
             waiting = failed
 
@@ -171,7 +181,16 @@ class RewardClient:
                     raise ConnectionFailedError(f"{self.url} was not ready within {timeout_s:g} s: {error}") from error
             time.sleep(poll_s)
 
-    def _ask(self, answer: type[A], method: str, path: str, body: Any = None, retry: RetryPolicy | None = None) -> A:
+    def _ask(
+        self,
+        answer: type[A],
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        retry: RetryPolicy | None = None,
+        is_divisible: bool = False,
+    ) -> A:
         policy = retry or self._retry
         started = time.monotonic()
         attempt = 0
@@ -185,6 +204,8 @@ class RewardClient:
                 failure.__cause__ = error
             except RedlineError as error:
                 failure = error
+            if is_divisible and is_too_much_at_once(failure):
+                raise failure
             wait = policy.wait_s(failure, attempt, time.monotonic() - started)
             if wait is None:
                 raise failure

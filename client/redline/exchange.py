@@ -12,6 +12,7 @@ from redline.errors import ConnectionFailedError, ProtocolError, RedlineError, S
 from redline.results import ScoreResult
 from redline.wire import (
     REQUEST_ID_HEADER,
+    ErrorCode,
     ErrorResponse,
     ItemError,
     ItemResult,
@@ -91,6 +92,11 @@ def _retry_after(response: httpx.Response) -> float | None:
         return None if value is None else max(0.0, float(value))
     except ValueError:
         return None  # the HTTP-date form; our own waits do
+
+
+def is_too_much_at_once(error: RedlineError, items: int = 2) -> bool:
+    """Whether the service ran out of time on a request that could have been smaller: halves are sent instead."""
+    return items > 1 and isinstance(error, ServiceError) and error.code == ErrorCode.TIMED_OUT
 
 
 def chunks(count: int, size: int) -> list[range]:

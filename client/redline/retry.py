@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from redline.errors import ConnectionFailedError, RedlineError, ServiceError
 
+_ITEM_ATTEMPTS = 5
 OnWait = Callable[[RedlineError, float], None]
 
 
@@ -25,6 +26,10 @@ class RetryPolicy:
     first_wait_s: float = 0.25
     longest_wait_s: float = 20.0
     has_jitter: bool = True
+
+    def for_items(self) -> RetryPolicy:
+        """The same for single items that the service could not score: it is there, so a few tries are enough."""
+        return replace(self, max_attempts=min(self.max_attempts or _ITEM_ATTEMPTS, _ITEM_ATTEMPTS))
 
     def wait_s(self, error: RedlineError, attempt: int, elapsed_s: float) -> float | None:
         """Seconds to wait after try number ``attempt`` (from 1) failed with ``error``; None to give up."""

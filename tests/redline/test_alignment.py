@@ -151,9 +151,7 @@ def test_token_over_a_border_is_shared_by_characters() -> None:
 
 def test_white_space_that_neither_side_covers_moves_nothing() -> None:
     # "one two": neither side has the space
-    assert align_rewards([1.0, 2.0], [(0, 3), (4, 7)], [(0, 3), (4, 5), (5, 7)]) == pytest.approx(
-        [1.0, 2 / 3, 4 / 3]
-    )
+    assert align_rewards([1.0, 2.0], [(0, 3), (4, 7)], [(0, 3), (4, 5), (5, 7)]) == pytest.approx([1.0, 2 / 3, 4 / 3])
 
 
 def test_white_space_token_that_the_target_leaves_out_goes_to_the_token_before() -> None:
@@ -350,9 +348,7 @@ def test_no_tokens_are_no_spans() -> None:
 
 @quickly
 @given(st.binary(min_size=1, max_size=24), st.lists(st.integers(0, 24), max_size=24))
-def test_bytes_that_are_no_text_still_give_offsets_that_a_service_accepts(
-    data: bytes, cuts: list[int]
-) -> None:
+def test_bytes_that_are_no_text_still_give_offsets_that_a_service_accepts(data: bytes, cuts: list[int]) -> None:
     vocabulary = ByteVocabulary(cut_bytes(data, [cut for cut in cuts if cut <= len(data)]))
     text, spans = token_spans(vocabulary.decode, vocabulary.ids)
     assert check_offsets(spans, text) is None
@@ -368,6 +364,4 @@ def test_rewards_of_a_service_reach_sampled_tokens_whole(data: st.DataObject, ca
     rewards = data.draw(st.lists(rewards_like, min_size=len(service), max_size=len(service)))
     aligned = align_rewards(rewards, service, spans)
     assert aligned[-1] == rewards[-1]
-    assert math.isclose(
-        math.fsum(aligned), math.fsum(rewards), rel_tol=0.0, abs_tol=1e-13 * sum(map(abs, rewards))
-    )
+    assert math.isclose(math.fsum(aligned), math.fsum(rewards), rel_tol=0.0, abs_tol=1e-13 * sum(map(abs, rewards)))

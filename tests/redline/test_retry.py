@@ -24,9 +24,7 @@ from redline.retry import is_retryable
 from redline.wire import ERROR_TABLE, ErrorBody, ErrorCode
 
 UNREACHABLE = ConnectionFailedError("nobody there")
-STEADY = RetryPolicy(
-    max_attempts=None, patience_s=None, first_wait_s=1.0, longest_wait_s=10.0, has_jitter=False
-)
+STEADY = RetryPolicy(max_attempts=None, patience_s=None, first_wait_s=1.0, longest_wait_s=10.0, has_jitter=False)
 
 quickly = settings(deadline=None, database=None, max_examples=100)
 policies = st.builds(
@@ -117,9 +115,7 @@ def test_jitter_never_undercuts_retry_after() -> None:
 
 
 def test_no_try_begins_after_the_patience_has_run_out() -> None:
-    policy = RetryPolicy(
-        max_attempts=None, patience_s=30.0, first_wait_s=4.0, longest_wait_s=60.0, has_jitter=False
-    )
+    policy = RetryPolicy(max_attempts=None, patience_s=30.0, first_wait_s=4.0, longest_wait_s=60.0, has_jitter=False)
     assert policy.wait_s(UNREACHABLE, 1, 26.0) == 4.0  # the next try begins at 30 s sharp
     assert policy.wait_s(UNREACHABLE, 1, 26.001) is None
     assert policy.wait_s(UNREACHABLE, 2, 26.0) is None  # would be 34 s

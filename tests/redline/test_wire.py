@@ -158,9 +158,7 @@ def test_every_form_survives_the_wire(value: dict[str, Any]) -> None:
 
 def test_options_not_given_leave_the_choice_to_the_bundle() -> None:
     options = ScoreRequest.model_validate({"items": [ITEM]}).options
-    assert options == ScoreOptions(
-        mode=None, aggregate=None, correction=False, calibrated=False, on_too_long="error"
-    )
+    assert options == ScoreOptions(mode=None, aggregate=None, correction=False, calibrated=False, on_too_long="error")
 
 
 @pytest.mark.parametrize("value", ["maybe", "Truncate", None])
@@ -217,9 +215,7 @@ def test_a_field_of_a_newer_server_is_tolerated(path: tuple[str | int, ...]) -> 
 @pytest.mark.parametrize("path", [("news",), ("limits", "news"), ("calibration", "paper/sum", "news")])
 def test_a_newer_model_card_is_tolerated(path: tuple[str | int, ...]) -> None:
     assert ModelInfo.model_validate_json(put(MODEL, path, 1)) == ModelInfo.model_validate(MODEL)
-    assert (
-        ModelList.model_validate_json(json.dumps({"models": [MODEL], "more": 1})).models[0].name == "default"
-    )
+    assert ModelList.model_validate_json(json.dumps({"models": [MODEL], "more": 1})).models[0].name == "default"
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "null"])
