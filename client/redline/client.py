@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
 from pydantic import BaseModel
 
+from redline.background import DaemonPool
 from redline.errors import ConnectionFailedError, RedlineError, ServiceError
 from redline.exchange import (
     CONCURRENCY,
@@ -119,7 +119,7 @@ class RewardClient:
             for part in parts:
                 self._score_part(gathered, part, model, chosen)
         else:
-            with ThreadPoolExecutor(min(self._concurrency, len(parts))) as pool:
+            with DaemonPool(min(self._concurrency, len(parts))) as pool:
                 for future in [pool.submit(self._score_part, gathered, part, model, chosen) for part in parts]:
                     future.result()
         return gathered.result()

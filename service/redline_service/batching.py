@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,6 +17,8 @@ from redline_model.batches import pack_by_length
 from redline_model.template import EncodedItem
 from redline_service.errors import RequestError
 from redline_service.worker import Worker
+
+logger = logging.getLogger("redline.service")
 
 
 @dataclass(eq=False)
@@ -133,8 +136,16 @@ class Batcher:
         return taken
 
     async def _score_round(self) -> None:
-        loop = asyncio.get_running_loop()
         jobs = self._take()
+        try:
+            await self._score(jobs)
+        except Exception as error:  # a fault of ours must cost this round only, never the feeding task
+            logger.error("a round failed", exc_info=error)
+            for job in jobs:
+                self._finish(job, Outcome(error, None, 0.0, 0.0))
+
+    async def _score(self, jobs: Sequence[Job]) -> None:
+        loop = asyncio.get_running_loop()
         for batch in pack_by_length(jobs, lambda job: job.length, self._max_batch_tokens):
             chosen = [job for job in (jobs[i] for i in batch) if not job.done.done()]
             if not chosen:

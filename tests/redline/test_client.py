@@ -588,7 +588,7 @@ def test_without_a_key_no_authorization_is_sent(connect: Connect) -> None:
 )
 def test_a_malformed_item_is_named_before_anything_is_sent(connect: Connect, item: Any, reason: str) -> None:
     service = Service()
-    with pytest.raises(ProtocolError, match="^item 2: ") as caught:
+    with pytest.raises(ProtocolError, match=r"^item 2: ") as caught:
         connect(service, items_per_request=1).score([*items_for("a", "b"), item, *items_for("c")])
     assert reason in str(caught.value)
     assert service.requests == []
@@ -620,7 +620,7 @@ def test_a_path_before_the_routes_is_kept(connect: Connect) -> None:
 
 
 def test_waiting_ends_as_soon_as_the_service_is_ready(connect: Connect) -> None:
-    script = [
+    script: list[httpx.Response | Exception] = [
         httpx.ConnectError("Connection refused"),
         httpx.Response(502, html="Bad Gateway"),
         refuse(ErrorCode.NOT_READY, {"Retry-After": "60"}),  # for scorers; readiness is polled

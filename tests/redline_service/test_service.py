@@ -228,6 +228,24 @@ def test_out_of_memory_is_a_retryable_error_of_its_item(bundle: Bundle) -> None:
     assert "no reason" not in cursed["error"]["message"]
 
 
+def test_a_fault_in_a_round_costs_that_round_only(slow: tuple[Bundle, Slow], monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, scorer = slow
+    real = Worker.measure
+    faults = iter([True])
+
+    def short(self: Worker, items: Sequence[EncodedItem]) -> list[Any]:
+        return [] if scorer.seen and next(faults, False) else real(self, items)
+
+    monkeypatch.setattr(Worker, "measure", short)
+
+    async def work(http: httpx.AsyncClient) -> list[Any]:
+        return [(await http.post("/v1/score", json=BODY)).json()["items"][0] for _ in range(2)]
+
+    broken, fine = with_service(bundle, work)
+    assert broken["error"]["code"] == "internal"
+    assert "score" in fine
+
+
 def test_readiness_waits_for_a_model_that_scores(bundle: Bundle) -> None:
     from redline_service.app import create_app
     from redline_service.settings import ServiceSettings

@@ -75,12 +75,14 @@ def ppo(
     )
 
     def waiting(error: RedlineError, wait_s: float) -> None:
-        console.print(f"waiting {wait_s:.1f} s for the reward service: {error}", style="yellow", highlight=False)
+        console.print(
+            f"waiting {wait_s:.1f} s for the reward service: {error}", style="yellow", highlight=False, soft_wrap=True
+        )
 
     retry = RetryPolicy(max_attempts=None, patience_s=patience_s)
     with RewardClient(url, key=key, retry=retry, on_wait=waiting) as client:
         served = client.model()
-        console.print(f"rewards from {served.kind} model {served.name} ({served.digest[:19]}) at {url}")
+        console.print(f"rewards from {served.kind} model {served.name} ({served.digest[:19]}) at {url}", soft_wrap=True)
         loop = PPOLoop(
             CausalPolicy.load(
                 policy,
@@ -110,7 +112,9 @@ def ppo(
                 is_new = scores.digest is not None and scores.digest != last_digest
                 log.write(metrics | {"model_changed": float(is_new)})
                 if is_new:
-                    console.print(f"the reward model changed: {last_digest[:19]} -> {(scores.digest or '')[:19]}")
+                    console.print(
+                        f"the reward model changed: {last_digest[:19]} -> {(scores.digest or '')[:19]}", soft_wrap=True
+                    )
                     last_digest = scores.digest or last_digest
                 _write_samples(out / "samples.jsonl", sampled, scores)
                 bar.update(

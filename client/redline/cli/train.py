@@ -85,16 +85,20 @@ def train(
     resumed_at = resumable_step(out)
     if resumed_at:
         console.print(f"resuming at step {resumed_at}")
-    log = MetricsLog(folder, resumed_at=resumed_at)
+    log: MetricsLog | None = None
     with progress_bar(f"train {kind}", 1) as bar:
 
         def show(report: StepReport) -> None:
+            nonlocal log
+            # not before the first step: a command that fails must not touch the logs of a finished run
+            log = log or MetricsLog(folder, resumed_at=resumed_at)
             log.write(report._asdict() | {"tokens_per_s": report.tokens / report.seconds})
             bar.resize(report.steps)
             bar.update(report.step, f"loss {report.loss:.3f}  {report.tokens / report.seconds:,.0f} tokens/s")
 
         result = fit(config, training, held_out=measuring, data=data, observers=[show], overwrite=overwrite)
-    log.close()
+    if log is not None:
+        log.close()
     if result.skipped_pairs:
         print(f"left out {result.skipped_pairs} pairs that are too long, as asked")
     if result.evaluation is not None:

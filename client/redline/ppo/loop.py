@@ -6,13 +6,14 @@ import math
 import random
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from redline.background import DaemonPool
 from redline.errors import ModelChangedError, ProtocolError
 from redline.ppo.advantages import GAE, GroupRelative, penalized_rewards, whiten
 from redline.ppo.checkpoint import read_checkpoint, save_checkpoint
@@ -171,7 +172,7 @@ class PPOLoop:
                 raise ProtocolError(f"the reward source gave {len(scores.items)} scores for {len(part)} rollouts")
             return scores, time.perf_counter() - started
 
-        with ThreadPoolExecutor(1, thread_name_prefix="redline-scoring") as scorer:
+        with DaemonPool(1) as scorer:
             for start in range(0, len(prompts), self.config.sample_batch):
                 part = prompts[start : start + self.config.sample_batch]
                 groups = [(start + n) // self.config.samples_per_prompt for n in range(len(part))]

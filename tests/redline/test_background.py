@@ -1,0 +1,31 @@
+"""Background threads keep order, hand on errors, and do not keep an interrupted program from ending."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from redline.background import DaemonPool
+
+
+def test_results_and_errors_come_back_in_order() -> None:
+    seen: list[int] = []
+    with DaemonPool(1) as pool:
+        futures = [pool.submit(lambda n: (seen.append(n), 10 // n)[1], n) for n in (5, 2, 0, 1)]
+        assert [futures[0].result(), futures[1].result(), futures[3].result()] == [2, 5, 10]
+        with pytest.raises(ZeroDivisionError):
+            futures[2].result()
+    assert seen == [5, 2, 0, 1]
+
+
+def test_an_interrupted_program_ends_at_once() -> None:
+    code = (
+        "import time\nfrom redline.background import DaemonPool\n"
+        "with DaemonPool(2) as pool:\n    pool.submit(time.sleep, 60)\n    raise SystemExit(3)"
+    )
+    started = time.monotonic()
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 3
+    assert time.monotonic() - started < 20
