@@ -389,6 +389,14 @@ def test_an_item_that_never_passes_keeps_its_error(connect: Connect) -> None:
     assert result.items[1].error.code == "out_of_memory"
 
 
+def test_patience_without_end_is_not_spent_on_items(connect: Connect) -> None:
+    service = Service(items={"bb": [failed(ErrorCode.OUT_OF_MEMORY)] * 100})
+    endless = RetryPolicy(max_attempts=None, patience_s=None, first_wait_s=0.0, longest_wait_s=0.0)
+    result = connect(service, retry=endless).score(items_for("a", "bb"))
+    assert service.batches == [["a", "bb"], *[["bb"]] * 4]
+    assert [position for position, _ in result.failures] == [1]
+
+
 def test_without_retry_an_item_is_sent_once(connect: Connect) -> None:
     service = Service(items={"bb": [failed(ErrorCode.OUT_OF_MEMORY)]})
     result = connect(service, retry=NO_RETRY).score(items_for("a", "bb"))
@@ -453,6 +461,39 @@ def test_a_refusal_of_one_part_fails_the_call(connect: Connect) -> None:
 
     with pytest.raises(ServiceError, match="invalid_request"):
         connect(handler, items_per_request=1).score(items_for("a", "b", "c"))
+
+
+# --- requests that take the service too long --------------------------------------------------------------
+
+
+class SlowService(Service):
+    """Answers in time only if it is asked about at most ``most`` items."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        fitting = super().__call__(request)
+        return fitting if len(responses_in(request)) <= self.most else refuse(ErrorCode.TIMED_OUT)
+
+
+@pytest.mark.parametrize(("count", "most"), [(8, 4), (8, 1), (7, 2), (3, 2), (2, 1)])
+def test_a_request_that_is_too_much_is_sent_in_halves(connect: Connect, count: int, most: int) -> None:
+    service = SlowService(most)
+    result = connect(service).score(items_for(*("x" * n for n in range(1, count + 1))))
+    assert scores(result) == [float(n) for n in range(1, count + 1)]
+    answered = [batch for batch in service.batches if len(batch) <= most]
+    assert sorted(len(response) for batch in answered for response in batch) == list(range(1, count + 1))
+    refused = [len(batch) for batch in service.batches if len(batch) > most]
+    assert len(refused) == len(answered) - 1  # every refusal made two of one, and none was repeated
+
+
+def test_one_item_that_takes_too_long_is_tried_again_as_it_is(connect: Connect) -> None:
+    service = SlowService(most=0)
+    with pytest.raises(ServiceError, match="timed_out"):
+        connect(service).score(items_for("abc"))
+    assert service.batches == [["abc"]] * 4
 
 
 # --- another side that is no Redline service -------------------------------------------------------------

@@ -134,6 +134,17 @@ def test_jitter_spreads_waits_over_the_upper_half() -> None:
         assert 0.98 < max(shares) <= 1.0
 
 
+@pytest.mark.parametrize(("tries", "item_tries"), [(None, 5), (9, 5), (5, 5), (2, 2), (1, 1)])
+def test_single_items_are_tried_a_few_times_at_most(tries: int | None, item_tries: int) -> None:
+    policy = RetryPolicy(max_attempts=tries, patience_s=None, first_wait_s=1.0, longest_wait_s=3.0, has_jitter=False)
+    waits = [policy.for_items().wait_s(refusal(), attempt, 1e6) for attempt in range(1, 12)]
+    given_up = waits.index(None)
+    assert given_up + 1 == item_tries
+    assert waits[:given_up] == [1.0, 2.0, 3.0, 3.0][:given_up]  # in all else the same policy
+    assert set(waits[given_up:]) == {None}
+    assert policy.max_attempts == tries
+
+
 @quickly
 @given(policies, st.integers(1, 50), st.floats(0.0, 300.0), st.none() | st.floats(0.0, 1e6), st.booleans())
 def test_every_wait_is_within_every_bound(

@@ -45,8 +45,9 @@ def redlined(response: str, edits: list[Edit]) -> Text:
 
 def render(response: str, result: ItemScore) -> Text:
     """Score, coloured response and, where there is one, the redline."""
-    text = Text(f"score {result.score:.3f}\n\n", style="bold")
-    text.append_text(Text("", style="not bold").append_text(coloured(response, result)))
+    text = Text()
+    text.append(f"score {result.score:.3f}\n\n", style="bold")
+    text.append_text(coloured(response, result))
     if result.edits is not None:
         text.append("\n\nredline\n\n", style="bold")
         text.append_text(redlined(response, result.edits))

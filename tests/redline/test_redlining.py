@@ -1,0 +1,34 @@
+"""The terminal view loses no character and marks what it should."""
+
+from __future__ import annotations
+
+from redline.cli.redlining import coloured, redlined, render
+from redline.wire import Edit, ItemScore
+
+TEXT = "Hold the  red button."
+SCORE = ItemScore(
+    score=-3.0, rewards=[0.0, 0.0, -4.0, 1.0, 0.0], offsets=[(0, 4), (5, 8), (10, 13), (13, 21), (21, 21)]
+)
+EDITS = [Edit(op="replace", start=10, end=13, text="round"), Edit(op="insert", start=21, end=21, text=" Wait.")]
+
+
+def test_every_character_is_shown_and_rewards_have_colours() -> None:
+    text = coloured(TEXT, SCORE)
+    assert text.plain == TEXT + "⏎"
+    marked = {text.plain[span.start : span.end]: str(span.style) for span in text.spans if span.style}
+    assert set(marked) == {"red", " button."}
+    assert "rgb(255," in marked["red"], "a loss is red"
+    assert ",255," in marked[" button."], "a gain is green"
+
+
+def test_the_redline_holds_both_what_goes_and_what_comes() -> None:
+    text = redlined(TEXT, EDITS)
+    assert text.plain == "Hold the  redround button. Wait."
+    styles = {text.plain[span.start : span.end]: str(span.style) for span in text.spans}
+    assert styles == {"red": "red strike", "round": "green underline", " Wait.": "green underline"}
+
+
+def test_the_whole_view_names_score_and_redline() -> None:
+    whole = render(TEXT, SCORE.model_copy(update={"edits": EDITS, "correction_complete": False}))
+    assert whole.plain.startswith("score -3.000\n\nHold the")
+    assert whole.plain.endswith("Wait. …")
