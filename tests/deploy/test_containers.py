@@ -70,7 +70,9 @@ def _project() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-def _compose(*arguments: str, files: tuple[Path, ...] = (COMPOSE,), **variables: str) -> subprocess.CompletedProcess[str]:
+def _compose(
+    *arguments: str, files: tuple[Path, ...] = (COMPOSE,), **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Compose, which needs no engine for ``config``; it sees ``variables`` and neither ours nor a ``.env`` file's.
 
     Its wheel's console script swallows the exit status, so the binary beside the module is run.
@@ -100,7 +102,7 @@ def _services(*arguments: str, files: tuple[Path, ...] = (COMPOSE,), **variables
 
 
 def _parse(arguments: list[str]) -> Any:
-    """The context of ``redline ARGUMENTS``, read but not run. Raises click's UsageError where there is no such thing."""
+    """The context of ``redline ARGUMENTS``, read but not run. Raises click's UsageError for an unknown option."""
     typer = pytest.importorskip("typer")
     from redline.cli.app import app
 
@@ -227,8 +229,8 @@ def test_every_setting_of_the_service_can_be_given_through_compose(monkeypatch: 
     settings = set(ServiceSettings.model_fields) - DECIDED_BY_COMPOSE
     assert set(passed) == {f"REDLINE_{name.upper()}" for name in settings}
 
-    given = {"REDLINE_KEYS": '["one", "two"]', "REDLINE_MAX_ITEMS": "7"}
-    for name, value in _services(**given)["reward"]["environment"].items():
+    given = _services(REDLINE_KEYS='["one", "two"]', REDLINE_MAX_ITEMS="7")["reward"]["environment"]
+    for name, value in given.items():
         if value is not None:
             monkeypatch.setenv(name, value)
     read = ServiceSettings(bundle="/bundle")
