@@ -211,7 +211,9 @@ def save_bundle(
         digests = {p.relative_to(temporary).as_posix(): file_digest(p) for p in files}
         manifest = manifest.model_copy(update={"files": digests})
         write_atomically(temporary / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
-        temporary.chmod(0o755)
+        # a bundle is made to be handed on; safetensors writes its files for their owner alone
+        for path in [temporary, *temporary.rglob("*")]:
+            path.chmod(0o755 if path.is_dir() else 0o644)
         replace_folder(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

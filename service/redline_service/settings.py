@@ -19,7 +19,7 @@ class ServiceSettings(BaseSettings):
     ``keys``: if any are set, every route that scores or describes models wants one as a bearer token.
     """
 
-    model_config = SettingsConfigDict(env_prefix="REDLINE_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="REDLINE_", env_ignore_empty=True, extra="ignore")
 
     bundle: str
     name: str = "default"

@@ -55,6 +55,11 @@ def test_the_folder_is_an_ordinary_transformers_model(bundle: Bundle) -> None:
     assert "reward-model" in (bundle.folder / "README.md").read_text()
 
 
+def test_a_bundle_may_be_read_by_another_user_than_its_maker(bundle: Bundle) -> None:
+    for path in [bundle.folder, *bundle.folder.rglob("*")]:
+        assert path.stat().st_mode & 0o044 == 0o044, path
+
+
 def test_a_missing_file_is_named(copy: Path) -> None:
     (copy / "model.safetensors").unlink()
     with pytest.raises(BundleError, match=r"model\.safetensors is missing"):

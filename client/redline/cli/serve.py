@@ -8,6 +8,7 @@ import typer
 
 from redline.cli.options import Device
 from redline.cli.terminal import need, prepare_torch
+from redline.errors import CommandError
 
 
 def serve(
@@ -30,6 +31,8 @@ def serve(
     """Serve a reward model over HTTP. Every option may also come as REDLINE_<NAME> from the environment."""
     need("serve", "torch", "transformers", "fastapi", "uvicorn", "pydantic_settings", "prometheus_client")
     prepare_torch()
+    from pydantic_settings import SettingsError
+
     from redline_service.server import serve as run_service
     from redline_service.settings import ServiceSettings
 
@@ -48,4 +51,8 @@ def serve(
         "log_level": log_level,
     }
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    run_service(ServiceSettings(bundle=bundle, **settings))
+    try:
+        chosen = ServiceSettings(bundle=bundle, **settings)
+    except SettingsError as error:
+        raise CommandError(f"a setting in the environment cannot be read: {error}") from error
+    run_service(chosen)
