@@ -29,7 +29,7 @@ ALLOWED = {
 # third parties that may be imported when a module of the package is imported
 THIRD_PARTY = {
     "redline": {"httpx", "pydantic"},
-    "redline_model": {"torch", "pydantic", "jinja2"},
+    "redline_model": {"torch", "transformers", "pydantic", "jinja2"},
     "redline_service": {
         "torch",
         "fastapi",

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 Span = tuple[int, int]
+# A character has at most four bytes, and few special tokens come on top.
+_SPARE_OFFSETS = 16
 
 
 def check_offsets(offsets: Sequence[Span], text: str) -> str | None:
@@ -20,6 +22,8 @@ def check_offsets(offsets: Sequence[Span], text: str) -> str | None:
     """
     if not offsets:
         return "token_offsets is empty"
+    if len(offsets) > 4 * len(text) + _SPARE_OFFSETS:
+        return f"{len(offsets)} token_offsets for {len(text)} characters: more tokens than bytes"
     covered = 0
     previous = 0
     for index, (start, end) in enumerate(offsets):

@@ -31,7 +31,9 @@ CONCURRENCY = 8
 
 
 def headers_for(key: str | None) -> dict[str, str]:
-    """The headers of every request."""
+    """The headers of every request. Raises ProtocolError where the key cannot stand in one."""
+    if key is not None and not key.isascii():
+        raise ProtocolError("the key holds characters that an HTTP header cannot carry")
     return {} if key is None else {"Authorization": f"Bearer {key}"}
 
 

@@ -32,7 +32,9 @@ def read_rows(path: Path, limit: int | None = None) -> list[Row]:
                     continue
                 try:
                     row = json.loads(line)
-                except ValueError as error:
+                    if "\\u" in line:
+                        json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
+                except (ValueError, RecursionError) as error:
                     problems.append(f"{path}:{number}: not JSON: {error}")
                     continue
                 if isinstance(row, dict):

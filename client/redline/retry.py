@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from redline.errors import ConnectionFailedError, RedlineError, ServiceError
+from redline.wire import ErrorCode
 
 _ITEM_ATTEMPTS = 5
 OnWait = Callable[[RedlineError, float], None]
@@ -35,6 +36,8 @@ class RetryPolicy:
         """Seconds to wait after try number ``attempt`` (from 1) failed with ``error``; None to give up."""
         if not is_retryable(error) or (self.max_attempts is not None and attempt >= self.max_attempts):
             return None
+        if isinstance(error, ServiceError) and error.code == ErrorCode.INTERNAL and attempt >= _ITEM_ATTEMPTS:
+            return None  # a fault that comes back is not an absence to be waited out
         wait = min(self.longest_wait_s, self.first_wait_s * 2.0 ** min(attempt - 1, 30))
         if self.has_jitter:
             wait *= random.uniform(0.5, 1.0)

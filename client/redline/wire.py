@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 API_VERSION = "v1"
 SCORE_PATH = "/v1/score"
@@ -21,6 +21,18 @@ REQUEST_ID_HEADER = "X-Request-Id"
 
 Span = tuple[int, int]
 OnTooLong = Literal["error", "truncate"]
+
+
+def _unicode(text: str) -> str:
+    """JSON can carry half a surrogate pair, which is no text and breaks tokenizers and logs alike."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("is not valid Unicode: it holds half a surrogate pair") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_unicode)]
 
 
 class ErrorSpec(NamedTuple):
@@ -110,8 +122,8 @@ class ErrorResponse(_Answer):
 class ChatMessage(_Wire):
     """One turn of a conversation."""
 
-    role: str
-    content: str
+    role: Text
+    content: Text
 
 
 class ScoreItem(_Wire):
@@ -123,12 +135,12 @@ class ScoreItem(_Wire):
     empty span at the end. ``response_ids`` hold no end-of-sequence token beyond a last one.
     """
 
-    id: str | None = None
-    prompt: str | list[ChatMessage] | None = None
-    response: str | None = None
+    id: Text | None = None
+    prompt: Text | list[ChatMessage] | None = None
+    response: Text | None = None
     prompt_ids: list[int] | None = None
     response_ids: list[int] | None = None
-    tokenizer_fingerprint: str | None = None
+    tokenizer_fingerprint: Text | None = None
     finished: bool = True
     token_offsets: list[Span] | None = None
 
@@ -158,8 +170,8 @@ class ScoreOptions(_Wire):
     difference of two scores is a log-odds of preference; it needs aggregate and mode calibrated in the bundle.
     """
 
-    mode: str | None = None
-    aggregate: str | None = None
+    mode: Text | None = None
+    aggregate: Text | None = None
     correction: bool = False
     calibrated: bool = False
     on_too_long: OnTooLong = "error"
@@ -168,7 +180,7 @@ class ScoreOptions(_Wire):
 class ScoreRequest(_Wire):
     """Body of ``POST /v1/score``."""
 
-    model: str = "default"
+    model: Text = "default"
     items: list[ScoreItem]
     options: ScoreOptions = Field(default_factory=ScoreOptions)
 

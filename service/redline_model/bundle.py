@@ -28,6 +28,7 @@ from redline_model.template import Arrangement, Encoder, Template
 
 MANIFEST = "redline.json"
 FORMAT_VERSION = 1
+_READ_BY_TRANSFORMERS = {".json", ".safetensors", ".bin", ".jinja", ".model", ".txt", ".py"}
 
 
 class DataSource(BaseModel):
@@ -41,7 +42,9 @@ class DataSource(BaseModel):
 class CalibrationFit(BaseModel):
     """P(a beats b) = sigmoid((score_a - score_b) / temperature), fitted on held-out pairs."""
 
-    temperature: float
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    temperature: float = Field(gt=0)
     mean: float
     std: float
     expected_calibration_error: float
@@ -52,10 +55,10 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format_version: int = FORMAT_VERSION
+    format_version: int = Field(default=FORMAT_VERSION, ge=1)
     kind: Kind
     base_model: str
-    max_tokens: int
+    max_tokens: int = Field(ge=1)
     template: Template
     extraction: Extraction
     calibration: dict[str, CalibrationFit] = Field(default_factory=dict)
@@ -128,7 +131,7 @@ class Bundle:
         placement = placement or Placement()
         folder = locate(source)
         manifest = read_manifest(folder)
-        model = load_model(folder, manifest.kind, placement)
+        model = load_model(folder, manifest.kind, placement, must_be_complete=True)
         limit = manifest.max_tokens if max_tokens is None else min(max_tokens, manifest.max_tokens)
         encoder = make_encoder(manifest.kind, model.config, load_tokenizer(folder), manifest.template, limit)
         return cls(folder, manifest, make_scorer(manifest.kind, model, encoder, manifest.extraction), placement)
@@ -175,6 +178,15 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{path} is not a bundle's manifest: {field}: {first['msg']}") from error
     if not manifest.files:
         raise BundleError(f"{path} lists no files")
+    if not any(name.endswith(".safetensors") for name in manifest.files):
+        raise BundleError(f"{path} lists no weights")
+    for file in folder.rglob("*"):
+        name = file.relative_to(folder).as_posix()
+        is_read = file.suffix in _READ_BY_TRANSFORMERS and not any(p.startswith(".") for p in Path(name).parts)
+        if file.is_file() and is_read and name != MANIFEST and name not in manifest.files:
+            raise BundleError(
+                f"{folder} holds {name}, which {MANIFEST} does not list: it would change the model unnoticed"
+            )
     for name, expected in sorted(manifest.files.items()):
         file = folder / name
         if not file.is_file():

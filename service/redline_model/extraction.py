@@ -54,7 +54,7 @@ class Extraction(BaseModel):
     ``margin_floor``: least reward of a token in mode ``margin``, nats. ``probability_clip``: mode ``probability``.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     mode: Mode = "margin"
     aggregate: Aggregate = "sum"

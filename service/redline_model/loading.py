@@ -84,13 +84,15 @@ def load_config(source: str | Path) -> Any:
         raise BundleError(f"no model configuration can be loaded from {source}: {_first_line(error)}") from error
 
 
-def load_model(source: str | Path, kind: Kind, placement: Placement) -> Any:
+def load_model(source: str | Path, kind: Kind, placement: Placement, *, must_be_complete: bool = False) -> Any:
     """A transformers model of the class that ``kind`` and the architecture need, in eval mode.
 
     ``seq2seq``: causal or encoder-decoder LM. ``scalar``: sequence classification with one label.
 
+    ``must_be_complete``: weights that are missing are an error, not a fresh draw (a scalar head on a new base is one).
+
     Raises:
-        BundleError: the weights cannot be read.
+        BundleError: the weights cannot be read, or some are missing.
         UnsupportedError: an encoder-decoder model as scalar, or an impossible device.
     """
     from transformers import (
@@ -113,13 +115,17 @@ def load_model(source: str | Path, kind: Kind, placement: Placement) -> Any:
         extra["quantization_config"] = quantization_config(placement.quantization, placement.torch_dtype())
         extra["device_map"] = {"": device}
     try:
-        model = model_class.from_pretrained(str(source), dtype=placement.torch_dtype(), **extra)
+        model, told = model_class.from_pretrained(
+            str(source), dtype=placement.torch_dtype(), output_loading_info=True, **extra
+        )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
         raise BundleError(f"no {kind} weights can be loaded from {source}: {_first_line(error)}") from error
     except Exception as error:  # safetensors raises a bare subclass of Exception on corrupt files
         raise BundleError(f"the weights in {source} cannot be read: {_first_line(error)}") from error
+    if must_be_complete and told["missing_keys"]:
+        raise BundleError(f"{source} lacks weights of a {kind} model: {', '.join(sorted(told['missing_keys'])[:3])}")
     if placement.quantization is None:
         model = model.to(device)
     return model.eval()

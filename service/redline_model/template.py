@@ -223,6 +223,8 @@ class Encoder:
         if not ids:
             raise EmptyResponseError("response_ids is empty: there is no token to judge")
         is_finished = ids[-1] == self.end_id
+        if is_finished and not item.is_finished:
+            raise BadIdsError("response_ids end with the end token, and the response is said to be unfinished")
         ids = ids[:-1] if is_finished else ids
         if self.end_id in ids:
             raise BadIdsError(f"response_ids hold the end token {self.end_id} before their end")
@@ -244,8 +246,8 @@ class Encoder:
             return max(prefix + response + request, target)
         return prefix + target
 
-    def encode(self, item: Item) -> EncodedItem:
-        """Encode one item.
+    def encode(self, item: Item, *, is_bounded: bool = True) -> EncodedItem:
+        """Encode one item; ``is_bounded`` False leaves lengths to the caller.
 
         Raises:
             TooLongError: it needs more than ``max_tokens`` and truncation was not asked for or does not help.
@@ -257,7 +259,7 @@ class Encoder:
             spans = [*spans, (len(text), len(text))]
         prefix, request, is_truncated = self.encode_prompt(item.prompt)
         needed = self.length(len(prefix), len(ids), len(request), len(targets))
-        if self.max_tokens is not None and needed > self.max_tokens:
+        if is_bounded and self.max_tokens is not None and needed > self.max_tokens:
             reason = f"the item needs {needed} tokens and the model reads {self.max_tokens}"
             if item.on_too_long == "error":
                 raise TooLongError(reason)

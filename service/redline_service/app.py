@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -24,7 +23,6 @@ from redline_service.permits import Permits
 from redline_service.routes import health, models, score
 from redline_service.settings import ServiceSettings
 
-logger = logging.getLogger("redline.service")
 _STATUS_CODES = {
     401: ErrorCode.UNAUTHORIZED,
     404: ErrorCode.NOT_FOUND,
@@ -108,11 +106,6 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, error: ClientDisconnect) -> Response:
         return Response(status_code=499)  # nobody reads it; the access log and the metrics do
-
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> Response:
-        logger.error("a request failed", exc_info=error)
-        return answer(RequestError(ErrorCode.INTERNAL, "the request failed inside the service; its log says why"))
 
 
 def _own_version() -> str:

@@ -30,6 +30,7 @@ class Job:
     wants_correction: bool
     done: asyncio.Future[Outcome]
     queued_at: float = field(default_factory=time.perf_counter)
+    is_queued: bool = True
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,12 @@ class Batcher:
         finally:
             for job in jobs:
                 job.done.cancel()  # of no effect on those that are done
+                self._leave_queue(job)  # callers that have gone must not keep others out
+
+    def _leave_queue(self, job: Job) -> None:
+        if job.is_queued:
+            job.is_queued = False
+            self.queued_tokens -= job.length
 
     async def _feed(self) -> None:
         while True:
@@ -129,7 +136,7 @@ class Batcher:
         tokens = 0
         while self._pending and (not taken or tokens + self._pending[0].length <= self._max_batch_tokens):
             job = self._pending.popleft()
-            self.queued_tokens -= job.length
+            self._leave_queue(job)
             if not job.done.done():
                 taken.append(job)
                 tokens += job.length

@@ -23,6 +23,7 @@ class RequestError(Exception):
     """A whole request is refused. ``retry_after_s`` goes out as Retry-After."""
 
     def __init__(self, code: ErrorCode, message: str, retry_after_s: int | None = None) -> None:
+        message = message.encode(errors="backslashreplace").decode()  # it may quote what was no Unicode
         super().__init__(message)
         self.code = code
         self.message = message

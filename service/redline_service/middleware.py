@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections import deque
@@ -13,8 +14,14 @@ from redline.wire import REQUEST_ID_HEADER, ErrorCode
 from redline_service.errors import RequestError
 from redline_service.metrics import Metrics
 
+logger = logging.getLogger("redline.service")
 _ID_HEADER = REQUEST_ID_HEADER.lower().encode()
 _MAX_ID = 128
+
+
+def _refusal(code: ErrorCode, message: str) -> JSONResponse:
+    error = RequestError(code, message)
+    return JSONResponse(error.response().model_dump(), error.status)
 
 
 class RequestMiddleware:
@@ -51,11 +58,12 @@ class RequestMiddleware:
             if await self._read_body(receive, read):
                 await self._app(scope, replayed, labelled)
             else:
-                too_large = RequestError(
-                    ErrorCode.REQUEST_TOO_LARGE, f"the body is larger than {self._max_body_bytes} bytes"
-                )
-                refusal = JSONResponse(too_large.response().model_dump(), too_large.status)
-                await refusal(scope, receive, labelled)
+                reason = f"the body is larger than {self._max_body_bytes} bytes"
+                await _refusal(ErrorCode.REQUEST_TOO_LARGE, reason)(scope, receive, labelled)
+        except Exception as error:  # here, not further out, so that this answer too has its id
+            logger.error("a request failed", exc_info=error)
+            reason = "the request failed inside the service; its log says why"
+            await _refusal(ErrorCode.INTERNAL, reason)(scope, receive, labelled)
         finally:
             self._metrics.in_flight.dec()
             route = getattr(scope.get("route"), "path", "unmatched")

@@ -195,6 +195,20 @@ def test_an_item_that_is_neither_score_nor_error_is_refused(item: dict[str, Any]
         ScoreResponse.model_validate_json(put(ANSWER, ("items", 0), item))
 
 
+@pytest.mark.parametrize("field", ["score", "rewards", "offsets"])
+def test_no_part_of_a_score_is_made_up(field: str) -> None:
+    partial = {name: value for name, value in SCORE.items() if name != field}
+    with pytest.raises(ValidationError):
+        ScoreResponse.model_validate_json(put(ANSWER, ("items", 0), partial))
+
+
+@pytest.mark.parametrize("field", ["code", "message", "retryable"])
+def test_no_part_of_an_error_is_made_up(field: str) -> None:
+    partial = {name: value for name, value in ERROR["error"].items() if name != field}
+    with pytest.raises(ValidationError):
+        ScoreResponse.model_validate_json(put(ANSWER, ("items", 1, "error"), partial))
+
+
 @pytest.mark.parametrize(
     "path",
     [

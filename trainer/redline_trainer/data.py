@@ -109,11 +109,11 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 if line.strip():
                     try:
                         yield f"{path}:{number}", json.loads(line)
-                    except ValueError as error:
+                    except (ValueError, RecursionError) as error:
                         yield f"{path}:{number}", _BadRowError(f"not JSON: {error}")
     except (OSError, EOFError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {error}") from error
 
 
@@ -152,6 +152,10 @@ def parse_row(row: Any, where: str) -> Pair:
         if prompt[-1]["role"] == "assistant":
             raise _BadRowError("'prompt' ends with an assistant turn; the response is that turn")
     chosen, rejected = _reply(chosen, "chosen"), _reply(rejected, "rejected")
+    try:
+        json.dumps([prompt, chosen, rejected], ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise _BadRowError("is not valid Unicode: it holds half a surrogate pair") from error
     if chosen == rejected:
         raise _BadRowError("'chosen' and 'rejected' are the same")
     return Pair(prompt, chosen, rejected, where)

@@ -7,6 +7,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,24 +77,9 @@ def encode_pairs(encoder: Encoder, pairs: Sequence[Pair], on_too_long: str) -> t
     encoded: list[EncodedPair] = []
     problems: list[str] = []
     skipped = 0
-    too_long = "truncate" if on_too_long == "truncate" else "error"
     for pair in pairs:
         try:
-            sides = [
-                encoder.encode(Item(pair.prompt, response, on_too_long=too_long))  # type: ignore[arg-type]
-                for response in (pair.chosen, pair.rejected)
-            ]
-            # as correction, the rejected source stands with the chosen target
-            chosen, rejected = sides
-            needed = encoder.length(
-                len(rejected.prefix_ids),
-                len(rejected.response_ids),
-                len(rejected.request_ids),
-                len(chosen.target_ids),
-            )
-            if encoder.max_tokens is not None and needed > encoder.max_tokens:
-                raise TooLongError(f"the correction needs {needed} tokens, the model reads {encoder.max_tokens}")
-            encoded.append(EncodedPair(chosen, rejected, pair.prompt_key))
+            encoded.append(_encode_pair(encoder, pair, may_truncate=on_too_long == "truncate"))
         except TooLongError as error:
             if on_too_long == "skip":
                 skipped += 1
@@ -112,6 +98,46 @@ def learning_rate_at(step: int, steps: int, config: TrainConfig) -> float:
     if step < warmup:
         return config.step_size * (step + 1) / warmup
     return config.step_size * (1 - 0.9 * (step - warmup) / max(1, steps - warmup))
+
+
+def _encode_all(
+    encoder: Encoder, parts: Sequence[Sequence[Pair]], on_too_long: str
+) -> list[tuple[list[EncodedPair], int]]:
+    """``encode_pairs`` of each part; the problems of all of them in one error."""
+    encoded: list[tuple[list[EncodedPair], int]] = []
+    problems: list[str] = []
+    for part in parts:
+        try:
+            encoded.append(encode_pairs(encoder, part, on_too_long))
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError("\n".join(problems))
+    return encoded
+
+
+def _encode_pair(encoder: Encoder, pair: Pair, *, may_truncate: bool) -> EncodedPair:
+    """Both sides behind one prompt, cut if need be so that the longest of their three sequences fits."""
+    chosen, rejected = (
+        encoder.encode(Item(pair.prompt, response), is_bounded=False) for response in (pair.chosen, pair.rejected)
+    )
+
+    def needed(prefix: int) -> int:
+        combinations = ((chosen, chosen), (rejected, rejected), (rejected, chosen))  # the last one is the correction
+        return max(
+            encoder.length(prefix, len(source.response_ids), len(source.request_ids), len(target.target_ids))
+            for source, target in combinations
+        )
+
+    limit, prefix = encoder.max_tokens, chosen.prefix_ids
+    if limit is not None and needed(len(prefix)) > limit:
+        reason = f"the pair needs {needed(len(prefix))} tokens and the model reads {limit}"
+        if not may_truncate:
+            raise TooLongError(reason)
+        prefix = encoder.encode_prompt(pair.prompt, spare=len(prefix) - (needed(len(prefix)) - limit))[0]
+        if needed(len(prefix)) > limit:
+            raise TooLongError(f"{reason}; its responses alone are too long, and only prompts are truncated")
+    return EncodedPair(replace(chosen, prefix_ids=prefix), replace(rejected, prefix_ids=prefix), pair.prompt_key)
 
 
 @lru_cache(maxsize=2)
@@ -163,8 +189,7 @@ def train(
     encoder = make_encoder(config.kind, base_config, tokenizer, template, limit)
     if held_out is None:
         pairs, held_out = split_by_prompt(pairs, config.held_out_share)
-    training, skipped = encode_pairs(encoder, pairs, config.on_too_long)
-    measuring, skipped_too = encode_pairs(encoder, held_out, config.on_too_long)
+    (training, skipped), (measuring, skipped_too) = _encode_all(encoder, (pairs, held_out), config.on_too_long)
     if not training:
         raise DataError("no pairs are left to train on")
 

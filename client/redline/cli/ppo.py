@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from redline.cli.options import Device, Key, OutFolder, Seed, Url
 from redline.cli.terminal import console, need, prepare_torch, progress_bar
 from redline.client import RewardClient
-from redline.errors import RedlineError
+from redline.errors import CommandError, RedlineError
 from redline.exchange import DEFAULT_URL
 from redline.retry import RetryPolicy
 from redline.wire import ScoreOptions
@@ -35,8 +36,8 @@ def ppo(
     microbatch: Annotated[int | None, typer.Option(help="Responses of one forward pass; the rest accumulates.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over a step's responses.")] = 4,
     learning_rate: Annotated[float, typer.Option(help="Of policy and value head.")] = 1e-5,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest response.")] = 128,
-    temperature: Annotated[float, typer.Option(help="Of sampling.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0.01, help="Of sampling.")] = 1.0,
     kl_coefficient: Annotated[float, typer.Option(help="Price of a nat of KL from the reference.")] = 0.05,
     kl_target: Annotated[float | None, typer.Option(help="Adapt the price to this many nats a response.")] = None,
     advantage: Annotated[str, typer.Option(help="gae, or group (GRPO's; no value function).")] = "gae",
@@ -97,9 +98,23 @@ def ppo(
             ),
             load_prompts(prompts),
             config,
+            identity={
+                "policy": policy,
+                "prompts": hashlib.sha256(prompts.read_bytes()).hexdigest(),
+                "lora_rank": lora_rank,
+                "max_new_tokens": max_new_tokens,
+                "temperature": temperature,
+                "mode": mode,
+                "calibrated": calibrated,
+                "truncate": truncate,
+            },
         )
         checkpoint = out / "checkpoint" / "state.pt"
         loop.resume(checkpoint)
+        if loop.steps_done > steps:
+            raise CommandError(
+                f"{out} holds a run of {loop.steps_done} steps already; ask for more, or choose another --out"
+            )
         if loop.steps_done:
             console.print(f"resuming at step {loop.steps_done}")
         out.mkdir(parents=True, exist_ok=True)

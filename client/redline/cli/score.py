@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,6 +76,8 @@ def _text(where: str, row: dict[str, Any], name: str) -> Any:
 
 
 def _item(where: str, fields: dict[str, Any]) -> ScoreItem:
+    if isinstance(fields.get("id"), int):
+        fields = {**fields, "id": str(fields["id"])}
     try:
         return as_items([fields])[0]
     except Exception as error:
@@ -89,13 +92,25 @@ def _scored(client: RewardClient, items: list[ScoreItem], options: ScoreOptions)
             bar.update(min(start + _BLOCK, len(items)), "")
 
 
-def _emit(rows: list[str], out: Path | None) -> None:
-    text = "".join(row + "\n" for row in rows)
+@contextmanager
+def _writer(out: Path | None) -> Iterator[Callable[[str], None]]:
+    """Writes rows as they come; the file is opened before anything is scored, and keeps what was scored."""
     if out is None:
-        sys.stdout.write(text)
-    else:
-        out.write_text(text, encoding="utf-8")
-        print(f"wrote {out}: {len(rows)} rows")
+        yield lambda row: print(row, flush=True)
+        return
+    count = 0
+    with out.open("w", encoding="utf-8") as file:
+
+        def write(row: str) -> None:
+            nonlocal count
+            count += 1
+            file.write(row + "\n")
+            file.flush()
+
+        try:
+            yield write
+        finally:
+            print(f"wrote {out}: {count} rows")
 
 
 def _score_rows(client: RewardClient, rows: list[Row], options: ScoreOptions, out: Path | None) -> None:
@@ -104,32 +119,36 @@ def _score_rows(client: RewardClient, rows: list[Row], options: ScoreOptions, ou
         _item(where, {k: v for k, v in row.items() if k in known} | {"response": _text(where, row, "response")})
         for where, row in rows
     ]
-    results = list(_scored(client, items, options))
-    _emit([result.model_dump_json(exclude_none=True) for result in results], out)
-    _fail_if_any([(where, r) for (where, _), r in zip(rows, results, strict=True)])
+    told: list[tuple[str, ItemResult]] = []
+    with _writer(out) as write:
+        for (where, _), result in zip(rows, _scored(client, items, options), strict=True):
+            write(result.model_dump_json(exclude_none=True))
+            told.append((where, result))
+    _fail_if_any(told)
 
 
 def _score_pairs(client: RewardClient, rows: list[Row], options: ScoreOptions, out: Path | None) -> None:
-    sides = [
-        (where, _item(where, {"prompt": _field(where, row, "prompt"), "response": _text(where, row, side)}))
+    items = [
+        _item(where, {"prompt": _field(where, row, "prompt"), "response": _text(where, row, side)})
         for where, row in rows
         for side in ("chosen", "rejected")
     ]
-    results = list(_scored(client, [item for _, item in sides], options))
-    lines, wins, judged = [], 0.0, 0
-    for n, (where, row) in enumerate(rows):
-        chosen, rejected = results[2 * n], results[2 * n + 1]
-        sided = {"chosen": chosen, "rejected": rejected}
-        shown = {name: result.model_dump(mode="json", exclude_none=True) for name, result in sided.items()}
-        lines.append(json.dumps({"id": row.get("id", where), **shown}, ensure_ascii=False))
-        if not isinstance(chosen, ItemError) and not isinstance(rejected, ItemError):
-            judged += 1
-            difference = chosen.score - rejected.score
-            wins += 1.0 if difference > 0 else 0.5 if difference == 0 else 0.0
-    _emit(lines, out)
+    told: list[tuple[str, ItemResult]] = []
+    wins, judged = 0.0, 0
+    with _writer(out) as write:
+        results = _scored(client, items, options)
+        for (where, row), chosen, rejected in zip(rows, results, results, strict=False):
+            sided = {"chosen": chosen, "rejected": rejected}
+            shown = {name: result.model_dump(mode="json", exclude_none=True) for name, result in sided.items()}
+            write(json.dumps({"id": row.get("id", where), **shown}, ensure_ascii=False))
+            told += [(where, chosen), (where, rejected)]
+            if not isinstance(chosen, ItemError) and not isinstance(rejected, ItemError):
+                judged += 1
+                difference = chosen.score - rejected.score
+                wins += 1.0 if difference > 0 else 0.5 if difference == 0 else 0.0
     if judged:
         print(f"chosen ranked above rejected in {wins / judged:.1%} of {judged} pairs", file=sys.stderr)
-    _fail_if_any([(where, r) for (where, _), r in zip(sides, results, strict=True)])
+    _fail_if_any(told)
 
 
 def _fail_if_any(results: list[tuple[str, ItemResult]]) -> None:
@@ -143,6 +162,7 @@ def _score_one(client: RewardClient, prompt: str, response: str, options: ScoreO
     item = ScoreItem(prompt=prompt, response=response)
     result = client.score([item], options=options).scored()[0]
     if out is not None or not sys.stdout.isatty():
-        _emit([result.model_dump_json(exclude_none=True)], out)
+        with _writer(out) as write:
+            write(result.model_dump_json(exclude_none=True))
     if sys.stdout.isatty():
         Console().print(render(response, result))

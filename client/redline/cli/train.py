@@ -48,6 +48,7 @@ def train(
     """Fit a reward model on preference pairs. Killed and started again, it goes on where it was."""
     need("train", "torch", "transformers", "peft", "datasets", "safetensors")
     prepare_torch()
+    from redline_model.errors import DataError
     from redline_trainer.config import TrainConfig
     from redline_trainer.data import load_pairs
     from redline_trainer.train import StepReport, resumable_step
@@ -79,8 +80,15 @@ def train(
         seed=seed,
         **settings,
     )
-    training, data = load_pairs(pairs)
-    measuring = load_pairs(held_out)[0] if held_out else None
+    loaded, problems = [], []
+    for sources in (pairs, held_out or []):
+        try:
+            loaded.append(load_pairs(sources))
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError("\n".join(problems))
+    (training, data), (measuring, _) = loaded
     folder = logs or out.with_name(f"{out.name}-logs")
     resumed_at = resumable_step(out)
     if resumed_at:
@@ -96,7 +104,9 @@ def train(
             bar.resize(report.steps)
             bar.update(report.step, f"loss {report.loss:.3f}  {report.tokens / report.seconds:,.0f} tokens/s")
 
-        result = fit(config, training, held_out=measuring, data=data, observers=[show], overwrite=overwrite)
+        result = fit(
+            config, training, held_out=measuring if held_out else None, data=data, observers=[show], overwrite=overwrite
+        )
     if log is not None:
         log.close()
     if result.skipped_pairs:

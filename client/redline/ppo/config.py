@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class PPOConfig(BaseModel):
@@ -13,7 +13,7 @@ class PPOConfig(BaseModel):
     ``rollouts`` responses a step, ``samples_per_prompt`` of them for each prompt, sampled ``sample_batch`` at a
     time; one batch is scored while the next is sampled. ``kl_target`` None keeps ``kl_coefficient`` fixed; else
     it adapts towards that many nats a response (arXiv 1909.08593). ``reward_scale`` ``auto`` divides rewards by
-    the standard deviation of the first step's scores, so that one KL coefficient suits scorers of any scale.
+    the standard deviation of the first step's summed rewards, so that one KL coefficient suits scorers of any scale.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -41,6 +41,16 @@ class PPOConfig(BaseModel):
     reward_scale: Literal["auto", "none"] = "auto"
     on_model_change: Literal["warn", "stop"] = "warn"
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.rollouts % self.samples_per_prompt:
+            raise ValueError("rollouts must be a multiple of samples_per_prompt")
+        if self.advantage == "group" and self.samples_per_prompt < 2:
+            raise ValueError(
+                "advantage 'group' compares responses to one prompt: samples_per_prompt must be at least 2"
+            )
+        return self
 
     def identity(self) -> dict[str, object]:
         """What must be equal for a checkpoint to be resumed; a run may be made longer."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class PPOLoop:
         prompts: drawn in an order that the seed decides, each once before any comes again.
         estimator: None takes the one that ``config.advantage`` names.
         callbacks: called after every step with its metrics, rollouts and scores.
+        identity: whatever else must be the same for a checkpoint to be resumed (the policy's source, say).
     """
 
     def __init__(
@@ -49,12 +50,14 @@ class PPOLoop:
         *,
         estimator: AdvantageEstimator | None = None,
         callbacks: Sequence[Callback] = (),
+        identity: Mapping[str, object] | None = None,
     ) -> None:
         self.policy = policy
         self.rewards = rewards
         self.prompts = list(prompts)
         self.config = config
         self.callbacks = list(callbacks)
+        self.identity: dict[str, object] = {**config.identity(), **(identity or {})}
         self.steps_done = 0
         self.kl_coefficient = config.kl_coefficient
         self.reward_scale: float | None = None if config.reward_scale == "auto" else 1.0
@@ -84,7 +87,7 @@ class PPOLoop:
     def resume(self, checkpoint: Path) -> None:
         """Go on where ``checkpoint`` says, if it exists. Raises CommandError where it is of another run."""
         if checkpoint.exists():
-            self.load_state(read_checkpoint(checkpoint, self.config.identity()))
+            self.load_state(read_checkpoint(checkpoint, self.identity))
 
     def step(self) -> dict[str, float]:
         """One round of sampling, scoring and learning; returns its metrics."""
@@ -105,7 +108,7 @@ class PPOLoop:
         # 3. token rewards on one scale, less the price of leaving the reference
         raw = padded_rewards(scores, mask)
         if self.reward_scale is None:
-            self.reward_scale = scale_of([item.score for item in scores.items])
+            self.reward_scale = scale_of([math.fsum(item.rewards) for item in scores.items])
         rewards = penalized_rewards(raw * self.reward_scale, old.logprobs, reference, self.kl_coefficient, mask)
 
         # 4. advantages
@@ -252,7 +255,7 @@ class PPOLoop:
     def state(self) -> dict[str, Any]:
         """All that the next step depends on."""
         return {
-            "identity": self.config.identity(),
+            "identity": self.identity,
             "steps_done": self.steps_done,
             "kl_coefficient": self.kl_coefficient,
             "reward_scale": self.reward_scale,
@@ -288,7 +291,7 @@ def padded_rewards(scores: Scores, mask: Tensor) -> Tensor:
 
 
 def scale_of(scores: Sequence[float]) -> float:
-    """``1 / std`` of the scores; 1 where they do not vary."""
+    """``1 / std`` of the responses' summed rewards; 1 where they do not vary."""
     mean = sum(scores) / len(scores)
     std = math.sqrt(sum((s - mean) ** 2 for s in scores) / len(scores))
     return 1.0 / std if std > 1e-6 else 1.0

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from redline_model.batches import Padded, pad
-from redline_model.errors import NonFiniteError
+from redline_model.errors import NonFiniteError, UnsupportedError
 from redline_model.extraction import (
     MODES,
     Extraction,
@@ -83,8 +84,17 @@ class Seq2SeqForward:
 
     @property
     def decoder_start_id(self) -> int:
-        """What an encoder-decoder model's decoder starts from."""
-        return int(self.model.generation_config.decoder_start_token_id)
+        """What an encoder-decoder model's decoder starts from. Raises UnsupportedError where nothing says."""
+        own, config = self.model.generation_config, self.model.config
+        for settings, name in (
+            (own, "decoder_start_token_id"),
+            (config, "decoder_start_token_id"),
+            (own, "bos_token_id"),
+            (config, "pad_token_id"),
+        ):
+            if getattr(settings, name, None) is not None:
+                return int(getattr(settings, name))
+        raise UnsupportedError("the encoder-decoder model does not say what its decoder starts from")
 
 
 class Seq2SeqScorer:
@@ -103,6 +113,15 @@ class Seq2SeqScorer:
         self.encoder = encoder
         self.extraction = extraction
         self._forward = Seq2SeqForward(model)
+        # A correction is the plain argmax; a base's own settings may ask for penalties, forced or suppressed tokens.
+        start = self._forward.decoder_start_id if self._forward.is_encoder_decoder else None
+        model.generation_config = GenerationConfig(
+            do_sample=False,
+            eos_token_id=encoder.end_id,
+            pad_token_id=encoder.end_id,
+            bos_token_id=encoder.tokenizer.bos_token_id,
+            decoder_start_token_id=start,
+        )
 
     def length(self, item: EncodedItem) -> int:
         """Tokens the model reads for this item, source and target."""
@@ -147,16 +166,7 @@ class Seq2SeqScorer:
             room = min(room, limit - taken)
         if room <= 0:
             return known
-        greedy = {
-            "do_sample": False,
-            "num_beams": 1,
-            "max_new_tokens": room,
-            "eos_token_id": self.encoder.end_id,
-            "pad_token_id": self.encoder.end_id,
-            # a base model's generation_config may carry these; a correction is the plain argmax
-            "repetition_penalty": 1.0,
-            "no_repeat_ngram_size": 0,
-        }
+        greedy = {"max_new_tokens": room}
         device = self.model.device
         if self._forward.is_encoder_decoder:
             started = torch.tensor([[self._forward.decoder_start_id, *known]], device=device)
