@@ -158,6 +158,7 @@ def test_one_bad_row_is_told_and_the_others_are_scored(service: Service, tmp_pat
 def test_failures_are_one_line_and_status_1(home: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"prompt": "p", "chosen": "a"}\nnot json\n')
     (tmp_path / "pairs.csv").write_text("a,b\n")
+    (tmp_path / "odd.jsonl").write_text('{"prompt": "a \\ud800", "chosen": "x", "rejected": "z"}\n')
     base = str(home / "base")
     cases = {
         ("serve", str(tmp_path / "nowhere")): "no bundle at",
@@ -182,6 +183,19 @@ def test_failures_are_one_line_and_status_1(home: Path, tmp_path: Path) -> None:
             str(tmp_path / "o"),
         ): "no such file",
         ("train", "--pairs", str(tmp_path / "bad.jsonl"), "--base", base, "--out", str(tmp_path / "o")): "2 bad rows",
+        (
+            "train",
+            "--pairs",
+            str(tmp_path / "bad.jsonl"),
+            "--eval",
+            str(tmp_path / "odd.jsonl"),
+            "--base",
+            base,
+            "--out",
+            "o",
+        ): ("odd.jsonl:1: is not valid Unicode"),
+        ("score", "--pairs", str(tmp_path / "odd.jsonl")): "odd.jsonl:1: ",
+        ("ppo", "--policy", base, "--prompts", "p", "--out", "o", "--advantage", "group"): "at least 2",
         ("score", "--prompt", "p", "--response", "r", "--url", "ftp://x"): "not an http(s) address",
         ("health", "--url", f"http://127.0.0.1:{free_port()}"): "was not ready",
     }
@@ -190,6 +204,13 @@ def test_failures_are_one_line_and_status_1(home: Path, tmp_path: Path) -> None:
         assert expected in failed.stderr, (arguments, failed.stderr)
         assert failed.stderr.startswith("redline: ")
         assert "Traceback" not in failed.stderr
+
+
+def test_scores_go_nowhere_only_before_they_are_made(home: Path, service: Service, tmp_path: Path) -> None:
+    out = str(tmp_path / "no-such-folder" / "scores.jsonl")
+    failed = run("score", "--pairs", str(home / "pairs.jsonl"), "--url", service.url, "--out", out, status=1)
+    assert "No such file or directory" in failed.stderr
+    assert "score 60/60" not in failed.stderr
 
 
 def test_a_taken_port_fails_before_the_model_is_loaded(home: Path, service: Service) -> None:

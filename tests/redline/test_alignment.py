@@ -253,6 +253,13 @@ def test_what_is_wrong_is_said(spans: list[Span], text: str, reason: str) -> Non
     assert reason in problem
 
 
+def test_a_few_tokens_more_than_bytes_pass_and_thousands_do_not() -> None:
+    assert check_offsets([(0, 1)] * 4 + [(1, 1)] * 3, "🙂") is None  # four byte tokens, three special ones
+    problem = check_offsets([(0, 1)] * 1000, "🙂")
+    assert problem is not None
+    assert "1000 token_offsets for 1 characters" in problem
+
+
 def test_a_gap_of_white_space_of_any_kind_is_none() -> None:
     text = " one\n\u3000two\u00a0"
     assert check_offsets([(1, 4), (6, 9)], text) is None

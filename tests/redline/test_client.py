@@ -615,6 +615,14 @@ def test_without_a_key_no_authorization_is_sent(connect: Connect) -> None:
     assert "Authorization" not in service.requests[0].headers
 
 
+def test_a_key_that_no_header_can_carry_is_refused_unseen(connect: Connect) -> None:
+    service = Service()
+    with pytest.raises(ProtocolError, match="the key") as caught:
+        connect(service, key="clé").score(items_for("a"))
+    assert "clé" not in str(caught.value)
+    assert service.requests == []
+
+
 @pytest.mark.parametrize(
     ("item", "reason"),
     [
@@ -624,6 +632,8 @@ def test_without_a_key_no_authorization_is_sent(connect: Connect) -> None:
         ({"prompt": "Say it.", "response": "a", "token_offsets": [[0]]}, "token_offsets.0"),
         ({"prompt_ids": [1], "response_ids": [2]}, "ids need 'tokenizer_fingerprint'"),
         ({"prompt": [{"role": "user"}], "response": "a"}, "prompt"),
+        ({"prompt": "Say it.", "response": "cut in two: \ud83d"}, "half a surrogate pair"),
+        ({"prompt": [{"role": "user", "content": "\ud83d"}], "response": "a"}, "half a surrogate pair"),
         ("Say it.", "dictionary"),
     ],
 )

@@ -134,6 +134,12 @@ def test_jitter_spreads_waits_over_the_upper_half() -> None:
         assert 0.98 < max(shares) <= 1.0
 
 
+def test_a_fault_that_comes_back_is_not_waited_out_for_ever() -> None:
+    waits = [STEADY.wait_s(refusal(ErrorCode.INTERNAL), attempt, 0.0) for attempt in range(1, 7)]
+    assert waits == [1.0, 2.0, 4.0, 8.0, None, None]
+    assert STEADY.wait_s(refusal(ErrorCode.OVERLOADED), 5, 0.0) == 10.0  # an absence is
+
+
 @pytest.mark.parametrize(("tries", "item_tries"), [(None, 5), (9, 5), (5, 5), (2, 2), (1, 1)])
 def test_single_items_are_tried_a_few_times_at_most(tries: int | None, item_tries: int) -> None:
     policy = RetryPolicy(max_attempts=tries, patience_s=None, first_wait_s=1.0, longest_wait_s=3.0, has_jitter=False)

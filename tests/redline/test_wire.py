@@ -161,6 +161,25 @@ def test_options_not_given_leave_the_choice_to_the_bundle() -> None:
     assert options == ScoreOptions(mode=None, aggregate=None, correction=False, calibrated=False, on_too_long="error")
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"prompt": "p", "response": "HERE"},
+        {"prompt": "HERE", "response": "r"},
+        {"prompt": [{"role": "user", "content": "HERE"}], "response": "r"},
+        {"prompt": "p", "response": "r", "id": "HERE"},
+    ],
+)
+def test_half_a_surrogate_pair_is_no_text(value: dict[str, Any]) -> None:
+    whole = json.dumps(value).replace("HERE", r"\ud83d\ude42")  # as JSON writes an emoji
+    assert "🙂" in ScoreItem.model_validate_json(whole).model_dump_json()
+    for half in (r"a\ud83d", r"\ude42", r"\ude42\ud83d"):
+        with pytest.raises(ValidationError):
+            ScoreItem.model_validate_json(json.dumps(value).replace("HERE", half))
+    with pytest.raises(ValidationError, match="half a surrogate pair"):
+        ScoreItem.model_validate(json.loads(json.dumps(value).replace("HERE", r"a\ud83d")))
+
+
 @pytest.mark.parametrize("value", ["maybe", "Truncate", None])
 def test_on_too_long_knows_two_words(value: str | None) -> None:
     with pytest.raises(ValidationError):

@@ -95,6 +95,37 @@ def test_a_newer_format_asks_for_an_upgrade(copy: Path) -> None:
         Bundle.load(copy)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"max_tokens": -5},
+        {"format_version": 0},
+        {"files": {"README.md": "0"}},
+        {"calibration": {"margin/sum": {"temperature": 0.0, "mean": 0, "std": 1, "expected_calibration_error": 0}}},
+    ],
+)
+def test_a_nonsensical_manifest_is_refused(copy: Path, change: dict[str, Any]) -> None:
+    manifest = json.loads((copy / MANIFEST).read_text())
+    (copy / MANIFEST).write_text(json.dumps({**manifest, **change}))
+    with pytest.raises(BundleError):
+        Bundle.load(copy)
+
+
+def test_weights_of_another_kind_are_refused_and_not_made_up(copy: Path) -> None:
+    manifest = json.loads((copy / MANIFEST).read_text())
+    (copy / MANIFEST).write_text(json.dumps({**manifest, "kind": "scalar"}))
+    with pytest.raises(BundleError, match=r"score\.weight"):
+        Bundle.load(copy)
+
+
+def test_a_file_that_the_manifest_does_not_list_is_refused(copy: Path) -> None:
+    (copy / "notes.md").write_text("harmless")
+    Bundle.load(copy)
+    (copy / "special_tokens_map.json").write_text('{"eos_token": "zzz"}')
+    with pytest.raises(BundleError, match=r"special_tokens_map\.json"):
+        Bundle.load(copy)
+
+
 @pytest.mark.parametrize("source", ["/nowhere/at/all", "./nowhere", "nowhere"])
 def test_a_missing_folder_is_said_so(source: str) -> None:
     with pytest.raises(BundleError, match="no bundle at"):

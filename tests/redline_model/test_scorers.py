@@ -157,3 +157,25 @@ def test_packing_keeps_everything_within_budget() -> None:
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 60
+
+
+def test_a_correction_ignores_the_base_s_own_generation_settings() -> None:
+    tokenizer = build_tokenizer()
+    plain = build_scorer("seq2seq", build_causal(len(tokenizer)), tokenizer)
+    model = build_causal(len(tokenizer))
+    model.generation_config.repetition_penalty = 5.0
+    model.generation_config.suppress_tokens = list(range(50, 300))
+    odd = build_scorer("seq2seq", model, tokenizer)
+    for text in TEXTS:
+        item = plain.encoder.encode(Item(PROMPT, text))
+        assert odd.correct(item, odd.measure([item])[0]) == plain.correct(item, plain.measure([item])[0])
+
+
+def test_an_encoder_decoder_model_needs_no_decoder_start_of_its_own(plain_tokenizer: Any) -> None:
+    from tests.conftest import build_encoder_decoder
+
+    model = build_encoder_decoder(len(plain_tokenizer))
+    model.generation_config.decoder_start_token_id = None
+    model.config.decoder_start_token_id = None
+    scorer = build_scorer("seq2seq", model, plain_tokenizer)
+    assert scorer.measure([scorer.encoder.encode(Item(PROMPT, "Hold"))])

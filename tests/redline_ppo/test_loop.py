@@ -173,6 +173,36 @@ def test_a_checkpoint_of_other_settings_is_refused_by_name(tmp_path: Path) -> No
         PPOLoop(policy(), FunctionRewards(count_e), PROMPTS, config(clip=0.3)).train(tmp_path / "state.pt")
 
 
+def test_a_checkpoint_of_another_experiment_is_refused_by_name(tmp_path: Path) -> None:
+    def loop(source: str) -> PPOLoop:
+        return PPOLoop(policy(), FunctionRewards(count_e), PROMPTS, config(steps=1), identity={"policy": source})
+
+    loop("a").train(tmp_path / "state.pt")
+    loop("a").train(tmp_path / "state.pt")
+    with pytest.raises(CommandError, match="policy"):
+        loop("b").train(tmp_path / "state.pt")
+
+
+def test_the_reward_scale_is_of_what_is_summed_up_and_not_of_the_score_shown() -> None:
+    class Averaging:
+        def score(self, rollouts: Sequence[Rollout]) -> Scores:
+            return Scores([Scored(sum(count_e(r)) / 1000, count_e(r)) for r in rollouts], None)
+
+    scales = []
+    for source in (Averaging(), FunctionRewards(count_e)):
+        loop = PPOLoop(policy(), source, PROMPTS, config())
+        loop.step()
+        scales.append(loop.reward_scale)
+    assert scales[0] == scales[1]
+
+
+def test_groups_of_one_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 2"):
+        config(advantage="group")
+    with pytest.raises(ValueError, match="multiple"):
+        config(samples_per_prompt=3)
+
+
 class Scripted:
     """A source that names a different model from the second call on."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -212,3 +213,36 @@ def test_many_callers_at_once_get_what_each_would_get_alone(bundle: Bundle) -> N
     for first, second in zip(together, alone, strict=True):
         assert first["rewards"] == pytest.approx(second["rewards"], abs=2e-4)
         assert first["offsets"] == second["offsets"]
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"prompt": "p", "response": "\ud800"},
+        {"prompt": "\udfff", "response": "r"},
+        {"id": "\ud800", "prompt": "p", "response": "r"},
+        {"prompt": [{"role": "\ud800", "content": "c"}], "response": "r"},
+        {"prompt": "p", "response": "r", "\ud800": 1},
+    ],
+)
+def test_half_a_surrogate_pair_is_refused_and_not_to_be_retried(ask: Ask, item: dict[str, Any]) -> None:
+    content = json.dumps({"items": [GOOD, item]}).encode()  # escaped, so valid JSON
+    response = ask("POST", "/v1/score", content=content, headers={"Content-Type": "application/json"})
+    assert response.status_code == 422, response.text
+    assert response.json()["error"]["retryable"] is False
+    assert "items.1" in response.json()["error"]["message"]
+
+
+def test_more_offsets_than_bytes_are_refused_at_once(ask: Ask) -> None:
+    item = {"prompt": "p", "response": "x" * 50, "token_offsets": [[0, 50]] * 100_000}
+    assert items_of(ask("POST", "/v1/score", json={"items": [item]}))[0]["error"]["code"] == "bad_offsets"
+
+
+def test_ids_that_end_are_not_unfinished(ask: Ask, bundle: Bundle) -> None:
+    ids = {
+        "prompt": "p",
+        "response_ids": [7, 0],
+        "finished": False,
+        "tokenizer_fingerprint": bundle.tokenizer_fingerprint,
+    }
+    assert items_of(ask("POST", "/v1/score", json={"items": [ids]}))[0]["error"]["code"] == "bad_ids"

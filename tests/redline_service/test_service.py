@@ -16,6 +16,7 @@ from redline_model.bundle import Bundle
 from redline_model.errors import OutOfMemoryError
 from redline_model.scorers import Scorer
 from redline_model.template import EncodedItem, Item
+from redline_service.engine import Engine
 from redline_service.worker import Worker
 from tests.redline_service.conftest import with_service
 
@@ -244,6 +245,41 @@ def test_a_fault_in_a_round_costs_that_round_only(slow: tuple[Bundle, Slow], mon
     broken, fine = with_service(bundle, work)
     assert broken["error"]["code"] == "internal"
     assert "score" in fine
+
+
+def test_a_failure_inside_has_the_one_shape_and_its_id(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(http: httpx.AsyncClient) -> httpx.Response:
+        def broken(self: Engine, request: Any) -> None:
+            raise RuntimeError("secret detail")
+
+        monkeypatch.setattr(Engine, "_plan", broken)
+        return await http.post("/v1/score", json=BODY, headers={"X-Request-Id": "mine"})
+
+    response = with_service(bundle, work)
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "internal"
+    assert response.headers["X-Request-Id"] == "mine"
+    assert "secret" not in response.text
+
+
+def test_callers_that_left_do_not_keep_others_out(slow: tuple[Bundle, Slow]) -> None:
+    bundle, scorer = slow
+
+    async def work(http: httpx.AsyncClient) -> list[int]:
+        scorer.gate.clear()
+        first = asyncio.create_task(http.post("/v1/score", json=BODY))
+        await asyncio.sleep(0.2)
+        leaver = asyncio.create_task(http.post("/v1/score", json={"items": BODY["items"] * 20}))
+        await asyncio.sleep(0.2)
+        refused = (await http.post("/v1/score", json=BODY)).status_code
+        leaver.cancel()
+        await asyncio.sleep(0.1)
+        asyncio.get_running_loop().call_later(0.2, scorer.gate.set)
+        admitted = (await http.post("/v1/score", json=BODY)).status_code
+        await first
+        return [refused, admitted]
+
+    assert with_service(bundle, work, max_queued_tokens=900) == [503, 200]
 
 
 def test_readiness_waits_for_a_model_that_scores(bundle: Bundle) -> None:

@@ -161,6 +161,9 @@ def test_a_transcript_of_several_turns() -> None:
         ({"prompt": "p", "chosen": [user("a")], "rejected": [assistant("b")]}, "'chosen' must be one assistant turn"),
         ({"prompt": "p", "chosen": [assistant("a")], "rejected": []}, "'rejected' must be one assistant turn"),
         ({"chosen": "Yes", "rejected": "No"}, "do not begin alike"),
+        ({"prompt": "HALF", "chosen": "a", "rejected": "b"}, "half a surrogate pair"),
+        ({"prompt": "p", "chosen": "a HALF", "rejected": "b"}, "half a surrogate pair"),
+        ({"prompt": [user("HALF")], "chosen": "a", "rejected": "b"}, "half a surrogate pair"),
         ({"chosen": [assistant("a")], "rejected": [assistant("b")]}, "no 'prompt'"),
         (
             {"chosen": [user("p"), assistant("a")], "rejected": [user("q"), assistant("b")]},
@@ -186,7 +189,7 @@ def test_a_bad_row_has_its_reason(row: Any, reason: str, tmp_path: Path) -> None
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> Path:
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).replace("HALF", r"\ud83d")
     data = text.encode()
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
     return path
@@ -318,6 +321,8 @@ def test_a_missing_file_is_said_to_be_missing(
         ("a.json", b"[]", "holds no pairs"),
         ("a.json", b'{"prompt": "p"}', "must hold a list"),
         ("a.json", b"[{]", "not JSON"),
+        ("a.json", b"[" * 100_000, "not JSON"),
+        ("a.jsonl", b"[" * 100_000, "not JSON"),
         ("a.jsonl.gz", b'{"prompt": "p"}', "cannot be read"),
         ("a.jsonl.gz", gzip.compress(b'{"prompt": "p"}' * 99)[:-9], "cannot be read"),
     ],

@@ -222,6 +222,22 @@ def test_every_pair_that_is_too_long_is_reported_before_training(base: str, tmp_
     assert result.training_pairs == len(PAIRS)
 
 
+def test_a_prompt_is_cut_for_the_longest_of_a_pair_s_sequences(causal_scorer: Scorer[Any]) -> None:
+    from redline_model.bundle import make_encoder as encoder_for
+
+    tokenizer = causal_scorer.encoder.tokenizer
+    encoder = encoder_for("seq2seq", causal_scorer.model.config, tokenizer, causal_scorer.encoder.template, 250)
+    pair = Pair("word " * 200, "Hold the button. " * 4, "Eat.", "t:1")
+    (encoded,), _ = encode_pairs(encoder, [pair], "truncate")
+    assert encoded.chosen.prefix_ids == encoded.rejected.prefix_ids, "both sides see one prompt"
+    longest = max(
+        encoder.length(len(s.prefix_ids), len(s.response_ids), len(s.request_ids), len(t.target_ids))
+        for s in encoded[:2]
+        for t in (encoded.chosen, s)
+    )
+    assert longest == 250
+
+
 def test_bad_bases_and_outputs_fail_before_anything_is_spent(base: str, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     with pytest.raises(BundleError, match="exists"):

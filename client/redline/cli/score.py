@@ -88,8 +88,9 @@ def _scored(client: RewardClient, items: list[ScoreItem], options: ScoreOptions)
     with progress_bar("score", len(items)) as bar:
         for start in range(0, len(items), _BLOCK):
             block = items[start : start + _BLOCK]
-            yield from client.score(block, options=options).items
+            results = client.score(block, options=options).items
             bar.update(min(start + _BLOCK, len(items)), "")
+            yield from results
 
 
 @contextmanager
