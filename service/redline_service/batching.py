@@ -111,10 +111,9 @@ class Batcher:
         self.queued_tokens += total
         self._arrived.set()
         try:
-            return list(await asyncio.gather(*(job.done for job in jobs)))
+            return list(await asyncio.gather(*(job.done for job in jobs)))  # cancelled, it cancels them all
         finally:
             for job in jobs:
-                job.done.cancel()  # of no effect on those that are done
                 self._leave_queue(job)  # callers that have gone must not keep others out
 
     def _leave_queue(self, job: Job) -> None:

@@ -633,7 +633,7 @@ def test_a_key_that_no_header_can_carry_is_refused_unseen(connect: Connect) -> N
         ({"prompt_ids": [1], "response_ids": [2]}, "ids need 'tokenizer_fingerprint'"),
         ({"prompt": [{"role": "user"}], "response": "a"}, "prompt"),
         ({"prompt": "Say it.", "response": "cut in two: \ud83d"}, "half a surrogate pair"),
-        ({"prompt": [{"role": "user", "content": "\ud83d"}], "response": "a"}, "half a surrogate pair"),
+        ({"prompt": [{"role": "user", "content": "\ud83d"}], "response": "a"}, "prompt"),
         ("Say it.", "dictionary"),
     ],
 )

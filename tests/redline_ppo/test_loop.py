@@ -30,11 +30,11 @@ from tests.conftest import build_causal, build_tokenizer
 PROMPTS = [f"How do I reset my router {n}?" for n in range(7)]
 
 
-def policy(lora: bool = False, temperature: float = 1.0, max_new_tokens: int = 8) -> CausalPolicy:
+def policy(lora: bool = False, temperature: float = 1.0, max_new_tokens: int = 8, calm: float = 0.3) -> CausalPolicy:
     tokenizer = build_tokenizer()
     model = build_causal(len(tokenizer), seed=1)
     for parameter in model.parameters():  # a calmer start than the scorers': sampling must vary
-        parameter.data *= 0.3
+        parameter.data *= calm
     if lora:
         from peft import LoraConfig, TaskType, get_peft_model
 
@@ -72,7 +72,7 @@ def test_before_any_update_ratio_is_1_and_kl_is_0(lora: bool, temperature: float
 def test_logprobs_are_those_of_the_sampling_distribution() -> None:
     """Sampled frequencies of the first token agree with exp(logprob) at the sampling temperature."""
     torch.manual_seed(0)
-    mine = policy(temperature=0.5, max_new_tokens=1)
+    mine = policy(temperature=2.0, max_new_tokens=1, calm=1.0)
     rollouts = mine.sample([PROMPTS[0]] * 2000, range(2000))
     counts: dict[int, int] = {}
     for rollout in rollouts:

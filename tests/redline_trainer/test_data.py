@@ -322,7 +322,7 @@ def test_a_missing_file_is_said_to_be_missing(
         ("a.json", b'{"prompt": "p"}', "must hold a list"),
         ("a.json", b"[{]", "not JSON"),
         ("a.json", b"[" * 100_000, "not JSON"),
-        ("a.jsonl", b"[" * 100_000, "not JSON"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl:1: not JSON"),
         ("a.jsonl.gz", b'{"prompt": "p"}', "cannot be read"),
         ("a.jsonl.gz", gzip.compress(b'{"prompt": "p"}' * 99)[:-9], "cannot be read"),
     ],
