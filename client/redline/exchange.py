@@ -32,7 +32,7 @@ CONCURRENCY = 8
 
 def headers_for(key: str | None) -> dict[str, str]:
     """The headers of every request. Raises ProtocolError where the key cannot stand in one."""
-    if key is not None and not key.isascii():
+    if key is not None and not (key.isascii() and key.isprintable()):
         raise ProtocolError("the key holds characters that an HTTP header cannot carry")
     return {} if key is None else {"Authorization": f"Bearer {key}"}
 
@@ -85,7 +85,7 @@ def connection_error(error: httpx.HTTPError | httpx.InvalidURL, url: str) -> Red
         return ProtocolError(f"{url!r} is not an http(s) address")
     if isinstance(error, httpx.TimeoutException):
         return ConnectionFailedError(f"no answer from {url} in time ({type(error).__name__})")
-    return ConnectionFailedError(f"{url} cannot be reached: {error or type(error).__name__}")
+    return ConnectionFailedError(f"{url} cannot be reached: {str(error) or type(error).__name__}")
 
 
 def _retry_after(response: httpx.Response) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def read_rows(path: Path, limit: int | None = None) -> list[Row]:
                     rows.append((f"{path}:{number}", row))
                 else:
                     problems.append(f"{path}:{number}: a row must be an object")
-    except (OSError, UnicodeDecodeError, EOFError) as error:
+    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
         raise CommandError(f"{path}: cannot be read: {error}") from error
     refuse_if_any(problems)
     if not rows:

@@ -21,6 +21,21 @@ def test_results_and_errors_come_back_in_order() -> None:
     assert seen == [5, 2, 0, 1]
 
 
+def test_after_a_failure_nothing_more_is_begun() -> None:
+    begun: list[int] = []
+
+    def work(n: int) -> int:
+        begun.append(n)
+        time.sleep(0.02)
+        return 1 // n
+
+    with pytest.raises(ZeroDivisionError), DaemonPool(2) as pool:
+        for future in [pool.submit(work, n) for n in range(100)]:
+            future.result()
+    time.sleep(0.2)
+    assert len(begun) < 20
+
+
 def test_an_interrupted_program_ends_at_once() -> None:
     code = (
         "import time\nfrom redline.background import DaemonPool\n"

@@ -98,6 +98,8 @@ def test_several_turns_and_a_system_turn_are_the_prompt() -> None:
         ("The sky is blue.", "The sky is green.", ("The sky is", " blue.", " green.")),
         ("The sky is blue.", "The sky is black.", ("The sky is", " blue.", " black.")),  # not in a word
         ("Is it? Yes", "Is it? No", ("Is it?", " Yes", " No")),
+        ("What is 2+2?\n4", "What is 2+2?\n5", ("What is 2+2?", "\n4", "\n5")),
+        ("你好吗？很好", "你好吗？不好", ("你好吗？", "很好", "不好")),
         ("One two", "One two three", ("One", " two", " two three")),
     ],
 )

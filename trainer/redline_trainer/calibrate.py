@@ -41,7 +41,7 @@ def fit_temperature(differences: Tensor) -> float:
 def expected_calibration_error(differences: Tensor, temperature: float, bins: int = 10) -> float:
     """Mean gap between confidence ``sigmoid(|d|/T)`` in [.5, 1] and accuracy, over equal-width bins."""
     confidence = torch.sigmoid(differences.double().abs() / temperature)
-    is_correct = (differences > 0).double()
+    is_correct = (differences > 0).double() + 0.5 * (differences == 0).double()  # a tie is half right
     index = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)
     gaps = [
         float((confidence[index == b].mean() - is_correct[index == b].mean()).abs() * (index == b).sum())

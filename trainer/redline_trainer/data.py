@@ -16,6 +16,7 @@ import gzip
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,7 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
                         yield f"{path}:{number}", json.loads(line)
                     except (ValueError, RecursionError) as error:
                         yield f"{path}:{number}", _BadRowError(f"not JSON: {error}")
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {error}") from error
@@ -194,8 +195,10 @@ def _split_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
         else:
             length = next((n for n, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
             shared = chosen[: min(len(chosen), len(rejected)) if length is None else length]
-            # as TRL does: the prompt ends at a word's end, and its last space goes to the responses
-            at = shared.rfind(" ") if not shared.endswith(" ") else len(shared) - 1
+            # TRL cuts at the first character that differs; that may be inside a word, so the cut goes back to the
+            # white space before it, which stays with the responses. Scripts without white space are cut as TRL does.
+            spaces = [n for n, character in enumerate(shared) if character.isspace()]
+            at = spaces[-1] if spaces and spaces[-1] > 0 else len(shared)
             if at <= 0:
                 raise _BadRowError("there is no 'prompt', and the two sides do not begin alike")
             return chosen[:at], chosen[at:], rejected[at:]
