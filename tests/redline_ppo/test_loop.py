@@ -220,6 +220,19 @@ def test_a_swapped_reward_model_is_noticed() -> None:
     PPOLoop(policy(), Scripted(), PROMPTS, config()).train()
 
 
+def test_a_swap_within_a_step_is_one_change() -> None:
+    class Swapped:
+        def __init__(self) -> None:
+            self.digests = iter(["A", "A", "A", "B", "B", "B"])  # two batches a step: the second step sees both
+
+        def score(self, rollouts: Sequence[Rollout]) -> Scores:
+            return Scores([Scored(0.0, [0.0] * len(r.response_ids)) for r in rollouts], next(self.digests))
+
+    loop = PPOLoop(policy(), Swapped(), PROMPTS, config())
+    assert [loop.step()["model_changed"] for _ in range(3)] == [0.0, 1.0, 0.0]
+    assert loop.digest == "B"
+
+
 def test_wrong_numbers_of_rewards_are_an_error_and_never_padded() -> None:
     with pytest.raises(ProtocolError, match="rewards for"):
         PPOLoop(policy(), FunctionRewards(lambda rollout: [1.0]), PROMPTS, config()).step()

@@ -119,18 +119,13 @@ def ppo(
             console.print(f"resuming at step {loop.steps_done}")
         out.mkdir(parents=True, exist_ok=True)
         log = MetricsLog(out, resumed_at=loop.steps_done)
-        last_digest = loop.digest or served.digest
+        loop.digest = loop.digest or served.digest
         with progress_bar("ppo", steps) as bar:
 
             def show(metrics: dict[str, float], sampled: Sequence[Rollout], scores: Scores) -> None:
-                nonlocal last_digest
-                is_new = scores.digest is not None and scores.digest != last_digest
-                log.write(metrics | {"model_changed": float(is_new)})
-                if is_new:
-                    console.print(
-                        f"the reward model changed: {last_digest[:19]} -> {(scores.digest or '')[:19]}", soft_wrap=True
-                    )
-                    last_digest = scores.digest or last_digest
+                log.write(metrics)
+                if metrics["model_changed"]:
+                    console.print(f"the reward model changed, to {(loop.digest or '')[:19]}", soft_wrap=True)
                 _write_samples(out / "samples.jsonl", sampled, scores)
                 bar.update(
                     int(metrics["step"]),

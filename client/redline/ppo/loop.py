@@ -96,7 +96,7 @@ class PPOLoop:
 
         # 1. responses to the next prompts; every batch is scored while the next is sampled
         rollouts, scores, scoring_s = self._roll_out()
-        self._notice_model(scores.digest)
+        is_model_new = self._notice_model(scores.digest)
         rollout_s = time.perf_counter() - clock
 
         # 2. what policy, value function and reference say of them before anything changes
@@ -144,6 +144,7 @@ class PPOLoop:
             "truncated_share": sum(not r.is_finished for r in rollouts) / len(rollouts),
             "explained_variance": 0.0 if returns is None else explained_variance(old.values, returns, mask),
             **update,
+            "model_changed": float(is_model_new),
             "seconds_rollout": rollout_s,
             "seconds_scoring": scoring_s,
             "seconds_update": update_s,
@@ -187,10 +188,17 @@ class PPOLoop:
         items = [item for scores, _ in answers for item in scores.items]
         return rollouts, Scores(items, "+".join(digests) or None), sum(seconds for _, seconds in answers)
 
-    def _notice_model(self, digest: str | None) -> None:
-        before, self.digest = self.digest, digest
-        if before is not None and digest != before and self.config.on_model_change == "stop":
-            raise ModelChangedError(f"the reward model changed at step {self.steps_done + 1}: {before} -> {digest}")
+    def _notice_model(self, digest: str | None) -> bool:
+        """Whether other weights than before have answered; a step in mid-swap names both, the later one last."""
+        answered = digest.split("+") if digest is not None else []
+        before = self.digest
+        is_new = before is not None and any(one != before for one in answered)
+        self.digest = answered[-1] if answered else before
+        if is_new and self.config.on_model_change == "stop":
+            raise ModelChangedError(
+                f"the reward model changed at step {self.steps_done + 1}: {before} -> {self.digest}"
+            )
+        return is_new
 
     def _parts(self, rollouts: Sequence[Rollout]) -> list[Sequence[Rollout]]:
         size = self.config.microbatch or self.config.minibatch
