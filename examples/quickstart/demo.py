@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from data import INSTRUCTION
+
 HERE = Path(__file__).resolve().parent
 BIN = Path(sys.executable).parent
-INSTRUCTION = "Improve your answer."
 # What both reward models and both policies get alike.
 RM_OPTIONS = "--max-steps {steps} --learning-rate 1e-3 --held-out-share 0.05"
 PPO_OPTIONS = "--steps {steps} --learning-rate 1e-4 --max-new-tokens 64"

@@ -71,7 +71,6 @@ class Batcher:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="redline-worker")
         self._loop_task: asyncio.Task[None] | None = None
         self.queued_tokens = 0
-        self.processed_tokens = 0
 
     @property
     def queued_items(self) -> int:
@@ -160,7 +159,6 @@ class Batcher:
             measured = await loop.run_in_executor(self._executor, self._worker.measure, [j.item for j in chosen])
             seconds = time.perf_counter() - started
             tokens = len(chosen) * max(job.length for job in chosen)
-            self.processed_tokens += tokens
             self._on_batch(len(chosen), tokens, seconds)
             for job, one in zip(chosen, measured, strict=True):
                 queued = started - job.queued_at

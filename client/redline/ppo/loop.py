@@ -76,7 +76,7 @@ class PPOLoop:
         Raises:
             RedlineError: the reward source gave up, or the checkpoint is of another run.
         """
-        if checkpoint is not None:
+        if checkpoint is not None and not self.steps_done:
             self.resume(checkpoint)
         while self.steps_done < self.config.steps:
             self.step()
