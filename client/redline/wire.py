@@ -7,7 +7,7 @@ Unknown fields are refused rather than ignored, so a misspelt option never passe
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
