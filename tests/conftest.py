@@ -118,12 +118,17 @@ def build_scalar(vocab_size: int, seed: int = 0) -> Any:
 
 
 def build_scorer(
-    kind: Kind, model: Any, tokenizer: Any, max_tokens: int | None = 512, template: Template | None = None
+    kind: Kind,
+    model: Any,
+    tokenizer: Any,
+    max_tokens: int | None = 512,
+    template: Template | None = None,
+    prefix_cache_tokens: int = 0,
 ) -> Scorer[Any]:
     """A scorer around a model, as a bundle would make it."""
     chosen = template or Template.fitting(tokenizer)
     encoder = make_encoder(kind, model.config, tokenizer, chosen, max_tokens)
-    return make_scorer(kind, model, encoder, Extraction())
+    return make_scorer(kind, model, encoder, Extraction(), prefix_cache_tokens=prefix_cache_tokens)
 
 
 @pytest.fixture(scope="session")

@@ -80,7 +80,7 @@ class RewardClient:
         self._on_wait = on_wait
         try:
             self._http = httpx.Client(
-                base_url=self.url, headers=headers_for(key), timeout=timeout_s, transport=transport
+                base_url=self.url, headers=headers_for(key, timeout_s), timeout=timeout_s, transport=transport
             )
         except httpx.InvalidURL as error:
             raise connection_error(error, url) from error

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from redline.errors import ConnectionFailedError, ProtocolError, RedlineError, ServiceError
 from redline.results import ScoreResult
 from redline.wire import (
+    DEADLINE_HEADER,
     REQUEST_ID_HEADER,
     ErrorCode,
     ErrorResponse,
@@ -30,11 +31,12 @@ ITEMS_PER_REQUEST = 64
 CONCURRENCY = 8
 
 
-def headers_for(key: str | None) -> dict[str, str]:
+def headers_for(key: str | None, timeout_s: float) -> dict[str, str]:
     """The headers of every request. Raises ProtocolError where the key cannot stand in one."""
     if key is not None and not (key.isascii() and key.isprintable()):
         raise ProtocolError("the key holds characters that an HTTP header cannot carry")
-    return {} if key is None else {"Authorization": f"Bearer {key}"}
+    headers = {DEADLINE_HEADER: f"{timeout_s:g}"}
+    return headers if key is None else {**headers, "Authorization": f"Bearer {key}"}
 
 
 def as_items(items: Iterable[ScoreItem | dict[str, Any]]) -> list[ScoreItem]:

@@ -17,6 +17,8 @@ HEALTH_PATH = "/healthz"
 READY_PATH = "/readyz"
 METRICS_PATH = "/metrics"
 REQUEST_ID_HEADER = "X-Request-Id"
+# Seconds that the caller will wait: the service answers or sheds the request by then.
+DEADLINE_HEADER = "X-Deadline-S"
 
 Span = tuple[int, int]
 OnTooLong = Literal["error", "truncate"]

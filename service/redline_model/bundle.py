@@ -93,13 +93,12 @@ def make_encoder(kind: Kind, config: Any, tokenizer: Any, template: Template, ma
     )
 
 
-def make_scorer(kind: Kind, model: Any, encoder: Encoder, extraction: Extraction) -> Scorer[Any]:
+def make_scorer(
+    kind: Kind, model: Any, encoder: Encoder, extraction: Extraction, *, prefix_cache_tokens: int = 0
+) -> Scorer[Any]:
     """The scorer class of ``kind`` around a loaded model."""
-    scorers: dict[Kind, Callable[[Any, Encoder, Extraction], Scorer[Any]]] = {
-        "seq2seq": Seq2SeqScorer,
-        "scalar": ScalarScorer,
-    }
-    return scorers[kind](model, encoder, extraction)
+    scorers: dict[Kind, Callable[..., Scorer[Any]]] = {"seq2seq": Seq2SeqScorer, "scalar": ScalarScorer}
+    return scorers[kind](model, encoder, extraction, prefix_cache_tokens=prefix_cache_tokens)
 
 
 class Bundle:
@@ -118,11 +117,19 @@ class Bundle:
         return tokenizer_fingerprint(self.scorer.encoder.tokenizer)
 
     @classmethod
-    def load(cls, source: str | Path, placement: Placement | None = None, *, max_tokens: int | None = None) -> Bundle:
+    def load(
+        cls,
+        source: str | Path,
+        placement: Placement | None = None,
+        *,
+        max_tokens: int | None = None,
+        prefix_cache_tokens: int = 0,
+    ) -> Bundle:
         """Load a bundle from a folder or a hub id.
 
         Args:
             max_tokens: read less than the bundle allows.
+            prefix_cache_tokens: tokens of prompts whose keys and values stay warm between passes.
 
         Raises:
             BundleError: it is missing, half-written or corrupt; the message names the file.
@@ -134,7 +141,10 @@ class Bundle:
         model = load_model(folder, manifest.kind, placement, must_be_complete=True)
         limit = manifest.max_tokens if max_tokens is None else min(max_tokens, manifest.max_tokens)
         encoder = make_encoder(manifest.kind, model.config, load_tokenizer(folder), manifest.template, limit)
-        return cls(folder, manifest, make_scorer(manifest.kind, model, encoder, manifest.extraction), placement)
+        scorer = make_scorer(
+            manifest.kind, model, encoder, manifest.extraction, prefix_cache_tokens=prefix_cache_tokens
+        )
+        return cls(folder, manifest, scorer, placement)
 
 
 def locate(source: str | Path) -> Path:

@@ -37,13 +37,20 @@ class TokenStatistics(NamedTuple):
 
 
 def token_statistics(logits: Tensor, target_ids: Tensor) -> TokenStatistics:
-    """Reduce logits ``(T, V)`` for targets ``(T,)`` to statistics ``(T,)``, computed in float32."""
-    logprobs = torch.log_softmax(logits.float(), dim=-1)
-    best_logprob, best_ids = logprobs.max(dim=-1)
-    logprob = logprobs.gather(-1, target_ids.unsqueeze(-1)).squeeze(-1)
-    # p log p is 0 where p is 0; xlogy would need p, this keeps one (T, V) buffer fewer
-    entropy = -(logprobs.exp() * logprobs.clamp_min(-1e9)).sum(-1)
-    return TokenStatistics(logprob, best_logprob, entropy, best_ids, best_ids == target_ids)
+    """Reduce logits ``(T, V)`` for targets ``(T,)`` to statistics ``(T,)``, computed in float32.
+
+    With d = logit - best logit and Z = sum exp d: log pi = d - log Z, and H = log Z - sum exp(d) d / Z.
+    """
+    logits = logits.float()
+    best, best_ids = logits.max(dim=-1)
+    below = logits - best.unsqueeze(-1)
+    own = below.gather(-1, target_ids.unsqueeze(-1)).squeeze(-1)
+    weights = below.exp()
+    total = weights.sum(-1)
+    log_total = total.log()
+    # p log p is 0 where p is 0, and a logit of minus infinity is not to make it NaN
+    entropy = log_total - torch.linalg.vecdot(weights, below.clamp_(min=-1e9)) / total
+    return TokenStatistics(own - log_total, -log_total, entropy, best_ids, best_ids == target_ids)
 
 
 class Extraction(BaseModel):

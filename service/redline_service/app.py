@@ -47,7 +47,11 @@ def create_app(settings: ServiceSettings, bundle: Bundle | None = None) -> FastA
         loaded = bundle
         if loaded is None:
             loaded = await asyncio.to_thread(
-                Bundle.load, settings.bundle, settings.placement, max_tokens=settings.max_tokens
+                Bundle.load,
+                settings.bundle,
+                settings.placement,
+                max_tokens=settings.max_tokens,
+                prefix_cache_tokens=settings.prefix_cache_tokens,
             )
         engine = Engine(
             loaded,

@@ -1,185 +1,232 @@
-"""Items of many callers, one queue, batches under a token budget. Knows asyncio, but no tensors and no HTTP."""
+"""From many requests to full passes through the model. Knows asyncio, but no tensors and no HTTP."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import math
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
 from redline.wire import ErrorCode
-from redline_model.batches import pack_by_length
+from redline_model.scorers import Scorer
 from redline_model.template import EncodedItem
 from redline_service.errors import RequestError
+from redline_service.jobs import Job, Outcome
+from redline_service.waiting import WaitingRoom
 from redline_service.worker import Worker
 
 logger = logging.getLogger("redline.service")
 
+# Rewrites under way hold keys and values; together at most this many batches' worth of tokens.
+_REWRITE_BATCHES = 4
+# A rewrite's writing is interrupted for scoring after at least this long.
+_LEAST_SLICE_S = 0.02
 
-@dataclass(eq=False)
-class Job:
-    """One item on its way through the model. Times are ``perf_counter`` seconds."""
-
-    item: EncodedItem
-    length: int
-    wants_correction: bool
-    done: asyncio.Future[Outcome]
-    queued_at: float = field(default_factory=time.perf_counter)
-    is_queued: bool = True
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a job: a measurement or an exception, and the correction if it was asked for."""
-
-    measured: Any
-    correction: Any
-    queued_s: float
-    inference_s: float
-
-
-BatchObserver = Callable[[int, int, float], None]  # items, tokens with padding, seconds
+BatchObserver = Callable[[int, int, float], None]  # items, tokens computed, seconds
 
 
 class Batcher:
-    """Queues jobs and feeds them to the worker, oldest first, in batches of like length.
+    """Queues jobs and feeds them to the model in passes under a token budget.
 
-    While a batch runs, new jobs gather: load makes the batches larger, and nothing ever waits for a timer.
-    A job whose caller has gone is dropped before it costs anything.
+    While a pass runs, new jobs gather: load makes the passes fuller, and nothing ever waits for a timer. Once
+    a full pass is waiting it is formed while the one before it still runs. A job whose callers have gone is
+    dropped before it costs anything. Rewriting takes turns with scoring.
     """
 
     def __init__(
         self,
-        worker: Worker,
+        scorer: Scorer[Any],
         *,
         max_batch_tokens: int,
         max_queued_tokens: int,
         on_batch: BatchObserver = lambda items, tokens, seconds: None,
     ) -> None:
-        self._worker = worker
+        self._scorer = scorer
+        self._worker = Worker(scorer)
         self._max_batch_tokens = max_batch_tokens
         self._max_queued_tokens = max_queued_tokens
         self._on_batch = on_batch
-        self._pending: deque[Job] = deque()
-        self._corrections: deque[tuple[Job, Any, float, float]] = deque()
-        self._arrived = asyncio.Event()
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="redline-worker")
-        self._loop_task: asyncio.Task[None] | None = None
-        self.queued_tokens = 0
+        self._waiting = WaitingRoom(scorer)
+        self._rewrites: dict[int, tuple[Job, Any]] = {}
+        self._changed = asyncio.Event()
+        self._executor = ThreadPoolExecutor(2, thread_name_prefix="redline-worker")
+        self._feeding: asyncio.Task[None] | None = None
+        self._is_rewriting = self._is_rewriting_next = False
+        self._slice_s = _LEAST_SLICE_S
+        self._tokens_per_s = 0.0
 
     @property
     def queued_items(self) -> int:
-        """Items that wait."""
-        return len(self._pending) + len(self._corrections)
+        """Items that wait, for the model or for the end of their rewrite."""
+        return self._waiting.items + len(self._rewrites)
+
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens of the items that wait for the model."""
+        return self._waiting.tokens
 
     def start(self) -> None:
-        """Start feeding the worker; needs a running event loop."""
-        self._loop_task = asyncio.create_task(self._feed())
+        """Start feeding the model; needs a running event loop."""
+        self._feeding = asyncio.create_task(self._feed())
 
     async def stop(self) -> None:
         """Stop feeding; jobs that still wait are cancelled."""
-        if self._loop_task is not None:
-            self._loop_task.cancel()
+        if self._feeding is not None:
+            self._feeding.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._loop_task
-        for job in [*self._pending, *(entry[0] for entry in self._corrections)]:
-            job.done.cancel()
+                await self._feeding
+        for job in self._waiting.everything():
+            for waiter in job.waiters:
+                waiter.cancel()
         self._executor.shutdown(wait=True)
 
-    async def run(self, items: Sequence[EncodedItem], lengths: Sequence[int], wants_correction: bool) -> list[Outcome]:
+    async def run(
+        self,
+        items: Sequence[EncodedItem],
+        lengths: Sequence[int],
+        *,
+        wants_correction: bool = False,
+        caller: Hashable = None,
+        deadline_s: float = math.inf,
+    ) -> list[Outcome]:
         """Put ``items`` through the model, all or none of them queued.
 
+        Args:
+            caller: who is asking; callers share the model evenly.
+            deadline_s: seconds after which the answer is worth nothing.
+
         Raises:
-            RequestError: OVERLOADED, the queue holds too many tokens. A request larger than the whole queue is
-                let in when the queue is empty.
+            RequestError: OVERLOADED, the queue holds too many tokens or is too long for the deadline. A request
+                larger than the whole queue is let in when the queue is empty.
         """
         total = sum(lengths)
         if self.queued_tokens and self.queued_tokens + total > self._max_queued_tokens:
             raise RequestError(ErrorCode.OVERLOADED, "too many tokens are waiting to be scored", retry_after_s=1)
-        loop = asyncio.get_running_loop()
-        jobs = [
-            Job(item, length, wants_correction, loop.create_future())
-            for item, length in zip(items, lengths, strict=True)
-        ]
-        self._pending.extend(jobs)
-        self.queued_tokens += total
-        self._arrived.set()
+        entries = self._waiting.add(items, lengths, wants_correction=wants_correction, caller=caller)
         try:
-            return list(await asyncio.gather(*(job.done for job in jobs)))  # cancelled, it cancels them all
+            if self._tokens_per_s:
+                wait_s = self._waiting.tokens_ahead_of(caller) / self._tokens_per_s
+                if wait_s > deadline_s:
+                    raise RequestError(
+                        ErrorCode.OVERLOADED,
+                        f"about {wait_s:.0f} s of work are waiting; this request is to be answered in {deadline_s:g} s",
+                        retry_after_s=min(60, math.ceil(wait_s - deadline_s)),
+                    )
+            self._changed.set()
+            return list(await asyncio.gather(*(future for _, future in entries)))
         finally:
-            for job in jobs:
-                self._leave_queue(job)  # callers that have gone must not keep others out
-
-    def _leave_queue(self, job: Job) -> None:
-        if job.is_queued:
-            job.is_queued = False
-            self.queued_tokens -= job.length
+            for job, future in entries:
+                future.cancel()
+                self._waiting.abandon(job)
 
     async def _feed(self) -> None:
-        while True:
-            if not self._pending and not self._corrections:
-                self._arrived.clear()
-                await self._arrived.wait()
-            await self._score_round()
-            await self._correct_one()
-
-    def _take(self) -> list[Job]:
-        """The oldest jobs, up to one budget of tokens."""
-        taken: list[Job] = []
-        tokens = 0
-        while self._pending and (not taken or tokens + self._pending[0].length <= self._max_batch_tokens):
-            job = self._pending.popleft()
-            self._leave_queue(job)
-            if not job.done.done():
-                taken.append(job)
-                tokens += job.length
-        return taken
-
-    async def _score_round(self) -> None:
-        jobs = self._take()
+        lanes: set[asyncio.Task[None]] = set()
         try:
-            await self._score(jobs)
-        except Exception as error:  # a fault of ours must cost this round only, never the feeding task
-            logger.error("a round failed", exc_info=error)
-            for job in jobs:
-                self._finish(job, Outcome(error, None, 0.0, 0.0))
+            while True:
+                work = self._next_work(is_busy=bool(lanes)) if len(lanes) < 2 else None
+                if work is not None:
+                    lanes.add(asyncio.create_task(work))
+                    continue
+                self._changed.clear()
+                arrival = asyncio.create_task(self._changed.wait())
+                await asyncio.wait({arrival, *lanes}, return_when=asyncio.FIRST_COMPLETED)
+                arrival.cancel()
+                lanes = {lane for lane in lanes if not lane.done()}
+        finally:
+            for lane in lanes:
+                lane.cancel()
+
+    def _next_work(self, *, is_busy: bool) -> Coroutine[Any, Any, None] | None:
+        """What to do now, None to wait. While the model is busy only a pass that is full is worth forming."""
+        is_full = self._waiting.tokens >= self._max_batch_tokens
+        can_score = self._waiting.has(wants_correction=False) and (is_full or not is_busy)
+        can_rewrite = not self._is_rewriting and (
+            bool(self._rewrites) or (self._waiting.has(wants_correction=True) and (is_full or not is_busy))
+        )
+        if can_rewrite and (self._is_rewriting_next or not can_score):
+            self._is_rewriting, self._is_rewriting_next = True, False
+            return self._rewrite()
+        if can_score:
+            self._is_rewriting_next = True
+            return self._score(self._waiting.take(self._max_batch_tokens, wants_correction=False))
+        return None
 
     async def _score(self, jobs: Sequence[Job]) -> None:
+        """A pass; more than one where the model has to pad."""
         loop = asyncio.get_running_loop()
-        for batch in pack_by_length(jobs, lambda job: job.length, self._max_batch_tokens):
-            chosen = [job for job in (jobs[i] for i in batch) if not job.done.done()]
-            if not chosen:
-                continue
-            started = time.perf_counter()
-            measured = await loop.run_in_executor(self._executor, self._worker.measure, [j.item for j in chosen])
-            seconds = time.perf_counter() - started
-            tokens = len(chosen) * max(job.length for job in chosen)
-            self._on_batch(len(chosen), tokens, seconds)
-            for job, one in zip(chosen, measured, strict=True):
-                queued = started - job.queued_at
-                if job.wants_correction and not isinstance(one, Exception):
-                    self._corrections.append((job, one, queued, seconds))
-                else:
-                    self._finish(job, Outcome(one, None, queued, seconds))
+        try:
+            for batch in self._scorer.batches([job.item for job in jobs], self._max_batch_tokens):
+                chosen = [jobs[i] for i in batch if jobs[i].is_wanted]
+                if not chosen:
+                    continue
+                items = [job.item for job in chosen]
+                measured = await loop.run_in_executor(self._executor, self._worker.measure, items)
+                self._slice_s = measured.seconds
+                self._observe(chosen, measured.seconds)
+                for job, one in zip(chosen, measured.values, strict=True):
+                    self._finish(job, one, None, measured.seconds)
+        except Exception as error:  # a fault of ours must cost this round only, never the feeding task
+            self._fail(jobs, error)
 
-    async def _correct_one(self) -> None:
-        """One rewrite between two rounds, so that slow writing never holds up quick judging for long."""
-        while self._corrections:
-            job, measured, queued, seconds = self._corrections.popleft()
-            if job.done.done():
-                continue
-            started = time.perf_counter()
-            loop = asyncio.get_running_loop()
-            correction = await loop.run_in_executor(self._executor, self._worker.correct, job.item, measured)
-            seconds += time.perf_counter() - started
-            self._finish(job, Outcome(measured, correction, queued, seconds))
+    async def _rewrite(self) -> None:
+        """Begin the rewrites there is room for, then write for about as long as the last scoring pass took."""
+        loop = asyncio.get_running_loop()
+        jobs: list[Job] = []
+        try:
+            held = sum(job.length for job, _ in self._rewrites.values())
+            room = _REWRITE_BATCHES * self._max_batch_tokens - held
+            if self._waiting.has(wants_correction=True) and (room > 0 or not self._rewrites):
+                jobs = self._waiting.take(self._max_batch_tokens, wants_correction=True, room=room)
+                jobs = [job for job in jobs if job.is_wanted]
+            if jobs:
+                items = [job.item for job in jobs]
+                begun = await loop.run_in_executor(self._executor, self._worker.start_rewrites, items)
+                self._observe(jobs, begun.seconds)
+                for job, one in zip(jobs, begun.values, strict=True):
+                    if isinstance(one, Exception):
+                        self._finish(job, one, None, begun.seconds)
+                    else:
+                        self._rewrites[one[0]] = (job, one[1])
+            for ticket in [t for t, (job, _) in self._rewrites.items() if not job.is_wanted]:
+                del self._rewrites[ticket]
+                await loop.run_in_executor(self._executor, self._worker.drop_rewrite, ticket)
+            if self._rewrites:
+                await self._write(max(_LEAST_SLICE_S, self._slice_s))
+        except Exception as error:
+            self._fail(jobs, error)
+        finally:
+            self._is_rewriting = False
+
+    async def _write(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            written = await loop.run_in_executor(self._executor, self._worker.advance_rewrites, seconds)
+        except Exception as error:
+            lost, self._rewrites = self._rewrites, {}
+            for job, measured in lost.values():
+                self._finish(job, measured, error, seconds)
             return
+        for ticket, correction in written.values:
+            job, measured = self._rewrites.pop(ticket)
+            self._finish(job, measured, correction, written.seconds)
 
-    def _finish(self, job: Job, outcome: Outcome) -> None:
-        if not job.done.done():
-            job.done.set_result(outcome)
+    def _observe(self, jobs: Sequence[Job], seconds: float) -> None:
+        tokens = sum(job.length for job in jobs)
+        self._on_batch(len(jobs), tokens, seconds)
+        rate = tokens / max(seconds, 1e-6)
+        # a moving average over a few passes: the queue's length in seconds need not be exact
+        self._tokens_per_s = rate if not self._tokens_per_s else 0.8 * self._tokens_per_s + 0.2 * rate
+
+    def _finish(self, job: Job, measured: Any, correction: Any, seconds: float) -> None:
+        """``seconds``: for how long the model worked on the job's last pass."""
+        self._waiting.forget(job)
+        job.finish(measured, correction, max(0.0, time.perf_counter() - job.queued_at - seconds), seconds)
+
+    def _fail(self, jobs: Sequence[Job], error: Exception) -> None:
+        logger.error("a round failed", exc_info=error)
+        for job in jobs:
+            self._finish(job, error, None, 0.0)

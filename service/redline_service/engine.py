@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
+from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -33,9 +35,9 @@ from redline_model.errors import RedlineModelError, UnsupportedError
 from redline_model.extraction import AGGREGATES, Reading
 from redline_model.scorers import Correction, Seq2SeqScorer, reading_of
 from redline_model.template import EncodedItem, Item
-from redline_service.batching import Batcher, BatchObserver, Outcome
+from redline_service.batching import Batcher, BatchObserver
 from redline_service.errors import ItemRefusedError, RequestError, item_error
-from redline_service.worker import Worker
+from redline_service.jobs import Outcome
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,17 @@ class _Plan:
     wants_correction: bool
 
 
+def default_batch_tokens(device: str) -> int:
+    """Tokens of one pass that keep a device busy; more only adds memory and waiting (docs/performance.md)."""
+    return 2048 if device == "cpu" else 16384
+
+
 class Engine:
-    """Scores requests. ``start`` before use, ``stop`` after; both need a running event loop."""
+    """Scores requests. ``start`` before use, ``stop`` after; both need a running event loop.
+
+    Args:
+        max_batch_tokens: tokens of one pass; None takes what suits the device.
+    """
 
     def __init__(
         self,
@@ -65,7 +76,7 @@ class Engine:
         *,
         name: str = "default",
         max_items: int = 1024,
-        max_batch_tokens: int = 8192,
+        max_batch_tokens: int | None = None,
         max_queued_tokens: int = 2_000_000,
         on_batch: BatchObserver = lambda items, tokens, seconds: None,
     ) -> None:
@@ -76,8 +87,8 @@ class Engine:
         self.has_scored = False
         self._scorer = bundle.scorer
         self.batcher = Batcher(
-            Worker(self._scorer),
-            max_batch_tokens=max_batch_tokens,
+            self._scorer,
+            max_batch_tokens=max_batch_tokens or default_batch_tokens(self._scorer.model.device.type),
             max_queued_tokens=max_queued_tokens,
             on_batch=on_batch,
         )
@@ -127,8 +138,14 @@ class Engine:
             quantization=placement.quantization,
         )
 
-    async def score(self, request: ScoreRequest) -> tuple[ScoreResponse, Timing]:
+    async def score(
+        self, request: ScoreRequest, *, caller: Hashable = None, deadline_s: float = math.inf
+    ) -> tuple[ScoreResponse, Timing]:
         """Answer a request; items that cannot be scored carry their own error.
+
+        Args:
+            caller: who is asking; callers share the model evenly.
+            deadline_s: seconds from now after which the answer is worth nothing.
 
         Raises:
             RequestError: the request as a whole is refused.
@@ -140,7 +157,13 @@ class Engine:
         tokenized = time.perf_counter()
         good = [e for e in encoded if isinstance(e, EncodedItem)]
         lengths = [self._scorer.length(item) for item in good]
-        outcomes = await self.batcher.run(good, lengths, plan.wants_correction)
+        outcomes = await self.batcher.run(
+            good,
+            lengths,
+            wants_correction=plan.wants_correction,
+            caller=caller,
+            deadline_s=deadline_s - (tokenized - started),
+        )
         items = await loop.run_in_executor(self._threads, self._answer_all, request, plan, encoded, outcomes)
         response = ScoreResponse(
             model=ModelRef(name=self.name, digest=self.bundle.digest, kind=self._scorer.kind),

@@ -13,9 +13,10 @@ from redline_model.loading import Placement, Quantization
 class ServiceSettings(BaseSettings):
     """Settings of a service; each may come from the environment as ``REDLINE_<NAME>``.
 
-    ``max_batch_tokens``: tokens of one forward pass, padding included. ``max_queued_requests`` and
-    ``max_queued_tokens``: what may wait; beyond either, 503. ``deadline_s``: a request is answered or shed by
-    then; the shortest limit of a known RL client is 100 s. ``drain_s``: how long SIGTERM waits for answers.
+    ``max_batch_tokens``: tokens of one forward pass; by default what suits the device. ``prefix_cache_tokens``:
+    tokens of prompts that stay warm between passes. ``max_queued_requests`` and ``max_queued_tokens``: what may
+    wait; beyond either, 503. ``deadline_s``: a request is answered or shed by then, sooner if it asks so itself;
+    the shortest limit of a known RL client is 100 s. ``drain_s``: how long SIGTERM waits for answers.
     ``keys``: if any are set, every route that scores or describes models wants one as a bearer token.
     """
 
@@ -30,7 +31,8 @@ class ServiceSettings(BaseSettings):
     quantize: Quantization | None = None
     max_tokens: int | None = Field(default=None, ge=8)
     max_items: int = Field(default=1024, ge=1)
-    max_batch_tokens: int = Field(default=8192, ge=1)
+    max_batch_tokens: int | None = Field(default=None, ge=1)
+    prefix_cache_tokens: int = Field(default=16384, ge=0)
     max_queued_requests: int = Field(default=2048, ge=1)
     max_queued_tokens: int = Field(default=2_000_000, ge=1)
     max_body_bytes: int = Field(default=64 * 2**20, ge=1)

@@ -17,11 +17,16 @@ from redline_model.errors import OutOfMemoryError
 from redline_model.scorers import Scorer
 from redline_model.template import EncodedItem, Item
 from redline_service.engine import Engine
-from redline_service.worker import Worker
+from redline_service.worker import Timed, Worker
 from tests.redline_service.conftest import with_service
 
 Ask = Callable[..., httpx.Response]
 BODY = {"items": [{"prompt": "How do I reset my router?", "response": "Hold the round button."}]}
+
+
+def several(count: int, tag: str = "") -> list[dict[str, str]]:
+    """Items of which no two are alike."""
+    return [{"prompt": "How do I reset my router?", "response": f"Hold button {n} {tag}"} for n in range(count)]
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/default", "/v1/score"])
@@ -86,10 +91,10 @@ class Slow:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._scorer, name)
 
-    def measure(self, items: Sequence[EncodedItem]) -> list[Any]:
+    def launch(self, items: Sequence[EncodedItem]) -> Callable[[], list[Any]]:
         self.gate.wait(20)
         self.seen += [item.text for item in items]
-        return self._scorer.measure(items)
+        return self._scorer.launch(items)
 
 
 @pytest.fixture
@@ -125,12 +130,12 @@ def test_the_queue_is_bounded_in_tokens_too(slow: tuple[Bundle, Slow]) -> None:
         asyncio.get_running_loop().call_later(0.8, scorer.gate.set)
         statuses = []
 
-        async def post() -> None:
-            statuses.append((await http.post("/v1/score", json={"items": BODY["items"] * 3})).status_code)
+        async def post(number: int) -> None:
+            statuses.append((await http.post("/v1/score", json={"items": several(3, f"of {number}")})).status_code)
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(6):
-                group.create_task(post())
+            for number in range(6):
+                group.create_task(post(number))
                 await asyncio.sleep(0.05)
         return statuses
 
@@ -181,20 +186,20 @@ class Fussy:
     def __init__(self, scorer: Scorer[Any], room: int) -> None:
         self._scorer = scorer
         self._room = room
-        self.batches: list[int] = []
+        self.sizes: list[int] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._scorer, name)
 
-    def measure(self, items: Sequence[EncodedItem]) -> list[Any]:
-        self.batches.append(len(items))
+    def launch(self, items: Sequence[EncodedItem]) -> Callable[[], list[Any]]:
+        self.sizes.append(len(items))
         if any("giant" in item.text for item in items):
             raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
         if any("cursed" in item.text for item in items):
             raise ValueError("no reason at all")
         if len(items) > self._room:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return self._scorer.measure(items)
+        return self._scorer.launch(items)
 
 
 def test_a_batch_that_does_not_fit_is_split_and_only_what_cannot_fit_fails(
@@ -203,13 +208,13 @@ def test_a_batch_that_does_not_fit_is_split_and_only_what_cannot_fit_fails(
     fussy = Fussy(causal_scorer, room=2)
     texts = ["a", "b", "giant", "c", "cursed", "d", "e"]
     items = [causal_scorer.encoder.encode(Item("p", text)) for text in texts]
-    measured = Worker(fussy).measure(items)
+    measured = Worker(fussy).measure(items).values
     assert [type(m).__name__ for m in measured] == [
         {"giant": "OutOfMemoryError", "cursed": "ValueError"}.get(text, "TokenStatistics") for text in texts
     ]
     assert isinstance(measured[2], OutOfMemoryError)
-    assert fussy.batches[0] == 7
-    good = Worker(causal_scorer).measure(items[:2])
+    assert fussy.sizes[0] == 7
+    good = Worker(causal_scorer).measure(items[:2]).values
     assert torch.allclose(good[0].logprob, measured[0].logprob, atol=1e-4)
 
 
@@ -234,8 +239,8 @@ def test_a_fault_in_a_round_costs_that_round_only(slow: tuple[Bundle, Slow], mon
     real = Worker.measure
     faults = iter([True])
 
-    def short(self: Worker, items: Sequence[EncodedItem]) -> list[Any]:
-        return [] if scorer.seen and next(faults, False) else real(self, items)
+    def short(self: Worker, items: Sequence[EncodedItem]) -> Timed[list[Any]]:
+        return Timed([], 0.0) if scorer.seen and next(faults, False) else real(self, items)
 
     monkeypatch.setattr(Worker, "measure", short)
 
@@ -269,7 +274,7 @@ def test_callers_that_left_do_not_keep_others_out(slow: tuple[Bundle, Slow]) -> 
         scorer.gate.clear()
         first = asyncio.create_task(http.post("/v1/score", json=BODY))
         await asyncio.sleep(0.2)
-        leaver = asyncio.create_task(http.post("/v1/score", json={"items": BODY["items"] * 20}))
+        leaver = asyncio.create_task(http.post("/v1/score", json={"items": several(20)}))
         await asyncio.sleep(0.2)
         refused = (await http.post("/v1/score", json=BODY)).status_code
         leaver.cancel()

@@ -8,11 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from pydantic import BaseModel
 
-from redline_model.batches import pack_by_length
 from redline_model.bundle import CalibrationFit
 from redline_model.extraction import AGGREGATES, MODES, Reading, TokenStatistics
-from redline_model.scorers import Scorer, Seq2SeqScorer, reading_of
-from redline_model.template import EncodedItem
+from redline_model.scorers import Scorer, Seq2SeqScorer, measure_all, reading_of
 from redline_trainer.calibrate import calibrate
 from redline_trainer.objectives import EncodedPair, correction_of
 
@@ -61,15 +59,6 @@ def all_readings(scorer: Scorer[Any]) -> list[Reading]:
     return [default, *(r for r in rest if r != default)]
 
 
-def measure_all(scorer: Scorer[Any], items: Sequence[EncodedItem], max_batch_tokens: int) -> list[Any]:
-    """Measurements in the order of ``items``, made in batches of like length."""
-    measured: list[Any] = [None] * len(items)
-    for batch in pack_by_length(items, scorer.length, max_batch_tokens):
-        for index, value in zip(batch, scorer.measure([items[i] for i in batch]), strict=True):
-            measured[index] = value
-    return measured
-
-
 def accuracy_by_prompt(differences: Sequence[float], prompt_keys: Sequence[str], seed: int = 0) -> Interval:
     """Share of pairs with a positive difference (ties half), with a bootstrap over prompts."""
     wins = [1.0 if d > 0 else 0.5 if d == 0 else 0.0 for d in differences]
@@ -94,8 +83,11 @@ def evaluate(scorer: Scorer[Any], pairs: Sequence[EncodedPair], max_batch_tokens
     Raises:
         NonFiniteError: the model's output holds NaN or infinity.
     """
-    chosen = measure_all(scorer, [p.chosen for p in pairs], max_batch_tokens)
-    rejected = measure_all(scorer, [p.rejected for p in pairs], max_batch_tokens)
+    items = [p.chosen for p in pairs] + [p.rejected for p in pairs]
+    if isinstance(scorer, Seq2SeqScorer):
+        items += [correction_of(p) for p in pairs]
+    measured = measure_all(scorer, items, max_batch_tokens)
+    chosen, rejected, corrected = (measured[n * len(pairs) : (n + 1) * len(pairs)] for n in range(3))
     keys = [p.prompt_key for p in pairs]
     accuracy: dict[str, Interval] = {}
     calibration: dict[str, CalibrationFit] = {}
@@ -107,7 +99,6 @@ def evaluate(scorer: Scorer[Any], pairs: Sequence[EncodedPair], max_batch_tokens
         calibration[reading_key(reading)] = calibrate(won, lost)
     evaluation = Evaluation(accuracy=accuracy)
     if isinstance(scorer, Seq2SeqScorer):
-        corrected = measure_all(scorer, [correction_of(p) for p in pairs], max_batch_tokens)
         evaluation = evaluation.model_copy(
             update={
                 "correction_loss": _loss(corrected),

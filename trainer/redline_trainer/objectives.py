@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from redline_model.scorers.scalar import scalar_rewards
-from redline_model.scorers.seq2seq import Seq2SeqForward
+from redline_model.batches import pack_by_length
+from redline_model.causal import Branch
+from redline_model.scorers.scalar import ScalarForward
+from redline_model.targets import TargetForward, target_forward
 from redline_model.template import EncodedItem
 
 U = TypeVar("U")
@@ -32,12 +34,8 @@ class Objective(Protocol[U]):
         """The training sequences of one pair."""
         ...
 
-    def length(self, unit: U) -> int:
-        """Tokens of the longest row of this unit."""
-        ...
-
-    def rows(self) -> int:
-        """Rows of a batch that one unit takes."""
+    def batches(self, units: Sequence[U], max_tokens: int) -> Iterator[list[int]]:
+        """Indices of ``units``, forward pass by forward pass, each at most ``max_tokens`` (or one unit)."""
         ...
 
     def size(self, unit: U) -> int:
@@ -45,7 +43,7 @@ class Objective(Protocol[U]):
         ...
 
     def tokens(self, unit: U) -> int:
-        """Tokens put through the model, for the throughput shown."""
+        """Tokens of its sequences, for the throughput shown; what they share is counted for each."""
         ...
 
     def loss(self, units: Sequence[U]) -> Tensor:
@@ -65,9 +63,9 @@ def correction_of(pair: EncodedPair) -> EncodedItem:
     return replace(pair.rejected, target_ids=pair.chosen.target_ids, offsets=pair.chosen.offsets)
 
 
-def target_nll(forward: Seq2SeqForward, items: Sequence[EncodedItem]) -> Tensor:
+def target_nll(forward: TargetForward, items: Sequence[EncodedItem]) -> Tensor:
     """``-log pi(target token)`` in nats, ``(N,)``, in the order of the items' targets."""
-    return torch.cat([F.cross_entropy(logits.float(), ids, reduction="none") for logits, ids in forward(items)])
+    return torch.cat([F.cross_entropy(logits.float(), ids, reduction="none") for logits, ids in forward.logits(items)])
 
 
 class Seq2SeqObjective:
@@ -79,7 +77,7 @@ class Seq2SeqObjective:
     """
 
     def __init__(self, model: Any, identity_weight: float = 1.0, correction_weight: float = 1.0) -> None:
-        self._forward = Seq2SeqForward(model)
+        self._forward = target_forward(model)
         self._identity_weight = identity_weight
         self._correction_weight = correction_weight
 
@@ -91,14 +89,9 @@ class Seq2SeqObjective:
         )
         return [mapping for mapping in both if mapping.weight > 0]
 
-    def length(self, unit: Mapping) -> int:
-        """Source and target together."""
-        item = unit.item
-        return len(item.prefix_ids) + len(item.response_ids) + len(item.request_ids) + len(item.target_ids)
-
-    def rows(self) -> int:
-        """One sequence."""
-        return 1
+    def batches(self, units: Sequence[Mapping], max_tokens: int) -> Iterator[list[int]]:
+        """Mappings of one prompt together where its computation can be shared, else of like length."""
+        return self._forward.batches([unit.item for unit in units], max_tokens)
 
     def size(self, unit: Mapping) -> int:
         """Target tokens."""
@@ -106,7 +99,8 @@ class Seq2SeqObjective:
 
     def tokens(self, unit: Mapping) -> int:
         """Source and target together."""
-        return self.length(unit)
+        item = unit.item
+        return len(item.prefix_ids) + len(item.response_ids) + len(item.request_ids) + len(item.target_ids)
 
     def loss(self, units: Sequence[Mapping]) -> Tensor:
         """Weighted sum of target tokens' negative log-likelihoods."""
@@ -120,19 +114,23 @@ class ScalarObjective:
     """Bradley-Terry: ``-log sigmoid(r_w - r_l)`` (arXiv 2009.01325), mean over pairs."""
 
     def __init__(self, model: Any) -> None:
-        self._model = model
+        self._forward = ScalarForward(model)
 
     def units(self, pair: EncodedPair) -> list[EncodedPair]:
         """The pair itself: both sides stand in one batch."""
         return [pair]
 
-    def length(self, unit: EncodedPair) -> int:
-        """The longer side."""
-        return max(len(side.prefix_ids) + len(side.target_ids) for side in (unit.chosen, unit.rejected))
+    def batches(self, units: Sequence[EncodedPair], max_tokens: int) -> Iterator[list[int]]:
+        """Pairs of one prompt together where its computation can be shared, else of like length."""
+        causal = self._forward.causal
+        if not causal.is_ragged:
+            return pack_by_length(units, lambda u: 2 * max(map(self._length, (u.chosen, u.rejected))), max_tokens)
+        # a pair as one branch: both sides of a comparison stand in one pass
+        pairs = [Branch(tuple(u.chosen.prefix_ids), [*u.chosen.target_ids, *u.rejected.target_ids]) for u in units]
+        return causal.batches(pairs, max_tokens)
 
-    def rows(self) -> int:
-        """Both sides."""
-        return 2
+    def _length(self, side: EncodedItem) -> int:
+        return len(side.prefix_ids) + len(side.target_ids)
 
     def size(self, unit: EncodedPair) -> int:
         """One comparison."""
@@ -140,10 +138,10 @@ class ScalarObjective:
 
     def tokens(self, unit: EncodedPair) -> int:
         """Both sides."""
-        return sum(len(side.prefix_ids) + len(side.target_ids) for side in (unit.chosen, unit.rejected))
+        return self._length(unit.chosen) + self._length(unit.rejected)
 
     def loss(self, units: Sequence[EncodedPair]) -> Tensor:
         """Summed over the comparisons."""
-        rewards = scalar_rewards(self._model, [u.chosen for u in units] + [u.rejected for u in units])
+        rewards = self._forward([u.chosen for u in units] + [u.rejected for u in units])
         chosen, rejected = rewards.chunk(2)
         return -F.logsigmoid(chosen - rejected).sum()

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from redline_model.batches import pack_by_length
 from redline_model.bundle import DataSource, Manifest, make_encoder, make_scorer, save_bundle
 from redline_model.errors import BundleError, DataError, ItemError, RedlineModelError, TooLongError
 from redline_model.extraction import Extraction
@@ -33,7 +32,7 @@ class DivergedError(RedlineModelError):
 
 
 class StepReport(NamedTuple):
-    """What one optimiser step did. ``loss`` in nats, ``tokens`` put through the model without padding."""
+    """What one optimiser step did. ``loss`` in nats, ``tokens`` of the training sequences, without padding."""
 
     step: int
     steps: int
@@ -258,7 +257,7 @@ def _optimizer_step(
     device = learning[0].device
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
     total = torch.zeros((), device=device)
-    for microbatch in pack_by_length(units, lambda u: objective.length(u) * objective.rows(), config.max_batch_tokens):
+    for microbatch in objective.batches(units, config.max_batch_tokens):
         with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16):
             loss = objective.loss([units[i] for i in microbatch]) / size
         torch.autograd.backward(loss)

@@ -23,7 +23,12 @@ def serve(
         list[str] | None, typer.Option("--key", help="An API key that callers must send; repeatable.")
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest sequence to read.")] = None,
-    max_batch_tokens: Annotated[int | None, typer.Option(help="Tokens of one forward pass.")] = None,
+    max_batch_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of one forward pass; by default what suits the device.")
+    ] = None,
+    prefix_cache_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of prompts that stay warm between passes.")
+    ] = None,
     max_queued_requests: Annotated[int | None, typer.Option(help="Requests let in at once; beyond, 503.")] = None,
     max_queued_tokens: Annotated[int | None, typer.Option(help="Tokens that may wait; beyond, 503.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug (with an access log), info, warning or error.")] = None,
@@ -46,6 +51,7 @@ def serve(
         "keys": key or None,
         "max_tokens": max_tokens,
         "max_batch_tokens": max_batch_tokens,
+        "prefix_cache_tokens": prefix_cache_tokens,
         "max_queued_requests": max_queued_requests,
         "max_queued_tokens": max_queued_tokens,
         "log_level": log_level,

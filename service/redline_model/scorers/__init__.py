@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from redline_model.scorers.protocol import Correction, Judgement, Scorer, reading_of
+from redline_model.rewriting import Correction, Rewriter
+from redline_model.scorers.protocol import Judgement, Scorer, correct_all, measure_all, reading_of
 from redline_model.scorers.scalar import ScalarScorer
 from redline_model.scorers.seq2seq import Seq2SeqScorer
 
-__all__ = ["Correction", "Judgement", "ScalarScorer", "Scorer", "Seq2SeqScorer", "reading_of"]
+__all__ = [
+    "Correction",
+    "Judgement",
+    "Rewriter",
+    "ScalarScorer",
+    "Scorer",
+    "Seq2SeqScorer",
+    "correct_all",
+    "measure_all",
+    "reading_of",
+]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from redline_model.errors import UnsupportedError
 from redline_model.extraction import Extraction, Mode, Reading, choose_aggregate, choose_mode
+from redline_model.prefixes import Prefix
+from redline_model.rewriting import Correction, Rewriter
 from redline_model.template import EncodedItem, Encoder
 
 M = TypeVar("M")
@@ -18,13 +20,6 @@ class Judgement(NamedTuple):
     score: float
     rewards: list[float]
     diverged_at: int | None
-
-
-class Correction(NamedTuple):
-    """A scorer's own rewrite; ``is_complete`` is False where it hit its length limit."""
-
-    text: str
-    is_complete: bool
 
 
 class Scorer(Protocol[M]):
@@ -44,16 +39,35 @@ class Scorer(Protocol[M]):
         """Tokens the model reads for this item."""
         ...
 
+    def prefix(self, item: EncodedItem) -> Prefix | None:
+        """What items may share the computation of; None where nothing can be shared."""
+        ...
+
+    def cost(self, item: EncodedItem, beside: set[Prefix]) -> int:
+        """Tokens that ``item`` adds to a pass that has the prefixes ``beside`` in it; safe in any thread."""
+        ...
+
+    def batches(self, items: Sequence[EncodedItem], max_tokens: int) -> Iterator[list[int]]:
+        """Indices of ``items``, pass by pass, each at most ``max_tokens`` (or one item)."""
+        ...
+
+    def launch(self, items: Sequence[EncodedItem]) -> Callable[[], list[M]]:
+        """Begin one forward pass over a batch; calling the result waits for the device and gives the measurements.
+
+        Once this has returned another pass may be launched, from any thread but by one at a time.
+        """
+        ...
+
     def measure(self, items: Sequence[EncodedItem]) -> list[M]:
-        """One forward pass over a batch."""
+        """One forward pass over a batch, launched and waited for."""
         ...
 
     def read(self, measured: M, reading: Reading) -> Judgement:
         """Rewards of one item; raises NonFiniteError."""
         ...
 
-    def correct(self, item: EncodedItem, measured: M) -> Correction:
-        """The model's own rewrite, greedy; raises UnsupportedError where the model does not write."""
+    def rewriter(self) -> Rewriter[M]:
+        """A fresh writer of corrections; raises UnsupportedError where the model does not write."""
         ...
 
 
@@ -70,3 +84,21 @@ def reading_of(scorer: Scorer[Any], mode: str | None = None, aggregate: str | No
 def unsupported_correction(kind: str) -> UnsupportedError:
     """The error of a scorer that cannot write."""
     return UnsupportedError(f"a {kind} model judges but does not write: it has no correction to offer")
+
+
+def measure_all(scorer: Scorer[M], items: Sequence[EncodedItem], max_batch_tokens: int) -> list[M]:
+    """Measurements in the order of ``items``, pass by pass."""
+    measured: dict[int, M] = {}
+    for batch in scorer.batches(items, max_batch_tokens):
+        measured |= zip(batch, scorer.measure([items[i] for i in batch]), strict=True)
+    return [measured[i] for i in range(len(items))]
+
+
+def correct_all(scorer: Scorer[M], items: Sequence[EncodedItem]) -> list[tuple[M, Correction]]:
+    """Measurements and corrections of ``items``, written together. Raises UnsupportedError."""
+    rewriter = scorer.rewriter()
+    started = rewriter.start(items)
+    written: dict[int, Correction] = {}
+    while len(written) < len(started):
+        written |= rewriter.advance()
+    return [(measured, written[ticket]) for ticket, measured in started]

@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from redline_model.batches import pad
+from redline_model.causal import Branch, CausalForward
 from redline_model.errors import NonFiniteError
 from redline_model.extraction import Extraction, Mode, Reading, aggregate_rewards
-from redline_model.scorers.protocol import Correction, Judgement, unsupported_correction
+from redline_model.prefixes import Prefix
+from redline_model.rewriting import Rewriter
+from redline_model.scorers.protocol import Judgement, unsupported_correction
+from redline_model.statistics import copy_off
 from redline_model.template import EncodedItem, Encoder
 
 
-def scalar_rewards(model: Any, items: Sequence[EncodedItem]) -> Tensor:
-    """``r(x, y)`` of each item, ``(B,)`` in float32, read at the last real token.
+def branch_of(item: EncodedItem) -> Branch:
+    """``[x, y]``."""
+    return Branch(tuple(item.prefix_ids), item.target_ids)
+
+
+class ScalarForward:
+    """``r(x, y)`` of a sequence-classification model of one label; used alike for scoring and training.
 
     Pooling goes by length, not by the pad id: transformers' own pooling looks for the last token that is not
     the pad id, which is wrong wherever a tokenizer pads with its end token.
     """
-    sequences = [[*item.prefix_ids, *item.target_ids] for item in items]
-    batch = pad(sequences, model.device)
-    hidden = model.base_model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-    ).last_hidden_state
-    last = torch.tensor([len(s) - 1 for s in sequences], device=hidden.device)
-    pooled = hidden[torch.arange(len(sequences), device=hidden.device), last]
-    rewards: Tensor = model.score(pooled.to(model.score.weight.dtype)).squeeze(-1).float()
-    return rewards
+
+    def __init__(self, model: Any, prefix_cache_tokens: int = 0) -> None:
+        self._model = model
+        self.causal = CausalForward(model, prefix_cache_tokens)
+
+    def __call__(self, items: Sequence[EncodedItem]) -> Tensor:
+        """The reward of each item, ``(B,)`` in float32, read at the last token."""
+        last = [range(len(item.target_ids) - 1, len(item.target_ids)) for item in items]
+        pooled = self.causal([branch_of(item) for item in items], last)
+        rewards: Tensor = self._model.score(pooled.to(self._model.score.weight.dtype)).squeeze(-1).float()
+        return rewards
 
 
 class ScalarMeasurement(NamedTuple):
@@ -46,8 +56,9 @@ class ScalarScorer:
     kind = "scalar"
     modes: tuple[Mode, ...] = ()
 
-    def __init__(self, model: Any, encoder: Encoder, extraction: Extraction) -> None:
+    def __init__(self, model: Any, encoder: Encoder, extraction: Extraction, *, prefix_cache_tokens: int = 0) -> None:
         self.model = model
+        self._forward = ScalarForward(model, prefix_cache_tokens)
         self.encoder = encoder
         self.extraction = extraction
 
@@ -55,11 +66,27 @@ class ScalarScorer:
         """Tokens the model reads for this item."""
         return len(item.prefix_ids) + len(item.target_ids)
 
+    def prefix(self, item: EncodedItem) -> Prefix | None:
+        """The prompt, where passes are ragged."""
+        return tuple(item.prefix_ids) if self._forward.causal.is_ragged else None
+
+    def cost(self, item: EncodedItem, beside: set[Prefix]) -> int:
+        """See ``Scorer``."""
+        return self._forward.causal.cost(branch_of(item), beside)
+
+    def batches(self, items: Sequence[EncodedItem], max_tokens: int) -> Iterator[list[int]]:
+        """See ``Scorer``."""
+        return self._forward.causal.batches([branch_of(item) for item in items], max_tokens)
+
     @torch.inference_mode()
+    def launch(self, items: Sequence[EncodedItem]) -> Callable[[], list[ScalarMeasurement]]:
+        """See ``Scorer``; the scalar of each item."""
+        copied = copy_off(self._forward(items))
+        return lambda: [ScalarMeasurement(r, len(i.target_ids)) for r, i in zip(copied().tolist(), items, strict=True)]
+
     def measure(self, items: Sequence[EncodedItem]) -> list[ScalarMeasurement]:
-        """The scalar of each item, from one forward pass."""
-        rewards = scalar_rewards(self.model, items).tolist()
-        return [ScalarMeasurement(r, len(i.target_ids)) for r, i in zip(rewards, items, strict=True)]
+        """See ``launch``."""
+        return self.launch(items)()
 
     def read(self, measured: ScalarMeasurement, reading: Reading) -> Judgement:
         """0 on every token but the last; raises NonFiniteError."""
@@ -69,6 +96,6 @@ class ScalarScorer:
         score = aggregate_rewards(torch.tensor(rewards, dtype=torch.float64), reading.aggregate)
         return Judgement(score, rewards, None)
 
-    def correct(self, item: EncodedItem, measured: ScalarMeasurement) -> Correction:
+    def rewriter(self) -> Rewriter[ScalarMeasurement]:
         """Always raises UnsupportedError."""
         raise unsupported_correction(self.kind)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Hashable
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from redline.wire import SCORE_PATH, ErrorCode, ErrorResponse, ScoreRequest, ScoreResponse
+from redline.wire import DEADLINE_HEADER, SCORE_PATH, ErrorCode, ErrorResponse, ScoreRequest, ScoreResponse
 from redline_service.auth import require_key
 from redline_service.disconnect import unless_disconnected
 from redline_service.engine import Engine
@@ -16,6 +18,26 @@ from redline_service.permits import Permits
 from redline_service.settings import ServiceSettings
 
 router = APIRouter(dependencies=[Depends(require_key)])
+
+
+def asked_deadline_s(request: Request) -> float:
+    """How long the caller says it will wait, infinity if it says nothing. Raises RequestError INVALID_REQUEST."""
+    asked = request.headers.get(DEADLINE_HEADER)
+    if asked is None:
+        return math.inf
+    try:
+        seconds = float(asked)
+    except ValueError:
+        seconds = math.nan
+    if not seconds > 0:
+        raise RequestError(ErrorCode.INVALID_REQUEST, f"{DEADLINE_HEADER} is not a number of seconds above 0")
+    return seconds
+
+
+def caller_of(request: Request, settings: ServiceSettings) -> Hashable:
+    """Who shares the model with others: the machine that asks, and the key it holds where keys count."""
+    key = request.headers.get("authorization") if settings.keys else None
+    return key, request.client.host if request.client else None
 
 
 @router.post(
@@ -30,14 +52,14 @@ async def score(body: ScoreRequest, request: Request) -> Response:
     metrics: Metrics = request.app.state.metrics
     permits: Permits = request.app.state.permits
     settings: ServiceSettings = request.app.state.settings
+    deadline_s = min(settings.deadline_s, asked_deadline_s(request))
     with permits.take():
         try:
-            async with asyncio.timeout(settings.deadline_s):
-                answer, timing = await unless_disconnected(request, engine.score(body))
+            async with asyncio.timeout(deadline_s):
+                work = engine.score(body, caller=caller_of(request, settings), deadline_s=deadline_s)
+                answer, timing = await unless_disconnected(request, work)
         except TimeoutError as error:
-            raise RequestError(
-                ErrorCode.TIMED_OUT, f"not scored within {settings.deadline_s:g} s", retry_after_s=5
-            ) from error
+            raise RequestError(ErrorCode.TIMED_OUT, f"not scored within {deadline_s:g} s", retry_after_s=5) from error
     metrics.count_response(answer)
     parts = {"tokenize": timing.tokenize_s, "queue": timing.queue_s, "inference": timing.inference_s}
     return Response(

@@ -1,0 +1,188 @@
+"""Hidden states of a causal language model where they are wanted, shared prompts computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from redline_model.batches import pack_by_length, pad
+from redline_model.prefixes import Prefix, PrefixCache
+from redline_model.probing import differs, without_dropout
+from redline_model.ragged import NAME, Past, Segment, run_segments
+
+# rope variants whose angles depend on how long the longest sequence of the batch is
+_BATCH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+
+
+class Branch(NamedTuple):
+    """One sequence: a prefix that others may share, and its own tokens (at least one)."""
+
+    prefix: Prefix
+    own: list[int]
+
+    @property
+    def tokens(self) -> int:
+        """Length of the sequence."""
+        return len(self.prefix) + len(self.own)
+
+
+class CausalForward:
+    """Last hidden states at chosen positions, with gradients where they are enabled.
+
+    Models whose attention can be handed over run without padding, each distinct prefix once; whether a model's
+    can is measured on a probe, and any other model takes the slow road of right-padded batches.
+
+    Args:
+        model: a transformers causal LM or sequence classifier.
+        prefix_cache_tokens: tokens of prefixes whose keys and values are kept between passes (not in training).
+    """
+
+    def __init__(self, model: Any, prefix_cache_tokens: int = 0) -> None:
+        self._model = model
+        self.cache = PrefixCache(prefix_cache_tokens)
+        rope = getattr(model.config.get_text_config(), "rope_parameters", None)
+        self._is_batch_dependent = isinstance(rope, dict) and rope.get("rope_type") in _BATCH_DEPENDENT_ROPE
+        self.is_ragged = False
+        self.is_ragged = self._becomes_ragged()
+
+    def __call__(
+        self, branches: Sequence[Branch], wanted: Sequence[range], keep: Sequence[Past | None] | None = None
+    ) -> Tensor:
+        """Hidden states ``(N, hidden)``, the branches' wanted positions one after the other.
+
+        Args:
+            wanted: for each branch positions within ``own``.
+            keep: for each branch where to keep the keys and values of the whole sequence; ragged models only.
+        """
+        if not self.is_ragged:
+            return self._padded(branches, wanted)
+        segments, places, fresh = self._plan(branches, keep)
+        hidden = run_segments(self._model.base_model, segments)
+        starts = [0]
+        for segment in segments:
+            starts.append(starts[-1] + len(segment.ids))
+        rows: list[int] = []
+        for branch, place, positions in zip(branches, places, wanted, strict=True):
+            first = starts[place + 1] - len(branch.own)
+            rows += range(first + positions.start, first + positions.stop)
+        for prefix, past in fresh:
+            past.length = len(prefix)
+            self.cache.put(prefix, past)
+        return hidden[torch.tensor(rows, device=hidden.device)]
+
+    def cost(self, branch: Branch, beside: set[Prefix]) -> int:
+        """Tokens that ``branch`` adds to a pass that has the prefixes ``beside`` in it already."""
+        is_known = self.is_ragged and (branch.prefix in beside or branch.prefix in self.cache)
+        return len(branch.own) if is_known else branch.tokens
+
+    def batches(self, branches: Sequence[Branch], max_tokens: int) -> Iterator[list[int]]:
+        """Indices of ``branches``, pass by pass; each pass at most ``max_tokens`` (or one branch).
+
+        Ragged: a prefix's branches together, counted with the prefix once. Padded: like lengths together.
+        """
+        if not self.is_ragged:
+            yield from pack_by_length(branches, lambda branch: branch.tokens, max_tokens)
+            return
+        groups: dict[Prefix, list[int]] = {}
+        for index, branch in enumerate(branches):
+            groups.setdefault(branch.prefix, []).append(index)
+        batch: list[int] = []
+        beside: set[Prefix] = set()
+        tokens = 0
+        for members in groups.values():
+            for index in members:
+                cost = self.cost(branches[index], beside)
+                if batch and tokens + cost > max_tokens:
+                    yield batch
+                    batch, beside, tokens = [], set(), 0
+                    cost = self.cost(branches[index], beside)
+                batch.append(index)
+                beside.add(branches[index].prefix)
+                tokens += cost
+        if batch:
+            yield batch
+
+    def _plan(
+        self, branches: Sequence[Branch], keep: Sequence[Past | None] | None
+    ) -> tuple[list[Segment], list[int], list[tuple[Prefix, Past]]]:
+        """Segments, the segment that ends in each branch, and the prefixes that will be warm afterwards."""
+        segments: list[Segment] = []
+        places: list[int] = []
+        fresh: list[tuple[Prefix, Past]] = []
+        carriers: dict[Prefix, int] = {}
+        may_keep = not torch.is_grad_enabled()
+        for index, (prefix, own) in enumerate(branches):
+            warm = self.cache.get(prefix) if may_keep and prefix not in carriers else None
+            if warm is not None:
+                segment = Segment(own, past=warm)
+            elif prefix in carriers:
+                segment = Segment(own, after=(carriers[prefix], len(prefix)))
+            else:
+                segment = Segment([*prefix, *own])
+                carriers[prefix] = len(segments)
+                if may_keep and self.cache.has_room_for(prefix):
+                    fresh.append((prefix, Past(len(prefix))))
+                    segment.keep.append((fresh[-1][1], len(prefix)))
+            past = keep[index] if keep is not None else None
+            if past is not None:
+                segment.keep.append((past, len(prefix) + len(own)))
+            places.append(len(segments))
+            segments.append(segment)
+        return segments, places, fresh
+
+    def _padded(self, branches: Sequence[Branch], wanted: Sequence[range]) -> Tensor:
+        if self._is_batch_dependent and len(branches) > 1:
+            return torch.cat([self._padded([b], [w]) for b, w in zip(branches, wanted, strict=True)])
+        batch = pad([[*branch.prefix, *branch.own] for branch in branches], self._model.device)
+        hidden: Tensor = self._model.base_model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+        ).last_hidden_state
+        rows = [row for row, positions in enumerate(wanted) for _ in positions]
+        columns = [len(branch.prefix) + p for branch, part in zip(branches, wanted, strict=True) for p in part]
+        return hidden[torch.tensor(rows, device=hidden.device), torch.tensor(columns, device=hidden.device)]
+
+    @torch.no_grad()
+    def _becomes_ragged(self) -> bool:
+        """Hand the attention over and see whether the hidden states stay what they were; undo it if not."""
+        model = self._model
+        text = model.config.get_text_config()
+        if model.base_model is model or text._attn_implementation not in {"sdpa", NAME} or self._is_batch_dependent:
+            return False
+        branches = _probe(text.vocab_size)
+        wanted = [range(len(branch.own)) for branch in branches]
+        try:
+            with without_dropout(model):
+                expected = self._padded(branches, wanted)
+                model.set_attn_implementation(NAME)
+                self.is_ragged = True
+                real, self.cache = self.cache, PrefixCache(64)
+                cold = self(branches, wanted)
+                warm = self(branches, wanted)
+                self.cache = real
+        except (NotImplementedError, TypeError, ValueError, KeyError, AttributeError, RuntimeError, IndexError):
+            is_exact = False
+        else:
+            is_exact = not (differs(cold, expected, model) or differs(warm, expected, model))
+        if not is_exact:
+            model.set_attn_implementation("sdpa")
+            self.cache = PrefixCache(0)
+        return is_exact
+
+
+def _probe(vocab_size: int) -> list[Branch]:
+    """Branches of two groups and one alone, of lengths that no two padded rows share."""
+
+    def ids(start: int, count: int) -> list[int]:
+        return [1 + (start + 7 * i) % (min(vocab_size, 1000) - 1) for i in range(count)]
+
+    first, second = tuple(ids(3, 9)), tuple(ids(5, 4))
+    return [
+        Branch(first, ids(11, 5)),
+        Branch(second, ids(2, 3)),
+        Branch(first, ids(8, 7)),
+        Branch((), ids(1, 6)),
+        Branch(second, ids(17, 1)),
+    ]

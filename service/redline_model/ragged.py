@@ -1,0 +1,278 @@
+"""Many sequences as one row without padding: each linear layer sees every token once, attention sees its own.
+
+Sequences are given as segments. A segment may go on from another one of the same pass (a response after its
+prompt), or from keys and values kept of an earlier pass, so what sequences share is computed once. The model's
+own code runs unchanged; only its attention is handed to ``ragged_attention`` through transformers' interface.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+_attend_varlen: Callable[..., Any] | None
+try:
+    from torch.nn.attention.varlen import varlen_attn
+
+    _attend_varlen = varlen_attn
+except ImportError:  # an older torch: segments are gone through one by one
+    _attend_varlen = None
+
+NAME = "redline_ragged"
+# Query rows of one attention call with an explicit mask: bounds the mask at 512 rows times the context.
+_MASKED_ROWS = 512
+
+
+class Past:
+    """Keys and values of the first ``length`` tokens of one sequence, in buffers of ``capacity`` tokens a layer.
+
+    ``length`` is the caller's to set: what stands behind it is overwritten by whatever goes on from here, which
+    makes taking back a rejected draft free.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
+        """Put ``keys`` and ``values`` ``(H, n, D)`` at position ``start``."""
+        if layer not in self._layers:
+            heads, _, size = keys.shape
+            values_shape = (values.shape[0], self.capacity, values.shape[2])
+            self._layers[layer] = (keys.new_empty(heads, self.capacity, size), values.new_empty(values_shape))
+        kept_keys, kept_values = self._layers[layer]
+        kept_keys[:, start : start + keys.shape[1]] = keys
+        kept_values[:, start : start + keys.shape[1]] = values
+
+    def read(self, layer: int, length: int) -> tuple[Tensor, Tensor]:
+        """The first ``length`` keys and values, ``(H, length, D)``, as views."""
+        keys, values = self._layers[layer]
+        return keys[:, :length], values[:, :length]
+
+
+@dataclass(eq=False)
+class Segment:
+    """A run of tokens and what it goes on from: nothing, ``past``, or an earlier segment of the same pass.
+
+    ``after``: (index of that segment, how many of its leading tokens); it must itself go on from nothing.
+    ``keep``: where to keep keys and values, and of how many leading tokens of the whole sequence.
+    ``extends``: this segment's own keys and values are written behind ``past.length``, to be kept by setting it.
+    """
+
+    ids: Sequence[int]
+    past: Past | None = None
+    after: tuple[int, int] | None = None
+    keep: list[tuple[Past, int]] = field(default_factory=list)
+    extends: bool = False
+
+    @property
+    def base(self) -> int:
+        """Tokens before this segment's first."""
+        if self.past is not None:
+            return self.past.length
+        return 0 if self.after is None else self.after[1]
+
+
+class Layout:
+    """Where each segment lies in the row of N tokens, and the tensors that attention needs in every layer."""
+
+    def __init__(self, segments: Sequence[Segment], device: torch.device, dtype: torch.dtype) -> None:
+        self.segments = segments
+        self.starts = [0]
+        for segment in segments:
+            self.starts.append(self.starts[-1] + len(segment.ids))
+        self._device, self._dtype = device, dtype
+        self._masks: dict[tuple[int, int, int | None], Tensor] = {}
+        self._cumulative: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        return self.starts[-1]
+
+    def ids_and_positions(self) -> tuple[Tensor, Tensor]:
+        """``(1, N)`` each."""
+        ids = [i for segment in self.segments for i in segment.ids]
+        positions = [p for s in self.segments for p in range(s.base, s.base + len(s.ids))]
+        both = torch.tensor([ids, positions])
+        if self._device.type == "cuda":
+            both = both.pin_memory().to(self._device, non_blocking=True)
+        return both[:1], both[1:]
+
+    def mask(self, rows: int, context: int, window: int | None) -> Tensor:
+        """Additive ``(rows, context)``: the rows are the last of the context, and look back ``window`` tokens."""
+        key = (rows, context, window)
+        if key not in self._masks:
+            far = torch.full((rows, context), -math.inf, device=self._device, dtype=self._dtype)
+            mask = far.triu(context - rows + 1)
+            if window is not None:
+                mask = mask + far.tril(context - rows - window)
+            self._masks[key] = mask
+        return self._masks[key]
+
+    def cumulative(self) -> tuple[Tensor, Tensor]:
+        """Cumulative lengths of queries and of keys, ``(S + 1,)`` int32 each, on the device."""
+        if self._cumulative is None:
+            contexts = [0]
+            for segment in self.segments:
+                contexts.append(contexts[-1] + segment.base + len(segment.ids))
+            both = torch.tensor([self.starts, contexts], dtype=torch.int32).to(self._device)
+            self._cumulative = both[0], both[1]
+        return self._cumulative
+
+    def contexts(self, layer: int, key: Tensor, value: Tensor) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """Each segment's keys and values ``(H, n, D)`` in pieces; keeps what is to be kept on the way."""
+        for index, segment in enumerate(self.segments):
+            own = slice(self.starts[index], self.starts[index + 1])
+            keys, values = [key[:, own]], [value[:, own]]
+            if segment.past is not None and segment.extends:
+                segment.past.write(layer, segment.past.length, keys[0], values[0])
+                before = segment.past.read(layer, segment.past.length + len(segment.ids))
+                keys, values = [before[0]], [before[1]]
+            elif segment.past is not None:
+                before = segment.past.read(layer, segment.past.length)
+                keys, values = [before[0], *keys], [before[1], *values]
+            elif segment.after is not None:
+                start = self.starts[segment.after[0]]
+                shared = slice(start, start + segment.after[1])
+                keys, values = [key[:, shared], *keys], [value[:, shared], *values]
+            for past, length in segment.keep:
+                at = 0
+                for k, v in zip(keys, values, strict=True):
+                    past.write(layer, at, k[:, : length - at], v[:, : length - at])
+                    at += k.shape[1]
+                    if at >= length:
+                        break
+            yield keys, values
+
+
+def ragged_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    ragged: Layout | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each segment's own sequence; transformers' attention interface.
+
+    ``query`` ``(1, Hq, N, D)``, ``key`` and ``value`` ``(1, Hkv, N, D)``; returns ``(1, N, Hq, D)``.
+    Without a layout this is transformers' scaled dot-product attention.
+
+    Raises:
+        NotImplementedError: the model wants something of its attention that is not done here.
+    """
+    if ragged is None:
+        return sdpa_attention_forward(  # type: ignore[no-any-return]
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    wanted = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
+    if wanted:
+        raise NotImplementedError(f"ragged attention has no {wanted[0]}")
+    window: int | None = kwargs.get("sliding_window")
+    contexts = ragged.contexts(module.layer_idx, key[0], value[0])
+    if _attend_varlen and not dropout and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        return _in_one_call(_attend_varlen, query, contexts, ragged, scaling, window), None
+    out = [
+        _of_one_segment(
+            query[:, :, ragged.starts[i] : ragged.starts[i + 1]], keys, values, ragged, scaling, dropout, window
+        )
+        for i, (keys, values) in enumerate(contexts)
+    ]
+    return torch.cat(out, dim=2).transpose(1, 2), None
+
+
+def _of_one_segment(
+    query: Tensor,
+    keys: list[Tensor],
+    values: list[Tensor],
+    layout: Layout,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+) -> Tensor:
+    """``(1, Hq, n, D)`` from the segment's queries and its context in pieces."""
+    key = torch.cat(keys, dim=1)[None] if len(keys) > 1 else keys[0][None]
+    value = torch.cat(values, dim=1)[None] if len(values) > 1 else values[0][None]
+    options = {"dropout_p": dropout, "scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
+    rows, context = query.shape[2], key.shape[2]
+    if rows == context and (window is None or window >= rows):
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, **options)  # type: ignore[arg-type]
+    parts = []
+    for start in range(0, rows, _MASKED_ROWS):
+        end = min(start + _MASKED_ROWS, rows)
+        seen = context - rows + end
+        mask = layout.mask(end - start, seen, window)
+        part = F.scaled_dot_product_attention(
+            query[:, :, start:end],
+            key[:, :, :seen],
+            value[:, :, :seen],
+            attn_mask=mask,
+            **options,  # type: ignore[arg-type]
+        )
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _in_one_call(
+    attend: Callable[..., Any],
+    query: Tensor,
+    contexts: Iterator[tuple[list[Tensor], list[Tensor]]],
+    layout: Layout,
+    scaling: float | None,
+    window: int | None,
+) -> Tensor:
+    """Flash attention over all segments at once; ``(1, N, Hq, D)``."""
+    keys, values = [], []
+    for some_keys, some_values in contexts:
+        keys += some_keys
+        values += some_values
+    key = torch.cat(keys, dim=1).transpose(0, 1)
+    value = torch.cat(values, dim=1).transpose(0, 1)
+    queries, lengths = layout.cumulative()
+    out: Tensor = attend(
+        query[0].transpose(0, 1),
+        key,
+        value,
+        queries,
+        lengths,
+        max(len(s.ids) for s in layout.segments),
+        max(s.base + len(s.ids) for s in layout.segments),
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out[None]
+
+
+AttentionInterface.register(NAME, ragged_attention)
+# without a layout the model is to get the very masks it would get under sdpa
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def run_segments(model: Any, segments: Sequence[Segment]) -> Tensor:
+    """Last hidden states ``(N, hidden)`` of all segments' tokens, one after the other.
+
+    ``model``: the body of a transformers causal model whose attention implementation is ``NAME``.
+    """
+    layout = Layout(segments, model.device, model.dtype)
+    ids, positions = layout.ids_and_positions()
+    # a mask of four dimensions is taken as it is: nothing of size N x N is built
+    unused = torch.empty(1, 1, 1, 1, device=ids.device)
+    hidden: Tensor = model(
+        input_ids=ids, position_ids=positions, attention_mask=unused, use_cache=False, ragged=layout
+    ).last_hidden_state[0]
+    return hidden

@@ -1,0 +1,58 @@
+"""One item on its way through the model, and those who wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from redline_model.prefixes import Prefix
+from redline_model.template import EncodedItem
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job: a measurement or an exception, and the correction if it was asked for. In seconds."""
+
+    measured: Any
+    correction: Any
+    queued_s: float
+    inference_s: float
+
+
+@dataclass(eq=False)
+class Job:
+    """An item to be measured once, for everybody who sent it. Times are ``perf_counter`` seconds.
+
+    ``length``: tokens of the item. ``prefix``: what it may share with others, None if nothing.
+    """
+
+    item: EncodedItem
+    length: int
+    prefix: Prefix | None
+    wants_correction: bool
+    waiters: list[asyncio.Future[Outcome]] = field(default_factory=list)
+    queued_at: float = field(default_factory=time.perf_counter)
+    is_queued: bool = True
+
+    @cached_property
+    def key(self) -> Hashable:
+        """Equal keys mean equal measurements and corrections."""
+        item = self.item
+        ids = (item.prefix_ids, item.response_ids, item.request_ids, item.target_ids)
+        return (*map(tuple, ids), self.wants_correction)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anybody still waits."""
+        return any(not waiter.done() for waiter in self.waiters)
+
+    def finish(self, measured: Any, correction: Any, queued_s: float, inference_s: float) -> None:
+        """Tell everybody who still waits."""
+        outcome = Outcome(measured, correction, queued_s, inference_s)
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_result(outcome)

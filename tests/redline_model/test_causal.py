@@ -1,0 +1,178 @@
+"""The ragged pass: every sequence as if alone, every prefix once, for any family of models or not at all."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from redline_model.causal import Branch, CausalForward
+from redline_model.prefixes import PrefixCache
+from redline_model.ragged import NAME, Past
+from tests.families import CAUSAL, build_family
+
+# families whose attention can be handed over; the others must take the slow road, and be right on it
+RAGGED = {
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "phi3",
+    "olmo2",
+    "smollm3",
+    "gemma",
+    "gemma3",
+    "cohere",
+    "granite",
+    "mixtral",
+    "gpt_neox",
+    "gpt2",
+}
+
+
+def branches(seed: int = 0, groups: int = 3, longest: int = 9) -> list[Branch]:
+    draw = random.Random(seed)
+
+    def ids(n: int) -> list[int]:
+        return [draw.randrange(1, 64) for _ in range(n)]
+
+    prefixes = [tuple(ids(draw.randint(0, 12))) for _ in range(groups)]
+    return [Branch(draw.choice(prefixes), ids(draw.randint(1, longest))) for _ in range(8)]
+
+
+def alone(model: Any, branch: Branch) -> Tensor:
+    hidden: Tensor = model.base_model(input_ids=torch.tensor([[*branch.prefix, *branch.own]])).last_hidden_state
+    return hidden[0, len(branch.prefix) :]
+
+
+def everywhere(some: list[Branch]) -> list[range]:
+    return [range(len(branch.own)) for branch in some]
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_every_branch_is_as_if_alone_cold_and_warm(family: str) -> None:
+    reference, model = build_family(family), build_family(family)
+    forward = CausalForward(model, prefix_cache_tokens=30)
+    assert forward.is_ragged == (family in RAGGED)
+    for seed in range(4):
+        some = branches(seed)
+        with torch.no_grad():
+            expected = torch.cat([alone(reference, branch) for branch in some])
+            for _ in range(2):
+                assert torch.allclose(forward(some, everywhere(some)), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mamba", "gpt2"])
+def test_the_model_s_own_calls_are_what_they_were(family: str) -> None:
+    reference, model = build_family(family), build_family(family)
+    CausalForward(model, 10)
+    ids, mask = torch.tensor([[5, 6, 7, 8], [9, 3, 0, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    with torch.no_grad():
+        ours = model(input_ids=ids, attention_mask=mask).logits
+        assert torch.equal(ours[mask.bool()], reference(input_ids=ids, attention_mask=mask).logits[mask.bool()])
+
+
+def test_long_segments_are_masked_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("redline_model.ragged._MASKED_ROWS", 4)
+    for family in ("llama", "mistral"):
+        reference, model = build_family(family), build_family(family)
+        forward = CausalForward(model, 100)
+        some = branches(7, groups=1, longest=30)
+        with torch.no_grad():
+            expected = torch.cat([alone(reference, branch) for branch in some])
+            for _ in range(2):
+                assert torch.allclose(forward(some, everywhere(some)), expected, atol=2e-5)
+
+
+def test_gradients_are_those_of_the_sequences_alone() -> None:
+    reference, model = build_family("llama"), build_family("llama")
+    forward = CausalForward(model.train(), prefix_cache_tokens=100)
+    some = branches(2)
+    weights = torch.randn(sum(len(b.own) for b in some), 32)
+    for _ in range(2):  # the second time nothing may come from a cache: weights move in training
+        model.zero_grad()
+        torch.autograd.backward((forward(some, everywhere(some)) * weights).sum())
+    torch.autograd.backward((torch.cat([alone(reference, b) for b in some]) * weights).sum())
+    for (name, ours), theirs in zip(model.named_parameters(), reference.parameters(), strict=True):
+        if theirs.grad is not None:
+            assert torch.allclose(ours.grad, theirs.grad, atol=1e-3, rtol=1e-3), name
+
+
+def test_gradients_survive_checkpointing() -> None:
+    reference, model = build_family("llama"), build_family("llama")
+    model.gradient_checkpointing_enable()
+    forward = CausalForward(model.train())
+    assert forward.is_ragged
+    some = branches(3)
+    torch.autograd.backward(forward(some, everywhere(some)).square().sum())
+    torch.autograd.backward(torch.cat([alone(reference, b) for b in some]).square().sum())
+    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        if theirs.grad is not None:
+            assert torch.allclose(ours.grad, theirs.grad, atol=1e-3, rtol=1e-3)
+
+
+def tokens_seen(model: Any) -> list[int]:
+    seen: list[int] = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0].numel()))
+    return seen
+
+
+def test_a_prefix_is_computed_once_for_its_group_and_not_at_all_while_warm() -> None:
+    model = build_family("llama")
+    forward = CausalForward(model, prefix_cache_tokens=40)
+    seen = tokens_seen(model)
+    prefix = tuple(range(1, 21))
+    some = [Branch(prefix, [30 + i, 31 + i]) for i in range(5)]
+    with torch.no_grad():
+        forward(some, everywhere(some))
+        forward(some, everywhere(some))
+    assert seen == [20 + 10, 10]
+    assert forward.cost(some[0], set()) == 2
+    assert forward.cost(Branch((1, 2), [3]), set()) == 3
+    assert forward.cost(Branch((1, 2), [3]), {(1, 2)}) == 1
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("budget", [1, 15, 40, 10_000])
+def test_batches_hold_every_branch_once_within_the_budget(family: str, budget: int) -> None:
+    model = build_family(family)
+    forward = CausalForward(model)
+    some = branches(5)
+    seen = tokens_seen(model)
+    batches = list(forward.batches(some, budget))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(some)))
+    for batch in batches:
+        chosen = [some[i] for i in batch]
+        with torch.no_grad():
+            forward(chosen, everywhere(chosen))
+        assert seen[-1] <= budget or len(batch) == 1
+
+
+def test_the_cache_is_bounded_and_forgets_the_least_recently_used() -> None:
+    cache = PrefixCache(10)
+    for prefix in ((1, 2, 3, 4), (5, 6, 7, 8)):
+        cache.put(prefix, Past(4))
+    assert cache.get((1, 2, 3, 4)) is not None
+    cache.put((9, 9, 9), Past(3))
+    assert (5, 6, 7, 8) not in cache
+    assert (1, 2, 3, 4) in cache
+    assert cache.tokens == 7
+    cache.put(tuple(range(11)), Past(11))  # too long to be kept at all
+    assert cache.tokens == 7
+
+
+def test_a_model_that_was_asked_for_another_attention_is_left_alone() -> None:
+    model = build_family("llama")
+    model.set_attn_implementation("eager")
+    assert not CausalForward(model).is_ragged
+    assert model.config._attn_implementation == "eager"
+
+
+def test_a_family_that_differs_on_the_probe_is_put_back() -> None:
+    model = build_family("gpt_oss")
+    before = model.config._attn_implementation
+    assert not CausalForward(model).is_ragged
+    assert model.config._attn_implementation == before != NAME

@@ -1,0 +1,70 @@
+"""The head on gathered rows gives the model's own logits, a chunk at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from redline_model.logits import Head
+from redline_model.scorers import Scorer
+from redline_model.template import Item
+from tests.families import build_family
+
+
+def test_chunks_joined_are_the_full_logits(causal_scorer: Scorer[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("redline_model.logits._CHUNK_ELEMENTS", 1000)  # several chunks
+    model = causal_scorer.model
+    head = Head(model)
+    assert head.is_understood
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
+    with torch.no_grad():
+        full = model(input_ids=ids).logits[0]
+        parts = list(head.chunks(model.base_model(input_ids=ids).last_hidden_state[0]))
+    assert len(parts) > 1
+    assert torch.allclose(torch.cat([logits for _, logits in parts]), full, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "cohere", "granite", "gpt2", "llama"])
+def test_heads_with_scalings_of_their_own_are_reproduced(family: str) -> None:
+    model = build_family(family)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    head = Head(model)
+    assert head.is_understood
+    with torch.no_grad():
+        hidden = model.base_model(input_ids=ids).last_hidden_state[0]
+        logits = torch.cat([part for _, part in head.chunks(hidden)])
+        assert torch.allclose(logits, model(input_ids=ids).logits[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_an_encoder_decoder_s_projection_can_be_intercepted(family: str) -> None:
+    model = build_family(family)
+    if family == "bart":
+        model.final_logits_bias.copy_(torch.randn(1, model.config.vocab_size))
+    inputs = {"input_ids": torch.tensor([[5, 6, 7]]), "decoder_input_ids": torch.tensor([[2, 9, 4, 11]])}
+    head = Head(model)
+    assert head.is_understood
+    with torch.no_grad():
+        full = model(**inputs).logits
+        with head.intercepted() as entered:
+            assert model(**inputs).logits.numel() == 0
+        assert torch.allclose(torch.cat([x for _, x in head.chunks(entered[0][0])]), full[0], atol=1e-5)
+        assert torch.equal(model(**inputs).logits, full)  # and it is as it was
+
+
+@pytest.mark.parametrize("architecture", ["causal_scorer", "encoder_decoder_scorer"])
+def test_only_judged_rows_are_projected(
+    architecture: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer: Scorer[Any] = request.getfixturevalue(architecture)
+    items = [scorer.encoder.encode(Item("How do I reset my router?", text)) for text in ("Hold it.", "Go away", "Hm")]
+    rows: list[int] = []
+    projection = scorer.model.get_output_embeddings()
+    handle = projection.register_forward_hook(lambda module, args, out: rows.append(out.numel() // out.shape[-1]))
+    try:
+        scorer.measure(items)
+    finally:
+        handle.remove()
+    assert sum(rows) == sum(len(item.target_ids) for item in items)
