@@ -92,7 +92,7 @@ def test_one_caller_s_many_items_do_not_starve_another_s_one(bench: Bench) -> No
 
     bench.run(work)
     at = next(i for i, texts in enumerate(bench.scorer.passes) if "modest" in texts)
-    assert len(bench.scorer.passes) > 10
+    assert len(bench.scorer.passes) >= 8
     assert at <= 3  # the pass that ran, one that was formed already, and its turn
 
 
