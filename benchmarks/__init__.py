@@ -1,0 +1,1 @@
+"""Measurements of speed; each module with a ``main`` is one command that prints a table and writes JSON."""

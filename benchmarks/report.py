@@ -1,0 +1,86 @@
+"""A benchmark's figures as a table and a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_table(report: dict[str, Any]) -> None:
+    """One block a workload; the last columns are ratios to the slowest way of serving."""
+    console = Console(width=132)
+    for name, workload in report["workloads"].items():
+        table = Table(
+            title=f"{name}: {workload['about']} ({workload['scored_tokens']} tokens judged)", title_justify="left"
+        )
+        for column in ("contender", "tokens/s", "requests/s", "p50 ms", "p95 ms", "p99 ms", "peak MB", "of ceiling"):
+            table.add_column(column, justify="left" if column == "contender" else "right")
+        contenders = workload["contenders"]
+        for other in ("reference_server", "transformers_padded"):
+            if other in contenders:
+                table.add_column(f"x {other}", justify="right")
+        for contender, row in contenders.items():
+            ratios = [
+                f"{row['tokens_per_s'] / contenders[other]['tokens_per_s']:.2f}"
+                for other in ("reference_server", "transformers_padded")
+                if other in contenders
+            ]
+            table.add_row(
+                contender,
+                f"{row['tokens_per_s']:.1f}",
+                f"{row['requests_per_s']:.2f}",
+                *(f"{row[key]:.0f}" for key in ("p50_ms", "p95_ms", "p99_ms", "peak_mb")),
+                f"{row['share_of_ceiling']:.2f}",
+                *ratios,
+            )
+        table.add_row("ceiling", f"{workload['ceiling_tokens_per_s']:.1f}", "", "", "", "", "", "1.00")
+        console.print(table)
+        for contender, exact in workload["exactness"].items():
+            if exact["different"]:
+                print(
+                    f"  {contender}: paper rewards of {exact['different']} of {exact['items']} items differ from the "
+                    f"plain path, {exact['unexplained_by_a_tie']} of them without a tie below 1e-4"
+                )
+    print(f"largest difference of a score alone or together: {report['score_difference_alone_or_together']:.1e}")
+    for key, values in report["growth"].items():
+        print(f"{key.replace('_', ' ')}: " + ", ".join(f"{n}: {v:.3g}" for n, v in values.items()))
+
+
+def write_plot(report: dict[str, Any], path: Path) -> None:
+    """Throughput by workload, and how the cost grows."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    growth = report["growth"]
+    figure, axes = plt.subplots(1, 4, figsize=(19, 4.4), width_ratios=[2.6, 1, 1, 1], layout="constrained")
+    names = list(report["workloads"])
+    contenders = list(report["workloads"][names[0]]["contenders"])
+    for n, contender in enumerate(contenders):
+        rates = [report["workloads"][w]["contenders"][contender]["tokens_per_s"] for w in names]
+        places = [i + (n - (len(contenders) - 1) / 2) * 0.8 / len(contenders) for i in range(len(names))]
+        axes[0].bar(places, rates, 0.8 / len(contenders), label=contender)
+    for i, w in enumerate(names):
+        ceiling = report["workloads"][w]["ceiling_tokens_per_s"]
+        axes[0].hlines(ceiling, i - 0.42, i + 0.42, color="black", linestyle="--", label="ceiling" if i == 0 else None)
+    axes[0].set_xticks(range(len(names)), names)
+    axes[0].set_ylabel("judged tokens a second")
+    axes[0].set_title(f"{report['weights']}, {report['machine']['cores']} cores")
+    axes[0].legend(fontsize=8)
+    for axis, key, label in zip(
+        axes[1:],
+        ("seconds_by_response_tokens", "seconds_by_group_size", "seconds_by_callers"),
+        ("response tokens", "responses a prompt", "callers"),
+        strict=True,
+    ):
+        axis.plot([int(n) for n in growth[key]], list(growth[key].values()), marker="o")
+        axis.set_xlabel(label)
+        axis.set_ylabel("seconds")
+        axis.set_xlim(left=0)
+        axis.set_ylim(bottom=0)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

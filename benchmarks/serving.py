@@ -1,0 +1,248 @@
+"""Scoring side by side: same weights, same items, same machine, contenders taking turns.
+
+    python -m benchmarks.serving --out runs/bench [--quick] [--model FOLDER] [--vllm-python PYTHON]
+
+Ratios between contenders of one run are what counts; absolute times say more about the machine's neighbours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from benchmarks.bundles import build_bundle
+from benchmarks.ceiling import fewest_operations, matmul_rate
+from benchmarks.contenders import (
+    SETTINGS,
+    Contender,
+    Offline,
+    RedlineHttp,
+    ReferenceServer,
+    Run,
+    Vllm,
+    pause,
+    peak_mb,
+    reset_peak,
+    resume,
+)
+from benchmarks.report import print_table, write_plot
+from benchmarks.workloads import Texts, Workload, build_workloads, group
+from redline_model.bundle import Bundle
+from redline_model.template import EncodedItem, Item
+
+# two best logits closer than this may be told apart differently by two correct computations
+_TIE = 1e-4
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The least value that ``share`` of all do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered) + 0.5) - 1))]
+
+
+def figures(runs: Sequence[Run], scored_tokens: int, peak: float, ceiling: float) -> dict[str, Any]:
+    """What the table shows of one contender on one workload; medians over the repeats."""
+    rates = [scored_tokens / run.seconds for run in runs]
+    latencies = [1000 * s for run in runs for s in run.latencies]
+    return {
+        "tokens_per_s": statistics.median(rates),
+        "tokens_per_s_all": rates,
+        "requests_per_s": statistics.median(len(run.latencies) / run.seconds for run in runs),
+        "p50_ms": percentile(latencies, 0.50),
+        "p95_ms": percentile(latencies, 0.95),
+        "p99_ms": percentile(latencies, 0.99),
+        "peak_mb": peak,
+        "share_of_ceiling": statistics.median(rates) / ceiling,
+    }
+
+
+def exactness(ours: Sequence[list[float]], plain: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How many items' ``paper`` rewards are those of the plain path, and whether a near tie explains the others."""
+    different = [i for i, (a, b) in enumerate(zip(ours, plain, strict=True)) if a != b["rewards"]]
+    unexplained = [i for i in different if plain[i]["gap"] >= _TIE]
+    return {"items": len(ours), "different": len(different), "unexplained_by_a_tie": len(unexplained)}
+
+
+def encode(bundle: Bundle, items: Sequence[dict[str, str]]) -> list[EncodedItem]:
+    """The items as the model reads them."""
+    return [bundle.scorer.encoder.encode(Item(item["prompt"], item["response"])) for item in items]
+
+
+def compete(workload: Workload, contenders: Sequence[Contender], bundle: Bundle, repeats: int) -> dict[str, Any]:
+    """Every contender ``repeats`` times, in turns that start with another one each time."""
+    encoded = encode(bundle, workload.items)
+    scored = sum(len(item.target_ids) for item in encoded)
+    operations = fewest_operations(encoded, bundle.scorer.model)
+    runs: dict[str, list[Run]] = {c.name: [] for c in contenders}
+    peaks: dict[str, float] = {}
+    rates = []
+    for repeat in range(repeats):
+        turn = [*contenders[repeat % len(contenders) :], *contenders[: repeat % len(contenders)]]
+        for contender in turn:
+            rates.append(matmul_rate(bundle.scorer.model, repeats=5))
+            resume(contender)
+            reset_peak(contender)
+            run = contender.score(workload.calls)
+            peaks[contender.name] = max(peaks.get(contender.name, 0.0), peak_mb(contender))
+            runs[contender.name].append(run)
+            pause(contender)
+            print(f"  {workload.name:8} {contender.name:20} {scored / run.seconds:9.1f} tokens/s", file=sys.stderr)
+    ceiling = scored * statistics.median(rates) / operations
+    return {
+        "about": workload.about,
+        "calls": len(workload.calls),
+        "items": len(encoded),
+        "scored_tokens": scored,
+        "fewest_operations": operations,
+        "matmul_operations_per_s": statistics.median(rates),
+        "ceiling_tokens_per_s": ceiling,
+        "contenders": {name: figures(r, scored, peaks[name], ceiling) for name, r in runs.items()},
+        "exactness": {
+            name: exactness(runs[name][0].answers, runs["transformers_padded"][0].answers)
+            for name in runs
+            if name != "transformers_padded"
+        },
+    }
+
+
+def score_differences(contender: Contender, workload: Workload) -> float:
+    """Largest difference of a ``margin`` score between all items at once and each in a call of its own."""
+    together = contender.score([workload.items], mode="margin").answers
+    alone = contender.score([[item] for item in workload.items], mode="margin").answers
+    return max(abs(sum(a) - sum(b)) for a, b in zip(together, alone, strict=True))
+
+
+def growth(texts: Texts, engine: Contender, http: Contender, is_quick: bool) -> dict[str, Any]:
+    """How seconds grow with response length, group size and callers, and memory with a request's items."""
+
+    def fresh(calls: Callable[[], list[Any]], contender: Contender) -> float:
+        return min(contender.score(calls()).seconds for _ in range(1 if is_quick else 2))
+
+    lengths = [16, 64, 256] if is_quick else [16, 32, 64, 128, 256, 512]
+    sizes = [1, 4, 16] if is_quick else [1, 2, 4, 8, 16, 32]
+    callers = [1, 4, 16] if is_quick else [1, 4, 16, 64]
+    counts = [64, 256] if is_quick else [64, 1000]
+    memory = {}
+    for count in counts:
+        reset_peak(engine)
+        engine.score([group(texts, count, 1, (20, 20), (8, 8))])
+        memory[count] = peak_mb(engine)
+    return {
+        "seconds_by_response_tokens": {
+            n: fresh(lambda n=n: [group(texts, 4, 1, (100, 100), (n, n))], engine)
+            for n in lengths  # type: ignore[misc]
+        },
+        "seconds_by_group_size": {
+            n: fresh(lambda n=n: [group(texts, 2, n, (400, 400), (64, 64))], engine)
+            for n in sizes  # type: ignore[misc]
+        },
+        "seconds_by_callers": {
+            n: fresh(lambda n=n: [[i] for i in group(texts, n, 1, (100, 100), (64, 64))], http)  # type: ignore[misc]
+            for n in callers
+        },
+        "peak_mb_by_items": memory,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Where this ran."""
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "environment": SETTINGS,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="where serving.json and serving.png go")
+    parser.add_argument("--model", type=Path, help="model folder; default models/smollm2, else random weights")
+    parser.add_argument("--texts", type=Path, default=Path("../shared/data"), help="folder of preference pairs")
+    parser.add_argument("--vllm-python", help="a python that has vLLM: it then competes too")
+    parser.add_argument("--workloads", nargs="*", help="only these")
+    parser.add_argument("--repeats", type=int, help="turns of each contender")
+    parser.add_argument("--quick", action="store_true", help="a third of the items, one turn")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    started = time.perf_counter()
+    torch.manual_seed(args.seed)
+    repeats = args.repeats or (1 if args.quick else 3)
+    with tempfile.TemporaryDirectory() as folder:
+        path, weights = build_bundle(Path(folder) / "bundle", args.model, args.seed)
+        bundle = Bundle.load(path)
+        texts = Texts(bundle.scorer.encoder.tokenizer, args.texts, args.seed)
+        workloads = [
+            w
+            for w in build_workloads(texts, 0.375 if args.quick else 1.0)
+            if not args.workloads or w.name in args.workloads
+        ]
+        contenders: list[Contender] = []
+        try:
+            engine = Offline("redline_engine", path, prefix_cache_tokens=16384)
+            http = RedlineHttp(path)
+            contenders += [http, engine, ReferenceServer(path), Offline("transformers_padded", path)]
+            if args.vllm_python:
+                contenders.append(Vllm(path, args.vllm_python))
+            warm = [group(texts, 2, 2, (20, 20), (10, 10))]
+            for contender in contenders:
+                contender.score(warm)
+                pause(contender)
+            results = {w.name: compete(w, contenders, bundle, repeats) for w in workloads}
+            for contender in (engine, http):
+                resume(contender)
+            difference = (
+                score_differences(engine, workloads[-1])
+                if args.quick
+                else max(
+                    score_differences(engine, w)
+                    for w in workloads
+                    if w.name in {"rollout", "groups"} or len(workloads) == 1
+                )
+            )
+            grown = growth(texts, engine, http, args.quick)
+        finally:
+            for contender in contenders:
+                resume(contender)
+                contender.stop()
+    report = {
+        "machine": machine(),
+        "weights": weights,
+        "texts": texts.source,
+        "seed": args.seed,
+        "quick": args.quick,
+        "repeats": repeats,
+        "workloads": results,
+        "score_difference_alone_or_together": difference,
+        "growth": grown,
+        "minutes": (time.perf_counter() - started) / 60,
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "serving.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_plot(report, args.out / "serving.png")
+    print_table(report)
+    print(f"wrote {args.out / 'serving.json'} and {args.out / 'serving.png'} in {report['minutes']:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()
