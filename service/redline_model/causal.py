@@ -13,6 +13,8 @@ from redline_model.prefixes import Prefix, PrefixCache
 from redline_model.probing import differs, without_dropout
 from redline_model.ragged import NAME, Past, Segment, run_segments
 
+# A head shorter than this is not worth a piece of its own in every context.
+_LEAST_HEAD = 8
 # rope variants whose angles depend on how long the longest sequence of the batch is
 _BATCH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
@@ -43,6 +45,7 @@ class CausalForward:
     def __init__(self, model: Any, prefix_cache_tokens: int = 0) -> None:
         self._model = model
         self.cache = PrefixCache(prefix_cache_tokens)
+        self._head: Prefix | None = None
         rope = getattr(model.config.get_text_config(), "rope_parameters", None)
         self._is_batch_dependent = isinstance(rope, dict) and rope.get("rope_type") in _BATCH_DEPENDENT_ROPE
         self.is_ragged = False
@@ -75,8 +78,13 @@ class CausalForward:
 
     def cost(self, branch: Branch, beside: set[Prefix]) -> int:
         """Tokens that ``branch`` adds to a pass that has the prefixes ``beside`` in it already."""
-        is_known = self.is_ragged and (branch.prefix in beside or branch.prefix in self.cache)
-        return len(branch.own) if is_known else branch.tokens
+        if not self.is_ragged:
+            return branch.tokens
+        if branch.prefix in beside or branch.prefix in self.cache:
+            return len(branch.own)
+        head = self._head
+        is_head_known = head is not None and branch.prefix[: len(head)] == head and (beside or head in self.cache)
+        return branch.tokens - (len(head) if head is not None and is_head_known else 0)
 
     def batches(self, branches: Sequence[Branch], max_tokens: int) -> Iterator[list[int]]:
         """Indices of ``branches``, pass by pass; each pass at most ``max_tokens`` (or one branch).
@@ -108,30 +116,65 @@ class CausalForward:
     def _plan(
         self, branches: Sequence[Branch], keep: Sequence[Past | None] | None
     ) -> tuple[list[Segment], list[int], list[tuple[Prefix, Past]]]:
-        """Segments, the segment that ends in each branch, and the prefixes that will be warm afterwards."""
+        """Segments, the segment that ends in each branch, and the prefixes that will be warm afterwards.
+
+        The first branch of a prefix carries it, the others go on from there; likewise with the head that all
+        prefixes begin with (the template's opening, a system prompt).
+        """
         segments: list[Segment] = []
         places: list[int] = []
         fresh: list[tuple[Prefix, Past]] = []
-        carriers: dict[Prefix, int] = {}
+        shared: dict[Prefix, list[Past | tuple[int, int]]] = {}
         may_keep = not torch.is_grad_enabled()
+
+        def look_up(prefix: Prefix) -> bool:
+            """Whether ``prefix`` is at hand, in this pass or from an earlier one."""
+            if prefix not in shared and may_keep:
+                warm = self.cache.get(prefix)
+                if warm is not None:
+                    shared[prefix] = [warm]
+            return prefix in shared
+
+        def offer(segment: Segment, prefix: Prefix) -> None:
+            """Let others go on from ``prefix``, which ends inside ``segment``, the next to be appended."""
+            shared[prefix] = [*segment.before, (len(segments), len(prefix) - segment.base)]
+            if may_keep and self.cache.has_room_for(prefix):
+                fresh.append((prefix, Past(len(prefix))))
+                segment.keep.append((fresh[-1][1], len(prefix)))
+
+        head = self._find_head(branches)
         for index, (prefix, own) in enumerate(branches):
-            warm = self.cache.get(prefix) if may_keep and prefix not in carriers else None
-            if warm is not None:
-                segment = Segment(own, past=warm)
-            elif prefix in carriers:
-                segment = Segment(own, after=(carriers[prefix], len(prefix)))
+            if look_up(prefix):
+                segment = Segment(own, shared[prefix])
+            elif head and prefix != head and prefix[: len(head)] == head and look_up(head):
+                segment = Segment([*prefix[len(head) :], *own], shared[head])
+                offer(segment, prefix)
             else:
                 segment = Segment([*prefix, *own])
-                carriers[prefix] = len(segments)
-                if may_keep and self.cache.has_room_for(prefix):
-                    fresh.append((prefix, Past(len(prefix))))
-                    segment.keep.append((fresh[-1][1], len(prefix)))
+                if head and prefix[: len(head)] == head:
+                    offer(segment, head)
+                if prefix != head:
+                    offer(segment, prefix)
             past = keep[index] if keep is not None else None
             if past is not None:
                 segment.keep.append((past, len(prefix) + len(own)))
             places.append(len(segments))
             segments.append(segment)
         return segments, places, fresh
+
+    def _find_head(self, branches: Sequence[Branch]) -> Prefix | None:
+        """What all prefixes seen so far begin with; learned from them, never lengthened again."""
+        for prefix in dict.fromkeys(branch.prefix for branch in branches):
+            if self._head is None:
+                self._head = prefix if len(prefix) >= _LEAST_HEAD else None
+                continue
+            common = next(
+                (i for i, (a, b) in enumerate(zip(self._head, prefix, strict=False)) if a != b),
+                min(len(self._head), len(prefix)),
+            )
+            if common >= _LEAST_HEAD:
+                self._head = self._head[:common]
+        return self._head
 
     def _padded(self, branches: Sequence[Branch], wanted: Sequence[range]) -> Tensor:
         if self._is_batch_dependent and len(branches) > 1:

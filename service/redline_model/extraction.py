@@ -44,7 +44,9 @@ def token_statistics(logits: Tensor, target_ids: Tensor) -> TokenStatistics:
     """
     # on a CPU a few rows at a time, so that what stands between the formula's steps stays in the cache
     rows = max(1, _BLOCK_ELEMENTS // logits.shape[-1]) if logits.device.type == "cpu" else max(1, len(logits))
-    blocks = [_statistics(*block) for block in zip(logits.split(rows), target_ids.split(rows), strict=True)]
+    blocks = [
+        _statistics(*block) for block in zip(torch.split(logits, rows), torch.split(target_ids, rows), strict=True)
+    ]
     return TokenStatistics(*(torch.cat(field) for field in zip(*blocks, strict=True)))
 
 

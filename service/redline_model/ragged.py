@@ -62,25 +62,25 @@ class Past:
 
 @dataclass(eq=False)
 class Segment:
-    """A run of tokens and what it goes on from: nothing, ``past``, or an earlier segment of the same pass.
+    """A run of tokens and what it goes on from.
 
-    ``after``: (index of that segment, how many of its leading tokens); it must itself go on from nothing.
-    ``keep``: where to keep keys and values, and of how many leading tokens of the whole sequence.
-    ``extends``: this segment's own keys and values are written behind ``past.length``, to be kept by setting it.
+    ``before``: pieces of context in order, each a past, or (an earlier segment of the same pass, how many of its
+    leading tokens). ``keep``: where to keep keys and values, and of how many leading tokens of the whole
+    sequence. ``extends``: a past that this segment goes on from and is written behind; setting its ``length``
+    afterwards keeps what was written.
     """
 
     ids: Sequence[int]
-    past: Past | None = None
-    after: tuple[int, int] | None = None
+    before: list[Past | tuple[int, int]] = field(default_factory=list)
     keep: list[tuple[Past, int]] = field(default_factory=list)
-    extends: bool = False
+    extends: Past | None = None
 
     @property
     def base(self) -> int:
         """Tokens before this segment's first."""
-        if self.past is not None:
-            return self.past.length
-        return 0 if self.after is None else self.after[1]
+        if self.extends is not None:
+            return self.extends.length
+        return sum(piece.length if isinstance(piece, Past) else piece[1] for piece in self.before)
 
 
 class Layout:
@@ -130,22 +130,25 @@ class Layout:
             self._cumulative = both[0], both[1]
         return self._cumulative
 
+    def _leading(self, segment: int, tokens: int) -> slice:
+        return slice(self.starts[segment], self.starts[segment] + tokens)
+
     def contexts(self, layer: int, key: Tensor, value: Tensor) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
         """Each segment's keys and values ``(H, n, D)`` in pieces; keeps what is to be kept on the way."""
         for index, segment in enumerate(self.segments):
             own = slice(self.starts[index], self.starts[index + 1])
-            keys, values = [key[:, own]], [value[:, own]]
-            if segment.past is not None and segment.extends:
-                segment.past.write(layer, segment.past.length, keys[0], values[0])
-                before = segment.past.read(layer, segment.past.length + len(segment.ids))
-                keys, values = [before[0]], [before[1]]
-            elif segment.past is not None:
-                before = segment.past.read(layer, segment.past.length)
-                keys, values = [before[0], *keys], [before[1], *values]
-            elif segment.after is not None:
-                start = self.starts[segment.after[0]]
-                shared = slice(start, start + segment.after[1])
-                keys, values = [key[:, shared], *keys], [value[:, shared], *values]
+            if segment.extends is not None:
+                segment.extends.write(layer, segment.base, key[:, own], value[:, own])
+                pieces = [segment.extends.read(layer, segment.base + len(segment.ids))]
+            else:
+                pieces = [
+                    piece.read(layer, piece.length)
+                    if isinstance(piece, Past)
+                    else (key[:, (shared := self._leading(*piece))], value[:, shared])
+                    for piece in segment.before
+                ]
+                pieces.append((key[:, own], value[:, own]))
+            keys, values = [k for k, _ in pieces], [v for _, v in pieces]
             for past, length in segment.keep:
                 at = 0
                 for k, v in zip(keys, values, strict=True):

@@ -135,8 +135,7 @@ class RaggedRewriter:
             # one token of the room is the model's own, whatever becomes of the draft
             drafts = [r.draft.propose(r.limit - len(r.written) - 1) for _, r in rewrites]
             segments = [
-                Segment([r.written[-1], *draft], past=r.past, extends=True)
-                for (_, r), draft in zip(rewrites, drafts, strict=True)
+                Segment([r.written[-1], *draft], extends=r.past) for (_, r), draft in zip(rewrites, drafts, strict=True)
             ]
             best = iter(self._best_ids(run_segments(self._model.base_model, segments)))
             for (ticket, rewrite), draft in zip(rewrites, drafts, strict=True):

@@ -211,7 +211,9 @@ def train(
     # 3. the steps
     for step in range(done, steps):
         indices = step_indices(step, len(training), config.pairs_per_step, config.seed)
-        report = _optimizer_step(step, steps, config, objective, [training[i] for i in indices], optimizer, learning)
+        rate = learning_rate_at(step, steps, config)
+        batch = [training[i] for i in indices]
+        report = run_optimizer_step(step, rate, config, objective, batch, optimizer, learning, steps=steps)
         for observe in observers:
             observe(report)
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
@@ -239,17 +241,27 @@ def train(
     return TrainResult(config.out, written, evaluation, len(training), len(measuring), skipped + skipped_too)
 
 
-def _optimizer_step(
+def run_optimizer_step(
     step: int,
-    steps: int,
+    learning_rate: float,
     config: TrainConfig,
     objective: Objective[Any],
     batch: Sequence[EncodedPair],
     optimizer: torch.optim.Optimizer,
     learning: Sequence[torch.nn.Parameter],
+    *,
+    steps: int = 0,
 ) -> StepReport:
+    """One optimiser step on ``batch``, in as many forward passes as ``config.max_batch_tokens`` asks for.
+
+    Args:
+        step: counts from 0; ``steps`` is how many there will be, both for the report alone.
+        learning: the weights that learn.
+
+    Raises:
+        DivergedError: the gradient is not finite; nothing was learned.
+    """
     started = time.perf_counter()
-    learning_rate = learning_rate_at(step, steps, config)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     units = [unit for pair in batch for unit in objective.units(pair)]

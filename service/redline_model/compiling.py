@@ -1,0 +1,24 @@
+"""``torch.compile`` for the parts of a model between its attentions; one compilation serves every layer and length."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+logger = logging.getLogger("redline.model")
+
+
+def compile_layers(model: Any) -> int:
+    """Compile each decoder layer's norms and feed-forward block in place; how many modules that were.
+
+    Attention stays as it is: which tokens it joins changes from pass to pass. Compilation happens in the first
+    pass. A model whose layers cannot be found is left alone.
+    """
+    layers = getattr(getattr(model, "base_model", model), "layers", None)
+    if layers is None:
+        logger.warning("%s has no layers to compile", type(model).__name__)
+        return 0
+    parts = [part for layer in layers for name, part in layer.named_children() if "attn" not in name]
+    for part in parts:
+        part.compile(dynamic=True)
+    return len(parts)
