@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.ready
 
-.PHONY: demo test static check format smollm2 seeds clean help
+.PHONY: demo test static check format smollm2 bench seeds clean help
 
 help:  ## what there is to make
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -31,6 +31,10 @@ check: static test  ## format, lint, strict types, tests
 format: $(SETUP)  ## put the code into its one format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench: $(SETUP)  ## speed of serving and training beside other ways; ARGS=--quick for minutes instead of an hour
+	$(BIN)/python -m benchmarks.serving --out runs/bench $(ARGS)
+	$(BIN)/python -m benchmarks.training --out runs/bench $(ARGS)
 
 seeds: $(SETUP)  ## the demo over three seeds, with the spread (about twenty minutes)
 	$(BIN)/python examples/quickstart/seeds.py --out runs/seeds

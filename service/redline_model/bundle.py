@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from redline_model.card import model_card
+from redline_model.compiling import compile_layers
 from redline_model.errors import BundleError, UnsupportedError
 from redline_model.extraction import Extraction
 from redline_model.loading import Kind, Placement, load_model, load_tokenizer
@@ -139,6 +140,8 @@ class Bundle:
         folder = locate(source)
         manifest = read_manifest(folder)
         model = load_model(folder, manifest.kind, placement, must_be_complete=True)
+        if placement.compile:
+            compile_layers(model)
         limit = manifest.max_tokens if max_tokens is None else min(max_tokens, manifest.max_tokens)
         encoder = make_encoder(manifest.kind, model.config, load_tokenizer(folder), manifest.template, limit)
         scorer = make_scorer(

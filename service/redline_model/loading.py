@@ -19,7 +19,8 @@ class Placement(BaseModel):
 
     ``device`` and ``dtype`` ``auto``: CUDA in bfloat16 where there is one that can, else the CPU in float32
     (bfloat16 is several times slower than float32 on CPUs without matrix units).
-    ``quantization`` goes through bitsandbytes; on a CPU it saves memory, not time.
+    ``quantization`` goes through bitsandbytes; on a CPU it saves memory, not time. ``compile``: compile what lies
+    between the attentions with ``torch.compile``; it pays on GPUs and needs a C compiler.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,6 +28,7 @@ class Placement(BaseModel):
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantization: Quantization | None = None
+    compile: bool = False
 
     def torch_device(self) -> torch.device:
         """The device meant; raises UnsupportedError where it does not exist."""

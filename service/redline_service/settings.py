@@ -29,6 +29,7 @@ class ServiceSettings(BaseSettings):
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantize: Quantization | None = None
+    compile: bool = False
     max_tokens: int | None = Field(default=None, ge=8)
     max_items: int = Field(default=1024, ge=1)
     max_batch_tokens: int | None = Field(default=None, ge=1)
@@ -44,4 +45,4 @@ class ServiceSettings(BaseSettings):
     @property
     def placement(self) -> Placement:
         """Where and how the weights are held."""
-        return Placement(device=self.device, dtype=self.dtype, quantization=self.quantize)
+        return Placement(device=self.device, dtype=self.dtype, quantization=self.quantize, compile=self.compile)

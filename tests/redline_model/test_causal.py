@@ -114,6 +114,48 @@ def test_gradients_survive_checkpointing() -> None:
             assert torch.allclose(ours.grad, theirs.grad, atol=1e-3, rtol=1e-3)
 
 
+def with_head(seed: int, head: int) -> list[Branch]:
+    start = tuple(random.Random(99).randrange(1, 64) for _ in range(head))
+    return [Branch((*start, *branch.prefix), branch.own) for branch in branches(seed)]
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
+@pytest.mark.parametrize("cache", [0, 40, 1000])
+def test_a_head_that_all_prompts_share_changes_nothing(family: str, cache: int) -> None:
+    reference, model = build_family(family), build_family(family)
+    forward = CausalForward(model, cache)
+    for some in (with_head(1, 20), with_head(2, 20), branches(3), with_head(3, 20), with_head(4, 12)):
+        with torch.no_grad():
+            expected = torch.cat([alone(reference, branch) for branch in some])
+            for _ in range(2):
+                assert torch.allclose(forward(some, everywhere(some)), expected, atol=2e-5)
+
+
+def test_a_head_is_computed_once() -> None:
+    model = build_family("llama")
+    forward = CausalForward(model, prefix_cache_tokens=1000)
+    seen = tokens_seen(model)
+    head = tuple(range(1, 21))
+    some = [Branch((*head, 30 + n, 31 + n), [5, 6]) for n in range(4)]
+    later = [Branch((*head, 50, 51), [7, 8])]
+    with torch.no_grad():
+        forward(some, everywhere(some))
+        assert forward.cost(later[0], set()) == 4
+        forward(later, everywhere(later))
+    assert seen == [20 + 4 * 4, 4]
+
+
+def test_gradients_through_a_shared_head_are_those_of_the_sequences_alone() -> None:
+    reference, model = build_family("llama"), build_family("llama")
+    forward = CausalForward(model.train())
+    some = with_head(5, 10)
+    torch.autograd.backward(forward(some, everywhere(some)).square().sum())
+    torch.autograd.backward(torch.cat([alone(reference, b) for b in some]).square().sum())
+    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        if theirs.grad is not None:
+            assert torch.allclose(ours.grad, theirs.grad, atol=1e-3, rtol=1e-3)
+
+
 def tokens_seen(model: Any) -> list[int]:
     seen: list[int] = []
     model.get_input_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0].numel()))
@@ -140,7 +182,7 @@ def test_a_prefix_is_computed_once_for_its_group_and_not_at_all_while_warm() -> 
 def test_batches_hold_every_branch_once_within_the_budget(family: str, budget: int) -> None:
     model = build_family(family)
     forward = CausalForward(model)
-    some = branches(5)
+    some = [*branches(5), *with_head(6, 12)]
     seen = tokens_seen(model)
     batches = list(forward.batches(some, budget))
     assert sorted(i for batch in batches for i in batch) == list(range(len(some)))

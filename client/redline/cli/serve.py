@@ -19,6 +19,9 @@ def serve(
     device: Device | None = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
     quantize: Annotated[str | None, typer.Option(help="int8 or nf4, through bitsandbytes.")] = None,
+    compile_: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="torch.compile between the attentions; for GPUs.")
+    ] = None,
     key: Annotated[
         list[str] | None, typer.Option("--key", help="An API key that callers must send; repeatable.")
     ] = None,
@@ -48,6 +51,7 @@ def serve(
         "device": device,
         "dtype": dtype,
         "quantize": quantize,
+        "compile": compile_,
         "keys": key or None,
         "max_tokens": max_tokens,
         "max_batch_tokens": max_batch_tokens,

@@ -1,0 +1,33 @@
+"""Compiled layers compute what they computed."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from redline_model.bundle import Bundle
+from redline_model.compiling import compile_layers
+from redline_model.loading import Placement
+from redline_model.template import Item
+from tests.families import build_family
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_bundle_scores_as_it_did(bundle: Bundle) -> None:
+    compiled = Bundle.load(bundle.folder, Placement(compile=True)).scorer
+    for texts in (["a", "bb"], ["some longer words"], ["c"]):
+        items = [compiled.encoder.encode(Item("p", text)) for text in texts]
+        for ours, theirs in zip(compiled.measure(items), bundle.scorer.measure(items), strict=True):
+            assert torch.allclose(ours.logprob, theirs.logprob, atol=1e-4)
+
+
+def test_every_layer_is_compiled_but_for_its_attention() -> None:
+    model = build_family("llama")
+    assert compile_layers(model) == 2 * 3
+    assert all(layer.self_attn._compiled_call_impl is None for layer in model.model.layers)
+
+
+def test_a_model_without_layers_of_that_kind_is_left_alone() -> None:
+    assert compile_layers(build_family("gpt2")) == 0
