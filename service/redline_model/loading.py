@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,6 +115,8 @@ def load_model(source: str | Path, kind: Kind, placement: Placement, *, must_be_
         model_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     device = placement.torch_device()
     if placement.quantization is not None:
+        # it says in every layer of every pass that its inputs are rounded, which is what was asked for
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         extra["quantization_config"] = quantization_config(placement.quantization, placement.torch_dtype())
         extra["device_map"] = {"": device}
     try:
