@@ -86,13 +86,14 @@ class Segment:
 class Layout:
     """Where each segment lies in the row of N tokens, and the tensors that attention needs in every layer."""
 
-    def __init__(self, segments: Sequence[Segment], device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, segments: Sequence[Segment], device: torch.device, *, is_one_call: bool) -> None:
         self.segments = segments
+        self.is_one_call = is_one_call
         self.starts = [0]
         for segment in segments:
             self.starts.append(self.starts[-1] + len(segment.ids))
-        self._device, self._dtype = device, dtype
-        self._masks: dict[tuple[int, int, int | None], Tensor] = {}
+        self._device = device
+        self._masks: dict[tuple[int, int, int | None, torch.dtype], Tensor] = {}
         self._cumulative: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -109,11 +110,11 @@ class Layout:
             both = both.pin_memory().to(self._device, non_blocking=True)
         return both[:1], both[1:]
 
-    def mask(self, rows: int, context: int, window: int | None) -> Tensor:
+    def mask(self, rows: int, context: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """Additive ``(rows, context)``: the rows are the last of the context, and look back ``window`` tokens."""
-        key = (rows, context, window)
+        key = (rows, context, window, dtype)
         if key not in self._masks:
-            far = torch.full((rows, context), -math.inf, device=self._device, dtype=self._dtype)
+            far = torch.full((rows, context), -math.inf, device=self._device, dtype=dtype)
             mask = far.triu(context - rows + 1)
             if window is not None:
                 mask = mask + far.tril(context - rows - window)
@@ -186,8 +187,11 @@ def ragged_attention(
     if wanted:
         raise NotImplementedError(f"ragged attention has no {wanted[0]}")
     window: int | None = kwargs.get("sliding_window")
+    if torch.is_autocast_enabled(query.device.type):  # rotary embeddings have made float32 of queries and keys
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     contexts = ragged.contexts(module.layer_idx, key[0], value[0])
-    if _attend_varlen and not dropout and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+    if _attend_varlen and ragged.is_one_call and not dropout and query.dtype in (torch.bfloat16, torch.float16):
         return _in_one_call(_attend_varlen, query, contexts, ragged, scaling, window), None
     out = [
         _of_one_segment(
@@ -218,7 +222,7 @@ def _of_one_segment(
     for start in range(0, rows, _MASKED_ROWS):
         end = min(start + _MASKED_ROWS, rows)
         seen = context - rows + end
-        mask = layout.mask(end - start, seen, window)
+        mask = layout.mask(end - start, seen, window, query.dtype)
         part = F.scaled_dot_product_attention(
             query[:, :, start:end],
             key[:, :, :seen],
@@ -266,12 +270,14 @@ AttentionInterface.register(NAME, ragged_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def run_segments(model: Any, segments: Sequence[Segment]) -> Tensor:
+def run_segments(model: Any, segments: Sequence[Segment], *, is_one_call: bool) -> Tensor:
     """Last hidden states ``(N, hidden)`` of all segments' tokens, one after the other.
 
     ``model``: the body of a transformers causal model whose attention implementation is ``NAME``.
+    ``is_one_call``: attend to all segments by one call of PyTorch's variable-length flash attention (GPUs, half
+    precision), not to one after the other.
     """
-    layout = Layout(segments, model.device, model.dtype)
+    layout = Layout(segments, model.device, is_one_call=is_one_call)
     ids, positions = layout.ids_and_positions()
     # a mask of four dimensions is taken as it is: nothing of size N x N is built
     unused = torch.empty(1, 1, 1, 1, device=ids.device)

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache
 
 from redline_model.batches import pad
 from redline_model.drafting import Draft
 from redline_model.extraction import TokenStatistics, divergence
-from redline_model.ragged import Past, Segment, run_segments
+from redline_model.ragged import Past, Segment
 from redline_model.statistics import launch_targets
 from redline_model.targets import CausalTargets, EncoderDecoderTargets, source_of
 from redline_model.template import EncodedItem, Encoder
@@ -77,6 +78,21 @@ def _spelled(encoder: Encoder, ids: Sequence[int]) -> Correction:
     return Correction(encoder.decode(ids[:-1] if is_complete else ids), is_complete)
 
 
+def _draft_of(item: EncodedItem, known: _Known) -> Draft:
+    draft = Draft(item.target_ids, len(item.target_ids) if known.diverged_at is None else known.diverged_at)
+    if known.diverged_at is not None:
+        draft.learn(0, 0, known.ids[-1])
+    return draft
+
+
+def _agreement(draft: Sequence[int], best: Sequence[int], end_id: int) -> int:
+    """How many tokens of ``draft`` the model would have written; an end is always the model's own to write."""
+    accepted = 0
+    while accepted < len(draft) and draft[accepted] == best[accepted] != end_id:
+        accepted += 1
+    return accepted
+
+
 @dataclass(eq=False)
 class _Rewrite:
     """A rewrite under way; ``past`` holds everything before the last written token."""
@@ -93,8 +109,7 @@ class RaggedRewriter:
     Accepted tokens are those that greedy decoding would have written, so the text is that of plain generation.
     """
 
-    def __init__(self, model: Any, forward: CausalTargets, encoder: Encoder) -> None:
-        self._model = model
+    def __init__(self, forward: CausalTargets, encoder: Encoder) -> None:
         self._forward = forward
         self._encoder = encoder
         self._tickets = count()
@@ -121,10 +136,7 @@ class RaggedRewriter:
                 self._done.append((ticket, _spelled(self._encoder, known.ids)))
                 continue
             past.length = len(source_of(item)) + len(known.ids) - 1
-            draft = Draft(item.target_ids, len(item.target_ids) if known.diverged_at is None else known.diverged_at)
-            if known.diverged_at is not None:
-                draft.learn(0, 0, known.ids[-1])
-            self._active[ticket] = _Rewrite(past, known.ids, len(known.ids) + known.room, draft)
+            self._active[ticket] = _Rewrite(past, known.ids, len(known.ids) + known.room, _draft_of(item, known))
         return tickets
 
     @torch.inference_mode()
@@ -137,7 +149,8 @@ class RaggedRewriter:
             segments = [
                 Segment([r.written[-1], *draft], extends=r.past) for (_, r), draft in zip(rewrites, drafts, strict=True)
             ]
-            best = iter(self._best_ids(run_segments(self._model.base_model, segments)))
+            assert self._forward.forward is not None
+            best = iter(self._best_ids(self._forward.forward.run(segments)))
             for (ticket, rewrite), draft in zip(rewrites, drafts, strict=True):
                 self._accept(ticket, rewrite, draft, [next(best) for _ in range(len(draft) + 1)])
         done, self._done = self._done, []
@@ -153,9 +166,7 @@ class RaggedRewriter:
 
     def _accept(self, ticket: int, rewrite: _Rewrite, draft: list[int], best: list[int]) -> None:
         end = self._encoder.end_id
-        accepted = 0
-        while accepted < len(draft) and draft[accepted] == best[accepted] != end:
-            accepted += 1
+        accepted = _agreement(draft, best, end)
         rewrite.past.length += accepted + 1
         rewrite.written += best[: accepted + 1]
         rewrite.draft.learn(len(draft), accepted, rewrite.written[-1])
@@ -165,7 +176,10 @@ class RaggedRewriter:
 
 
 class WholeRewriter:
-    """For models that keep no past of ours: transformers generates one rewrite a step, from the divergence on."""
+    """For models that keep no past of ours: one whole rewrite a step, from the divergence on.
+
+    An encoder-decoder model reads its source once and checks drafts with its own cache; any other generates.
+    """
 
     def __init__(self, model: Any, forward: CausalTargets | EncoderDecoderTargets, encoder: Encoder) -> None:
         self._model = model
@@ -197,7 +211,12 @@ class WholeRewriter:
             return []
         ticket = next(iter(self._active))
         item, known = self._active.pop(ticket)
-        ids = known.ids if known.is_complete or not known.room else self._generate(item, known)
+        ids = known.ids
+        if not known.is_complete and known.room:
+            if isinstance(self._forward, EncoderDecoderTargets):
+                ids = self._decode(item, known, self._forward.start_id)
+            else:
+                ids = self._generate(item, known)
         return [(ticket, _spelled(self._encoder, ids))]
 
     def drop(self, ticket: int) -> None:
@@ -205,11 +224,34 @@ class WholeRewriter:
         self._active.pop(ticket, None)
 
     def _generate(self, item: EncodedItem, known: _Known) -> list[int]:
-        source = pad([source_of(item)], self._model.device)
-        if isinstance(self._forward, EncoderDecoderTargets):
-            started = torch.tensor([[self._forward.start_id, *known.ids]], device=self._model.device)
-            out = self._model.generate(source.input_ids, decoder_input_ids=started, max_new_tokens=known.room)
-            return [int(i) for i in out[0, 1:]]
         batch = pad([[*source_of(item), *known.ids]], self._model.device)
         out = self._model.generate(batch.input_ids, attention_mask=batch.attention_mask, max_new_tokens=known.room)
-        return [int(i) for i in out[0, source.size :]]
+        return [int(i) for i in out[0, len(source_of(item)) :]]
+
+    def _decode(self, item: EncodedItem, known: _Known, start_id: int) -> list[int]:
+        source = pad([source_of(item)], self._model.device)
+        read = self._model.get_encoder()(input_ids=source.input_ids, attention_mask=source.attention_mask)
+        cache = EncoderDecoderCache(
+            DynamicCache(config=self._model.config.get_text_config(decoder=True)),
+            DynamicCache(config=self._model.config.get_text_config(decoder=True)),
+        )
+        draft, written, end = _draft_of(item, known), list(known.ids), self._encoder.end_id
+        fresh = [start_id, *written]  # not in the cache yet
+        limit = len(written) + known.room
+        while len(written) < limit and written[-1] != end:
+            guess = draft.propose(limit - len(written) - 1)
+            logits = self._model(
+                encoder_outputs=read,
+                attention_mask=source.attention_mask,
+                decoder_input_ids=torch.tensor([[*fresh, *guess]], device=self._model.device),
+                past_key_values=cache,
+                use_cache=True,
+            ).logits[0, len(fresh) - 1 :]
+            best = [int(i) for i in logits.argmax(-1).tolist()]
+            accepted = _agreement(guess, best, end)
+            if accepted < len(guess):
+                cache.crop(accepted - len(guess))
+            written += best[: accepted + 1]
+            draft.learn(len(guess), accepted, written[-1])
+            fresh = written[-1:]
+        return written

@@ -103,25 +103,29 @@ class Batcher:
             RequestError: OVERLOADED, the queue holds too many tokens or is too long for the deadline. A request
                 larger than the whole queue is let in when the queue is empty.
         """
-        total = sum(lengths)
-        if self.queued_tokens and self.queued_tokens + total > self._max_queued_tokens:
-            raise RequestError(ErrorCode.OVERLOADED, "too many tokens are waiting to be scored", retry_after_s=1)
+        self._admit(sum(lengths), caller, deadline_s)
         entries = self._waiting.add(items, lengths, wants_correction=wants_correction, caller=caller)
+        self._changed.set()
         try:
-            if self._tokens_per_s:
-                wait_s = self._waiting.tokens_ahead_of(caller) / self._tokens_per_s
-                if wait_s > deadline_s:
-                    raise RequestError(
-                        ErrorCode.OVERLOADED,
-                        f"about {wait_s:.0f} s of work are waiting; this request is to be answered in {deadline_s:g} s",
-                        retry_after_s=min(60, math.ceil(wait_s - deadline_s)),
-                    )
-            self._changed.set()
             return list(await asyncio.gather(*(future for _, future in entries)))
         finally:
             for job, future in entries:
                 future.cancel()
                 self._waiting.abandon(job)
+
+    def _admit(self, tokens: int, caller: Hashable, deadline_s: float) -> None:
+        if self.queued_tokens and self.queued_tokens + tokens > self._max_queued_tokens:
+            raise RequestError(ErrorCode.OVERLOADED, "too many tokens are waiting to be scored", retry_after_s=1)
+        ahead = self._waiting.tokens_ahead_of(caller, tokens)
+        # with nothing in front it is tried, whatever the estimate: a wrong one can then correct itself
+        if ahead and self._tokens_per_s:
+            wait_s = (ahead + tokens) / self._tokens_per_s
+            if wait_s > deadline_s:
+                raise RequestError(
+                    ErrorCode.OVERLOADED,
+                    f"this could be scored in about {wait_s:.0f} s, and it is wanted in {deadline_s:.0f} s",
+                    retry_after_s=max(1, min(60, math.ceil(wait_s - deadline_s))),
+                )
 
     async def _feed(self) -> None:
         lanes: set[asyncio.Task[None]] = set()
@@ -217,9 +221,10 @@ class Batcher:
     def _observe(self, jobs: Sequence[Job], seconds: float) -> None:
         tokens = sum(job.length for job in jobs)
         self._on_batch(len(jobs), tokens, seconds)
-        rate = tokens / max(seconds, 1e-6)
-        # a moving average over a few passes: the queue's length in seconds need not be exact
-        self._tokens_per_s = rate if not self._tokens_per_s else 0.8 * self._tokens_per_s + 0.2 * rate
+        # passes that are far from full say nothing of how fast a queue would shrink
+        if tokens >= self._max_batch_tokens // 2 and seconds > 0:
+            rate = tokens / seconds
+            self._tokens_per_s = rate if not self._tokens_per_s else 0.8 * self._tokens_per_s + 0.2 * rate
 
     def _finish(self, job: Job, measured: Any, correction: Any, seconds: float) -> None:
         """``seconds``: for how long the model worked on the job's last pass."""

@@ -62,10 +62,10 @@ class WaitingRoom:
             queue.pop(is_free=True)
         return bool(queue)
 
-    def tokens_ahead_of(self, caller: Hashable) -> int:
-        """Tokens that may be scored before all that ``caller`` has waiting, with everybody getting an even share."""
+    def tokens_ahead_of(self, caller: Hashable, tokens: int) -> int:
+        """Tokens that would be scored before ``tokens`` more of ``caller``'s, everybody getting an even share."""
         own = self._tokens_of.get(caller, 0)
-        return min(self.tokens, sum(min(tokens, own) for tokens in self._tokens_of.values()))
+        return own + sum(min(theirs, own + tokens) for other, theirs in self._tokens_of.items() if other != caller)
 
     def take(self, max_tokens: int, *, wants_correction: bool, room: int | None = None) -> list[Job]:
         """The next jobs to go through the model together, counted with each prefix once; at least one.

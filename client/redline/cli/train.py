@@ -25,7 +25,7 @@ def train(
     epochs: Annotated[float, typer.Option(help="Passes over the pairs.")] = 1.0,
     max_steps: Annotated[int | None, typer.Option(help="Optimiser steps; wins over --epochs.")] = None,
     pairs_per_step: Annotated[int, typer.Option(help="Batch size of an optimiser step.")] = 32,
-    max_batch_tokens: Annotated[int, typer.Option(help="Tokens of one forward pass, padding included.")] = 8192,
+    max_batch_tokens: Annotated[int, typer.Option(help="Tokens of one forward pass.")] = 8192,
     max_tokens: Annotated[int | None, typer.Option(help="Longest sequence; default: what the base reads.")] = None,
     on_too_long: Annotated[
         str, typer.Option(help="Pairs that are too long: error, truncate (the prompt) or skip.")

@@ -94,5 +94,5 @@ class Seq2SeqScorer:
     def rewriter(self) -> Rewriter[TokenStatistics]:
         """The writer that this model allows: speculative where its keys and values can be kept."""
         if isinstance(self._forward, CausalTargets) and self._forward.is_ragged:
-            return RaggedRewriter(self.model, self._forward, self.encoder)
+            return RaggedRewriter(self._forward, self.encoder)
         return WholeRewriter(self.model, self._forward, self.encoder)
