@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,12 @@ class Padded(NamedTuple):
     def size(self) -> int:
         """Tokens put through the model, padding included."""
         return self.input_ids.numel()
+
+
+def to_device(numbers: Sequence[Any], device: torch.device, dtype: torch.dtype = torch.long) -> Tensor:
+    """A tensor of ``numbers`` on ``device``; the copy to a GPU is not waited for."""
+    tensor = torch.tensor(numbers, dtype=dtype)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def pad(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu", fill: int = 0) -> Padded:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from redline_model.batches import pack_by_length, pad
+from redline_model.batches import pack_by_length, pad, to_device
 from redline_model.prefixes import Prefix, PrefixCache
 from redline_model.probing import differs, without_dropout
 from redline_model.ragged import NAME, Past, Segment, run_segments
@@ -46,9 +46,11 @@ class CausalForward:
         self._model = model
         self.cache = PrefixCache(prefix_cache_tokens)
         self._head: Prefix | None = None
+        self._recent: Prefix | None = None
         rope = getattr(model.config.get_text_config(), "rope_parameters", None)
         self._is_batch_dependent = isinstance(rope, dict) and rope.get("rope_type") in _BATCH_DEPENDENT_ROPE
         self.is_ragged = self._is_one_call = False
+        self._windows: set[int] = set()
         self.is_ragged = self._becomes_ragged()
 
     def __call__(
@@ -63,7 +65,6 @@ class CausalForward:
         if not self.is_ragged:
             return self._padded(branches, wanted)
         segments, places, fresh = self._plan(branches, keep)
-        hidden = self.run(segments)
         starts = [0]
         for segment in segments:
             starts.append(starts[-1] + len(segment.ids))
@@ -71,14 +72,16 @@ class CausalForward:
         for branch, place, positions in zip(branches, places, wanted, strict=True):
             first = starts[place + 1] - len(branch.own)
             rows += range(first + positions.start, first + positions.stop)
+        chosen = to_device(rows, self._model.device)
+        hidden = self.run(segments)
         for prefix, past in fresh:
             past.length = len(prefix)
             self.cache.put(prefix, past)
-        return hidden[torch.tensor(rows, device=hidden.device)]
+        return hidden[chosen]
 
     def run(self, segments: Sequence[Segment]) -> Tensor:
         """Hidden states ``(N, hidden)`` of all segments' tokens; ragged models only."""
-        return run_segments(self._model.base_model, segments, is_one_call=self._is_one_call)
+        return run_segments(self._model.base_model, segments, is_one_call=self._is_one_call, windows=self._windows)
 
     def cost(self, branch: Branch, beside: set[Prefix]) -> int:
         """Tokens that ``branch`` adds to a pass that has the prefixes ``beside`` in it already."""
@@ -87,8 +90,9 @@ class CausalForward:
         if branch.prefix in beside or branch.prefix in self.cache:
             return len(branch.own)
         head = self._head
-        is_head_known = head is not None and branch.prefix[: len(head)] == head and (beside or head in self.cache)
-        return branch.tokens - (len(head) if head is not None and is_head_known else 0)
+        if head is not None and head in self.cache and _has_head(branch.prefix, head):
+            return branch.tokens - len(head)
+        return branch.tokens
 
     def batches(self, branches: Sequence[Branch], max_tokens: int) -> Iterator[list[int]]:
         """Indices of ``branches``, pass by pass; each pass at most ``max_tokens`` (or one branch).
@@ -150,15 +154,14 @@ class CausalForward:
         for index, (prefix, own) in enumerate(branches):
             if look_up(prefix):
                 segment = Segment(own, shared[prefix])
-            elif head and prefix != head and prefix[: len(head)] == head and look_up(head):
+            elif head and _has_head(prefix, head) and look_up(head):
                 segment = Segment([*prefix[len(head) :], *own], shared[head])
                 offer(segment, prefix)
             else:
                 segment = Segment([*prefix, *own])
-                if head and prefix[: len(head)] == head:
+                if head and _has_head(prefix, head):
                     offer(segment, head)
-                if prefix != head:
-                    offer(segment, prefix)
+                offer(segment, prefix)
             past = keep[index] if keep is not None else None
             if past is not None:
                 segment.keep.append((past, len(prefix) + len(own)))
@@ -167,17 +170,18 @@ class CausalForward:
         return segments, places, fresh
 
     def _find_head(self, branches: Sequence[Branch]) -> Prefix | None:
-        """What all prefixes seen so far begin with; learned from them, never lengthened again."""
-        for prefix in dict.fromkeys(branch.prefix for branch in branches):
-            if self._head is None:
-                self._head = prefix if len(prefix) >= _LEAST_HEAD else None
-                continue
-            common = next(
-                (i for i, (a, b) in enumerate(zip(self._head, prefix, strict=False)) if a != b),
-                min(len(self._head), len(prefix)),
-            )
-            if common >= _LEAST_HEAD:
-                self._head = self._head[:common]
+        """What the prefixes of this pass, and one of the pass before, begin with in common.
+
+        A head that is known is kept while it serves, and given up for a much longer one: heads that grow and
+        shrink by a word that two prompts happen to share would each have to be computed anew.
+        """
+        prefixes = list(dict.fromkeys(branch.prefix for branch in branches))
+        recent, self._recent = self._recent, prefixes[-1]
+        common = _common_beginning([*prefixes, recent] if recent else prefixes)
+        known = self._head
+        is_better = len(common) >= _LEAST_HEAD and common not in prefixes
+        if is_better and (known is None or common[: len(known)] != known or len(common) >= 2 * len(known)):
+            self._head = common
         return self._head
 
     def _padded(self, branches: Sequence[Branch], wanted: Sequence[range]) -> Tensor:
@@ -213,13 +217,32 @@ class CausalForward:
                     continue
                 finally:
                     self.cache = PrefixCache(64)
-                if not any(differs(result, expected, model) for result in results):
-                    self.cache, self._head = real, None
+                # a probe is shorter than most windows: one that attention was not told of would pass unseen
+                is_complete = not _limits_attention(text) or bool(self._windows)
+                if is_complete and not any(differs(result, expected, model) for result in results):
+                    self.cache, self._head, self._recent = real, None, None
                     return True
         model.set_attn_implementation("sdpa")
         self.cache = PrefixCache(0)
         self._head = None
         return False
+
+
+def _limits_attention(config: Any) -> bool:
+    """Whether a configuration says that some layers look back only so far."""
+    has_window = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    return bool(has_window or getattr(config, "attention_chunk_size", None) is not None)
+
+
+def _has_head(prefix: Prefix, head: Prefix) -> bool:
+    """Whether going on from ``head`` pays: a long prefix alone is attended to without a mask, which is worth more."""
+    return len(head) < len(prefix) <= 32 * len(head) and prefix[: len(head)] == head
+
+
+def _common_beginning(prefixes: Sequence[Prefix]) -> Prefix:
+    first, last = min(prefixes), max(prefixes)
+    pairs = zip(first, last, strict=False)
+    return first[: next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(last)))]
 
 
 def _probe(vocab_size: int) -> list[Branch]:

@@ -18,7 +18,11 @@ def compile_layers(model: Any) -> int:
     if layers is None:
         logger.warning("%s has no layers to compile", type(model).__name__)
         return 0
-    parts = [part for layer in layers for name, part in layer.named_children() if "attn" not in name]
+    parts = [part for layer in layers for name, part in layer.named_children() if not _is_attention(name)]
     for part in parts:
         part.compile(dynamic=True)
     return len(parts)
+
+
+def _is_attention(name: str) -> bool:
+    return ("attn" in name or "attention" in name) and "norm" not in name

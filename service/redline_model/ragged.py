@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from redline_model.batches import to_device
 
 _attend_varlen: Callable[..., Any] | None
 try:
@@ -30,6 +33,10 @@ except ImportError:  # an older torch: segments are gone through one by one
 NAME = "redline_ragged"
 # Query rows of one attention call with an explicit mask: bounds the mask at 512 rows times the context.
 _MASKED_ROWS = 512
+# Elements of a mask that is kept for the layers to come; a larger one is made again in each.
+_KEPT_MASK = 2**19
+# Keys and values of one call of flash attention, in tokens, shared ones counted for each segment.
+_CALL_CONTEXT = 2**17
 
 
 class Past:
@@ -86,15 +93,18 @@ class Segment:
 class Layout:
     """Where each segment lies in the row of N tokens, and the tensors that attention needs in every layer."""
 
-    def __init__(self, segments: Sequence[Segment], device: torch.device, *, is_one_call: bool) -> None:
+    def __init__(
+        self, segments: Sequence[Segment], device: torch.device, *, is_one_call: bool, windows: set[int]
+    ) -> None:
         self.segments = segments
+        self.windows = windows
         self.is_one_call = is_one_call
         self.starts = [0]
         for segment in segments:
             self.starts.append(self.starts[-1] + len(segment.ids))
         self._device = device
         self._masks: dict[tuple[int, int, int | None, torch.dtype], Tensor] = {}
-        self._cumulative: tuple[Tensor, Tensor] | None = None
+        self._calls: list[tuple[slice, Tensor, Tensor, int, int]] | None = None
 
     @property
     def tokens(self) -> int:
@@ -105,31 +115,42 @@ class Layout:
         """``(1, N)`` each."""
         ids = [i for segment in self.segments for i in segment.ids]
         positions = [p for s in self.segments for p in range(s.base, s.base + len(s.ids))]
-        both = torch.tensor([ids, positions])
-        if self._device.type == "cuda":
-            both = both.pin_memory().to(self._device, non_blocking=True)
+        both = to_device([ids, positions], self._device)
         return both[:1], both[1:]
 
     def mask(self, rows: int, context: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """Additive ``(rows, context)``: the rows are the last of the context, and look back ``window`` tokens."""
         key = (rows, context, window, dtype)
-        if key not in self._masks:
-            far = torch.full((rows, context), -math.inf, device=self._device, dtype=dtype)
-            mask = far.triu(context - rows + 1)
-            if window is not None:
-                mask = mask + far.tril(context - rows - window)
+        if key in self._masks:
+            return self._masks[key]
+        far = torch.full((rows, context), -math.inf, device=self._device, dtype=dtype)
+        mask = far.triu(context - rows + 1)
+        if window is not None:
+            mask = mask + far.tril(context - rows - window)
+        if mask.numel() <= _KEPT_MASK:
             self._masks[key] = mask
-        return self._masks[key]
+        return mask
 
-    def cumulative(self) -> tuple[Tensor, Tensor]:
-        """Cumulative lengths of queries and of keys, ``(S + 1,)`` int32 each, on the device."""
-        if self._cumulative is None:
-            contexts = [0]
-            for segment in self.segments:
-                contexts.append(contexts[-1] + segment.base + len(segment.ids))
-            both = torch.tensor([self.starts, contexts], dtype=torch.int32).to(self._device)
-            self._cumulative = both[0], both[1]
-        return self._cumulative
+    def calls(self) -> list[tuple[slice, Tensor, Tensor, int, int]]:
+        """Segments of each call of flash attention, their cumulative lengths of queries and keys, and the longest.
+
+        A call's keys and values are copied together, so its contexts are bounded, whatever they share.
+        """
+        if self._calls is None:
+            self._calls = []
+            lengths = [(len(s.ids), s.base + len(s.ids)) for s in self.segments]
+            start = 0
+            while start < len(lengths):
+                end, total = start, 0
+                while end < len(lengths) and (end == start or total + lengths[end][1] <= _CALL_CONTEXT):
+                    total += lengths[end][1]
+                    end += 1
+                queries, keys = zip(*lengths[start:end], strict=True)
+                cumulative = [[0, *accumulate(queries)], [0, *accumulate(keys)]]
+                both = to_device(cumulative, self._device, torch.int32)
+                self._calls.append((slice(start, end), both[0], both[1], max(queries), max(keys)))
+                start = end
+        return self._calls
 
     def _leading(self, segment: int, tokens: int) -> slice:
         return slice(self.starts[segment], self.starts[segment] + tokens)
@@ -187,12 +208,14 @@ def ragged_attention(
     if wanted:
         raise NotImplementedError(f"ragged attention has no {wanted[0]}")
     window: int | None = kwargs.get("sliding_window")
+    if window is not None:
+        ragged.windows.add(window)
     if torch.is_autocast_enabled(query.device.type):  # rotary embeddings have made float32 of queries and keys
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     contexts = ragged.contexts(module.layer_idx, key[0], value[0])
     if _attend_varlen and ragged.is_one_call and not dropout and query.dtype in (torch.bfloat16, torch.float16):
-        return _in_one_call(_attend_varlen, query, contexts, ragged, scaling, window), None
+        return _in_few_calls(_attend_varlen, query, contexts, ragged, scaling, window), None
     out = [
         _of_one_segment(
             query[:, :, ragged.starts[i] : ragged.starts[i + 1]], keys, values, ragged, scaling, dropout, window
@@ -234,7 +257,7 @@ def _of_one_segment(
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
-def _in_one_call(
+def _in_few_calls(
     attend: Callable[..., Any],
     query: Tensor,
     contexts: Iterator[tuple[list[Tensor], list[Tensor]]],
@@ -242,27 +265,28 @@ def _in_one_call(
     scaling: float | None,
     window: int | None,
 ) -> Tensor:
-    """Flash attention over all segments at once; ``(1, N, Hq, D)``."""
-    keys, values = [], []
-    for some_keys, some_values in contexts:
-        keys += some_keys
-        values += some_values
-    key = torch.cat(keys, dim=1).transpose(0, 1)
-    value = torch.cat(values, dim=1).transpose(0, 1)
-    queries, lengths = layout.cumulative()
-    out: Tensor = attend(
-        query[0].transpose(0, 1),
-        key,
-        value,
-        queries,
-        lengths,
-        max(len(s.ids) for s in layout.segments),
-        max(s.base + len(s.ids) for s in layout.segments),
-        scale=scaling,
-        window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    return out[None]
+    """Flash attention over many segments at a time; ``(1, N, Hq, D)``."""
+    rows = query[0].transpose(0, 1)
+    out: list[Tensor] = []
+    for part, queries, lengths, longest_query, longest in layout.calls():
+        pieces = [next(contexts) for _ in layout.segments[part]]
+        key = torch.cat([k for keys, _ in pieces for k in keys], dim=1).transpose(0, 1)
+        value = torch.cat([v for _, values in pieces for v in values], dim=1).transpose(0, 1)
+        out.append(
+            attend(
+                rows[layout.starts[part.start] : layout.starts[part.stop]],
+                key,
+                value,
+                queries,
+                lengths,
+                longest_query,
+                longest,
+                scale=scaling,
+                window_size=(-1 if window is None else window - 1, 0),
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
+        )
+    return torch.cat(out)[None]
 
 
 AttentionInterface.register(NAME, ragged_attention)
@@ -270,14 +294,14 @@ AttentionInterface.register(NAME, ragged_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def run_segments(model: Any, segments: Sequence[Segment], *, is_one_call: bool) -> Tensor:
+def run_segments(model: Any, segments: Sequence[Segment], *, is_one_call: bool, windows: set[int]) -> Tensor:
     """Last hidden states ``(N, hidden)`` of all segments' tokens, one after the other.
 
     ``model``: the body of a transformers causal model whose attention implementation is ``NAME``.
     ``is_one_call``: attend to all segments by one call of PyTorch's variable-length flash attention (GPUs, half
-    precision), not to one after the other.
+    precision), not to one after the other. ``windows``: gets the sliding windows that attention was told of.
     """
-    layout = Layout(segments, model.device, is_one_call=is_one_call)
+    layout = Layout(segments, model.device, is_one_call=is_one_call, windows=windows)
     ids, positions = layout.ids_and_positions()
     # a mask of four dimensions is taken as it is: nothing of size N x N is built
     unused = torch.empty(1, 1, 1, 1, device=ids.device)

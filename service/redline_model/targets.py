@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from redline_model.batches import pack_by_length, pad
+from redline_model.batches import pack_by_length, pad, to_device
 from redline_model.causal import Branch, CausalForward
 from redline_model.errors import UnsupportedError
 from redline_model.logits import Head
@@ -71,7 +71,7 @@ class CausalTargets:
         """See ``TargetForward``. ``keep``: where to keep an item's keys and values, ragged models only."""
         pairs = [branch_of(item) for item in items]
         branches, wanted = [branch for branch, _ in pairs], [positions for _, positions in pairs]
-        ids = torch.tensor(all_target_ids(items), device=self._model.device)
+        ids = to_device(all_target_ids(items), self._model.device)
         if self.forward is None:
             yield self._full_logits(branches, wanted), ids
             return

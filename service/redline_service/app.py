@@ -31,6 +31,16 @@ _STATUS_CODES = {
 }
 
 
+def load_bundle(settings: ServiceSettings) -> Bundle:
+    """The bundle that ``settings`` ask for. Raises BundleError, UnsupportedError."""
+    return Bundle.load(
+        settings.bundle,
+        settings.placement,
+        max_tokens=settings.max_tokens,
+        prefix_cache_tokens=settings.prefix_cache_tokens,
+    )
+
+
 def create_app(settings: ServiceSettings, bundle: Bundle | None = None) -> FastAPI:
     """The application around one bundle.
 
@@ -46,13 +56,7 @@ def create_app(settings: ServiceSettings, bundle: Bundle | None = None) -> FastA
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loaded = bundle
         if loaded is None:
-            loaded = await asyncio.to_thread(
-                Bundle.load,
-                settings.bundle,
-                settings.placement,
-                max_tokens=settings.max_tokens,
-                prefix_cache_tokens=settings.prefix_cache_tokens,
-            )
+            loaded = await asyncio.to_thread(load_bundle, settings)
         engine = Engine(
             loaded,
             name=settings.name,

@@ -8,8 +8,7 @@ import sys
 
 import uvicorn
 
-from redline_model.bundle import Bundle
-from redline_service.app import create_app
+from redline_service.app import create_app, load_bundle
 from redline_service.settings import ServiceSettings
 
 
@@ -35,7 +34,7 @@ def serve(settings: ServiceSettings) -> None:
     """
     listener = bind(settings.host, settings.port)
     with listener:
-        bundle = Bundle.load(settings.bundle, settings.placement, max_tokens=settings.max_tokens)
+        bundle = load_bundle(settings)
         server = uvicorn.Server(
             uvicorn.Config(
                 create_app(settings, bundle),

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from redline_model.bundle import Bundle
-from redline_model.errors import UnsupportedError
+from redline_model.errors import DataError, UnsupportedError
 from redline_model.extraction import TokenStatistics
 from redline_model.loading import Placement
 from redline_model.scorers import measure_all, reading_of
@@ -96,6 +96,8 @@ def compare_precisions(
         loaded = Bundle.load(bundle, placement)
         scorer = loaded.scorer
         encoded, skipped = encode_pairs(scorer.encoder, pairs, "skip")
+        if not encoded:
+            raise DataError(f"all {skipped} pairs are too long for this model")
         items = [pair.chosen for pair in encoded] + [pair.rejected for pair in encoded]
         scorer.measure(items[:2])  # first passes set things up
         started = time.perf_counter()

@@ -53,8 +53,9 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):  # another C library
         return
-    mallopt(_M_MMAP_THRESHOLD, 2**30)
-    mallopt(_M_TRIM_THRESHOLD, -1)
+    # before glibc 2.35 the first is refused above 32 MiB, and the second alone would make things worse
+    if mallopt(_M_MMAP_THRESHOLD, 2**30) == 1 or mallopt(_M_MMAP_THRESHOLD, 2**25) == 1:
+        mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 class Bar:
