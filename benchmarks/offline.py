@@ -66,7 +66,7 @@ def run_padded(pipe: Connection, bundle: str, settings: dict[str, Any]) -> None:
         done: list[float] = []
         for start in range(0, len(items), 8):
             encoded = [encoder.encode(Item(i["prompt"], i["response"])) for i in items[start : start + 8]]
-            batch = pad([sequence_of(item) for item in encoded])
+            batch = pad([sequence_of(item) for item in encoded], model.device)
             with torch.no_grad():
                 logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
             for row, item in enumerate(encoded):

@@ -31,7 +31,7 @@ def sequence_of(item: EncodedItem) -> list[int]:
 
 def paper_rewards(logits: torch.Tensor, targets: list[int]) -> dict[str, Any]:
     """``paper`` token rewards of one item from its logits ``(T, V)``, and how close its closest call was."""
-    ids = torch.tensor(targets)
+    ids = torch.tensor(targets, device=logits.device)
     top = logits.float().log_softmax(-1).topk(2, dim=-1)
     agrees = top.indices[:, 0] == ids
     has_diverged = (~agrees).cumsum(0) > 0
@@ -50,6 +50,7 @@ def left_padded(model: Any, encoded: list[EncodedItem]) -> list[dict[str, Any]]:
     for row, sequence in enumerate(sequences):
         ids[row, longest - len(sequence) :] = torch.tensor(sequence)
         mask[row, longest - len(sequence) :] = 1
+    ids, mask = ids.to(model.device), mask.to(model.device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
     return [

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,9 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered) + 0.5) - 1))]
 
 
-def figures(runs: Sequence[Run], scored_tokens: int, peak: float, ceiling: float) -> dict[str, Any]:
+def figures(runs: Sequence[Run], scored: Sequence[int], peak: float, shares: Sequence[float]) -> dict[str, Any]:
     """What the table shows of one contender on one workload; medians over the repeats."""
-    rates = [scored_tokens / run.seconds for run in runs]
+    rates = [tokens / run.seconds for tokens, run in zip(scored, runs, strict=True)]
     latencies = [1000 * s for run in runs for s in run.latencies]
     return {
         "tokens_per_s": statistics.median(rates),
@@ -64,7 +65,7 @@ def figures(runs: Sequence[Run], scored_tokens: int, peak: float, ceiling: float
         "p95_ms": percentile(latencies, 0.95),
         "p99_ms": percentile(latencies, 0.99),
         "peak_mb": peak,
-        "share_of_ceiling": statistics.median(rates) / ceiling,
+        "share_of_ceiling": statistics.median(shares),
     }
 
 
@@ -80,15 +81,22 @@ def encode(bundle: Bundle, items: Sequence[dict[str, str]]) -> list[EncodedItem]
     return [bundle.scorer.encoder.encode(Item(item["prompt"], item["response"])) for item in items]
 
 
-def compete(workload: Workload, contenders: Sequence[Contender], bundle: Bundle, repeats: int) -> dict[str, Any]:
-    """Every contender ``repeats`` times, in turns that start with another one each time."""
-    encoded = encode(bundle, workload.items)
-    scored = sum(len(item.target_ids) for item in encoded)
-    operations = fewest_operations(encoded, bundle.scorer.model)
+def compete(workloads: Sequence[Workload], contenders: Sequence[Contender], bundle: Bundle) -> dict[str, Any]:
+    """Every contender on each of ``workloads``, in turns that start with another one each time.
+
+    The workloads are one in kind, each of text that nobody has seen before: no prompt is warm from an earlier turn.
+    """
+    name, about = workloads[0].name, workloads[0].about
     runs: dict[str, list[Run]] = {c.name: [] for c in contenders}
+    shares: dict[str, list[float]] = {c.name: [] for c in contenders}
+    tokens: list[int] = []
+    ceilings: list[float] = []
     peaks: dict[str, float] = {}
-    rates = []
-    for repeat in range(repeats):
+    for repeat, workload in enumerate(workloads):
+        encoded = encode(bundle, workload.items)
+        scored = sum(len(item.target_ids) for item in encoded)
+        operations = fewest_operations(encoded, bundle.scorer.model)
+        rates = []
         turn = [*contenders[repeat % len(contenders) :], *contenders[: repeat % len(contenders)]]
         for contender in turn:
             rates.append(matmul_rate(bundle.scorer.model, repeats=5))
@@ -97,22 +105,26 @@ def compete(workload: Workload, contenders: Sequence[Contender], bundle: Bundle,
             run = contender.score(workload.calls)
             peaks[contender.name] = max(peaks.get(contender.name, 0.0), peak_mb(contender))
             runs[contender.name].append(run)
+            shares[contender.name].append(operations / run.seconds)
             pause(contender)
-            print(f"  {workload.name:8} {contender.name:20} {scored / run.seconds:9.1f} tokens/s", file=sys.stderr)
-    ceiling = scored * statistics.median(rates) / operations
+            print(f"  {name:8} {contender.name:20} {scored / run.seconds:9.1f} tokens/s", file=sys.stderr)
+        tokens.append(scored)
+        rate = statistics.median(rates)
+        ceilings.append(scored * rate / operations)
+        for own in shares.values():
+            own[-1] /= rate
+    plain = [one for run in runs["transformers_padded"] for one in run.answers]
     return {
-        "about": workload.about,
-        "calls": len(workload.calls),
-        "items": len(encoded),
-        "scored_tokens": scored,
-        "fewest_operations": operations,
-        "matmul_operations_per_s": statistics.median(rates),
-        "ceiling_tokens_per_s": ceiling,
-        "contenders": {name: figures(r, scored, peaks[name], ceiling) for name, r in runs.items()},
+        "about": about,
+        "calls": len(workloads[0].calls),
+        "items": len(workloads[0].items),
+        "scored_tokens": statistics.median(tokens),
+        "ceiling_tokens_per_s": statistics.median(ceilings),
+        "contenders": {c: figures(runs[c], tokens, peaks[c], shares[c]) for c in runs},
         "exactness": {
-            name: exactness(runs[name][0].answers, runs["transformers_padded"][0].answers)
-            for name in runs
-            if name != "transformers_padded"
+            c: exactness([one for run in runs[c] for one in run.answers], plain)
+            for c in runs
+            if c != "transformers_padded"
         },
     }
 
@@ -194,10 +206,10 @@ def main() -> None:
         path, weights = build_bundle(Path(folder) / "bundle", args.model, args.seed)
         bundle = Bundle.load(path)
         texts = Texts(bundle.scorer.encoder.tokenizer, args.texts, args.seed)
+        share = 0.375 if args.quick else 1.0
+        rounds = [list(build_workloads(texts, share)) for _ in range(repeats)]
         workloads = [
-            w
-            for w in build_workloads(texts, 0.375 if args.quick else 1.0)
-            if not args.workloads or w.name in args.workloads
+            list(turns) for turns in zip(*rounds, strict=True) if not args.workloads or turns[0].name in args.workloads
         ]
         contenders: list[Contender] = []
         try:
@@ -210,16 +222,18 @@ def main() -> None:
             for contender in contenders:
                 contender.score(warm)
                 pause(contender)
-            results = {w.name: compete(w, contenders, bundle, repeats) for w in workloads}
+            results = {turns[0].name: compete(turns, contenders, bundle) for turns in workloads}
             for contender in (engine, http):
                 resume(contender)
-            difference = max(score_difference(engine, w, 8 if args.quick else 32) for w in workloads[:3])
+            difference = max(score_difference(engine, w, 8 if args.quick else 32) for w, *_ in workloads[:3])
             grown = growth(texts, engine, http, args.quick)
         finally:
             for contender in contenders:
                 resume(contender)
                 contender.stop()
     report = {
+        "date": time.strftime("%Y-%m-%d"),
+        "redline": version("redline-rm"),
         "machine": machine(),
         "weights": weights,
         "texts": texts.source,

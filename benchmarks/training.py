@@ -25,6 +25,7 @@ from benchmarks.bundles import build_bundle
 from benchmarks.serving import machine
 from benchmarks.workloads import Texts
 from redline_model.bundle import Bundle
+from redline_model.loading import Placement
 from redline_model.template import EncodedItem
 from redline_trainer.config import TrainConfig
 from redline_trainer.data import Pair
@@ -142,12 +143,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, help="turns of each contender")
     parser.add_argument("--quick", action="store_true", help="two steps of four pairs, one turn")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args, _ = parser.parse_known_args()  # `make bench` hands one line of options to both benchmarks
     steps, repeats = args.steps or (2 if args.quick else 4), args.repeats or (1 if args.quick else 2)
     per_step = 4 if args.quick else args.pairs_per_step
     with tempfile.TemporaryDirectory() as folder:
         path, weights = build_bundle(Path(folder) / "bundle", args.model, args.seed)
-        scorer = Bundle.load(path).scorer
+        scorer = Bundle.load(path, Placement(dtype="float32")).scorer
     texts = Texts(scorer.encoder.tokenizer, args.texts, args.seed)
     encoded, _ = encode_pairs(scorer.encoder, build_pairs(texts, steps * per_step), "error")
     batches = [encoded[n * per_step : (n + 1) * per_step] for n in range(steps)]

@@ -58,7 +58,8 @@ def quantization_config(quantization: Quantization, compute_dtype: torch.dtype) 
     if find_spec("bitsandbytes") is None:
         raise UnsupportedError("quantisation needs bitsandbytes: pip install 'redline-rm[quant]'")
     if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        # a threshold above 0 picks outlier columns over the whole batch: a score would depend on its neighbours
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -41,8 +41,12 @@ class Rewriter(Protocol[M]):
         """Measure ``items`` and begin their rewrites; a ticket and the measurement of each."""
         ...
 
-    def advance(self) -> list[tuple[int, Correction]]:
-        """One step of every rewrite under way; the tickets that are done."""
+    def active(self) -> list[int]:
+        """The tickets of the rewrites that are to be advanced."""
+        ...
+
+    def advance(self, tickets: Sequence[int]) -> list[tuple[int, Correction]]:
+        """One step of these rewrites; those that are done. A step that raises may be taken again."""
         ...
 
     def drop(self, ticket: int) -> None:
@@ -139,10 +143,14 @@ class RaggedRewriter:
             self._active[ticket] = _Rewrite(past, known.ids, len(known.ids) + known.room, _draft_of(item, known))
         return tickets
 
-    @torch.inference_mode()
-    def advance(self) -> list[tuple[int, Correction]]:
+    def active(self) -> list[int]:
         """See ``Rewriter``."""
-        rewrites = list(self._active.items())
+        return [*self._active, *(ticket for ticket, _ in self._done)]
+
+    @torch.inference_mode()
+    def advance(self, tickets: Sequence[int]) -> list[tuple[int, Correction]]:
+        """See ``Rewriter``."""
+        rewrites = [(ticket, self._active[ticket]) for ticket in tickets if ticket in self._active]
         if rewrites:
             # one token of the room is the model's own, whatever becomes of the draft
             drafts = [r.draft.propose(r.limit - len(r.written) - 1) for _, r in rewrites]
@@ -204,20 +212,25 @@ class WholeRewriter:
             self._active[tickets[-1][0]] = (item, known)
         return tickets
 
+    def active(self) -> list[int]:
+        """See ``Rewriter``; the next one alone."""
+        return list(self._active)[:1]
+
     @torch.inference_mode()
-    def advance(self) -> list[tuple[int, Correction]]:
-        """See ``Rewriter``; one whole rewrite."""
-        if not self._active:
-            return []
-        ticket = next(iter(self._active))
-        item, known = self._active.pop(ticket)
+    def advance(self, tickets: Sequence[int]) -> list[tuple[int, Correction]]:
+        """See ``Rewriter``; one whole rewrite each."""
+        return [self._written(ticket) for ticket in tickets]
+
+    def _written(self, ticket: int) -> tuple[int, Correction]:
+        item, known = self._active[ticket]
         ids = known.ids
         if not known.is_complete and known.room:
             if isinstance(self._forward, EncoderDecoderTargets):
                 ids = self._decode(item, known, self._forward.start_id)
             else:
                 ids = self._generate(item, known)
-        return [(ticket, _spelled(self._encoder, ids))]
+        del self._active[ticket]
+        return ticket, _spelled(self._encoder, ids)
 
     def drop(self, ticket: int) -> None:
         """See ``Rewriter``."""

@@ -57,7 +57,7 @@ class Batcher:
         self._feeding: asyncio.Task[None] | None = None
         self._is_rewriting = self._is_rewriting_next = False
         self._slice_s = _LEAST_SLICE_S
-        self._tokens_per_s = 0.0
+        self._tokens_per_s = self._unobserved_s = 0.0
 
     @property
     def queued_items(self) -> int:
@@ -181,16 +181,16 @@ class Batcher:
         loop = asyncio.get_running_loop()
         jobs: list[Job] = []
         try:
-            held = sum(job.length for job, _ in self._rewrites.values())
-            room = _REWRITE_BATCHES * self._max_batch_tokens - held
+            room = _REWRITE_BATCHES * self._max_batch_tokens - self._worker.rewriting_tokens
             if self._waiting.has(wants_correction=True) and (room > 0 or not self._rewrites):
                 jobs = self._waiting.take(self._max_batch_tokens, wants_correction=True, room=room)
                 jobs = [job for job in jobs if job.is_wanted]
-            if jobs:
-                items = [job.item for job in jobs]
+            for batch in self._scorer.batches([job.item for job in jobs], self._max_batch_tokens):
+                chosen = [jobs[i] for i in batch]
+                items = [job.item for job in chosen]
                 begun = await loop.run_in_executor(self._executor, self._worker.start_rewrites, items)
-                self._observe(jobs, begun.seconds)
-                for job, one in zip(jobs, begun.values, strict=True):
+                self._observe(chosen, begun.seconds)
+                for job, one in zip(chosen, begun.values, strict=True):
                     if isinstance(one, Exception):
                         self._finish(job, one, None, begun.seconds)
                     else:
@@ -207,23 +207,20 @@ class Batcher:
 
     async def _write(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
-        try:
-            written = await loop.run_in_executor(self._executor, self._worker.advance_rewrites, seconds)
-        except Exception as error:
-            lost, self._rewrites = self._rewrites, {}
-            for job, measured in lost.values():
-                self._finish(job, measured, error, seconds)
-            return
+        written = await loop.run_in_executor(self._executor, self._worker.advance_rewrites, seconds)
+        self._unobserved_s += written.seconds
         for ticket, correction in written.values:
-            job, measured = self._rewrites.pop(ticket)
-            self._finish(job, measured, correction, written.seconds)
+            if ticket in self._rewrites:
+                job, measured = self._rewrites.pop(ticket)
+                self._finish(job, measured, correction, written.seconds)
 
     def _observe(self, jobs: Sequence[Job], seconds: float) -> None:
         tokens = sum(job.length for job in jobs)
         self._on_batch(len(jobs), tokens, seconds)
         # passes that are far from full say nothing of how fast a queue would shrink
         if tokens >= self._max_batch_tokens // 2 and seconds > 0:
-            rate = tokens / seconds
+            rate = tokens / (seconds + self._unobserved_s)  # writing takes its turns, too
+            self._unobserved_s = 0.0
             self._tokens_per_s = rate if not self._tokens_per_s else 0.8 * self._tokens_per_s + 0.2 * rate
 
     def _finish(self, job: Job, measured: Any, correction: Any, seconds: float) -> None:

@@ -13,9 +13,11 @@ _ticks = count()
 
 
 class _Turns:
-    """Start-time fair queueing (Goyal, Vin and Cheng, 1996): the flow that was given least goes first.
+    """Fair queueing with start tags (Goyal, Vin and Cheng, 1996): the flow that was given least goes first.
 
-    A flow that joins starts from where the others are now, so idling earns no credit.
+    Virtual time is how far an even share has come: what is given to one flow moves it on by that over the number
+    of flows, also while nothing but newcomers is served. A newcomer starts from there, so neither idling nor
+    asking anew earns credit.
     """
 
     def __init__(self) -> None:
@@ -28,15 +30,14 @@ class _Turns:
     def next(self) -> Hashable:
         return self._heap[0][2]
 
-    def charge(self, cost: float) -> None:
-        """The next flow was given ``cost``."""
+    def charge(self, cost: float, *, is_last: bool) -> None:
+        """The next flow was given ``cost``; ``is_last`` if it has nothing more."""
         tag, _, flow = self._heap[0]
-        self._now = tag
-        heapq.heapreplace(self._heap, (tag + cost, next(_ticks), flow))
-
-    def leave(self) -> None:
-        """The next flow has nothing more."""
-        self._now = heapq.heappop(self._heap)[0]
+        self._now += cost / len(self._heap)
+        if is_last:
+            heapq.heappop(self._heap)
+        else:
+            heapq.heapreplace(self._heap, (tag + cost, next(_ticks), flow))
 
 
 class FairQueue(Generic[J]):
@@ -44,14 +45,14 @@ class FairQueue(Generic[J]):
 
     def __init__(self) -> None:
         self._turns = _Turns()
-        self._callers: dict[Hashable, tuple[_Turns, dict[Hashable, deque[tuple[J, float]]]]] = {}
+        self._callers: dict[Hashable, tuple[_Turns, dict[Hashable, deque[J]]]] = {}
         self._size = 0
 
     def __len__(self) -> int:
         return self._size
 
-    def push(self, job: J, *, caller: Hashable, request: Hashable, cost: float) -> None:
-        """Queue a job; ``cost`` is what its caller and its request are charged when it is popped."""
+    def push(self, job: J, *, caller: Hashable, request: Hashable) -> None:
+        """Queue a job."""
         if caller not in self._callers:
             self._callers[caller] = (_Turns(), {})
             self._turns.join(caller)
@@ -59,34 +60,28 @@ class FairQueue(Generic[J]):
         if request not in requests:
             requests[request] = deque()
             turns.join(request)
-        requests[request].append((job, cost))
+        requests[request].append(job)
         self._size += 1
 
-    def pop(self, *, is_free: bool = False) -> J:
-        """The next job; ``is_free`` charges nobody. Raises IndexError on an empty queue."""
-        if not self._size:
-            raise IndexError("the queue is empty")
-        caller = self._turns.next()
-        turns, requests = self._callers[caller]
-        request = turns.next()
-        job, cost = requests[request].popleft()
-        self._size -= 1
-        cost = 0.0 if is_free else cost
-        if requests[request]:
-            turns.charge(cost)
-        else:
-            turns.leave()
-            del requests[request]
-        if requests:
-            self._turns.charge(cost)
-        else:
-            self._turns.leave()
-            del self._callers[caller]
-        return job
-
     def peek(self) -> J:
-        """What ``pop`` would give. Raises IndexError on an empty queue."""
+        """The next job. Raises IndexError on an empty queue."""
         if not self._size:
             raise IndexError("the queue is empty")
         turns, requests = self._callers[self._turns.next()]
-        return requests[turns.next()][0][0]
+        return requests[turns.next()][0]
+
+    def pop(self, cost: float) -> J:
+        """Take the next job; its caller and its request are charged ``cost``. Raises IndexError on an empty queue."""
+        job = self.peek()
+        caller = self._turns.next()
+        turns, requests = self._callers[caller]
+        request = turns.next()
+        requests[request].popleft()
+        self._size -= 1
+        turns.charge(cost, is_last=not requests[request])
+        if not requests[request]:
+            del requests[request]
+        self._turns.charge(cost, is_last=not requests)
+        if not requests:
+            del self._callers[caller]
+        return job

@@ -27,7 +27,8 @@ class Outcome:
 class Job:
     """An item to be measured once, for everybody who sent it. Times are ``perf_counter`` seconds.
 
-    ``length``: tokens of the item. ``prefix``: what it may share with others, None if nothing.
+    ``length``: tokens of the item. ``prefix``: what it may share with others, None if nothing. ``debt``: tokens
+    computed for it out of turn, to be charged when its turn comes.
     """
 
     item: EncodedItem
@@ -37,6 +38,7 @@ class Job:
     waiters: list[asyncio.Future[Outcome]] = field(default_factory=list)
     queued_at: float = field(default_factory=time.perf_counter)
     is_queued: bool = True
+    debt: int = 0
 
     @cached_property
     def key(self) -> Hashable:

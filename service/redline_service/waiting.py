@@ -16,8 +16,9 @@ from redline_service.jobs import Job, Outcome
 class WaitingRoom:
     """Jobs between admission and the model. Lives on the event loop.
 
-    A job taken from the middle (its prompt's turn came) or abandoned stays in the queue's books as an empty
-    shell that costs nobody a turn.
+    A job taken out of turn (its prompt was at hand) stays in the queue's books as a shell, and is charged when its
+    turn comes; an abandoned one costs nobody anything. A job that several callers wait for stands in the queue
+    of each, and whose turn comes first takes it.
     """
 
     def __init__(self, scorer: Scorer[Any]) -> None:
@@ -44,13 +45,14 @@ class WaitingRoom:
                 job = known
             else:
                 self._unfinished[job.key] = job
-                self._queues[wants_correction].push(job, caller=caller, request=request, cost=length)
                 if job.prefix is not None:
                     self._siblings.setdefault((wants_correction, job.prefix), {})[job] = None
                 self._callers[job] = caller
                 self._tokens_of[caller] = self._tokens_of.get(caller, 0) + length
                 self.tokens += length
                 self.items += 1
+            if job.is_queued:
+                self._queues[wants_correction].push(job, caller=caller, request=request)
             job.waiters.append(loop.create_future())
             added.append((job, job.waiters[-1]))
         return added
@@ -59,7 +61,9 @@ class WaitingRoom:
         """Whether a job of that kind waits."""
         queue = self._queues[wants_correction]
         while queue and not queue.peek().is_queued:
-            queue.pop(is_free=True)
+            shell = queue.peek()
+            debt, shell.debt = shell.debt, 0
+            queue.pop(debt)
         return bool(queue)
 
     def tokens_ahead_of(self, caller: Hashable, tokens: int) -> int:
@@ -84,7 +88,8 @@ class WaitingRoom:
             return is_room and cost + self._scorer.cost(job.item, beside) <= max_tokens
 
         while self.has(wants_correction=wants_correction) and fits(self._queues[wants_correction].peek()):
-            first = self._queues[wants_correction].pop()
+            first = self._queues[wants_correction].peek()
+            self._queues[wants_correction].pop(self._scorer.cost(first.item, beside))
             # its prompt is at hand now: the other responses to it come cheap
             siblings = () if first.prefix is None else tuple(self._siblings[wants_correction, first.prefix])
             for job in (first, *siblings):
@@ -93,7 +98,9 @@ class WaitingRoom:
                 if not fits(job):
                     break
                 taken.append(job)
-                cost += self._scorer.cost(job.item, beside)
+                own_cost = self._scorer.cost(job.item, beside)
+                job.debt = 0 if job is first else own_cost
+                cost += own_cost
                 length += job.length
                 if job.prefix is not None:
                     beside.add(job.prefix)

@@ -74,24 +74,36 @@ class Worker:
         middle = len(items) // 2
         return self.start_rewrites(items[:middle]).and_then(self.start_rewrites(items[middle:]))
 
-    def advance_rewrites(self, seconds: float) -> Timed[list[tuple[int, Correction]]]:
+    def advance_rewrites(self, seconds: float) -> Timed[list[tuple[int, Correction | Exception]]]:
         """Write for about ``seconds`` or until a rewrite is done.
 
-        Raises:
-            Exception: writing failed, and all rewrites under way are lost; it says what an item is to be told.
+        A step that fails is taken again in halves, until only the rewrites at fault are given up.
         """
-        assert self._rewriter is not None
         with self._model_is_lent:
             started = time.perf_counter()
-            try:
-                while True:
-                    done = self._rewriter.advance()
-                    spent = time.perf_counter() - started
-                    if done or spent >= seconds:
-                        return Timed(done, spent)
-            except Exception as error:
-                self._rewriter = None
-                raise self._told(error) from error
+            while True:
+                assert self._rewriter is not None
+                done = self._step(self._rewriter, self._rewriter.active())
+                spent = time.perf_counter() - started
+                if done or spent >= seconds or not self._rewriter.active():
+                    return Timed(done, spent)
+
+    def _step(self, rewriter: Rewriter[Any], tickets: Sequence[int]) -> list[tuple[int, Correction | Exception]]:
+        try:
+            return list(rewriter.advance(tickets))
+        except Exception as error:
+            if len(tickets) <= 1:
+                for ticket in tickets:
+                    rewriter.drop(ticket)
+                return [(ticket, self._told(error)) for ticket in tickets]
+            self._note(error, len(tickets))
+        middle = len(tickets) // 2
+        return [*self._step(rewriter, tickets[:middle]), *self._step(rewriter, tickets[middle:])]
+
+    @property
+    def rewriting_tokens(self) -> int:
+        """Tokens held by rewrites under way; to be asked between its calls, not during one."""
+        return 0 if self._rewriter is None else self._rewriter.tokens
 
     def drop_rewrite(self, ticket: int) -> None:
         """Forget a rewrite that nobody waits for."""

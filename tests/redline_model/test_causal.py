@@ -218,3 +218,21 @@ def test_a_family_that_differs_on_the_probe_is_put_back() -> None:
     before = model.config._attn_implementation
     assert not CausalForward(model).is_ragged
     assert model.config._attn_implementation == before != NAME
+
+
+def test_a_window_that_attention_is_not_told_of_is_not_trusted() -> None:
+    model = build_family("llama")
+    model.config.sliding_window = 1000  # as if the family kept to it in its masks alone
+    assert not CausalForward(model).is_ragged
+
+
+def test_the_head_is_that_of_the_traffic_and_not_of_the_first_prompt() -> None:
+    model = build_family("llama")
+    forward = CausalForward(model, 1000)
+    odd, system = Branch(tuple(range(1, 13)), [5]), tuple(range(20, 44))
+    with torch.no_grad():
+        forward([odd], [range(1)])
+        for n in range(3):
+            some = [Branch((*system, 50 + n, k), [5]) for k in range(3)]
+            forward(some, everywhere(some))
+    assert forward.cost(Branch((*system, 60, 1), [5]), set()) <= 4

@@ -99,7 +99,7 @@ def test_any_draft_leads_to_the_same_text_and_a_good_one_sooner(causal_scorer: S
     written: dict[int, Correction] = {}
     steps = 0
     while len(written) < len(some):
-        written |= rewriter.advance()
+        written |= rewriter.advance(rewriter.active())
         steps += 1
     assert [written[t] for t in tickets] == expected
     assert rewriter.tokens == 0
@@ -117,11 +117,11 @@ def test_rewrites_may_join_and_leave_at_any_time(causal_scorer: Scorer[Any]) -> 
     written: dict[int, Correction] = {}
     for item in some:
         tickets += [ticket for ticket, _ in rewriter.start([item])]
-        written |= rewriter.advance()
+        written |= rewriter.advance(rewriter.active())
     dropped = [t for t in tickets if t not in written][-1]
     rewriter.drop(dropped)
     while len(written) < len(some) - 1:
-        written |= rewriter.advance()
+        written |= rewriter.advance(rewriter.active())
     assert dropped not in written
     assert all(written[t] == expected[i] for i, t in enumerate(tickets) if t != dropped)
 
@@ -137,7 +137,7 @@ def test_a_correction_ignores_the_base_s_own_generation_settings() -> None:
     whole = WholeRewriter(odd.model, odd._forward, odd.encoder)
     for item in items(plain)[:5]:
         (ticket, _), *_ = whole.start([item])
-        assert whole.advance() == [(ticket, correct_all(plain, [item])[0][1])]
+        assert whole.advance(whole.active()) == [(ticket, correct_all(plain, [item])[0][1])]
 
 
 SOURCE = list(range(100, 130))

@@ -14,7 +14,7 @@ import torch
 
 from redline_model.bundle import Bundle
 from redline_model.errors import OutOfMemoryError
-from redline_model.scorers import Scorer
+from redline_model.scorers import Scorer, Seq2SeqScorer
 from redline_model.template import EncodedItem, Item
 from redline_service.engine import Engine
 from redline_service.worker import Timed, Worker
@@ -315,3 +315,27 @@ def test_the_event_loop_is_free_while_the_model_works(slow: tuple[Bundle, Slow])
         return seconds
 
     assert with_service(bundle, work) < 5
+
+
+def test_a_served_bundle_keeps_prompts_warm_as_its_settings_say(bundle: Bundle) -> None:
+    from redline_service.app import load_bundle
+    from redline_service.settings import ServiceSettings
+
+    loaded = load_bundle(ServiceSettings(bundle=str(bundle.folder), prefix_cache_tokens=123, device="cpu"))
+    assert isinstance(loaded.scorer, Seq2SeqScorer)
+    assert loaded.scorer._forward.forward.cache.max_tokens == 123
+
+
+def test_a_caller_s_deadline_is_kept_and_nonsense_refused(slow: tuple[Bundle, Slow]) -> None:
+    bundle, scorer = slow
+
+    async def work(http: httpx.AsyncClient) -> list[httpx.Response]:
+        scorer.gate.clear()
+        late = await http.post("/v1/score", json=BODY, headers={"X-Deadline-S": "0.2"})
+        scorer.gate.set()
+        odd = [await http.post("/v1/score", json=BODY, headers={"X-Deadline-S": x}) for x in ("soon", "nan", "-1")]
+        return [late, *odd]
+
+    late, *odd = with_service(bundle, work)
+    assert late.json()["error"]["code"] == "timed_out"
+    assert [answer.json()["error"]["code"] for answer in odd] == ["invalid_request"] * 3

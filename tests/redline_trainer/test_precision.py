@@ -11,7 +11,7 @@ import torch
 
 from redline.cli.app import run
 from redline_model.bundle import Bundle
-from redline_model.errors import UnsupportedError
+from redline_model.errors import DataError, UnsupportedError
 from redline_trainer.data import Pair
 from redline_trainer.precision import compare_precisions, correlation
 
@@ -56,6 +56,11 @@ def test_correlation_by_hand() -> None:
 def test_an_unknown_precision_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="int4"):
         next(compare_precisions(tmp_path / "nowhere", PAIRS, ["float32", "int4"]))
+
+
+def test_pairs_that_are_all_too_long_are_said_so(bundle: Bundle) -> None:
+    with pytest.raises(DataError, match="too long"):
+        next(compare_precisions(bundle.folder, [Pair("p " * 600, "a", "b", "here")], ["float32"]))
 
 
 def test_the_command_prints_a_table_and_writes_it(

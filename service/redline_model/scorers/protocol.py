@@ -100,5 +100,5 @@ def correct_all(scorer: Scorer[M], items: Sequence[EncodedItem]) -> list[tuple[M
     started = rewriter.start(items)
     written: dict[int, Correction] = {}
     while len(written) < len(started):
-        written |= rewriter.advance()
+        written |= rewriter.advance(rewriter.active())
     return [(measured, written[ticket]) for ticket, measured in started]
