@@ -84,3 +84,38 @@ def write_plot(report: dict[str, Any], path: Path) -> None:
         axis.set_ylim(bottom=0)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The figures of a serving report as the tables of docs/performance.md."""
+    names = list(next(iter(report["workloads"].values()))["contenders"])
+    lines = ["| workload | " + " | ".join(names) + " | ceiling |", "|---" * (len(names) + 2) + "|"]
+    for name, workload in report["workloads"].items():
+        rows = workload["contenders"]
+        cells = [f"{rows[c]['tokens_per_s']:.0f}" for c in names]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + f" | {workload['ceiling_tokens_per_s']:.0f} |")
+    lines += [
+        "",
+        "| workload | x reference | x padded | HTTP / engine | of ceiling | p95 ms | reference p50 ms |",
+        "|---" * 7 + "|",
+    ]
+    for name, workload in report["workloads"].items():
+        rows = workload["contenders"]
+        http, engine = rows["redline_http"], rows["redline_engine"]
+        reference, padded = rows["reference_server"], rows["transformers_padded"]
+        lines.append(
+            f"| `{name}` | {http['tokens_per_s'] / reference['tokens_per_s']:.2f} "
+            f"| {http['tokens_per_s'] / padded['tokens_per_s']:.2f} "
+            f"| {http['tokens_per_s'] / engine['tokens_per_s']:.2f} | {engine['share_of_ceiling']:.2f} "
+            f"| {http['p95_ms']:.0f} | {reference['p50_ms']:.0f} |"
+        )
+    peaks = {c: max(w["contenders"][c]["peak_mb"] for w in report["workloads"].values()) for c in names}
+    lines += ["", "Peak memory, MiB: " + ", ".join(f"{c} {peak:.0f}" for c, peak in peaks.items()) + "."]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    import json
+    import sys
+
+    print(markdown(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))

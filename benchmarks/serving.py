@@ -142,16 +142,16 @@ def growth(texts: Texts, engine: Contender, http: Contender, is_quick: bool) -> 
     def fresh(calls: Callable[[], list[Any]], contender: Contender) -> float:
         return min(contender.score(calls()).seconds for _ in range(1 if is_quick else 2))
 
-    lengths = [16, 64, 256] if is_quick else [16, 32, 64, 128, 256, 512]
-    sizes = [1, 4, 16] if is_quick else [1, 2, 4, 8, 16, 32]
-    callers = [1, 4, 16] if is_quick else [1, 4, 16, 64]
+    lengths = [16, 64, 256] if is_quick else [16, 64, 128, 256, 512]
+    sizes = [1, 4, 16] if is_quick else [1, 4, 8, 16, 32]
+    callers = [1, 4, 16] if is_quick else [1, 4, 16, 32]
     counts = [64, 256] if is_quick else [64, 1000]
     memory = {}
     # prompts that stay warm take their bounded memory first, so that only the request's size differs
-    engine.score([group(texts, 40 if is_quick else 80, 1, (400, 400), (8, 8))])
+    engine.score([group(texts, 40, 1, (400, 400), (8, 8))])
     for count in counts:
         reset_peak(engine)
-        engine.score([group(texts, count, 1, (20, 20), (8, 8))])
+        engine.score([group(texts, 4, count // 4, (400, 400), (8, 8))])
         memory[count] = peak_mb(engine)
     return {
         "seconds_by_response_tokens": {

@@ -127,6 +127,8 @@ class Encoder:
         at = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), 0)
         self._head_ids, self._tail_ids = list(framed[:at]), list(framed[at + len(bare) :])
         self._literals = lru_cache(maxsize=1024)(self._lay_out)
+        # several responses to one prompt come in requests of their own
+        self._prompt_ids = lru_cache(maxsize=512)(lambda text: tuple(self._text_ids(text)))
 
     def _special(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -177,7 +179,7 @@ class Encoder:
 
     def _contents(self, prompt: Prompt | Sequence[int]) -> tuple[tuple[str, ...], list[list[int]]]:
         if isinstance(prompt, str):
-            return ("user",), [self._text_ids(prompt)]
+            return ("user",), [list(self._prompt_ids(prompt))]
         if not prompt:
             raise InvalidPromptError("the prompt is an empty list")
         if isinstance(prompt[0], int):
@@ -186,7 +188,7 @@ class Encoder:
         roles = tuple(message["role"] for message in messages)
         if roles[-1] == "assistant":
             raise InvalidPromptError("the prompt ends with an assistant turn; the response is that turn")
-        return roles, [self._text_ids(message["content"]) for message in messages]
+        return roles, [list(self._prompt_ids(message["content"])) for message in messages]
 
     def encode_prompt(
         self, prompt: Prompt | Sequence[int], spare: int | None = None
