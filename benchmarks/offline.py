@@ -12,12 +12,9 @@ Call = list[dict[str, str]]
 
 def run_engine(pipe: Connection, bundle: str, settings: dict[str, Any]) -> None:
     """Redline's engine: the calls are handed over as requests, all at once."""
-    from redline.cli.terminal import keep_freed_memory
     from redline.wire import ScoreItem, ScoreOptions, ScoreRequest
     from redline_model.bundle import Bundle
     from redline_service.engine import Engine
-
-    keep_freed_memory()  # as `redline serve` does
 
     async def serve() -> None:
         engine = Engine(Bundle.load(bundle, prefix_cache_tokens=settings["prefix_cache_tokens"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 import warnings
@@ -16,7 +15,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from redline.errors import CommandError
 
 console = Console(stderr=True)
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 
 
 def need(extra: str, *modules: str) -> None:
@@ -34,28 +32,11 @@ def prepare_torch() -> None:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    keep_freed_memory()
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)
-
-
-def keep_freed_memory() -> None:
-    """Let glibc reuse the memory of large tensors instead of handing it back to the kernel and asking again.
-
-    A model's activations come and go in the same sizes thousands of times; fresh pages cost a fault each.
-    """
-    if sys.platform != "linux":
-        return
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # another C library
-        return
-    # before glibc 2.35 the first is refused above 32 MiB, and the second alone would make things worse
-    if mallopt(_M_MMAP_THRESHOLD, 2**30) == 1 or mallopt(_M_MMAP_THRESHOLD, 2**25) == 1:
-        mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 class Bar:
