@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -50,7 +51,7 @@ _TIE = 1e-4
 def percentile(values: Sequence[float], share: float) -> float:
     """The least value that ``share`` of all do not exceed."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered) + 0.5) - 1))]
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def figures(runs: Sequence[Run], scored: Sequence[int], peak: float, shares: Sequence[float]) -> dict[str, Any]:
