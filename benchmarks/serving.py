@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--vllm-python", help="a python that has vLLM: it then competes too")
     parser.add_argument("--workloads", nargs="*", help="only these")
     parser.add_argument("--repeats", type=int, help="turns of each contender")
-    parser.add_argument("--quick", action="store_true", help="a third of the items, one turn")
+    parser.add_argument("--quick", action="store_true", help="a quarter of the items, one turn")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     started = time.perf_counter()
@@ -207,7 +207,7 @@ def main() -> None:
         path, weights = build_bundle(Path(folder) / "bundle", args.model, args.seed)
         bundle = Bundle.load(path)
         texts = Texts(bundle.scorer.encoder.tokenizer, args.texts, args.seed)
-        share = 0.375 if args.quick else 1.0
+        share = 0.25 if args.quick else 1.0
         rounds = [list(build_workloads(texts, share)) for _ in range(repeats)]
         workloads = [
             list(turns) for turns in zip(*rounds, strict=True) if not args.workloads or turns[0].name in args.workloads
