@@ -17,11 +17,6 @@ class Padded(NamedTuple):
     input_ids: Tensor
     attention_mask: Tensor
 
-    @property
-    def size(self) -> int:
-        """Tokens put through the model, padding included."""
-        return self.input_ids.numel()
-
 
 def to_device(numbers: Sequence[Any], device: torch.device, dtype: torch.dtype = torch.long) -> Tensor:
     """A tensor of ``numbers`` on ``device``; the copy to a GPU is not waited for."""

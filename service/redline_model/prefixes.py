@@ -19,8 +19,6 @@ class PrefixCache:
     def __init__(self, max_tokens: int) -> None:
         self.max_tokens = max_tokens
         self.tokens = 0
-        self.hits = 0
-        self.misses = 0
         self._pasts: OrderedDict[Prefix, Past] = OrderedDict()
 
     def __contains__(self, prefix: Prefix) -> bool:
@@ -29,11 +27,8 @@ class PrefixCache:
     def get(self, prefix: Prefix) -> Past | None:
         """The prefix's keys and values, now the most recently used; None if they are not there."""
         past = self._pasts.get(prefix)
-        if past is None:
-            self.misses += 1
-            return None
-        self.hits += 1
-        self._pasts.move_to_end(prefix)
+        if past is not None:
+            self._pasts.move_to_end(prefix)
         return past
 
     def has_room_for(self, prefix: Prefix) -> bool:

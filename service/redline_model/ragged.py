@@ -106,11 +106,6 @@ class Layout:
         self._masks: dict[tuple[int, int, int | None, torch.dtype], Tensor] = {}
         self._calls: list[tuple[slice, Tensor, Tensor, int, int]] | None = None
 
-    @property
-    def tokens(self) -> int:
-        """N."""
-        return self.starts[-1]
-
     def ids_and_positions(self) -> tuple[Tensor, Tensor]:
         """``(1, N)`` each."""
         ids = [i for segment in self.segments for i in segment.ids]
