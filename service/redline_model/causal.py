@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from redline_model.batches import pack_by_length, pad, to_device
+from redline_model.batches import Padded, pack_by_length, pad, to_device
 from redline_model.prefixes import Prefix, PrefixCache
 from redline_model.probing import differs, without_dropout
 from redline_model.ragged import NAME, Past, Segment, run_segments
@@ -29,6 +29,16 @@ class Branch(NamedTuple):
     def tokens(self) -> int:
         """Length of the sequence."""
         return len(self.prefix) + len(self.own)
+
+
+def pad_branches(
+    branches: Sequence[Branch], wanted: Sequence[range], device: torch.device
+) -> tuple[Padded, Tensor, Tensor]:
+    """A right-padded batch, and the rows and columns ``(N,)`` of its wanted positions."""
+    batch = pad([[*branch.prefix, *branch.own] for branch in branches], device)
+    rows = [row for row, positions in enumerate(wanted) for _ in positions]
+    columns = [len(branch.prefix) + p for branch, part in zip(branches, wanted, strict=True) for p in part]
+    return batch, to_device(rows, device), to_device(columns, device)
 
 
 class CausalForward:
@@ -187,13 +197,11 @@ class CausalForward:
     def _padded(self, branches: Sequence[Branch], wanted: Sequence[range]) -> Tensor:
         if self._is_batch_dependent and len(branches) > 1:
             return torch.cat([self._padded([b], [w]) for b, w in zip(branches, wanted, strict=True)])
-        batch = pad([[*branch.prefix, *branch.own] for branch in branches], self._model.device)
+        batch, rows, columns = pad_branches(branches, wanted, self._model.device)
         hidden: Tensor = self._model.base_model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
         ).last_hidden_state
-        rows = [row for row, positions in enumerate(wanted) for _ in positions]
-        columns = [len(branch.prefix) + p for branch, part in zip(branches, wanted, strict=True) for p in part]
-        return hidden[torch.tensor(rows, device=hidden.device), torch.tensor(columns, device=hidden.device)]
+        return hidden[rows, columns]
 
     @torch.no_grad()
     def _becomes_ragged(self) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from redline_model.batches import pack_by_length, pad, to_device
-from redline_model.causal import Branch, CausalForward
+from redline_model.causal import Branch, CausalForward, pad_branches
 from redline_model.errors import UnsupportedError
 from redline_model.logits import Head
 from redline_model.prefixes import Prefix
@@ -80,12 +80,10 @@ class CausalTargets:
             yield logits, ids[part]
 
     def _full_logits(self, branches: Sequence[Branch], wanted: Sequence[range]) -> Tensor:
-        batch = pad([[*branch.prefix, *branch.own] for branch in branches], self._model.device)
+        batch, rows, columns = pad_branches(branches, wanted, self._model.device)
         logits: Tensor = self._model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
         ).logits
-        rows = [row for row, positions in enumerate(wanted) for _ in positions]
-        columns = [len(branch.prefix) + p for branch, part in zip(branches, wanted, strict=True) for p in part]
         return logits[rows, columns]
 
     def prefix(self, item: EncodedItem) -> Prefix | None:

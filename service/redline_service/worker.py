@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -47,32 +47,39 @@ class Worker:
 
     def measure(self, items: Sequence[EncodedItem]) -> Timed[list[Any]]:
         """A measurement, or the exception in its place, for each item."""
-        try:
+
+        def run(items: Sequence[EncodedItem]) -> Timed[list[Any]]:
             with self._model_is_lent:
                 started = time.perf_counter()
                 collect = self._scorer.launch(items)
             return Timed(collect(), time.perf_counter() - started)
-        except Exception as error:
-            if len(items) == 1:
-                return Timed([self._told(error)], 0.0)
-            self._note(error, len(items))
-        middle = len(items) // 2
-        return self.measure(items[:middle]).and_then(self.measure(items[middle:]))
+
+        return self._in_halves(run, items)
 
     def start_rewrites(self, items: Sequence[EncodedItem]) -> Timed[list[tuple[int, Any] | Exception]]:
         """A ticket and a measurement, or the exception in their place, for each item."""
-        try:
+
+        def run(items: Sequence[EncodedItem]) -> Timed[list[Any]]:
             with self._model_is_lent:
                 started = time.perf_counter()
                 if self._rewriter is None:
                     self._rewriter = self._scorer.rewriter()
                 return Timed(list(self._rewriter.start(items)), time.perf_counter() - started)
+
+        return self._in_halves(run, items)
+
+    def _in_halves(
+        self, run: Callable[[Sequence[EncodedItem]], Timed[list[Any]]], items: Sequence[EncodedItem]
+    ) -> Timed[list[Any]]:
+        """``run`` over ``items``, in halves where it fails, until only the items at fault have their exception."""
+        try:
+            return run(items)
         except Exception as error:
             if len(items) == 1:
                 return Timed([self._told(error)], 0.0)
             self._note(error, len(items))
         middle = len(items) // 2
-        return self.start_rewrites(items[:middle]).and_then(self.start_rewrites(items[middle:]))
+        return self._in_halves(run, items[:middle]).and_then(self._in_halves(run, items[middle:]))
 
     def advance_rewrites(self, seconds: float) -> Timed[list[tuple[int, Correction | Exception]]]:
         """Write for about ``seconds`` or until a rewrite is done.
