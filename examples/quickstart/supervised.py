@@ -7,7 +7,9 @@ import json
 import math
 import random
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,14 +42,14 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     return fast
 
 
-def tiny_llama(vocab_size: int, end_id: int, pad_id: int) -> LlamaForCausalLM:
+def tiny_llama(vocab_size: int, end_id: int, pad_id: int, hidden: int = 128, layers: int = 3) -> LlamaForCausalLM:
     """Under a million parameters, from scratch."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocab_size,
-            hidden_size=128,
-            intermediate_size=320,
-            num_hidden_layers=3,
+            hidden_size=hidden,
+            intermediate_size=5 * hidden // 2,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=4,
             max_position_embeddings=512,
@@ -57,6 +59,52 @@ def tiny_llama(vocab_size: int, end_id: int, pad_id: int) -> LlamaForCausalLM:
             bos_token_id=None,
         )
     )
+
+
+def encode(tokenizer: Any, prompt: str | list[dict[str, str]], response: str) -> tuple[list[int], list[int]]:
+    """Prompt ids through the chat template, and the ids to be learned, the end token last."""
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    before = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    answer = tokenizer(response, add_special_tokens=False)["input_ids"]
+    return before, [*answer, tokenizer.eos_token_id]
+
+
+def fit(
+    model: LlamaForCausalLM,
+    examples: Sequence[tuple[list[int], list[int]]],
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    observe: Callable[[int, float], None] = lambda step, loss: None,
+) -> float:
+    """Minimise the mean negative log-likelihood of the answers; returns the last batch's, in nats a token."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    rng = random.Random(seed)
+    last = math.inf
+    for step in range(steps):
+        warm = min(1.0, (step + 1) / 20)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+        batch = rng.sample(examples, batch_size)
+        longest = max(len(p) + len(a) for p, a in batch)
+        ids = torch.full((len(batch), longest), model.config.pad_token_id)
+        labels = torch.full((len(batch), longest), -100)
+        for row, (prompt, answer) in enumerate(batch):
+            end = len(prompt) + len(answer)
+            ids[row, :end] = torch.tensor(prompt + answer)
+            labels[row, len(prompt) : end] = torch.tensor(answer)
+        logits = model(input_ids=ids, use_cache=False).logits  # right padding: causal, so no mask is needed
+        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        last = loss.item()
+        observe(step, last)
+    return last
 
 
 def main() -> None:
@@ -75,46 +123,29 @@ def main() -> None:
     tokenizer = train_tokenizer([r["prompt"] for r in rows] + [r["response"] for r in rows] + words * 2)
     model = tiny_llama(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
 
-    def encode(row: dict[str, str]) -> tuple[list[int], list[int]]:
-        rendered = tokenizer.apply_chat_template(
-            [{"role": "user", "content": row["prompt"]}], tokenize=False, add_generation_prompt=True
-        )
-        prompt = tokenizer(rendered, add_special_tokens=False)["input_ids"]
-        answer = tokenizer(row["response"], add_special_tokens=False)["input_ids"]
-        return prompt, [*answer, tokenizer.eos_token_id]
-
-    examples = [encode(row) for row in rows]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
-    rng = random.Random(args.seed)
+    examples = [encode(tokenizer, row["prompt"], row["response"]) for row in rows]
     started = time.perf_counter()
     with Progress() as progress:
         bar = progress.add_task("supervised policy", total=args.steps)
-        for step in range(args.steps):
-            warm = min(1.0, (step + 1) / 20)
-            scale = warm * 0.5 * (1 + math.cos(math.pi * step / args.steps))
-            for group in optimizer.param_groups:
-                group["lr"] = args.learning_rate * scale
-            batch = rng.sample(examples, args.batch_size)
-            longest = max(len(p) + len(a) for p, a in batch)
-            ids = torch.full((len(batch), longest), tokenizer.pad_token_id)
-            labels = torch.full((len(batch), longest), -100)
-            for row, (prompt, answer) in enumerate(batch):
-                end = len(prompt) + len(answer)
-                ids[row, :end] = torch.tensor(prompt + answer)
-                labels[row, len(prompt) : end] = torch.tensor(answer)
-            logits = model(input_ids=ids, use_cache=False).logits  # right padding: causal, so no mask is needed
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            progress.update(bar, advance=1, description=f"supervised policy  loss {loss.item():.3f}")
+
+        def observe(step: int, loss: float) -> None:
+            progress.update(bar, advance=1, description=f"supervised policy  loss {loss:.3f}")
+
+        last = fit(
+            model,
+            examples,
+            steps=args.steps,
+            batch_size=args.batch_size,
+            learning_rate=args.learning_rate,
+            seed=args.seed,
+            observe=observe,
+        )
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     parameters = sum(p.numel() for p in model.parameters())
     print(
         f"wrote {args.out}: {parameters:,} parameters, vocabulary {len(tokenizer)}, "
-        f"last loss {loss.item():.3f}, {time.perf_counter() - started:.0f} s"
+        f"last loss {last:.3f}, {time.perf_counter() - started:.0f} s"
     )
 
 

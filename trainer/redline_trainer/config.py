@@ -37,6 +37,7 @@ class TrainConfig(BaseModel):
     max_grad_norm: float = Field(default=1.0, gt=0)
     correction_weight: float = Field(default=1.0, ge=0)
     identity_weight: float = Field(default=1.0, ge=0)
+    mismatch_weight: float = Field(default=0.0, ge=0)
     lora_rank: int = Field(default=16, ge=1)
     lora_alpha: float = Field(default=32.0, gt=0)
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -56,8 +57,8 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.kind == "seq2seq" and self.correction_weight == 0 and self.identity_weight == 0:
-            raise ValueError("with both mappings' weights at 0 there is nothing to learn")
+        if self.kind == "seq2seq" and self.correction_weight + self.identity_weight + self.mismatch_weight == 0:
+            raise ValueError("with every mapping's weight at 0 there is nothing to learn")
         return self
 
     def identity(self) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -20,11 +21,15 @@ U = TypeVar("U")
 
 
 class EncodedPair(NamedTuple):
-    """A pair as ids, and the key that says which pairs share a prompt."""
+    """A pair as ids, and the key that says which pairs share a prompt.
+
+    ``stray``: the chosen response to another prompt, behind this one; None where the objective asks for none.
+    """
 
     chosen: EncodedItem
     rejected: EncodedItem
     prompt_key: str
+    stray: EncodedItem | None = None
 
 
 class Objective(Protocol[U]):
@@ -63,6 +68,34 @@ def correction_of(pair: EncodedPair) -> EncodedItem:
     return replace(pair.rejected, target_ids=pair.chosen.target_ids, offsets=pair.chosen.offsets)
 
 
+def mismatch_of(pair: EncodedPair) -> EncodedItem | None:
+    """The stray response as source, the chosen one as target; None where there is no stray."""
+    if pair.stray is None:
+        return None
+    return replace(pair.stray, target_ids=pair.chosen.target_ids, offsets=pair.chosen.offsets)
+
+
+def with_strays(pairs: Sequence[EncodedPair], limit: int, seed: int) -> list[EncodedPair]:
+    """``pairs``, each with the chosen response of a pair drawn among those of other prompts.
+
+    A pair gets none where there is no other prompt, or where the draw would not fit ``limit`` tokens.
+    """
+    order = list(range(len(pairs)))
+    random.Random(f"{seed}/strays").shuffle(order)
+    after = dict(zip(order, order[1:] + order[:1], strict=True))  # one cycle through all pairs: every one lent once
+    strayed = []
+    for n, pair in enumerate(pairs):
+        other = pairs[after[n]]
+        source = other.chosen
+        length = sum(
+            map(len, (pair.chosen.prefix_ids, source.response_ids, source.request_ids, pair.chosen.target_ids))
+        )
+        is_usable = other.prompt_key != pair.prompt_key and length <= limit
+        stray = replace(source, prefix_ids=pair.chosen.prefix_ids) if is_usable else None
+        strayed.append(pair._replace(stray=stray))
+    return strayed
+
+
 def target_nll(forward: TargetForward, items: Sequence[EncodedItem]) -> Tensor:
     """``-log pi(target token)`` in nats, ``(N,)``, in the order of the items' targets."""
     return torch.cat([F.cross_entropy(logits.float(), ids, reduction="none") for logits, ids in forward.logits(items)])
@@ -71,23 +104,35 @@ def target_nll(forward: TargetForward, items: Sequence[EncodedItem]) -> Tensor:
 class Seq2SeqObjective:
     """``L = -E[log pi(y_w|x, y_l) + w_id log pi(y_w|x, y_w)]`` (arXiv 2409.00162), mean over target tokens.
 
+    **Ours**: a third term ``w_mis log pi(y_w|x, y')``, where ``y'`` was chosen for another prompt. Without it the model
+    may decide by the response alone; a refusal, which pairs show as right only, is then copied for any prompt.
+
     Args:
         identity_weight: ``w_id``; 0 leaves the identity mapping out.
         correction_weight: 1, or 0 to leave the correction mapping out.
+        mismatch_weight: ``w_mis``; pairs must hold strays for it.
     """
 
-    def __init__(self, model: Any, identity_weight: float = 1.0, correction_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        model: Any,
+        identity_weight: float = 1.0,
+        correction_weight: float = 1.0,
+        mismatch_weight: float = 0.0,
+    ) -> None:
         self._forward = target_forward(model)
         self._identity_weight = identity_weight
         self._correction_weight = correction_weight
+        self._mismatch_weight = mismatch_weight
 
     def units(self, pair: EncodedPair) -> list[Mapping]:
-        """The correction and the identity mapping."""
-        both = (
-            Mapping(correction_of(pair), self._correction_weight),
-            Mapping(pair.chosen, self._identity_weight),
+        """The correction, the identity and the mismatch mapping."""
+        all_of_them = (
+            (correction_of(pair), self._correction_weight),
+            (pair.chosen, self._identity_weight),
+            (mismatch_of(pair), self._mismatch_weight),
         )
-        return [mapping for mapping in both if mapping.weight > 0]
+        return [Mapping(item, weight) for item, weight in all_of_them if item is not None and weight > 0]
 
     def batches(self, units: Sequence[Mapping], max_tokens: int) -> Iterator[list[int]]:
         """Mappings of one prompt together where its computation can be shared, else of like length."""

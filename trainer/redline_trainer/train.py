@@ -24,7 +24,7 @@ from redline_trainer.checkpoint import resume, run_identity, save_checkpoint, sa
 from redline_trainer.config import TrainConfig
 from redline_trainer.data import Pair, listing, split_by_prompt
 from redline_trainer.evaluate import Evaluation, evaluate
-from redline_trainer.objectives import EncodedPair, Objective, ScalarObjective, Seq2SeqObjective
+from redline_trainer.objectives import EncodedPair, Objective, ScalarObjective, Seq2SeqObjective, with_strays
 
 
 class DivergedError(RedlineModelError):
@@ -191,6 +191,8 @@ def train(
     (training, skipped), (measuring, skipped_too) = _encode_all(encoder, (pairs, held_out), config.on_too_long)
     if not training:
         raise DataError("no pairs are left to train on")
+    if config.mismatch_weight > 0:
+        training = with_strays(training, limit, config.seed)
 
     # 2. the model and its optimiser, as new or as they were
     torch.manual_seed(config.seed)
@@ -201,7 +203,7 @@ def train(
     objective: Objective[Any] = (
         ScalarObjective(inner(model))
         if config.kind == "scalar"
-        else Seq2SeqObjective(inner(model), config.identity_weight, config.correction_weight)
+        else Seq2SeqObjective(inner(model), config.identity_weight, config.correction_weight, config.mismatch_weight)
     )
     steps = config.max_steps or max(1, math.ceil(config.epochs * len(training) / config.pairs_per_step))
     state = checkpoint_path(config.out)

@@ -1,0 +1,39 @@
+"""How much of everything: the full form, and the quick one that only shows that the command works."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The same for every scorer and every policy of a world."""
+
+    demonstrations: int = 6000
+    supervised_steps: int = 250
+    pairs: int = 4000
+    rm_steps: int = 125
+    dpo_steps: int = 125
+    ppo_steps: int = 40
+    rollouts: int = 64
+    test_questions: int = 200
+    best_of: int = 16
+    max_new_tokens: int = 64
+    hidden_size: int = 128
+    layers: int = 3
+
+
+FULL = Budget()
+QUICK = Budget(
+    demonstrations=1500,
+    supervised_steps=80,
+    pairs=800,
+    rm_steps=40,
+    dpo_steps=20,
+    ppo_steps=6,
+    rollouts=32,
+    test_questions=40,
+    best_of=4,
+    hidden_size=64,
+    layers=2,
+)

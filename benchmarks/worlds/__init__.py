@@ -1,0 +1,1 @@
+"""Three tasks whose truth is known, each with prompts inside and outside what the preference data shows."""
