@@ -62,8 +62,8 @@ class Corrector:
                     wants_correction=revision.wants_rewrite,
                     caller=caller,
                     request=name,
-                ) as futures:
-                    outcome = await futures[0]
+                ) as [next_round]:
+                    outcome = await next_round
                 await loop.run_in_executor(self._threads, revision.take, outcome)
 
         self._batcher.admit(sum(lengths), caller, deadline_s - tokenize_s)

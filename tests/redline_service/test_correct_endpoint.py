@@ -223,6 +223,13 @@ def test_what_cannot_be_rewritten_again_is_the_correction(
     assert fine["ended"] == "fixed_point"
 
 
+def test_an_empty_rewrite_is_told_from_one_that_was_the_last_to_be_asked_for(bundle: Bundle) -> None:
+    script = Script({"one": "", "two": "three"})
+    empty, last = with_service(script.around(bundle), lambda http: correct(http, rows("one", "two")))
+    assert (empty["correction"], empty["ended"]) == ("", "empty")
+    assert (last["correction"], last["ended"]) == ("three", "max_rounds")
+
+
 def test_an_unfinished_response_is_so_in_the_first_round_only(bundle: Bundle) -> None:
     script = Script({"one": "two"})
 
