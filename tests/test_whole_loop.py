@@ -146,6 +146,18 @@ def test_the_score_command_reads_and_writes_jsonl(home: Path, service: Service, 
     assert "of 5 pairs" in pairs.stderr
 
 
+def test_the_correct_command_gives_what_scoring_with_correction_gives(service: Service, tmp_path: Path) -> None:
+    items, corrected, scored = (tmp_path / f"{name}.jsonl" for name in ("items", "corrected", "scored"))
+    rows = [{"id": str(n), "prompt": "How?", "response": f"Hold the {word} button."} for n, word in enumerate(WORDS)]
+    items.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run("correct", str(items), "--url", service.url, "--out", str(corrected))
+    run("score", str(items), "--url", service.url, "--correction", "--out", str(scored))
+    ours, theirs = ([json.loads(line) for line in path.read_text().splitlines()] for path in (corrected, scored))
+    assert [(one["id"], one["correction"], one["edits"]) for one in ours] == [
+        (one["id"], one["correction"], one["edits"]) for one in theirs
+    ]
+
+
 def test_one_bad_row_is_told_and_the_others_are_scored(service: Service, tmp_path: Path) -> None:
     items, out = tmp_path / "items.jsonl", tmp_path / "scores.jsonl"
     items.write_text('{"prompt": "p", "response": "fine"}\n{"prompt": "' + "word " * 600 + '", "response": "x"}\n')

@@ -23,10 +23,11 @@ from redline.errors import (
     RedlineError,
     ServiceError,
 )
-from redline.results import ScoreResult
+from redline.results import CorrectResult, ScoreResult
 from redline.retry import NO_RETRY, RetryPolicy
 from redline.token_spans import token_spans
-from redline.wire import ChatMessage, ItemError, ItemScore, ModelInfo, ScoreItem, ScoreOptions
+from redline.wire import ChatMessage, ItemError, ItemScore, ModelInfo, ResponseItem, ScoreItem, ScoreOptions
+from redline.wire.correction import CorrectOptions, ItemCorrection
 
 __all__ = [
     "NO_RETRY",
@@ -34,6 +35,9 @@ __all__ = [
     "ChatMessage",
     "CommandError",
     "ConnectionFailedError",
+    "CorrectOptions",
+    "CorrectResult",
+    "ItemCorrection",
     "ItemError",
     "ItemScore",
     "ItemsFailedError",
@@ -41,6 +45,7 @@ __all__ = [
     "ModelInfo",
     "ProtocolError",
     "RedlineError",
+    "ResponseItem",
     "RetryPolicy",
     "RewardClient",
     "ScoreItem",

@@ -17,30 +17,30 @@ from redline.exchange import (
     DEFAULT_TIMEOUT_S,
     DEFAULT_URL,
     ITEMS_PER_REQUEST,
-    Gathered,
-    as_items,
-    chunks,
+    Batch,
     connection_error,
+    correcting,
     headers_for,
     is_too_much_at_once,
     parse,
-    score_body,
+    scoring,
 )
-from redline.results import ScoreResult
+from redline.results import CorrectResult, Result, ScoreResult
 from redline.retry import NO_RETRY, OnWait, RetryPolicy
 from redline.wire import (
     MODELS_PATH,
     READY_PATH,
-    SCORE_PATH,
     ItemScore,
     ModelInfo,
     ModelList,
+    ResponseItem,
     ScoreItem,
     ScoreOptions,
-    ScoreResponse,
 )
+from redline.wire.correction import CorrectOptions, ItemCorrection
 
 A = TypeVar("A", bound=BaseModel)
+R = TypeVar("R", bound=Result[Any])
 
 
 class _Ready(BaseModel):
@@ -48,7 +48,7 @@ class _Ready(BaseModel):
 
 
 class AsyncRewardClient:
-    """Scores responses with a Redline service; keeps its connections; close it or use ``async with``.
+    """Scores and corrects responses with a Redline service; keeps its connections; close it or use ``async with``.
 
     Args:
         url: where the service is.
@@ -111,53 +111,65 @@ class AsyncRewardClient:
             ServiceError: the service refused the request.
             ConnectionFailedError: it could not be reached, however often the policy let us try.
         """
-        checked = as_items(items)
-        gathered = Gathered(checked)
-        chosen = options or ScoreOptions()
-        parts = [list(part) for part in chunks(len(checked), self._items_per_request)]
+        return await self._ask_all(scoring(items, model, options))
+
+    async def correct(
+        self,
+        items: Iterable[ResponseItem | dict[str, Any]],
+        *,
+        model: str = "default",
+        options: CorrectOptions | None = None,
+    ) -> CorrectResult:
+        """The model's rewrite of each item's response, once or, with ``max_rounds``, until it stays the same.
+
+        Order is kept, and an item that cannot be rewritten has an error in its place. Raises as ``score`` does.
+        """
+        return await self._ask_all(correcting(items, model, options))
+
+    async def _ask_all(self, batch: Batch[R]) -> R:
         permits = asyncio.Semaphore(self._concurrency)
 
-        async def score_part(part: Sequence[int]) -> None:
+        async def ask_part(part: Sequence[int]) -> None:
             async with permits:
-                await self._score_part(gathered, part, model, chosen)
+                await self._ask_part(batch, part)
 
         try:
             async with asyncio.TaskGroup() as group:
-                for part in parts:
-                    group.create_task(score_part(part))
+                for part in batch.parts(self._items_per_request):
+                    group.create_task(ask_part(part))
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
-        return gathered.result()
+        return batch.result()
 
-    async def _score_part(self, gathered: Gathered, part: Sequence[int], model: str, options: ScoreOptions) -> None:
+    async def _ask_part(self, batch: Batch[Any], part: Sequence[int]) -> None:
         waiting = list(part)
         policy = self._retry.for_items()
         started = time.monotonic()
         attempt = 0
         while waiting:
             attempt += 1
-            body = score_body(model, [gathered.items[i] for i in waiting], options)
+            is_divisible = len(waiting) > 1
             try:
-                response = await self._ask(ScoreResponse, "POST", SCORE_PATH, body, is_divisible=len(waiting) > 1)
+                response = await self._ask(
+                    batch.answer, "POST", batch.path, batch.body(waiting), is_divisible=is_divisible
+                )
             except ServiceError as error:
                 if not is_too_much_at_once(error, len(waiting)):
                     raise
                 middle = len(waiting) // 2
-                await self._score_part(gathered, waiting[:middle], model, options)
-                await self._score_part(gathered, waiting[middle:], model, options)
+                await self._ask_part(batch, waiting[:middle])
+                await self._ask_part(batch, waiting[middle:])
                 return
-            failed = gathered.add(waiting, response)
+            failed = batch.add(waiting, response)
             if not failed:
                 return
-            body_error = response.items[waiting.index(failed[0])]
-            assert not isinstance(body_error, ItemScore)
-            failure = ServiceError(body_error.error, 200)
+            failure = ServiceError(next(iter(failed.values())), 200)
             wait = policy.wait_s(failure, attempt, time.monotonic() - started)
             if wait is None:
                 return  # the items keep their errors
             self._on_wait(failure, wait)
             await asyncio.sleep(wait)
-            waiting = failed
+            waiting = list(failed)
 
     async def score_one(
         self, prompt: Any, response: str, *, finished: bool = True, options: ScoreOptions | None = None
@@ -165,6 +177,13 @@ class AsyncRewardClient:
         """Score one response. Raises as ``score`` does, and ItemsFailedError."""
         item = {"prompt": prompt, "response": response, "finished": finished}
         return (await self.score([item], options=options)).scored()[0]
+
+    async def correct_one(
+        self, prompt: Any, response: str, *, finished: bool = True, options: CorrectOptions | None = None
+    ) -> ItemCorrection:
+        """Correct one response. Raises as ``score`` does, and ItemsFailedError."""
+        item = {"prompt": prompt, "response": response, "finished": finished}
+        return (await self.correct([item], options=options)).corrected()[0]
 
     async def models(self) -> list[ModelInfo]:
         """What is served."""

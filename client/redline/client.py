@@ -17,30 +17,30 @@ from redline.exchange import (
     DEFAULT_TIMEOUT_S,
     DEFAULT_URL,
     ITEMS_PER_REQUEST,
-    Gathered,
-    as_items,
-    chunks,
+    Batch,
     connection_error,
+    correcting,
     headers_for,
     is_too_much_at_once,
     parse,
-    score_body,
+    scoring,
 )
-from redline.results import ScoreResult
+from redline.results import CorrectResult, Result, ScoreResult
 from redline.retry import NO_RETRY, OnWait, RetryPolicy
 from redline.wire import (
     MODELS_PATH,
     READY_PATH,
-    SCORE_PATH,
     ItemScore,
     ModelInfo,
     ModelList,
+    ResponseItem,
     ScoreItem,
     ScoreOptions,
-    ScoreResponse,
 )
+from redline.wire.correction import CorrectOptions, ItemCorrection
 
 A = TypeVar("A", bound=BaseModel)
+R = TypeVar("R", bound=Result[Any])
 
 
 class _Ready(BaseModel):
@@ -48,7 +48,7 @@ class _Ready(BaseModel):
 
 
 class RewardClient:
-    """Scores responses with a Redline service. Thread-safe; keeps its connections; close it or use ``with``.
+    """Scores and corrects responses with a Redline service. Thread-safe; keeps its connections; close it.
 
     Args:
         url: where the service is.
@@ -111,48 +111,59 @@ class RewardClient:
             ServiceError: the service refused the request.
             ConnectionFailedError: it could not be reached, however often the policy let us try.
         """
-        checked = as_items(items)
-        gathered = Gathered(checked)
-        chosen = options or ScoreOptions()
-        parts = [list(part) for part in chunks(len(checked), self._items_per_request)]
+        return self._ask_all(scoring(items, model, options))
+
+    def correct(
+        self,
+        items: Iterable[ResponseItem | dict[str, Any]],
+        *,
+        model: str = "default",
+        options: CorrectOptions | None = None,
+    ) -> CorrectResult:
+        """The model's rewrite of each item's response, once or, with ``max_rounds``, until it stays the same.
+
+        Order is kept, and an item that cannot be rewritten has an error in its place. Raises as ``score`` does.
+        """
+        return self._ask_all(correcting(items, model, options))
+
+    def _ask_all(self, batch: Batch[R]) -> R:
+        parts = batch.parts(self._items_per_request)
         if len(parts) <= 1:
             for part in parts:
-                self._score_part(gathered, part, model, chosen)
+                self._ask_part(batch, part)
         else:
             with DaemonPool(min(self._concurrency, len(parts))) as pool:
-                for future in [pool.submit(self._score_part, gathered, part, model, chosen) for part in parts]:
+                for future in [pool.submit(self._ask_part, batch, part) for part in parts]:
                     future.result()
-        return gathered.result()
+        return batch.result()
 
-    def _score_part(self, gathered: Gathered, part: Sequence[int], model: str, options: ScoreOptions) -> None:
+    def _ask_part(self, batch: Batch[Any], part: Sequence[int]) -> None:
         waiting = list(part)
         policy = self._retry.for_items()
         started = time.monotonic()
         attempt = 0
         while waiting:
             attempt += 1
-            body = score_body(model, [gathered.items[i] for i in waiting], options)
+            is_divisible = len(waiting) > 1
             try:
-                response = self._ask(ScoreResponse, "POST", SCORE_PATH, body, is_divisible=len(waiting) > 1)
+                response = self._ask(batch.answer, "POST", batch.path, batch.body(waiting), is_divisible=is_divisible)
             except ServiceError as error:
                 if not is_too_much_at_once(error, len(waiting)):
                     raise
                 middle = len(waiting) // 2
-                self._score_part(gathered, waiting[:middle], model, options)
-                self._score_part(gathered, waiting[middle:], model, options)
+                self._ask_part(batch, waiting[:middle])
+                self._ask_part(batch, waiting[middle:])
                 return
-            failed = gathered.add(waiting, response)
+            failed = batch.add(waiting, response)
             if not failed:
                 return
-            body_error = response.items[waiting.index(failed[0])]
-            assert not isinstance(body_error, ItemScore)
-            failure = ServiceError(body_error.error, 200)
+            failure = ServiceError(next(iter(failed.values())), 200)
             wait = policy.wait_s(failure, attempt, time.monotonic() - started)
             if wait is None:
                 return  # the items keep their errors
             self._on_wait(failure, wait)
             time.sleep(wait)
-            waiting = failed
+            waiting = list(failed)
 
     def score_one(
         self, prompt: Any, response: str, *, finished: bool = True, options: ScoreOptions | None = None
@@ -160,6 +171,13 @@ class RewardClient:
         """Score one response. Raises as ``score`` does, and ItemsFailedError."""
         item = {"prompt": prompt, "response": response, "finished": finished}
         return self.score([item], options=options).scored()[0]
+
+    def correct_one(
+        self, prompt: Any, response: str, *, finished: bool = True, options: CorrectOptions | None = None
+    ) -> ItemCorrection:
+        """Correct one response. Raises as ``score`` does, and ItemsFailedError."""
+        item = {"prompt": prompt, "response": response, "finished": finished}
+        return self.correct([item], options=options).corrected()[0]
 
     def models(self) -> list[ModelInfo]:
         """What is served."""

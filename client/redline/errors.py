@@ -4,7 +4,7 @@ RedlineError
 ├── ConnectionFailedError   no answer came: unreachable, reset, timed out
 ├── ProtocolError           an answer came that is not Redline's contract
 ├── ServiceError            the service refused the request: code, status, retryable
-├── ItemsFailedError        the request was answered, some of its items could not be scored
+├── ItemsFailedError        the request was answered, some of its items could not be
 ├── ModelChangedError       the service answers with other weights than before
 └── CommandError            a command cannot go on; its message is the one line that is printed
 """
@@ -46,12 +46,12 @@ class ServiceError(RedlineError):
 
 
 class ItemsFailedError(RedlineError):
-    """Some items have an error in place of a score; ``failures`` are their positions and errors."""
+    """Some items have an error in place of an answer; ``failures`` are their positions and errors."""
 
     def __init__(self, failures: Sequence[tuple[int, ErrorBody]]) -> None:
         position, body = failures[0]
         more = f", and {len(failures) - 1} more" if len(failures) > 1 else ""
-        super().__init__(f"item {position} could not be scored: {body.message} ({body.code}){more}")
+        super().__init__(f"item {position} could not be answered: {body.message} ({body.code}){more}")
         self.failures = list(failures)
 
 

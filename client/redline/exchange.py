@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
 from redline.errors import ConnectionFailedError, ProtocolError, RedlineError, ServiceError
-from redline.results import ScoreResult
+from redline.results import CorrectResult, Result, ScoreResult
 from redline.wire import (
+    CORRECT_PATH,
     DEADLINE_HEADER,
     REQUEST_ID_HEADER,
+    SCORE_PATH,
+    ErrorBody,
     ErrorCode,
     ErrorResponse,
     ItemError,
-    ItemResult,
+    ResponseItem,
     ScoreItem,
     ScoreOptions,
     ScoreRequest,
     ScoreResponse,
 )
+from redline.wire.correction import CorrectOptions, CorrectRequest, CorrectResponse
 
 A = TypeVar("A", bound=BaseModel)
+Item = TypeVar("Item", bound=ResponseItem)
+R = TypeVar("R", bound=Result[Any])
 DEFAULT_URL = "http://127.0.0.1:8000"
 # Longer than a service takes to answer or to shed (85 s).
 DEFAULT_TIMEOUT_S = 100.0
@@ -39,23 +45,20 @@ def headers_for(key: str | None, timeout_s: float) -> dict[str, str]:
     return headers if key is None else {**headers, "Authorization": f"Bearer {key}"}
 
 
-def as_items(items: Iterable[ScoreItem | dict[str, Any]]) -> list[ScoreItem]:
+def as_items(items: Iterable[ResponseItem | dict[str, Any]], kind: type[Item]) -> list[Item]:
     """Items checked before anything is sent. Raises ProtocolError naming position and field."""
     checked = []
     for position, item in enumerate(items):
         try:
-            checked.append(item if isinstance(item, ScoreItem) else ScoreItem.model_validate(item))
+            if isinstance(item, ResponseItem) and type(item) is not kind:
+                item = item.payload()
+            checked.append(item if isinstance(item, kind) else kind.model_validate(item))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             message = str(first["msg"]).removeprefix("Value error, ")
             raise ProtocolError(f"item {position}: {where + ': ' if where else ''}{message}") from error
     return checked
-
-
-def score_body(model: str, items: Sequence[ScoreItem], options: ScoreOptions) -> dict[str, Any]:
-    """The JSON of one scoring request."""
-    return ScoreRequest(model=model, items=list(items), options=options).model_dump(mode="json", exclude_none=True)
 
 
 def parse(response: httpx.Response, answer: type[A]) -> A:
@@ -108,31 +111,70 @@ def chunks(count: int, size: int) -> list[range]:
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-class Gathered:
-    """Answers of several requests put back into one order."""
+class Batch(Generic[R]):
+    """One call: what its requests ask, and their answers put back into one order.
 
-    def __init__(self, items: Sequence[ScoreItem]) -> None:
-        self.items = items
-        self._results: list[ItemResult | None] = [None] * len(items)
-        self._responses: list[ScoreResponse] = []
+    Args:
+        request: everything at once; what is sent are parts of it.
+        answer: of one part.
+        result: of all of it.
+    """
 
-    def add(self, positions: Sequence[int], response: ScoreResponse) -> list[int]:
-        """Take an answer; returns the positions whose error is retryable. Raises ProtocolError."""
+    def __init__(
+        self,
+        path: str,
+        request: ScoreRequest | CorrectRequest,
+        answer: type[ScoreResponse | CorrectResponse],
+        result: type[R],
+    ) -> None:
+        self.path = path
+        self.answer = answer
+        self._request = request
+        self._result = result
+        self._items: list[Any] = [None] * len(request.items)
+        self._responses: list[ScoreResponse | CorrectResponse] = []
+
+    def parts(self, size: int) -> list[list[int]]:
+        """All positions, in runs of at most ``size``."""
+        return [list(part) for part in chunks(len(self._items), size)]
+
+    def body(self, positions: Sequence[int]) -> dict[str, Any]:
+        """The JSON that asks about the items at ``positions``."""
+        items = [self._request.items[i] for i in positions]
+        return self._request.model_copy(update={"items": items}).model_dump(mode="json", exclude_none=True)
+
+    def add(self, positions: Sequence[int], response: ScoreResponse | CorrectResponse) -> dict[int, ErrorBody]:
+        """Take an answer; returns the errors that are retryable, by position. Raises ProtocolError."""
         if len(response.items) != len(positions):
             raise ProtocolError(f"{len(response.items)} answers for {len(positions)} items")
         self._responses.append(response)
-        for position, result in zip(positions, response.items, strict=True):
-            self._results[position] = result
-        answered = zip(positions, response.items, strict=True)
-        return [p for p, r in answered if isinstance(r, ItemError) and r.error.retryable]
+        answered = list(zip(positions, response.items, strict=True))
+        for position, item in answered:
+            self._items[position] = item
+        return {p: item.error for p, item in answered if isinstance(item, ItemError) and item.error.retryable}
 
-    def result(self) -> ScoreResult:
-        """Everything, in order."""
-        items = [item for item in self._results if item is not None]
-        if len(items) != len(self.items):
+    def result(self) -> R:
+        """Everything, in order. Raises ProtocolError."""
+        if any(item is None for item in self._items):
             raise ProtocolError("an item was left without an answer")
         last = self._responses[-1] if self._responses else None
         digests = tuple(dict.fromkeys(r.model.digest for r in self._responses))
         if last is None:
-            return ScoreResult(items, None, None, digests)
-        return ScoreResult(items, last.model, last.options, digests)
+            return self._result(self._items, None, None, digests)
+        return self._result(self._items, last.model, last.options, digests)
+
+
+def scoring(
+    items: Iterable[ScoreItem | dict[str, Any]], model: str, options: ScoreOptions | None
+) -> Batch[ScoreResult]:
+    """A call to score. Raises ProtocolError as ``as_items`` does."""
+    request = ScoreRequest(model=model, items=as_items(items, ScoreItem), options=options or ScoreOptions())
+    return Batch(SCORE_PATH, request, ScoreResponse, ScoreResult)
+
+
+def correcting(
+    items: Iterable[ResponseItem | dict[str, Any]], model: str, options: CorrectOptions | None
+) -> Batch[CorrectResult]:
+    """A call to correct. Raises ProtocolError as ``as_items`` does."""
+    request = CorrectRequest(model=model, items=as_items(items, ResponseItem), options=options or CorrectOptions())
+    return Batch(CORRECT_PATH, request, CorrectResponse, CorrectResult)

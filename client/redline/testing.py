@@ -18,9 +18,11 @@ import httpx
 
 from redline.alignment import align_rewards, check_offsets
 from redline.wire import (
+    CORRECT_PATH,
     READY_PATH,
     SCORE_PATH,
     AppliedOptions,
+    Edit,
     ErrorBody,
     ErrorCode,
     ErrorResponse,
@@ -28,27 +30,48 @@ from redline.wire import (
     ItemResult,
     ItemScore,
     ModelRef,
+    ResponseItem,
     ScoreItem,
     ScoreRequest,
     ScoreResponse,
     Usage,
 )
+from redline.wire.correction import (
+    CorrectionResult,
+    CorrectOptions,
+    CorrectRequest,
+    CorrectResponse,
+    Ended,
+    ItemCorrection,
+)
 
 
 class FakeService:
-    """Answers ``/v1/score`` and ``/readyz`` as a service would.
+    """Answers ``/v1/score``, ``/v1/correct`` and ``/readyz`` as a service would.
 
     Args:
         reward: of each word of a response.
         end_reward: of ending there.
+        rewrite: of a whole response; by default every response stays as it is.
         digest: what it calls its weights; set it anew to play a swapped model.
+
+    ``requests`` and ``corrections`` are what it was asked on the two paths.
     """
 
-    def __init__(self, reward: Callable[[str], float], *, end_reward: float = 0.0, digest: str = "sha256:fake") -> None:
+    def __init__(
+        self,
+        reward: Callable[[str], float],
+        *,
+        end_reward: float = 0.0,
+        rewrite: Callable[[str], str] = lambda response: response,
+        digest: str = "sha256:fake",
+    ) -> None:
         self._reward = reward
         self._end_reward = end_reward
+        self._rewrite = rewrite
         self.digest = digest
         self.requests: list[ScoreRequest] = []
+        self.corrections: list[CorrectRequest] = []
 
     @property
     def transport(self) -> httpx.MockTransport:
@@ -58,19 +81,55 @@ class FakeService:
     def _answer(self, request: httpx.Request) -> httpx.Response:
         if request.url.path == READY_PATH:
             return httpx.Response(200, json={"status": "ready"})
-        if request.url.path != SCORE_PATH:
-            body = ErrorResponse(error=ErrorBody.of(ErrorCode.NOT_FOUND, "the fake only scores"))
+        answer: ScoreResponse | CorrectResponse
+        usage = Usage(scored_tokens=0, batch_tokens=0)
+        if request.url.path == SCORE_PATH:
+            asked = ScoreRequest.model_validate(json.loads(request.content))
+            self.requests.append(asked)
+            items = [self._judge(item) for item in asked.items]
+            usage.scored_tokens = sum(len(item.rewards) for item in items if isinstance(item, ItemScore))
+            options = AppliedOptions(mode=asked.options.mode, aggregate="sum", calibrated=False)
+            answer = ScoreResponse(model=self._model(asked.model), options=options, items=items, usage=usage)
+        elif request.url.path == CORRECT_PATH:
+            wanted = CorrectRequest.model_validate(json.loads(request.content))
+            self.corrections.append(wanted)
+            corrected = [self._correct(item, wanted.options) for item in wanted.items]
+            options = AppliedOptions(mode=None, aggregate="sum", calibrated=False)
+            answer = CorrectResponse(model=self._model(wanted.model), options=options, items=corrected, usage=usage)
+        else:
+            body = ErrorResponse(error=ErrorBody.of(ErrorCode.NOT_FOUND, "the fake only scores and corrects"))
             return httpx.Response(404, json=body.model_dump())
-        asked = ScoreRequest.model_validate(json.loads(request.content))
-        self.requests.append(asked)
-        items = [self._judge(item) for item in asked.items]
-        answer = ScoreResponse(
-            model=ModelRef(name=asked.model, digest=self.digest, kind="seq2seq"),
-            options=AppliedOptions(mode=asked.options.mode, aggregate="sum", calibrated=False),
-            items=items,
-            usage=Usage(scored_tokens=sum(len(i.rewards) for i in items if isinstance(i, ItemScore)), batch_tokens=0),
-        )
         return httpx.Response(200, json=answer.model_dump(mode="json", exclude_none=True))
+
+    def _model(self, name: str) -> ModelRef:
+        return ModelRef(name=name, digest=self.digest, kind="seq2seq")
+
+    def _correct(self, item: ResponseItem, options: CorrectOptions) -> CorrectionResult:
+        before = self._judge(ScoreItem.model_validate(item.payload()))
+        if isinstance(before, ItemError):
+            return before
+        texts = [item.response or ""]
+        ended: Ended | None = None
+        while ended is None:
+            texts.append(self._rewrite(texts[-1]))
+            if texts[-1] in texts[:-1]:
+                ended = "fixed_point" if texts[-1] == texts[-2] else "cycle"
+            elif not texts[-1]:
+                ended = "empty"
+            elif len(texts) > options.max_rounds:
+                ended = "max_rounds"
+        first, last = texts[0], texts[-1]
+        after = self._judge(ScoreItem(prompt=item.prompt or "", response=last))
+        is_told = options.score_after or last in texts[:-1]
+        return ItemCorrection(
+            id=item.id,
+            correction=last,
+            ended=ended,
+            rounds=len(texts) - 1,
+            edits=[] if first == last else [Edit(op="replace", start=0, end=len(first), text=last)],
+            score_before=before.score,
+            score_after=after.score if isinstance(after, ItemScore) and is_told else None,
+        )
 
     def _judge(self, item: ScoreItem) -> ItemResult:
         text = item.response or ""

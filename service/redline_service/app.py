@@ -20,7 +20,7 @@ from redline_service.errors import RequestError, describe_validation
 from redline_service.metrics import Metrics
 from redline_service.middleware import RequestMiddleware
 from redline_service.permits import Permits
-from redline_service.routes import health, models, score
+from redline_service.routes import correct, health, models, score
 from redline_service.settings import ServiceSettings
 
 _STATUS_CODES = {
@@ -84,6 +84,7 @@ def create_app(settings: ServiceSettings, bundle: Bundle | None = None) -> FastA
     app.state.metrics = metrics
     app.state.permits = Permits(settings.max_queued_requests)
     app.include_router(score.router)
+    app.include_router(correct.router)
     app.include_router(models.router)
     app.include_router(health.router)
     app.add_middleware(RequestMiddleware, metrics=metrics, max_body_bytes=settings.max_body_bytes)

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine, Hashable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -103,17 +103,37 @@ class Batcher:
             RequestError: OVERLOADED, the queue holds too many tokens or is too long for the deadline. A request
                 larger than the whole queue is let in when the queue is empty.
         """
-        self._admit(sum(lengths), caller, deadline_s)
-        entries = self._waiting.add(items, lengths, wants_correction=wants_correction, caller=caller)
+        self.admit(sum(lengths), caller, deadline_s)
+        with self.queued(items, lengths, wants_correction=wants_correction, caller=caller) as futures:
+            return list(await asyncio.gather(*futures))
+
+    @contextlib.contextmanager
+    def queued(
+        self,
+        items: Sequence[EncodedItem],
+        lengths: Sequence[int],
+        *,
+        wants_correction: bool,
+        caller: Hashable,
+        request: Hashable = None,
+    ) -> Iterator[list[asyncio.Future[Outcome]]]:
+        """``items`` in the queue; who leaves waits no longer, and what nobody waits for is dropped.
+
+        Args:
+            request: what they are part of, a request taking its turn with the caller's others; None: a new one.
+        """
+        request = object() if request is None else request
+        entries = self._waiting.add(items, lengths, wants_correction=wants_correction, caller=caller, request=request)
         self._changed.set()
         try:
-            return list(await asyncio.gather(*(future for _, future in entries)))
+            yield [future for _, future in entries]
         finally:
             for job, future in entries:
                 future.cancel()
                 self._waiting.abandon(job)
 
-    def _admit(self, tokens: int, caller: Hashable, deadline_s: float) -> None:
+    def admit(self, tokens: int, caller: Hashable, deadline_s: float) -> None:
+        """Let a request of ``tokens`` in, or refuse it. Raises RequestError as ``run`` does."""
         if self.queued_tokens and self.queued_tokens + tokens > self._max_queued_tokens:
             raise RequestError(ErrorCode.OVERLOADED, "too many tokens are waiting to be scored", retry_after_s=1)
         ahead = self._waiting.tokens_ahead_of(caller, tokens)

@@ -9,9 +9,8 @@ import time
 from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
-from redline.alignment import align_rewards, check_offsets
+from redline.alignment import align_rewards
 from redline.wire import (
     AppliedOptions,
     Calibration,
@@ -29,24 +28,18 @@ from redline.wire import (
     ScoreResponse,
     Usage,
 )
+from redline.wire.correction import CorrectRequest, CorrectResponse
 from redline_model.bundle import Bundle
 from redline_model.edits import edits_between
 from redline_model.errors import RedlineModelError, UnsupportedError
 from redline_model.extraction import AGGREGATES, Reading
 from redline_model.scorers import Correction, Seq2SeqScorer, reading_of
-from redline_model.template import EncodedItem, Item
+from redline_model.template import EncodedItem
 from redline_service.batching import Batcher, BatchObserver
-from redline_service.errors import ItemRefusedError, RequestError, item_error
-from redline_service.jobs import Outcome
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds a request spent in each part; those of its slowest item."""
-
-    tokenize_s: float
-    queue_s: float
-    inference_s: float
+from redline_service.correcting import Corrector
+from redline_service.encoding import encoded
+from redline_service.errors import RequestError, item_error
+from redline_service.jobs import Outcome, Timing
 
 
 @dataclass(frozen=True)
@@ -93,6 +86,7 @@ class Engine:
             on_batch=on_batch,
         )
         self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="redline-text")
+        self._corrector = Corrector(self._scorer, self.batcher, self._threads, self.fingerprint)
 
     async def start(self) -> None:
         """Start the worker and score one item, so that readiness means that scoring works.
@@ -153,9 +147,9 @@ class Engine:
         plan = self._plan(request)
         loop = asyncio.get_running_loop()
         started = time.perf_counter()
-        encoded = await loop.run_in_executor(self._threads, self._encode_all, request)
+        ready = await loop.run_in_executor(self._threads, self._encode_all, request)
         tokenized = time.perf_counter()
-        good = [e for e in encoded if isinstance(e, EncodedItem)]
+        good = [one for one in ready if isinstance(one, EncodedItem)]
         lengths = [self._scorer.length(item) for item in good]
         outcomes = await self.batcher.run(
             good,
@@ -164,9 +158,9 @@ class Engine:
             caller=caller,
             deadline_s=deadline_s - (tokenized - started),
         )
-        items = await loop.run_in_executor(self._threads, self._answer_all, request, plan, encoded, outcomes)
+        items = await loop.run_in_executor(self._threads, self._answer_all, request, plan, ready, outcomes)
         response = ScoreResponse(
-            model=ModelRef(name=self.name, digest=self.bundle.digest, kind=self._scorer.kind),
+            model=self._ref(),
             options=AppliedOptions(
                 mode=plan.reading.mode,
                 aggregate=plan.reading.aggregate,
@@ -179,7 +173,20 @@ class Engine:
         inference_s = max((o.inference_s for o in outcomes), default=0.0)
         return response, Timing(tokenized - started, queue_s, inference_s)
 
-    def _plan(self, request: ScoreRequest) -> _Plan:
+    async def correct(
+        self, request: CorrectRequest, *, caller: Hashable = None, deadline_s: float = math.inf
+    ) -> tuple[CorrectResponse, Timing]:
+        """Rewrite the items of a request; arguments and errors as in ``score``."""
+        reading = self._plan(request).reading
+        items, usage, timing = await self._corrector.run(request, reading, caller=caller, deadline_s=deadline_s)
+        options = AppliedOptions(mode=reading.mode, aggregate=reading.aggregate, calibrated=False)
+        return CorrectResponse(model=self._ref(), options=options, items=items, usage=usage), timing
+
+    def _ref(self) -> ModelRef:
+        return ModelRef(name=self.name, digest=self.bundle.digest, kind=self._scorer.kind)
+
+    def _plan(self, request: ScoreRequest | CorrectRequest) -> _Plan:
+        options = ScoreOptions(correction=True) if isinstance(request, CorrectRequest) else request.options
         if not self.knows(request.model):
             raise RequestError(
                 ErrorCode.MODEL_NOT_FOUND,
@@ -190,7 +197,6 @@ class Engine:
                 ErrorCode.REQUEST_TOO_LARGE,
                 f"{len(request.items)} items; a request may hold {self.max_items}",
             )
-        options: ScoreOptions = request.options
         try:
             reading = reading_of(self._scorer, options.mode, options.aggregate)
             if options.correction and not isinstance(self._scorer, Seq2SeqScorer):
@@ -207,38 +213,14 @@ class Engine:
         return _Plan(reading, calibration, options.correction)
 
     def _encode_all(self, request: ScoreRequest) -> list[EncodedItem | Exception]:
-        return [self._encode(item, request.options) for item in request.items]
-
-    def _encode(self, item: ScoreItem, options: ScoreOptions) -> EncodedItem | Exception:
-        if item.tokenizer_fingerprint not in {None, self.fingerprint}:
-            return ItemRefusedError(
-                ErrorCode.TOKENIZER_MISMATCH,
-                f"the ids are of tokenizer {item.tokenizer_fingerprint}, the model's is {self.fingerprint}",
-            )
-        offsets = item.token_offsets
-        is_end_only = offsets is not None and len(offsets) > 0 and item.response == ""
-        if offsets is not None and item.response:
-            problem = check_offsets(offsets, item.response)
-            if problem is not None:
-                return ItemRefusedError(ErrorCode.BAD_OFFSETS, problem)
-        if is_end_only and any(span != (0, 0) for span in offsets or ()):
-            return ItemRefusedError(ErrorCode.BAD_OFFSETS, "the response is empty, its spans are not")
-        prompt: Any = item.prompt_ids if item.prompt_ids is not None else item.prompt
-        if isinstance(item.prompt, list):
-            prompt = [message.model_dump() for message in item.prompt]
-        response: Any = item.response_ids if item.response_ids is not None else item.response
-        try:
-            return self._scorer.encoder.encode(
-                Item(prompt, response, item.finished, options.on_too_long, has_only_end=is_end_only)
-            )
-        except RedlineModelError as error:
-            return error
+        on_too_long, encoder = request.options.on_too_long, self._scorer.encoder
+        return [encoded(item, on_too_long, encoder, self.fingerprint) for item in request.items]
 
     def _answer_all(
         self,
         request: ScoreRequest,
         plan: _Plan,
-        encoded: list[EncodedItem | Exception],
+        ready: list[EncodedItem | Exception],
         outcomes: list[Outcome],
     ) -> list[ItemResult]:
         rest = iter(outcomes)
@@ -246,10 +228,10 @@ class Engine:
             ItemError(id=item.id, error=item_error(one))
             if isinstance(one, Exception)
             else self._answer(item, plan, one, next(rest))
-            for item, one in zip(request.items, encoded, strict=True)
+            for item, one in zip(request.items, ready, strict=True)
         ]
 
-    def _answer(self, item: ScoreItem, plan: _Plan, encoded: EncodedItem, outcome: Outcome) -> ItemResult:
+    def _answer(self, item: ScoreItem, plan: _Plan, ready: EncodedItem, outcome: Outcome) -> ItemResult:
         def failed(error: Exception) -> ItemError:
             return ItemError(id=item.id, error=item_error(error))
 
@@ -261,7 +243,7 @@ class Engine:
             judged = self._scorer.read(outcome.measured, plan.reading)
         except RedlineModelError as error:
             return failed(error)
-        score, rewards, offsets = judged.score, judged.rewards, encoded.offsets
+        score, rewards, offsets = judged.score, judged.rewards, ready.offsets
         if item.token_offsets is not None:
             rewards, offsets = align_rewards(rewards, offsets, item.token_offsets), item.token_offsets
         if plan.calibration is not None:
@@ -273,9 +255,9 @@ class Engine:
             rewards=rewards,
             offsets=offsets,
             diverged_at=judged.diverged_at,
-            truncated=encoded.is_truncated,
+            truncated=ready.is_truncated,
         )
-        return result if outcome.correction is None else self._redlined(result, encoded.text, outcome.correction)
+        return result if outcome.correction is None else self._redlined(result, ready.text, outcome.correction)
 
     def _redlined(self, result: ItemScore, text: str, correction: Correction) -> ItemScore:
         edits = [Edit(**edit._asdict()) for edit in edits_between(text, correction.text)]

@@ -23,6 +23,15 @@ class Outcome:
     inference_s: float
 
 
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a request spent in each part; those of its slowest item."""
+
+    tokenize_s: float
+    queue_s: float
+    inference_s: float
+
+
 @dataclass(eq=False)
 class Job:
     """An item to be measured once, for everybody who sent it. Times are ``perf_counter`` seconds.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from redline.wire import ItemError, ScoreResponse
+from redline.wire.correction import CorrectResponse, ItemCorrection
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 90.0)
 _TOKENS = (64, 256, 1024, 4096, 8192, 16384, 65536)
@@ -28,6 +29,7 @@ class Metrics:
             registry=self.registry,
         )
         self.items = Counter("redline_items_total", "Items by outcome", ["outcome"], registry=self.registry)
+        self.rewrites = Counter("redline_rewrites_total", "Rewrites in answers", registry=self.registry)
         self.scored_tokens = Counter("redline_scored_tokens_total", "Response tokens judged", registry=self.registry)
         self.batch_tokens = Histogram(
             "redline_batch_tokens",
@@ -58,10 +60,17 @@ class Metrics:
         self.batch_tokens.observe(tokens)
         self.inference.inc(seconds)
 
-    def count_response(self, response: ScoreResponse) -> None:
+    def count_response(self, response: ScoreResponse | CorrectResponse) -> None:
         """One request was answered."""
         for item in response.items:
-            self.items.labels(item.error.code if isinstance(item, ItemError) else "scored").inc()
+            if isinstance(item, ItemError):
+                self.items.labels(item.error.code).inc()
+            elif isinstance(item, ItemCorrection):
+                self.items.labels("corrected").inc()
+                self.rewrites.inc(item.rounds)
+            else:
+                self.items.labels("scored").inc()
+                self.rewrites.inc(item.correction is not None)
         self.scored_tokens.inc(response.usage.scored_tokens)
 
     def text(self) -> bytes:

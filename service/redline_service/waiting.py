@@ -32,11 +32,16 @@ class WaitingRoom:
         self.items = 0
 
     def add(
-        self, items: Sequence[EncodedItem], lengths: Sequence[int], *, wants_correction: bool, caller: Hashable
+        self,
+        items: Sequence[EncodedItem],
+        lengths: Sequence[int],
+        *,
+        wants_correction: bool,
+        caller: Hashable,
+        request: Hashable,
     ) -> list[tuple[Job, asyncio.Future[Outcome]]]:
         """Queue ``items`` of one request; an item that is on its way already is joined, not queued again."""
         loop = asyncio.get_running_loop()
-        request = object()
         added = []
         for item, length in zip(items, lengths, strict=True):
             job = Job(item, length, self._scorer.prefix(item), wants_correction)

@@ -23,6 +23,7 @@ from redline.wire import (
     ScoreRequest,
     ScoreResponse,
 )
+from redline.wire.correction import CorrectOptions, CorrectRequest, CorrectResponse, ItemCorrection
 
 ITEM: dict[str, Any] = {"prompt": "2+2?", "response": "4."}
 SCORE: dict[str, Any] = {"id": "a", "score": 0.5, "rewards": [1.0, -0.5], "offsets": [[0, 1], [1, 2]]}
@@ -36,6 +37,15 @@ ANSWER: dict[str, Any] = {
     "items": [SCORE, ERROR],
     "usage": {"scored_tokens": 2, "batch_tokens": 8},
 }
+CORRECTION: dict[str, Any] = {
+    "id": "a",
+    "correction": "5.",
+    "ended": "max_rounds",
+    "rounds": 1,
+    "edits": [{"op": "replace", "start": 0, "end": 1, "text": "5"}],
+    "score_before": -1.5,
+}
+CORRECTED: dict[str, Any] = {**ANSWER, "items": [CORRECTION, ERROR]}
 CALIBRATION = {"temperature": 2.0, "mean": 0.0, "std": 1.0, "expected_calibration_error": 0.05}
 MODEL: dict[str, Any] = {
     "name": "default",
@@ -106,6 +116,8 @@ def test_an_error_code_of_a_newer_server_is_understood() -> None:
         (ScoreRequest, {"items": [{**ITEM, "offsets": [[0, 1]]}]}),
         (ScoreRequest, {"items": [ITEM], "options": {"on_too_lnog": "truncate"}}),
         (ChatMessage, {"role": "user", "content": "hi", "tool_calls": []}),
+        (CorrectOptions, {"rounds": 2}),
+        (CorrectRequest, {"items": [{**ITEM, "token_offsets": [[0, 2]]}]}),
     ],
 )
 def test_a_misspelt_field_of_a_request_is_refused(model: type[BaseModel], value: dict[str, Any]) -> None:
@@ -206,6 +218,29 @@ def test_scores_and_errors_are_told_apart() -> None:
     )
     assert isinstance(failed, ItemError)
     assert (failed.id, failed.error.code, failed.error.retryable) == ("b", "too_long", False)
+
+
+def test_corrections_and_errors_are_told_apart() -> None:
+    raw = put(CORRECTED, ("items", 0, "news"), ["anything"])  # of a newer server
+    corrected, failed = CorrectResponse.model_validate_json(raw).items
+    assert corrected == ItemCorrection.model_validate(CORRECTION)
+    assert isinstance(corrected, ItemCorrection)
+    assert (corrected.score_after, corrected.is_complete, corrected.is_fixed_point) == (None, True, False)
+    assert isinstance(failed, ItemError)
+
+
+@pytest.mark.parametrize("field", ["correction", "ended", "rounds", "edits", "score_before"])
+def test_no_part_of_a_correction_is_made_up(field: str) -> None:
+    partial = {name: value for name, value in CORRECTION.items() if name != field}
+    with pytest.raises(ValidationError):
+        CorrectResponse.model_validate_json(put(CORRECTED, ("items", 0), partial))
+
+
+@pytest.mark.parametrize("field", ["score_before", "score_after"])
+def test_a_correction_s_score_is_finite(field: str) -> None:
+    raw = put(CORRECTED, ("items", 0, field), "HERE").replace('"HERE"', "NaN")
+    with pytest.raises(ValidationError):
+        CorrectResponse.model_validate_json(raw)
 
 
 @pytest.mark.parametrize("item", [{}, {"id": "a"}, {**SCORE, "score": None}, {**ERROR, "error": None}])

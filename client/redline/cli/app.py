@@ -7,7 +7,7 @@ import sys
 import typer
 from pydantic import ValidationError
 
-from redline.cli import evaluate, ppo, score, serve, status, train
+from redline.cli import correct, evaluate, ppo, score, serve, status, train
 from redline.errors import RedlineError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("serve")(serve.serve)
 app.command("score")(score.score)
+app.command("correct")(correct.correct)
 app.command("ppo")(ppo.ppo)
 app.command("models")(status.models)
 app.command("health")(status.health)

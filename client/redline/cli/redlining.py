@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.text import Text
 
 from redline.wire import Edit, ItemScore
+from redline.wire.correction import ItemCorrection
 
 
 def _style(reward: float, largest: float) -> str:
@@ -50,7 +51,25 @@ def render(response: str, result: ItemScore) -> Text:
     text.append_text(coloured(response, result))
     if result.edits is not None:
         text.append("\n\nredline\n\n", style="bold")
-        text.append_text(redlined(response, result.edits))
-        if result.correction_complete is False:
-            text.append(" …", style="dim")
+        text.append_text(_redline(response, result.edits, result.correction_complete is not False))
+    return text
+
+
+def render_correction(response: str, result: ItemCorrection) -> Text:
+    """What came of rewriting, the scores that are known, and the redline."""
+    rewrites = "1 rewrite" if result.rounds == 1 else f"{result.rounds} rewrites"
+    after = "" if result.score_after is None else f" -> {result.score_after:.3f}"
+    text = Text()
+    text.append(
+        f"{rewrites} ({result.ended.replace('_', ' ')}), score {result.score_before:.3f}{after}\n\n", style="bold"
+    )
+    text.append_text(_redline(response, result.edits, result.is_complete))
+    return text
+
+
+def _redline(response: str, edits: list[Edit], is_complete: bool) -> Text:
+    """The redline; ``…`` says that it breaks off."""
+    text = redlined(response, edits)
+    if not is_complete:
+        text.append(" …", style="dim")
     return text

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from redline.cli.options import Key, OutFile, Url
 from redline.cli.redlining import render
-from redline.cli.terminal import progress_bar
+from redline.cli.rows import fail_if_any, field_of, in_blocks, item_of, items_of, text_of, write_answers, writer
 from redline.client import RewardClient
 from redline.errors import CommandError
-from redline.exchange import DEFAULT_URL, as_items
+from redline.exchange import DEFAULT_URL
 from redline.jsonl import Row, read_rows
 from redline.wire import ItemError, ItemResult, ScoreItem, ScoreOptions
 
 _BLOCK = 256
+_FAILED = "not scored"
 
 
 def score(
@@ -61,82 +61,23 @@ def score(
             _score_rows(client, read_rows(file, limit), options, out)
 
 
-def _field(where: str, row: dict[str, Any], name: str) -> Any:
-    if row.get(name) is None:
-        raise CommandError(f"{where}: {name!r} is missing")
-    return row[name]
-
-
-def _text(where: str, row: dict[str, Any], name: str) -> Any:
-    """A reply as text, also where it is kept as one assistant turn."""
-    value = _field(where, row, name)
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
-        return value[0].get("content")
-    return value
-
-
-def _item(where: str, fields: dict[str, Any]) -> ScoreItem:
-    if isinstance(fields.get("id"), int):
-        fields = {**fields, "id": str(fields["id"])}
-    try:
-        return as_items([fields])[0]
-    except Exception as error:
-        raise CommandError(f"{where}: {str(error).removeprefix('item 0: ')}") from error
-
-
 def _scored(client: RewardClient, items: list[ScoreItem], options: ScoreOptions) -> Iterator[ItemResult]:
-    with progress_bar("score", len(items)) as bar:
-        for start in range(0, len(items), _BLOCK):
-            block = items[start : start + _BLOCK]
-            results = client.score(block, options=options).items
-            bar.update(min(start + _BLOCK, len(items)), "")
-            yield from results
-
-
-@contextmanager
-def _writer(out: Path | None) -> Iterator[Callable[[str], None]]:
-    """Writes rows as they come; the file is opened before anything is scored, and keeps what was scored."""
-    if out is None:
-        yield lambda row: print(row, flush=True)
-        return
-    count = 0
-    with out.open("w", encoding="utf-8") as file:
-
-        def write(row: str) -> None:
-            nonlocal count
-            count += 1
-            file.write(row + "\n")
-            file.flush()
-
-        try:
-            yield write
-        finally:
-            print(f"wrote {out}: {count} rows")
+    return in_blocks("score", items, _BLOCK, lambda block: client.score(block, options=options).items)
 
 
 def _score_rows(client: RewardClient, rows: list[Row], options: ScoreOptions, out: Path | None) -> None:
-    known = set(ScoreItem.model_fields)
-    items = [
-        _item(where, {k: v for k, v in row.items() if k in known} | {"response": _text(where, row, "response")})
-        for where, row in rows
-    ]
-    told: list[tuple[str, ItemResult]] = []
-    with _writer(out) as write:
-        for (where, _), result in zip(rows, _scored(client, items, options), strict=True):
-            write(result.model_dump_json(exclude_none=True))
-            told.append((where, result))
-    _fail_if_any(told)
+    write_answers(out, rows, _scored(client, items_of(rows, ScoreItem), options), _FAILED)
 
 
 def _score_pairs(client: RewardClient, rows: list[Row], options: ScoreOptions, out: Path | None) -> None:
     items = [
-        _item(where, {"prompt": _field(where, row, "prompt"), "response": _text(where, row, side)})
+        item_of(where, {"prompt": field_of(where, row, "prompt"), "response": text_of(where, row, side)}, ScoreItem)
         for where, row in rows
         for side in ("chosen", "rejected")
     ]
     told: list[tuple[str, ItemResult]] = []
     wins, judged = 0.0, 0
-    with _writer(out) as write:
+    with writer(out) as write:
         results = _scored(client, items, options)
         for (where, row), chosen, rejected in zip(rows, results, results, strict=False):
             sided = {"chosen": chosen, "rejected": rejected}
@@ -149,21 +90,14 @@ def _score_pairs(client: RewardClient, rows: list[Row], options: ScoreOptions, o
                 wins += 1.0 if difference > 0 else 0.5 if difference == 0 else 0.0
     if judged:
         print(f"chosen ranked above rejected in {wins / judged:.1%} of {judged} pairs", file=sys.stderr)
-    _fail_if_any(told)
-
-
-def _fail_if_any(results: list[tuple[str, ItemResult]]) -> None:
-    failed = [(where, r.error.message) for where, r in results if isinstance(r, ItemError)]
-    if failed:
-        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        raise CommandError(f"{len(failed)} of {len(results)} not scored: {failed[0][0]}: {failed[0][1]}{more}")
+    fail_if_any(told, _FAILED)
 
 
 def _score_one(client: RewardClient, prompt: str, response: str, options: ScoreOptions, out: Path | None) -> None:
     item = ScoreItem(prompt=prompt, response=response)
     result = client.score([item], options=options).scored()[0]
     if out is not None or not sys.stdout.isatty():
-        with _writer(out) as write:
+        with writer(out) as write:
             write(result.model_dump_json(exclude_none=True))
     if sys.stdout.isatty():
         Console().print(render(response, result))

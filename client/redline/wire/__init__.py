@@ -1,5 +1,7 @@
 """The HTTP contract of a Redline service, stated once: both the service and the clients import it.
 
+Here: what every answer has in common, scoring, and the models. ``redline.wire.correction``: corrections.
+
 Offsets are in characters (Unicode code points) into the response, end exclusive. Numbers are finite.
 Unknown fields are refused rather than ignored, so a misspelt option never passes silently.
 """
@@ -7,11 +9,12 @@ Unknown fields are refused rather than ignored, so a misspelt option never passe
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 SCORE_PATH = "/v1/score"
+CORRECT_PATH = "/v1/correct"
 MODELS_PATH = "/v1/models"
 HEALTH_PATH = "/healthz"
 READY_PATH = "/readyz"
@@ -127,13 +130,12 @@ class ChatMessage(_Wire):
     content: Text
 
 
-class ScoreItem(_Wire):
-    """One response to judge, as text or as ids of the model's own tokenizer.
+class ResponseItem(_Wire):
+    """One response to a prompt, as text or as ids of the model's own tokenizer.
 
     ``prompt`` is a string or a conversation. ``finished`` says that the policy ended the response itself;
-    a truncated response is scored without its end-of-sequence token. ``token_offsets`` are the spans of the
-    caller's own tokens; with them the answer has one reward a caller token, an end-of-sequence token being an
-    empty span at the end. ``response_ids`` hold no end-of-sequence token beyond a last one.
+    a truncated response is read without its end-of-sequence token. ``response_ids`` hold no end-of-sequence
+    token beyond a last one.
     """
 
     id: Text | None = None
@@ -143,10 +145,9 @@ class ScoreItem(_Wire):
     response_ids: list[int] | None = None
     tokenizer_fingerprint: Text | None = None
     finished: bool = True
-    token_offsets: list[Span] | None = None
 
     @model_validator(mode="after")
-    def _one_form(self) -> ScoreItem:
+    def _one_form(self) -> Self:
         if (self.prompt is None) == (self.prompt_ids is None):
             raise ValueError("give exactly one of 'prompt' and 'prompt_ids'")
         if (self.response is None) == (self.response_ids is None):
@@ -154,13 +155,27 @@ class ScoreItem(_Wire):
         by_id = self.prompt_ids is not None or self.response_ids is not None
         if by_id and self.tokenizer_fingerprint is None:
             raise ValueError("ids need 'tokenizer_fingerprint' (GET /v1/models tells the model's)")
-        if self.response_ids is not None and self.token_offsets is not None:
-            raise ValueError("'token_offsets' go with 'response', not with 'response_ids'")
         return self
 
     def payload(self) -> dict[str, Any]:
         """The item as JSON-ready data, without the fields that were left out."""
         return self.model_dump(mode="json", exclude_none=True)
+
+
+class ScoreItem(ResponseItem):
+    """One response to judge.
+
+    ``token_offsets`` are the spans of the caller's own tokens; with them the answer has one reward a caller
+    token, an end-of-sequence token being an empty span at the end.
+    """
+
+    token_offsets: list[Span] | None = None
+
+    @model_validator(mode="after")
+    def _offsets_into_text(self) -> Self:
+        if self.response_ids is not None and self.token_offsets is not None:
+            raise ValueError("'token_offsets' go with 'response', not with 'response_ids'")
+        return self
 
 
 class ScoreOptions(_Wire):
@@ -216,7 +231,7 @@ class ItemScore(_Answer):
 
 
 class ItemError(_Answer):
-    """An item that could not be scored; the others of its batch were."""
+    """An item that could not be answered; the others of its batch were."""
 
     id: str | None = None
     error: ErrorBody
