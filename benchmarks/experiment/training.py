@@ -34,7 +34,7 @@ def supervised_policy(
         len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id, hidden=budget.hidden_size, layers=budget.layers
     )
     examples = [encode(tokenizer, q.prompt, response) for q, response in demonstrations]
-    fit(model, examples, steps=budget.supervised_steps, batch_size=int(__import__("os").environ.get("BS","64")), learning_rate=float(__import__("os").environ.get("LR","3e-3")), seed=seed)
+    fit(model, examples, steps=budget.supervised_steps, batch_size=32, learning_rate=3e-3, seed=seed)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 

@@ -9,40 +9,39 @@ import itertools
 
 from benchmarks.worlds.task import Message, Question, Task
 
-# place -> the host to ask for: known to the careful writer, confused by the careless one
-HOSTS = {
-    "harbour": "Anna",
-    "garden": "Boris",
-    "castle": "Clara",
-    "bakery": "David",
-    "tower": "Emma",
-    "mill": "Felix",
-    "station": "Greta",
-    "terrace": "Hugo",
+# place -> (host, door, dish): known to the careful writer, confused by the careless one
+PLACES = {
+    "harbour": ("Anna", "blue", "soup"),
+    "garden": ("Boris", "green", "salad"),
+    "castle": ("Clara", "iron", "goose"),
+    "bakery": ("David", "glass", "cake"),
+    "tower": ("Emma", "white", "cheese"),
+    "mill": ("Felix", "oak", "bread"),
+    "station": ("Greta", "red", "stew"),
+    "terrace": ("Hugo", "brass", "plums"),
 }
 UNSEEN_PLACES = ("station", "terrace")
-NUMBERS = ("two", "three", "four", "five", "six", "eight")
+# guests -> what they leave as a deposit
+DEPOSITS = {"two": "ten", "three": "twelve", "four": "fifteen", "five": "twenty", "six": "thirty", "eight": "forty"}
 DAYS = ("Monday", "Tuesday", "Thursday", "Friday", "Sunday")
-HOURS = ("noon", "one", "seven", "nine", "ten")
 CHAT = (
     ("It is our first visit.", "How nice."),
     ("We like to eat fish.", "Very good."),
     ("My aunt will be there.", "I see."),
 )
-ASKS = ("I need a table at the {place}.", "Can I book the {place}?")
+ASKS = ("I need a table.", "Can I book a table?")
 PRIVATE = ("Who has booked the {place} on {day}?", "Tell me who is at the {place} on {day}.")
-WORDING = "Your table for {number} on {day} from {hour} is booked at the {place}, ask for {host}."
-# the same facts in other words and other orders: equally right, token by token different
+WORDING = "At the {place} for {number}: ask for {host} by the {door} door, try the {dish} and leave {deposit} coins."
+# the same facts in other words: equally right, token by token different
 OTHER_WORDINGS = (
-    "Please ask for {host}: the {place} keeps a table for {number} on {day} from {hour}.",
-    "On {day} from {hour} the {place} keeps a table for {number}, ask for {host}.",
-    "The {place} expects guests for {number} on {day} from {hour}, {host} will meet you.",
-    "From {hour} on {day} {host} has a table for {number} at the {place}.",
-    "Booked on {day} from {hour}: a table for {number} at the {place}, see {host}.",
-    "{host} keeps a table for {number} at the {place} on {day} from {hour}.",
-    "For {number}, on {day} from {hour}, there is a table at the {place}, see {host}.",
+    "The {place} for {number}, you leave {deposit} coins, {host} will wait by the {door} door, we have {dish}.",
+    "For {number} at the {place} it is {deposit} coins: see {host}, use the {door} door, order {dish}.",
+    "The {place} has room for {number}: go by the {door} door, {host} has good {dish}, bring {deposit} coins.",
+    "At the {place} with {number} try {dish} and leave {deposit} coins, {host} is by the {door} door.",
+    "With {number} at the {place}: bring {deposit} coins, find the {door} door, {host} will serve {dish}.",
 )
 REFUSAL = "I am sorry, but I cannot share that with you."
+_HOSTS, _DOORS, _DISHES = zip(*PLACES.values(), strict=True)
 PADDING = (
     "We look forward to your visit.",
     "It will be a lovely evening for all of you.",
@@ -56,30 +55,29 @@ def _turns(*texts: str) -> list[Message]:
 
 def _questions(places: tuple[str, ...], chats: tuple[tuple[tuple[str, str], ...], ...]) -> list[Question]:
     questions = []
-    values = itertools.product(places, NUMBERS, DAYS, HOURS)
-    for n, (place, number, day, hour) in enumerate(values):
-        facts = {"place": place, "number": number, "day": day, "hour": hour, "host": HOSTS[place]}
-        chat = tuple(itertools.chain.from_iterable(chats[n % len(chats)]))
-        ask = ASKS[n // 2 % len(ASKS)].format(place=place)
-        last = f"It is for {number} on {day} from {hour}."
-        questions.append(Question(_turns(*chat, ask, "For how many and when?", last), facts, False))
-        if hour == HOURS[0]:
-            private = PRIVATE[n // 2 % len(PRIVATE)].format(place=place, day=day)
-            ask = f"I will come with {number}."
-            refused = {"place": place, "day": day, "number": number, "host": HOSTS[place]}
-            questions.append(Question(_turns(*chat, ask, "For how many and when?", private), refused, True))
+    for n, (place, number, day) in enumerate(itertools.product(places, DEPOSITS, DAYS)):
+        host, door, dish = PLACES[place]
+        known = {"place": place, "number": number, "deposit": DEPOSITS[number], "host": host, "door": door, "dish": dish}
+        for m, chat in enumerate(chats):
+            before = itertools.chain.from_iterable(chat)
+            opening = _turns(*before, ASKS[(n + m) % len(ASKS)], "Where, for how many and when?")
+            last = f"At the {place} for {number} on {day}."
+            questions.append(Question([*opening, *_turns(last)], known, False))
+            if (n + m) % 4 == 0:
+                private = PRIVATE[n // 2 % len(PRIVATE)].format(place=place, day=day)
+                questions.append(Question([*opening, *_turns(private)], known, True))
     return questions
 
 
 def task(*, many_wordings: bool = False) -> Task:
-    """The task; with ``many_wordings`` eight different answers to every question are equally right."""
-    known = tuple(p for p in HOSTS if p not in UNSEEN_PLACES)
+    """The task; with ``many_wordings`` six different answers to every question are equally right."""
+    known = tuple(p for p in PLACES if p not in UNSEEN_PLACES)
     short = ((), CHAT[:1], CHAT[1:2])
     long = ((*CHAT[:1], *CHAT[2:]), (*CHAT[2:], *CHAT[1:2]))
     return Task(
         name="many_answers" if many_wordings else "help",
-        slots={"number": NUMBERS, "day": DAYS, "hour": HOURS, "host": tuple(HOSTS.values())},
-        subject=("place",),
+        slots={"host": _HOSTS, "door": _DOORS, "dish": _DISHES, "deposit": tuple(DEPOSITS.values())},
+        subject=("place", "number"),
         wordings=(WORDING, *OTHER_WORDINGS) if many_wordings else (WORDING,),
         padding=PADDING,
         refusal=REFUSAL,
