@@ -27,8 +27,8 @@ redline serve THIS_FOLDER
 redline score --prompt "..." --response "..."
 ```
 
-The folder is an ordinary transformers model; `redline.json` adds the prompt template, how rewards are read,
-the calibration of the score scale, and a digest of every file.
+{folder} `redline.json` adds the prompt template, how rewards are read, the calibration of the score scale, and a digest
+of every file.
 
 ## Fitted on
 
@@ -49,6 +49,20 @@ _WHAT = {
     "seq2seq": "It reads a prompt and a response and writes the better response (arXiv 2409.00162). Tokens that "
     "agree with what it would write earn reward, tokens that diverge lose it.",
     "scalar": "A Bradley-Terry model (arXiv 2009.01325): one number for a whole response, on its last token.",
+    "red": "A Bradley-Terry model read at every token (reward redistribution, arXiv 2411.08302): each token earns what "
+    "it adds to the score of the response so far.",
+    "dpo": "A policy fitted by direct preference optimisation (arXiv 2305.18290); each token earns `beta` times its "
+    "log-probability against the model that the policy started from, in `reference/`.",
+    "ensemble": "Several reward models as one (arXiv 2401.16635), each a bundle of its own in `members/`.",
+    "length_calibrated": "The reward model in `inner/` less what its scores owe to a response's length (arXiv "
+    "2409.17407).",
+}
+# a format over the manifest's extraction; kinds that are not here have no modes
+_MODES = {"seq2seq": "{mode}", "ensemble": "{mode}, if its members have modes", "length_calibrated": "as `inner/`"}
+_FOLDERS = {
+    "dpo": "The folder is an ordinary transformers model, the policy, and so is `reference/`;",
+    "ensemble": "Each folder in `members/` is a complete bundle;",
+    "length_calibrated": "The folder `inner/` is a complete bundle;",
 }
 
 
@@ -61,7 +75,8 @@ def model_card(manifest: dict[str, Any]) -> str:
         base_model=manifest["base_model"],
         what=_WHAT[manifest["kind"]],
         max_tokens=manifest["max_tokens"],
-        mode=manifest["extraction"]["mode"] if manifest["kind"] == "seq2seq" else "none",
+        folder=_FOLDERS.get(manifest["kind"], "The folder is an ordinary transformers model;"),
+        mode=_MODES.get(manifest["kind"], "none").format(**manifest["extraction"]),
         aggregate=manifest["extraction"]["aggregate"],
         version=manifest["redline_version"],
         created_at=manifest["created_at"],

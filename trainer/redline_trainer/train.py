@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from redline_model.bundle import DataSource, Manifest, make_encoder, make_scorer, save_bundle
+from redline_model.bundle import make_encoder, make_scorer, save_bundle
 from redline_model.errors import BundleError, DataError, ItemError, RedlineModelError, TooLongError
 from redline_model.extraction import Extraction
 from redline_model.loading import Placement, load_config, load_tokenizer, token_limit
+from redline_model.manifest import DataSource, Manifest
 from redline_model.template import Encoder, Item, Template
 from redline_trainer.adapters import inner, merged, trainable_model
 from redline_trainer.checkpoint import resume, run_identity, save_checkpoint, saved_step
