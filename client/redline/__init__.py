@@ -23,6 +23,7 @@ from redline.errors import (
     RedlineError,
     ServiceError,
 )
+from redline.reranking import BestOf, abest_of, best_of
 from redline.results import ScoreResult
 from redline.retry import NO_RETRY, RetryPolicy
 from redline.token_spans import token_spans
@@ -31,6 +32,7 @@ from redline.wire import ChatMessage, ItemError, ItemScore, ModelInfo, ScoreItem
 __all__ = [
     "NO_RETRY",
     "AsyncRewardClient",
+    "BestOf",
     "ChatMessage",
     "CommandError",
     "ConnectionFailedError",
@@ -47,7 +49,9 @@ __all__ = [
     "ScoreOptions",
     "ScoreResult",
     "ServiceError",
+    "abest_of",
     "align_rewards",
+    "best_of",
     "check_offsets",
     "token_spans",
 ]

@@ -18,7 +18,7 @@ from redline_model.card import model_card
 from redline_model.compiling import compile_layers
 from redline_model.errors import BundleError
 from redline_model.extraction import Extraction
-from redline_model.folders import file_digest, make_portable, replace_folder, write_atomically
+from redline_model.folders import check_free, file_digest, make_portable, replace_folder, write_atomically
 from redline_model.loading import (
     DECODER_ONLY,
     Kind,
@@ -252,8 +252,7 @@ def write_bundle(
         BundleError: something stands at ``out`` already, and ``overwrite`` is not set.
     """
     out = Path(out)
-    if out.exists() and not overwrite:
-        raise BundleError(f"{out} exists already; choose another folder or ask to overwrite")
+    check_free(out, overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:

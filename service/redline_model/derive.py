@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from redline_model.bundle import MANIFEST, Bundle, member_folder, write_bundle
-from redline_model.errors import BundleError, UnsupportedError
+from redline_model.errors import UnsupportedError
+from redline_model.folders import check_free
 from redline_model.loading import Placement
 from redline_model.manifest import CalibrationFit, DataSource, Manifest
 from redline_model.scorers import Combine, EnsembleOptions, EnsembleScorer, RedistributedScorer, Scorer
@@ -43,7 +44,7 @@ def derive_red(
         BundleError: ``source`` is no bundle, or ``out`` exists and ``overwrite`` is not set.
         UnsupportedError: ``source`` is of another kind than scalar.
     """
-    _check_free(out, overwrite)
+    check_free(Path(out), overwrite=overwrite)
     bundle = Bundle.load(source, placement)
     if bundle.manifest.kind != "scalar":
         raise UnsupportedError(f"red is made of a scalar bundle; {source} is a {bundle.manifest.kind} one")
@@ -80,12 +81,12 @@ def derive_ensemble(
         BundleError: a source is no bundle, or ``out`` exists and ``overwrite`` is not set.
         UnsupportedError: fewer than two sources, or they differ in tokenizer, template or arrangement.
     """
-    _check_free(out, overwrite)
+    check_free(Path(out), overwrite=overwrite)
     if len(sources) < 2:
         raise UnsupportedError("an ensemble needs two bundles or more")
+    options = EnsembleOptions(members=len(sources), combine=combine, variance_weight=variance_weight)
     bundles = [Bundle.load(source, placement) for source in sources]
     first = bundles[0].manifest
-    options = EnsembleOptions(members=len(bundles), combine=combine, variance_weight=variance_weight)
     scorer = EnsembleScorer([bundle.scorer for bundle in bundles], options, first.extraction)
     manifest = Manifest(
         kind="ensemble",
@@ -127,9 +128,3 @@ def _with_origins(manifest: Manifest, bundles: Sequence[Bundle]) -> Manifest:
 def origin_of(bundle: Bundle) -> dict[str, str]:
     """What a derived bundle's manifest says of one that it was made of."""
     return {"kind": bundle.manifest.kind, "base_model": bundle.manifest.base_model, "digest": bundle.digest}
-
-
-def _check_free(out: str | Path, overwrite: bool) -> None:
-    """Before anything is loaded; ``write_bundle`` checks again."""
-    if Path(out).exists() and not overwrite:
-        raise BundleError(f"{out} exists already; choose another folder or ask to overwrite")

@@ -9,6 +9,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from redline_model.errors import BundleError
+
+
+def check_free(out: Path, *, overwrite: bool) -> None:
+    """Raise BundleError if something stands at ``out`` that is not to be replaced."""
+    if out.exists() and not overwrite:
+        raise BundleError(f"{out} exists already; choose another folder or ask to overwrite")
+
 
 def replace_folder(new: Path, out: Path) -> None:
     """Put ``new`` in the place of ``out`` by renames, so that ``out`` is never half there."""

@@ -48,6 +48,12 @@ class ScalarForward:
         """The head read at the branches' ``wanted`` positions, one after the other, ``(N,)`` in float32."""
         return self.read(self.causal(branches, wanted))
 
+    @property
+    def head_weight(self) -> Tensor:
+        """The head's weights, ``(1, hidden)``."""
+        weight: Tensor = self._model.score.weight
+        return weight
+
     def read(self, hidden: Tensor) -> Tensor:
         """The head's value of hidden states ``(N, hidden)``, ``(N,)`` in float32."""
         rewards: Tensor = self._model.score(hidden.to(self._model.score.weight.dtype)).squeeze(-1).float()
