@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -33,7 +34,7 @@ class LengthCurve(BaseModel):
     def _consistent(self) -> Self:
         if len(self.lengths) != len(self.values):
             raise ValueError(f"{len(self.lengths)} lengths and {len(self.values)} values")
-        if any(a >= b for a, b in zip(self.lengths, self.lengths[1:], strict=False)):
+        if any(a >= b for a, b in pairwise(self.lengths)):
             raise ValueError("the lengths do not increase")
         return self
 
