@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from redline_trainer.objectives import ScalarObjective
 from redline_trainer.odin import ODINObjective, pearson
 from redline_trainer.recipes import make_objective
 from redline_trainer.smoothing import SmoothedLabels
-from redline_trainer.train import StepReport, encode_pairs, resumable_step, train
-from tests.conftest import build_dpo, build_encoder_decoder, build_tokenizer, padded
+from redline_trainer.train import StepReport, checkpoint_path, encode_pairs, resumable_step, train
+from tests.conftest import build_dpo, build_encoder_decoder, build_scalar, build_scorer, build_tokenizer, padded
 from tests.redline_trainer.test_train import PAIRS, base, config, encoded
 
 __all__ = ["base"]  # a fixture
@@ -72,6 +73,9 @@ def test_with_adapters_the_reference_is_the_base_however_far_they_have_moved(bas
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.1)
+    for module in model.modules():  # the base's own dropout is not to reach the reference, either
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.3
     pairs = encoded(scorer, PAIRS[:2])
     torch.manual_seed(0)
     with torch.no_grad():
@@ -170,7 +174,10 @@ def test_an_odin_bundle_is_an_ordinary_scalar_model_of_one_label(base: str, tmp_
         assert bundle.scorer.model.config.num_labels == 1
 
 
-def test_the_odin_loss_is_its_formula(scalar_scorer: Scorer[Any]) -> None:
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_odin_loss_is_its_formula(tokenizer: Any, sign: float) -> None:
+    scalar_scorer = build_scorer("scalar", build_scalar(len(tokenizer)), tokenizer)
+    scalar_scorer.model.score.weight.data *= sign
     pairs = encoded(scalar_scorer, PAIRS[:5])
     objective = ODINObjective(scalar_scorer.model, length_weight=0.7, orthogonality_weight=0.2)
     sides = [p.chosen for p in pairs] + [p.rejected for p in pairs]
@@ -185,6 +192,20 @@ def test_the_odin_loss_is_its_formula(scalar_scorer: Scorer[Any]) -> None:
     total = quality + length
     ranking = -float(F.logsigmoid(total[:5] - total[5:]).sum())
     assert loss == pytest.approx(ranking + 5 * (0.7 * (abs(apart) - along) + 0.2 * cosine), rel=1e-4)
+
+
+def test_the_length_head_learns(base: str, tmp_path: Path) -> None:
+    heads: list[torch.Tensor] = []
+    settings = config(base, tmp_path / "rm", kind="scalar", odin=True, checkpoint_every=1, max_steps=4)
+
+    def look(report: StepReport) -> None:
+        path = checkpoint_path(settings.out)
+        if path.exists():
+            heads.append(torch.load(path, weights_only=False)["objective"]["length_head"])
+
+    train(settings, PAIRS, observers=[look])
+    assert len(heads) == 3
+    assert not any(torch.equal(a, b) for a, b in pairwise(heads))
 
 
 def test_equal_lengths_correlate_with_nothing_and_give_finite_gradients() -> None:
