@@ -17,7 +17,7 @@ base_model: {base_model}
 
 - Base model: `{base_model}`
 - Longest sequence read: {max_tokens} tokens
-- Default reading: mode `{mode}`, aggregate `{aggregate}`
+- Default reading: mode {mode}, aggregate `{aggregate}`
 - Made by Redline {version} on {created_at}
 
 ## Use
@@ -27,14 +27,14 @@ redline serve THIS_FOLDER
 redline score --prompt "..." --response "..."
 ```
 
-{folder} `redline.json` adds the prompt template, how rewards are read, the calibration of the score scale, and a digest
-of every file.
+{folder} `redline.json` adds the prompt
+template, how rewards are read, the calibration of the score scale, and a digest of every file.
 
 ## Fitted on
 
 {data}
 
-## Held-out measurements
+## {measurements}
 
 {metrics}
 
@@ -45,6 +45,7 @@ little on prompts unlike those; an optimised policy will find where they are wro
 trained on, and the length and the KL divergence of the policy.
 """
 
+_DERIVED = "Measurements (on the pairs that the score scale was fitted on)"
 _WHAT = {
     "seq2seq": "It reads a prompt and a response and writes the better response (arXiv 2409.00162). Tokens that "
     "agree with what it would write earn reward, tokens that diverge lose it.",
@@ -58,7 +59,7 @@ _WHAT = {
     "2409.17407).",
 }
 # a format over the manifest's extraction; kinds that are not here have no modes
-_MODES = {"seq2seq": "{mode}", "ensemble": "{mode}, if its members have modes", "length_calibrated": "as `inner/`"}
+_MODES = {"seq2seq": "`{mode}`", "ensemble": "as its members'", "length_calibrated": "as that of `inner/`"}
 _FOLDERS = {
     "dpo": "The folder is an ordinary transformers model, the policy, and so is `reference/`;",
     "ensemble": "Each folder in `members/` is a complete bundle;",
@@ -80,6 +81,7 @@ def model_card(manifest: dict[str, Any]) -> str:
         aggregate=manifest["extraction"]["aggregate"],
         version=manifest["redline_version"],
         created_at=manifest["created_at"],
+        measurements=_DERIVED if "derived_from" in manifest["training"] else "Held-out measurements",
         data=data,
         metrics=metrics or "- none",
     )

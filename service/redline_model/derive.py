@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,6 +95,7 @@ def derive_ensemble(
         template=first.template,
         extraction=first.extraction,
         ensemble=options,
+        data=distinct(source for bundle in bundles for source in bundle.manifest.data),
     )
     manifest = with_measured(_with_origins(manifest, bundles), scorer, measure)
 
@@ -117,7 +118,17 @@ def with_measured(manifest: Manifest, scorer: Scorer[Any], measure: Measure | No
     if measure is None:
         return manifest
     calibration, metrics, data = measure(scorer)
-    return manifest.model_copy(update={"calibration": calibration, "metrics": metrics, "data": [*manifest.data, *data]})
+    training = {**manifest.training, "measured_on": [source.model_dump() for source in data]}
+    return manifest.model_copy(update={"calibration": calibration, "metrics": metrics, "training": training})
+
+
+def distinct(sources: Iterable[DataSource]) -> list[DataSource]:
+    """Each of ``sources`` once, in the order of their first appearance."""
+    found: list[DataSource] = []
+    for source in sources:
+        if source not in found:
+            found.append(source)
+    return found
 
 
 def _with_origins(manifest: Manifest, bundles: Sequence[Bundle]) -> Manifest:

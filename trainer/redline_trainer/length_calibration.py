@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from redline_model.bundle import INNER, Bundle, write_bundle
-from redline_model.derive import Measure, Measured, copy_bundle, origin_of, with_measured
+from redline_model.derive import Measure, Measured, copy_bundle, distinct, origin_of, with_measured
 from redline_model.errors import DataError, UnsupportedError
 from redline_model.folders import check_free
 from redline_model.loading import Placement
@@ -111,6 +111,7 @@ def derive_length_calibrated(
         template=inner.template,
         extraction=inner.extraction,
         length_calibration=LengthCalibration(fraction=fraction, responses=len(items), curves=curves),
+        data=distinct([*inner.data, *data]),
         training={"derived_from": [origin_of(bundle)]},
     )
     scorer = LengthCalibratedScorer(bundle.scorer, curves)
