@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from redline_model.bundle import Bundle, Manifest, make_encoder, make_scorer, save_bundle
+from redline_model.bundle import REFERENCE, Bundle, Manifest, make_encoder, make_scorer, save_bundle
 from redline_model.extraction import Extraction
 from redline_model.loading import Kind
-from redline_model.scorers import Scorer
+from redline_model.scorers import DPOScorer, Scorer
 from redline_model.template import Template
 
 TEXTS = [
@@ -124,11 +124,12 @@ def build_scorer(
     max_tokens: int | None = 512,
     template: Template | None = None,
     prefix_cache_tokens: int = 0,
+    **own: Any,
 ) -> Scorer[Any]:
-    """A scorer around a model, as a bundle would make it."""
+    """A scorer around a model, as a bundle would make it; ``own`` is what its class alone asks for."""
     chosen = template or Template.fitting(tokenizer)
     encoder = make_encoder(kind, model.config, tokenizer, chosen, max_tokens)
-    return make_scorer(kind, model, encoder, Extraction(), prefix_cache_tokens=prefix_cache_tokens)
+    return make_scorer(kind, model, encoder, Extraction(), prefix_cache_tokens=prefix_cache_tokens, **own)
 
 
 @pytest.fixture(scope="session")
@@ -161,6 +162,20 @@ def scalar_scorer(tokenizer: Any) -> Scorer[Any]:
     return build_scorer("scalar", build_scalar(len(tokenizer)), tokenizer)
 
 
+def padded(model: Any) -> Any:
+    """The model with an attention that cannot be handed over: its passes are padded."""
+    model.set_attn_implementation("eager")
+    return model
+
+
+def build_dpo(tokenizer: Any, *, beta: float = 0.5, is_padded: bool = False, seeds: tuple[int, int] = (1, 2)) -> Any:
+    """A DPO scorer around two small models, the policy and its reference."""
+    models = [build_causal(len(tokenizer), seed) for seed in seeds]
+    policy, reference = [padded(model) for model in models] if is_padded else models
+    template = Template.of_policy(tokenizer)
+    return build_scorer("dpo", policy, tokenizer, template=template, reference=reference, beta=beta)
+
+
 def write_bundle(folder: Path, scorer: Scorer[Any], kind: Kind = "seq2seq") -> Bundle:
     """The scorer as a bundle on disk, loaded again."""
     encoder = scorer.encoder
@@ -170,8 +185,10 @@ def write_bundle(folder: Path, scorer: Scorer[Any], kind: Kind = "seq2seq") -> B
         max_tokens=encoder.max_tokens or 512,
         template=encoder.template,
         extraction=scorer.extraction,
+        beta=scorer.beta if isinstance(scorer, DPOScorer) else None,
     )
-    save_bundle(folder, manifest, scorer.model, encoder.tokenizer)
+    parts = {REFERENCE: scorer.models[1]} if isinstance(scorer, DPOScorer) else {}
+    save_bundle(folder, manifest, scorer.model, encoder.tokenizer, parts=parts)
     return Bundle.load(folder)
 
 

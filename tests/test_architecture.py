@@ -102,7 +102,9 @@ def test_importing_redline_loads_no_torch_and_is_quick_about_it() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-@pytest.mark.parametrize("command", ["score", "correct", "models", "health", "train", "evaluate", "serve", "ppo"])
+@pytest.mark.parametrize(
+    "command", ["score", "correct", "models", "health", "train", "evaluate", "serve", "ppo", "derive"]
+)
 def test_help_of_any_command_needs_no_torch(command: str) -> None:
     code = (
         "import sys\nfrom redline.cli.app import app\n"

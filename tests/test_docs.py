@@ -37,6 +37,8 @@ def test_commands_that_are_written_down_exist(page: str, line: str) -> None:
     words = [w for w in shlex.split(line.replace("[", "").replace("]", ""), comments=True) if w != "&"]
     assert isinstance(COMMANDS, click.Group) or hasattr(COMMANDS, "commands")
     command = COMMANDS.commands[words[1]]  # type: ignore[attr-defined]
+    if hasattr(command, "commands"):
+        command = command.commands[words[2]]
     options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
     given = {word.split("=")[0] for word in words[2:] if word.startswith("--")}
     assert given <= options

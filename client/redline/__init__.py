@@ -23,6 +23,7 @@ from redline.errors import (
     RedlineError,
     ServiceError,
 )
+from redline.reranking import BestOf, abest_of, best_of
 from redline.results import CorrectResult, ScoreResult
 from redline.retry import NO_RETRY, RetryPolicy
 from redline.token_spans import token_spans
@@ -32,6 +33,7 @@ from redline.wire.correction import CorrectOptions, ItemCorrection
 __all__ = [
     "NO_RETRY",
     "AsyncRewardClient",
+    "BestOf",
     "ChatMessage",
     "CommandError",
     "ConnectionFailedError",
@@ -52,7 +54,9 @@ __all__ = [
     "ScoreOptions",
     "ScoreResult",
     "ServiceError",
+    "abest_of",
     "align_rewards",
+    "best_of",
     "check_offsets",
     "token_spans",
 ]

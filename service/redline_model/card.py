@@ -17,7 +17,7 @@ base_model: {base_model}
 
 - Base model: `{base_model}`
 - Longest sequence read: {max_tokens} tokens
-- Default reading: mode `{mode}`, aggregate `{aggregate}`
+- Default reading: mode {mode}, aggregate `{aggregate}`
 - Made by Redline {version} on {created_at}
 
 ## Use
@@ -27,14 +27,14 @@ redline serve THIS_FOLDER
 redline score --prompt "..." --response "..."
 ```
 
-The folder is an ordinary transformers model; `redline.json` adds the prompt template, how rewards are read,
-the calibration of the score scale, and a digest of every file.
+{folder} `redline.json` adds the prompt
+template, how rewards are read, the calibration of the score scale, and a digest of every file.
 
 ## Fitted on
 
 {data}
 
-## Held-out measurements
+## {measurements}
 
 {metrics}
 
@@ -45,10 +45,25 @@ little on prompts unlike those; an optimised policy will find where they are wro
 trained on, and the length and the KL divergence of the policy.
 """
 
+_DERIVED = "Measurements (on the pairs that the score scale was fitted on)"
 _WHAT = {
     "seq2seq": "It reads a prompt and a response and writes the better response (arXiv 2409.00162). Tokens that "
     "agree with what it would write earn reward, tokens that diverge lose it.",
     "scalar": "A Bradley-Terry model (arXiv 2009.01325): one number for a whole response, on its last token.",
+    "red": "A Bradley-Terry model read at every token (reward redistribution, arXiv 2411.08302): each token earns what "
+    "it adds to the score of the response so far.",
+    "dpo": "A policy fitted by direct preference optimisation (arXiv 2305.18290); each token earns `beta` times its "
+    "log-probability against the model that the policy started from, in `reference/`.",
+    "ensemble": "Several reward models as one (arXiv 2401.16635), each a bundle of its own in `members/`.",
+    "length_calibrated": "The reward model in `inner/` less what its scores owe to a response's length (arXiv "
+    "2409.17407).",
+}
+# a format over the manifest's extraction; kinds that are not here have no modes
+_MODES = {"seq2seq": "`{mode}`", "ensemble": "as its members'", "length_calibrated": "as that of `inner/`"}
+_FOLDERS = {
+    "dpo": "The folder is an ordinary transformers model, the policy, and so is `reference/`;",
+    "ensemble": "Each folder in `members/` is a complete bundle;",
+    "length_calibrated": "The folder `inner/` is a complete bundle;",
 }
 
 
@@ -61,10 +76,12 @@ def model_card(manifest: dict[str, Any]) -> str:
         base_model=manifest["base_model"],
         what=_WHAT[manifest["kind"]],
         max_tokens=manifest["max_tokens"],
-        mode=manifest["extraction"]["mode"] if manifest["kind"] == "seq2seq" else "none",
+        folder=_FOLDERS.get(manifest["kind"], "The folder is an ordinary transformers model;"),
+        mode=_MODES.get(manifest["kind"], "none").format(**manifest["extraction"]),
         aggregate=manifest["extraction"]["aggregate"],
         version=manifest["redline_version"],
         created_at=manifest["created_at"],
+        measurements=_DERIVED if "derived_from" in manifest["training"] else "Held-out measurements",
         data=data,
         metrics=metrics or "- none",
     )

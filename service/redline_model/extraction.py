@@ -145,6 +145,15 @@ def aggregate_rewards(rewards: Tensor, aggregate: Aggregate) -> float:
     return float(rewards[-1])
 
 
+def move_score(rewards: list[float], by: float, aggregate: Aggregate) -> list[float]:
+    """Token rewards whose aggregate is larger by ``by``; the last token alone carries the difference.
+
+    Under ``mean`` that is T times ``by``, so that what a sum of the rewards gains is T times what the score gains.
+    """
+    on_last = by * len(rewards) if aggregate == "mean" else by
+    return [*rewards[:-1], rewards[-1] + on_last]
+
+
 class Reading(NamedTuple):
     """A choice of mode (None: the model has no modes) and aggregate for one item."""
 
@@ -162,11 +171,10 @@ def choose_aggregate(asked: str | None, default: Aggregate) -> Aggregate:
     raise UnsupportedError(f"unknown aggregate {asked!r}; this model offers {', '.join(AGGREGATES)}")
 
 
-def choose_mode(asked: str | None, default: Mode) -> Mode:
+def choose_mode(asked: str | None, default: Mode, offered: tuple[Mode, ...] = MODES) -> Mode:
     """``asked`` as a mode, ``default`` where None. Raises UnsupportedError, naming what there is."""
-    if asked is None:
-        return default
-    for known in MODES:
-        if known == asked:
+    wanted = default if asked is None else asked
+    for known in offered:
+        if known == wanted:
             return known
-    raise UnsupportedError(f"unknown extraction mode {asked!r}; this model offers {', '.join(MODES)}")
+    raise UnsupportedError(f"unknown extraction mode {wanted!r}; this model offers {', '.join(offered)}")

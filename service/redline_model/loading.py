@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +14,11 @@ from pydantic import BaseModel, ConfigDict
 from redline_model.errors import BundleError, UnsupportedError
 
 Quantization = Literal["int8", "nf4"]
-Kind = Literal["seq2seq", "scalar"]
+Kind = Literal["seq2seq", "scalar", "red", "dpo", "ensemble", "length_calibrated"]
+# kinds whose weights are a sequence classifier of one label; an ensemble or a wrapper has none of its own, and the
+# weights of every other kind are a language model's
+CLASSIFIERS: frozenset[Kind] = frozenset({"scalar", "red"})
+DECODER_ONLY: frozenset[Kind] = CLASSIFIERS | {"dpo"}
 
 
 class Placement(BaseModel):
@@ -78,6 +84,15 @@ def load_tokenizer(source: str | Path) -> Any:
         raise BundleError(f"no tokenizer can be loaded from {source}: {_first_line(error)}") from error
 
 
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """``sha256:...`` over the vocabulary as sorted (token, id) pairs and the end token's id.
+
+    Two tokenizers with one fingerprint give every id the same meaning.
+    """
+    listing = json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id], ensure_ascii=True)
+    return "sha256:" + hashlib.sha256(listing.encode()).hexdigest()
+
+
 def load_config(source: str | Path) -> Any:
     """The transformers configuration of a folder or hub id; raises BundleError where there is none."""
     from transformers import AutoConfig
@@ -91,13 +106,14 @@ def load_config(source: str | Path) -> Any:
 def load_model(source: str | Path, kind: Kind, placement: Placement, *, must_be_complete: bool = False) -> Any:
     """A transformers model of the class that ``kind`` and the architecture need, in eval mode.
 
-    ``seq2seq``: causal or encoder-decoder LM. ``scalar``: sequence classification with one label.
+    ``seq2seq``: causal or encoder-decoder LM. ``scalar``, ``red``: sequence classification with one label.
+    ``dpo``: causal LM.
 
     ``must_be_complete``: weights that are missing are an error, not a fresh draw (a scalar head on a new base is one).
 
     Raises:
         BundleError: the weights cannot be read, or some are missing.
-        UnsupportedError: an encoder-decoder model as scalar, or an impossible device.
+        UnsupportedError: an encoder-decoder model as a kind that is decoder-only, or an impossible device.
     """
     from transformers import (
         AutoModelForCausalLM,
@@ -108,9 +124,9 @@ def load_model(source: str | Path, kind: Kind, placement: Placement, *, must_be_
     config = load_config(source)
     extra: dict[str, Any] = {}
     model_class: Any
-    if kind == "scalar":
-        if config.is_encoder_decoder:
-            raise UnsupportedError("scalar reward models are decoder-only; this base is an encoder-decoder model")
+    if kind in DECODER_ONLY and config.is_encoder_decoder:
+        raise UnsupportedError(f"{kind} reward models are decoder-only; {source} is an encoder-decoder model")
+    if kind in CLASSIFIERS:
         model_class, extra = AutoModelForSequenceClassification, {"num_labels": 1}
     else:
         model_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM

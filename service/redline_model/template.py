@@ -49,6 +49,16 @@ class Template(BaseModel):
     chat_kwargs: dict[str, Any] = {"date_string": "01 Jan 2025", "enable_thinking": False}
 
     @classmethod
+    def of_policy(cls, tokenizer: Any) -> Template:
+        """The prompt that a policy is given: the chat template as it stands, or the prompt's bare text.
+
+        The date alone is fixed, so that a score is the same tomorrow.
+        """
+        if getattr(tokenizer, "chat_template", None):
+            return cls(style="chat", chat_kwargs={"date_string": "01 Jan 2025"})
+        return cls(style="plain", turn="", turn_end="", rewrite="")
+
+    @classmethod
     def fitting(cls, tokenizer: Any, instruction: str | None = None) -> Template:
         """``chat`` where the tokenizer has a chat template, else ``plain``."""
         chosen = cls(style="chat" if getattr(tokenizer, "chat_template", None) else "plain")
@@ -121,7 +131,7 @@ class Encoder:
         self.end_id: int = tokenizer.eos_token_id
         self.vocab_size = vocab_size
         self.max_tokens = max_tokens
-        self._arrangement = arrangement
+        self.arrangement = arrangement
         bare = tokenizer("a", add_special_tokens=False)["input_ids"]
         framed = tokenizer("a")["input_ids"]
         at = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), 0)
@@ -165,9 +175,9 @@ class Encoder:
                 raise InvalidPromptError(f"the chat template leaves out a turn of roles {list(roles)}")
             literals.append(self._special(before))
         literals.append(self._special(text))
-        if template.style == "plain" or self._arrangement == "encoder_decoder":
+        if template.style == "plain" or self.arrangement == "encoder_decoder":
             literals[0] = (*self._head_ids, *literals[0])
-        if self._arrangement == "encoder_decoder":
+        if self.arrangement == "encoder_decoder":
             literals[-1] = (*literals[-1], *self._tail_ids)
         return tuple(literals)
 
@@ -207,6 +217,8 @@ class Encoder:
         prefix: list[int] = []
         for literal, content in zip(literals, [*contents, []], strict=False):
             prefix += [*literal, *content]
+        if not prefix and self.arrangement == "judge":
+            raise InvalidPromptError("nothing is left of the prompt; its last token is where the response begins")
         return prefix, list(literals[-1]), is_truncated
 
     def encode_response(self, item: Item) -> tuple[list[int], list[Span], str, bool]:
@@ -242,9 +254,9 @@ class Encoder:
 
     def length(self, prefix: int, response: int, request: int, target: int) -> int:
         """Tokens that count against ``max_tokens``, from the lengths of the pieces."""
-        if self._arrangement == "rewrite":
+        if self.arrangement == "rewrite":
             return prefix + response + request + target
-        if self._arrangement == "encoder_decoder":
+        if self.arrangement == "encoder_decoder":
             return max(prefix + response + request, target)
         return prefix + target
 

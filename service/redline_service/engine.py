@@ -33,7 +33,7 @@ from redline_model.bundle import Bundle
 from redline_model.edits import edits_between
 from redline_model.errors import RedlineModelError, UnsupportedError
 from redline_model.extraction import AGGREGATES, Reading
-from redline_model.scorers import Correction, Seq2SeqScorer, reading_of
+from redline_model.scorers import Correction, reading_key, reading_of
 from redline_model.template import EncodedItem
 from redline_service.batching import Batcher, BatchObserver
 from redline_service.correcting import Corrector
@@ -199,13 +199,13 @@ class Engine:
             )
         try:
             reading = reading_of(self._scorer, options.mode, options.aggregate)
-            if options.correction and not isinstance(self._scorer, Seq2SeqScorer):
+            if options.correction and not self._scorer.can_correct:
                 raise UnsupportedError(f"a {self._scorer.kind} model writes no correction")
         except UnsupportedError as error:
             raise RequestError(ErrorCode.UNSUPPORTED, str(error)) from error
         calibration = None
         if options.calibrated:
-            key = f"{reading.mode or self._scorer.kind}/{reading.aggregate}"
+            key = reading_key(self._scorer, reading)
             fit = self.bundle.manifest.calibration.get(key)
             if fit is None:
                 raise RequestError(ErrorCode.UNSUPPORTED, f"this bundle was not calibrated for {key}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from redline_model.loading import Placement, load_model
+from redline_model.loading import CLASSIFIERS, Placement, load_model
 from redline_trainer.config import TrainConfig
 
 
@@ -27,7 +27,7 @@ def trainable_model(config: TrainConfig, placement: Placement) -> Any:
     elif config.gradient_checkpointing:
         base.gradient_checkpointing_enable()
         base.enable_input_require_grads()
-    if config.kind == "scalar":
+    if config.kind in CLASSIFIERS:
         task = TaskType.SEQ_CLS
     else:
         task = TaskType.SEQ_2_SEQ_LM if base.config.is_encoder_decoder else TaskType.CAUSAL_LM

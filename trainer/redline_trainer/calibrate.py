@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from redline_model.bundle import CalibrationFit
+from redline_model.manifest import CalibrationFit
 
 # A set that is ranked without a mistake has its likeliest temperature at 0; half a mistake more is assumed.
 _PSEUDO_MISTAKES = 0.5

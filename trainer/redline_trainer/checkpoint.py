@@ -14,7 +14,7 @@ import torch
 from redline_model.errors import RedlineModelError
 from redline_trainer.adapters import learned_state, load_learned_state
 from redline_trainer.config import TrainConfig
-from redline_trainer.objectives import EncodedPair
+from redline_trainer.objectives import EncodedPair, Objective
 
 
 class ResumeError(RedlineModelError):
@@ -29,13 +29,16 @@ def run_identity(config: TrainConfig, pairs: Sequence[EncodedPair]) -> str:
     return digest.hexdigest()
 
 
-def save_checkpoint(path: Path, identity: str, step: int, model: Any, optimizer: torch.optim.Optimizer) -> None:
+def save_checkpoint(
+    path: Path, identity: str, step: int, model: Any, optimizer: torch.optim.Optimizer, objective: Objective[Any]
+) -> None:
     """Write everything the next step depends on, atomically."""
     state = {
         "identity": identity,
         "step": step,
         "model": learned_state(model),
         "optimizer": optimizer.state_dict(),
+        "objective": objective.state(),
         "torch_rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "python_rng": random.getstate(),
@@ -59,7 +62,7 @@ def saved_step(path: Path) -> int:
     return int(_read(path)["step"]) if path.exists() else 0
 
 
-def resume(path: Path, identity: str, model: Any, optimizer: torch.optim.Optimizer) -> int:
+def resume(path: Path, identity: str, model: Any, optimizer: torch.optim.Optimizer, objective: Objective[Any]) -> int:
     """Restore a run and return the steps done; 0 where there is no checkpoint.
 
     Raises:
@@ -72,6 +75,7 @@ def resume(path: Path, identity: str, model: Any, optimizer: torch.optim.Optimiz
         raise ResumeError(f"{path} is of a run with other settings or data; remove it to start over")
     load_learned_state(model, state["model"])
     optimizer.load_state_dict(state["optimizer"])
+    objective.load_state(state["objective"])
     torch.set_rng_state(state["torch_rng"])
     if state["cuda_rng"]:
         torch.cuda.set_rng_state_all(state["cuda_rng"])

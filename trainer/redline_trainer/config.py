@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from redline_model.extraction import Aggregate, Mode
+from redline_model.loading import CLASSIFIERS
 
 
 class TrainConfig(BaseModel):
@@ -16,12 +17,14 @@ class TrainConfig(BaseModel):
     ``pairs_per_step`` is the batch size of an optimiser step; its rows are put through the model in
     microbatches of at most ``max_batch_tokens`` with padding. ``method``: all weights (``full``), low-rank
     adapters (``lora``), or those on a 4-bit base (``qlora``). ``identity_weight`` is ``w_id`` (docs/method.md).
-    ``max_steps`` wins over ``epochs``.
+    ``beta``: of ``dpo``, reward for a nat. ``odin``: a length head beside the quality head, with the weights of its
+    two losses (kinds scalar and red). ``smoothing_rate``: how far a pair's label moves to the model's own
+    prediction at each visit, 0 not at all (kinds scalar and red). ``max_steps`` wins over ``epochs``.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    kind: Literal["seq2seq", "scalar"] = "seq2seq"
+    kind: Literal["seq2seq", "scalar", "red", "dpo"] = "seq2seq"
     base: str
     out: Path
     method: Literal["full", "lora", "qlora"] = "full"
@@ -38,6 +41,11 @@ class TrainConfig(BaseModel):
     correction_weight: float = Field(default=1.0, ge=0)
     identity_weight: float = Field(default=1.0, ge=0)
     mismatch_weight: float = Field(default=0.0, ge=0)
+    beta: float = Field(default=0.1, gt=0)
+    odin: bool = False
+    odin_length_weight: float = Field(default=1.0, ge=0)
+    odin_orthogonality_weight: float = Field(default=1.0, ge=0)
+    smoothing_rate: float = Field(default=0.0, ge=0, le=1)
     lora_rank: int = Field(default=16, ge=1)
     lora_alpha: float = Field(default=32.0, gt=0)
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -59,6 +67,8 @@ class TrainConfig(BaseModel):
     def _consistent(self) -> Self:
         if self.kind == "seq2seq" and self.correction_weight + self.identity_weight + self.mismatch_weight == 0:
             raise ValueError("with every mapping's weight at 0 there is nothing to learn")
+        if self.kind not in CLASSIFIERS and (self.odin or self.smoothing_rate):
+            raise ValueError(f"odin and smoothing_rate are options of the kinds scalar and red, not of {self.kind}")
         return self
 
     def identity(self) -> dict[str, object]:

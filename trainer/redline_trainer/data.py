@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redline_model.bundle import DataSource, file_digest
 from redline_model.errors import DataError
+from redline_model.folders import file_digest
+from redline_model.manifest import DataSource
 
 Message = dict[str, str]
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")

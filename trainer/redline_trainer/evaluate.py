@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from pydantic import BaseModel
 
-from redline_model.bundle import CalibrationFit
-from redline_model.extraction import AGGREGATES, MODES, Reading, TokenStatistics
-from redline_model.scorers import Scorer, Seq2SeqScorer, measure_all, reading_of
+from redline_model.extraction import TokenStatistics
+from redline_model.manifest import CalibrationFit
+from redline_model.scorers import Scorer, Seq2SeqScorer, all_readings, measure_all, reading_key
 from redline_trainer.calibrate import calibrate
 from redline_trainer.objectives import EncodedPair, correction_of
 
@@ -44,19 +44,6 @@ class Evaluated(NamedTuple):
 
     evaluation: Evaluation
     calibration: dict[str, CalibrationFit]
-
-
-def reading_key(reading: Reading) -> str:
-    """``mode/aggregate``, the key of calibrations and accuracies."""
-    return f"{reading.mode or 'scalar'}/{reading.aggregate}"
-
-
-def all_readings(scorer: Scorer[Any]) -> list[Reading]:
-    """Every way to read this scorer, its default first."""
-    default = reading_of(scorer)
-    modes = MODES if scorer.modes else (None,)
-    rest = [Reading(m, a) for m in modes for a in AGGREGATES]
-    return [default, *(r for r in rest if r != default)]
 
 
 def accuracy_by_prompt(differences: Sequence[float], prompt_keys: Sequence[str], seed: int = 0) -> Interval:
@@ -95,8 +82,8 @@ def evaluate(scorer: Scorer[Any], pairs: Sequence[EncodedPair], max_batch_tokens
         won = [scorer.read(m, reading).score for m in chosen]
         lost = [scorer.read(m, reading).score for m in rejected]
         differences = [w - r for w, r in zip(won, lost, strict=True)]
-        accuracy[reading_key(reading)] = accuracy_by_prompt(differences, keys, seed)
-        calibration[reading_key(reading)] = calibrate(won, lost)
+        accuracy[reading_key(scorer, reading)] = accuracy_by_prompt(differences, keys, seed)
+        calibration[reading_key(scorer, reading)] = calibrate(won, lost)
     evaluation = Evaluation(accuracy=accuracy)
     if isinstance(scorer, Seq2SeqScorer):
         evaluation = evaluation.model_copy(

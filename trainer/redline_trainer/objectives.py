@@ -9,26 +9,29 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from redline_model.batches import pack_by_length
 from redline_model.causal import Branch
 from redline_model.scorers.scalar import ScalarForward
 from redline_model.targets import TargetForward, target_forward
 from redline_model.template import EncodedItem
+from redline_trainer.smoothing import SmoothedLabels
 
 U = TypeVar("U")
 
 
 class EncodedPair(NamedTuple):
-    """A pair as ids, and the key that says which pairs share a prompt.
+    """A pair as ids.
 
-    ``stray``: the chosen response to another prompt, behind this one; None where the objective asks for none.
+    ``prompt_key`` says which pairs share a prompt, ``number`` is the pair's place in the list it came with. ``stray``:
+    the chosen response to another prompt, behind this one; None where the objective asks for none.
     """
 
     chosen: EncodedItem
     rejected: EncodedItem
     prompt_key: str
+    number: int = 0
     stray: EncodedItem | None = None
 
 
@@ -54,6 +57,18 @@ class Objective(Protocol[U]):
     def loss(self, units: Sequence[U]) -> Tensor:
         """The summed loss, a scalar."""
         ...
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Weights of its own that learn beside the model's and are not served."""
+        return []
+
+    def state(self) -> dict[str, Any]:
+        """What it has learned, on the CPU: a checkpoint keeps it."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Put ``state`` back, in place."""
+        return
 
 
 class Mapping(NamedTuple):
@@ -101,7 +116,7 @@ def target_nll(forward: TargetForward, items: Sequence[EncodedItem]) -> Tensor:
     return torch.cat([F.cross_entropy(logits.float(), ids, reduction="none") for logits, ids in forward.logits(items)])
 
 
-class Seq2SeqObjective:
+class Seq2SeqObjective(Objective[Mapping]):
     """``L = -E[log pi(y_w|x, y_l) + w_id log pi(y_w|x, y_w)]`` (arXiv 2409.00162), mean over target tokens.
 
     **Ours**: a third term ``w_mis log pi(y_w|x, y')``, where ``y'`` was chosen for another prompt. Without it the model
@@ -155,11 +170,15 @@ class Seq2SeqObjective:
         return (nll * weights.repeat_interleave(sizes)).sum()
 
 
-class ScalarObjective:
-    """Bradley-Terry: ``-log sigmoid(r_w - r_l)`` (arXiv 2009.01325), mean over pairs."""
+class ScalarObjective(Objective[EncodedPair]):
+    """Bradley-Terry: ``-log sigmoid(r_w - r_l)`` (arXiv 2009.01325), mean over pairs.
 
-    def __init__(self, model: Any) -> None:
-        self._forward = ScalarForward(model)
+    ``labels``: soft ones, in place of the certainty that the chosen side wins.
+    """
+
+    def __init__(self, model: Any, labels: SmoothedLabels | None = None) -> None:
+        self.forward = ScalarForward(model)
+        self._labels = labels
 
     def units(self, pair: EncodedPair) -> list[EncodedPair]:
         """The pair itself: both sides stand in one batch."""
@@ -167,7 +186,7 @@ class ScalarObjective:
 
     def batches(self, units: Sequence[EncodedPair], max_tokens: int) -> Iterator[list[int]]:
         """Pairs of one prompt together where its computation can be shared, else of like length."""
-        causal = self._forward.causal
+        causal = self.forward.causal
         if not causal.is_ragged:
             return pack_by_length(units, lambda u: 2 * max(map(self._length, (u.chosen, u.rejected))), max_tokens)
         # a pair as one branch: both sides of a comparison stand in one pass
@@ -187,6 +206,21 @@ class ScalarObjective:
 
     def loss(self, units: Sequence[EncodedPair]) -> Tensor:
         """Summed over the comparisons."""
-        rewards = self._forward([u.chosen for u in units] + [u.rejected for u in units])
+        rewards = self.forward([u.chosen for u in units] + [u.rejected for u in units])
         chosen, rejected = rewards.chunk(2)
-        return -F.logsigmoid(chosen - rejected).sum()
+        return self.ranking(units, chosen - rejected)
+
+    def ranking(self, units: Sequence[EncodedPair], differences: Tensor) -> Tensor:
+        """The summed cross-entropy of the comparisons, from ``r_w - r_l`` ``(B,)``."""
+        if self._labels is None:
+            return -F.logsigmoid(differences).sum()
+        return self._labels.loss([unit.number for unit in units], differences)
+
+    def state(self) -> dict[str, Any]:
+        """The labels, if they are soft."""
+        return {} if self._labels is None else self._labels.state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Put ``state`` back, in place."""
+        if self._labels is not None:
+            self._labels.load_state(state)

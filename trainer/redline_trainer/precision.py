@@ -16,7 +16,7 @@ from redline_model.bundle import Bundle
 from redline_model.errors import DataError, UnsupportedError
 from redline_model.extraction import TokenStatistics
 from redline_model.loading import Placement
-from redline_model.scorers import measure_all, reading_of
+from redline_model.scorers import measure_all, reading_key, reading_of
 from redline_trainer.data import Pair
 from redline_trainer.evaluate import Interval, accuracy_by_prompt
 from redline_trainer.train import encode_pairs
@@ -117,14 +117,14 @@ def compare_precisions(
                 score_shift=float((scores - reference[1]).mean()),
                 score_spread=float(reference[1].std()),
                 judged_tokens_per_s=sum(len(item.target_ids) for item in items) / seconds,
-                weights_mb=scorer.model.get_memory_footprint() / 2**20,
+                weights_mb=sum(model.get_memory_footprint() for model in scorer.models) / 2**20,
             )
         )
         yield PrecisionTable(
             bundle=str(bundle),
             digest=loaded.digest,
             device=str(scorer.model.device),
-            reading=f"{reading.mode or scorer.kind}/{reading.aggregate}",
+            reading=reading_key(scorer, reading),
             pairs=len(encoded),
             skipped_pairs=skipped,
             rows=list(rows),

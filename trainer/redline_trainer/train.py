@@ -14,17 +14,20 @@ from typing import Any, NamedTuple
 
 import torch
 
-from redline_model.bundle import DataSource, Manifest, make_encoder, make_scorer, save_bundle
-from redline_model.errors import BundleError, DataError, ItemError, RedlineModelError, TooLongError
+from redline_model.bundle import make_encoder, make_scorer, save_bundle
+from redline_model.errors import DataError, ItemError, RedlineModelError, TooLongError
 from redline_model.extraction import Extraction
+from redline_model.folders import check_free
 from redline_model.loading import Placement, load_config, load_tokenizer, token_limit
-from redline_model.template import Encoder, Item, Template
-from redline_trainer.adapters import inner, merged, trainable_model
+from redline_model.manifest import DataSource, Manifest
+from redline_model.template import Encoder, Item
+from redline_trainer.adapters import merged, trainable_model
 from redline_trainer.checkpoint import resume, run_identity, save_checkpoint, saved_step
 from redline_trainer.config import TrainConfig
 from redline_trainer.data import Pair, listing, split_by_prompt
 from redline_trainer.evaluate import Evaluation, evaluate
-from redline_trainer.objectives import EncodedPair, Objective, ScalarObjective, Seq2SeqObjective, with_strays
+from redline_trainer.objectives import EncodedPair, Objective, with_strays
+from redline_trainer.recipes import bundle_parts, frozen_reference, make_objective, scorer_options, template_for
 
 
 class DivergedError(RedlineModelError):
@@ -78,7 +81,8 @@ def encode_pairs(encoder: Encoder, pairs: Sequence[Pair], on_too_long: str) -> t
     skipped = 0
     for pair in pairs:
         try:
-            encoded.append(_encode_pair(encoder, pair, may_truncate=on_too_long == "truncate"))
+            sides = _encode_pair(encoder, pair, may_truncate=on_too_long == "truncate")
+            encoded.append(sides._replace(number=len(encoded)))
         except TooLongError as error:
             if on_too_long == "skip":
                 skipped += 1
@@ -179,12 +183,11 @@ def train(
         ResumeError: an unfinished run with other settings stands in the way.
     """
     # 1. what can fail fails before anything is spent
-    if config.out.exists() and not overwrite:
-        raise BundleError(f"{config.out} exists already; choose another folder or ask to overwrite")
+    check_free(config.out, overwrite=overwrite)
     placement = Placement(device=config.device)
     base_config, tokenizer = load_config(config.base), load_tokenizer(config.base)
     limit = token_limit(base_config, config.max_tokens)
-    template = Template.fitting(tokenizer, config.instruction)
+    template = template_for(config, tokenizer)
     encoder = make_encoder(config.kind, base_config, tokenizer, template, limit)
     if held_out is None:
         pairs, held_out = split_by_prompt(pairs, config.held_out_share)
@@ -198,17 +201,15 @@ def train(
     torch.manual_seed(config.seed)
     random.seed(config.seed)
     model = trainable_model(config, placement)
-    learning = [p for p in model.parameters() if p.requires_grad]
+    # with adapters the reference is the same weights without them, and is loaded only to be saved
+    reference = frozen_reference(config, placement) if config.method == "full" else None
+    objective = make_objective(config, model, len(training), reference)
+    learning = [p for p in model.parameters() if p.requires_grad] + objective.parameters()
     optimizer = torch.optim.AdamW(learning, lr=config.step_size, betas=(0.9, 0.95), weight_decay=config.weight_decay)
-    objective: Objective[Any] = (
-        ScalarObjective(inner(model))
-        if config.kind == "scalar"
-        else Seq2SeqObjective(inner(model), config.identity_weight, config.correction_weight, config.mismatch_weight)
-    )
     steps = config.max_steps or max(1, math.ceil(config.epochs * len(training) / config.pairs_per_step))
     state = checkpoint_path(config.out)
     identity = run_identity(config, training)
-    done = resume(state, identity, model, optimizer)  # last, for it restores the random generators
+    done = resume(state, identity, model, optimizer, objective)  # last, for it restores the random generators
 
     # 3. the steps
     for step in range(done, steps):
@@ -219,12 +220,13 @@ def train(
         for observe in observers:
             observe(report)
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
-            save_checkpoint(state, identity, step + 1, model, optimizer)
+            save_checkpoint(state, identity, step + 1, model, optimizer, objective)
 
     # 4. measured as it will be served, then saved
     final = merged(model, config, placement)
     extraction = Extraction(mode=config.mode, aggregate=config.aggregate)
-    scorer = make_scorer(config.kind, final, encoder, extraction)
+    reference = reference or frozen_reference(config, placement)
+    scorer = make_scorer(config.kind, final, encoder, extraction, **scorer_options(config, reference))
     evaluated = evaluate(scorer, measuring, config.max_batch_tokens, config.seed) if measuring else None
     manifest = Manifest(
         kind=config.kind,
@@ -232,12 +234,14 @@ def train(
         max_tokens=limit,
         template=template,
         extraction=extraction,
+        beta=config.beta if config.kind == "dpo" else None,
         calibration=evaluated.calibration if evaluated else {},
         data=list(data),
         metrics=evaluated.evaluation.model_dump(exclude_none=True) if evaluated else {},
         training={**config.model_dump(mode="json", exclude={"out"}), "steps": steps, "pairs": len(training)},
     )
-    written = save_bundle(config.out, manifest, final, tokenizer, overwrite=overwrite)
+    parts = bundle_parts(reference)
+    written = save_bundle(config.out, manifest, final, tokenizer, parts=parts, overwrite=overwrite)
     shutil.rmtree(state.parent, ignore_errors=True)
     evaluation = evaluated.evaluation if evaluated else None
     return TrainResult(config.out, written, evaluation, len(training), len(measuring), skipped + skipped_too)

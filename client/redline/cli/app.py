@@ -7,7 +7,7 @@ import sys
 import typer
 from pydantic import ValidationError
 
-from redline.cli import correct, evaluate, ppo, score, serve, status, train
+from redline.cli import correct, derive, evaluate, ppo, score, serve, status, train
 from redline.errors import RedlineError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("train")(train.train)
+app.add_typer(derive.app, name="derive")
 app.command("evaluate")(evaluate.evaluate)
 app.command("serve")(serve.serve)
 app.command("score")(score.score)

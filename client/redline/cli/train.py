@@ -16,7 +16,7 @@ def train(
     pairs: Annotated[list[str], typer.Option("--pairs", help="JSONL file (plain or gzip), or hub id; repeatable.")],
     base: Annotated[str, typer.Option(help="Language model to start from: folder or hub id.")],
     out: OutFolder,
-    kind: Annotated[str, typer.Option(help="seq2seq, or scalar (Bradley-Terry).")] = "seq2seq",
+    kind: Annotated[str, typer.Option(help="seq2seq, scalar (Bradley-Terry), red or dpo.")] = "seq2seq",
     held_out: Annotated[
         list[str] | None, typer.Option("--eval", help="Held-out pairs; default: a share of --pairs.")
     ] = None,
@@ -31,7 +31,15 @@ def train(
         str, typer.Option(help="Pairs that are too long: error, truncate (the prompt) or skip.")
     ] = "error",
     learning_rate: Annotated[float | None, typer.Option(help="Default 2e-5; 2e-4 with adapters.")] = None,
-    identity_weight: Annotated[float, typer.Option(help="Weight of the identity mapping, w_id.")] = 1.0,
+    correction_weight: Annotated[float, typer.Option(help="Weight of the correction mapping (seq2seq).")] = 1.0,
+    identity_weight: Annotated[float, typer.Option(help="Weight of the identity mapping, w_id (seq2seq).")] = 1.0,
+    beta: Annotated[float, typer.Option(help="Reward for a nat of log-ratio (dpo).")] = 0.1,
+    odin: Annotated[bool, typer.Option("--odin", help="Take length out of the score (scalar, red).")] = False,
+    odin_length_weight: Annotated[float, typer.Option(help="Weight of ODIN's length loss.")] = 1.0,
+    odin_orthogonality_weight: Annotated[float, typer.Option(help="Weight of ODIN's orthogonality loss.")] = 1.0,
+    smoothing_rate: Annotated[
+        float, typer.Option(help="How far labels move to the model's prediction at a visit (scalar, red).")
+    ] = 0.0,
     lora_rank: Annotated[int, typer.Option(help="Rank of the adapters.")] = 16,
     gradient_checkpointing: Annotated[bool, typer.Option(help="Trade time for memory.")] = False,
     instruction: Annotated[str | None, typer.Option(help="How the model is asked for its rewrite.")] = None,
@@ -70,7 +78,13 @@ def train(
         max_batch_tokens=max_batch_tokens,
         max_tokens=max_tokens,
         learning_rate=learning_rate,
+        correction_weight=correction_weight,
         identity_weight=identity_weight,
+        beta=beta,
+        odin=odin,
+        odin_length_weight=odin_length_weight,
+        odin_orthogonality_weight=odin_orthogonality_weight,
+        smoothing_rate=smoothing_rate,
         lora_rank=lora_rank,
         gradient_checkpointing=gradient_checkpointing,
         instruction=instruction,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from redline_model.errors import UnsupportedError
-from redline_model.extraction import Extraction, Mode, Reading, choose_aggregate, choose_mode
+from redline_model.extraction import AGGREGATES, Extraction, Mode, Reading, choose_aggregate, choose_mode
 from redline_model.prefixes import Prefix
 from redline_model.rewriting import Correction, Rewriter
 from redline_model.template import EncodedItem, Encoder
@@ -26,7 +26,8 @@ class Scorer(Protocol[M]):
     """A loaded reward model. ``encode`` is thread-safe; the rest belongs to one worker.
 
     Scoring has two halves: ``measure`` runs the model, ``read`` turns what it measured into rewards, so that
-    items read in different ways share a forward pass.
+    items read in different ways share a forward pass. ``models`` are all transformers models inside, ``model`` the
+    first of them, whose device and dtype are told. ``can_correct``: ``rewriter`` gives one.
     """
 
     kind: str
@@ -34,6 +35,8 @@ class Scorer(Protocol[M]):
     extraction: Extraction
     encoder: Encoder
     model: Any
+    models: tuple[Any, ...]
+    can_correct: bool
 
     def length(self, item: EncodedItem) -> int:
         """Tokens the model reads for this item."""
@@ -75,10 +78,22 @@ def reading_of(scorer: Scorer[Any], mode: str | None = None, aggregate: str | No
     """The reading meant by a caller's words, the bundle's defaults filled in. Raises UnsupportedError."""
     chosen = choose_aggregate(aggregate, scorer.extraction.aggregate)
     if scorer.modes:
-        return Reading(choose_mode(mode, scorer.extraction.mode), chosen)
+        return Reading(choose_mode(mode, scorer.extraction.mode, scorer.modes), chosen)
     if mode is not None:
         raise UnsupportedError(f"a {scorer.kind} model has no extraction modes; leave 'mode' out")
     return Reading(None, chosen)
+
+
+def reading_key(scorer: Scorer[Any], reading: Reading) -> str:
+    """``mode/aggregate``, the key of calibrations and accuracies; a kind without modes stands in for the mode."""
+    return f"{reading.mode or scorer.kind}/{reading.aggregate}"
+
+
+def all_readings(scorer: Scorer[Any]) -> list[Reading]:
+    """Every way to read this scorer, its default first."""
+    default = reading_of(scorer)
+    rest = [Reading(mode, aggregate) for mode in scorer.modes or (None,) for aggregate in AGGREGATES]
+    return [default, *(reading for reading in rest if reading != default)]
 
 
 def unsupported_correction(kind: str) -> UnsupportedError:

@@ -37,9 +37,26 @@ class ScalarForward:
 
     def __call__(self, items: Sequence[EncodedItem]) -> Tensor:
         """The reward of each item, ``(B,)`` in float32, read at the last token."""
+        return self.read(self.pooled(items))
+
+    def pooled(self, items: Sequence[EncodedItem]) -> Tensor:
+        """The hidden state of each item's last token, ``(B, hidden)``."""
         last = [range(len(item.target_ids) - 1, len(item.target_ids)) for item in items]
-        pooled = self.causal([branch_of(item) for item in items], last)
-        rewards: Tensor = self._model.score(pooled.to(self._model.score.weight.dtype)).squeeze(-1).float()
+        return self.causal([branch_of(item) for item in items], last)
+
+    def values(self, branches: Sequence[Branch], wanted: Sequence[range]) -> Tensor:
+        """The head read at the branches' ``wanted`` positions, one after the other, ``(N,)`` in float32."""
+        return self.read(self.causal(branches, wanted))
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The head's weights, ``(1, hidden)``."""
+        weight: Tensor = self._model.score.weight
+        return weight
+
+    def read(self, hidden: Tensor) -> Tensor:
+        """The head's value of hidden states ``(N, hidden)``, ``(N,)`` in float32."""
+        rewards: Tensor = self._model.score(hidden.to(self._model.score.weight.dtype)).squeeze(-1).float()
         return rewards
 
 
@@ -55,9 +72,11 @@ class ScalarScorer:
 
     kind = "scalar"
     modes: tuple[Mode, ...] = ()
+    can_correct = False
 
     def __init__(self, model: Any, encoder: Encoder, extraction: Extraction, *, prefix_cache_tokens: int = 0) -> None:
         self.model = model
+        self.models = (model,)
         self._forward = ScalarForward(model, prefix_cache_tokens)
         self.encoder = encoder
         self.extraction = extraction

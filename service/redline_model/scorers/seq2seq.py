@@ -42,9 +42,11 @@ class Seq2SeqScorer:
 
     kind = "seq2seq"
     modes: tuple[Mode, ...] = MODES
+    can_correct = True
 
     def __init__(self, model: Any, encoder: Encoder, extraction: Extraction, *, prefix_cache_tokens: int = 0) -> None:
         self.model = model
+        self.models = (model,)
         self.encoder = encoder
         self.extraction = extraction
         self._forward = target_forward(model, prefix_cache_tokens)

@@ -1,0 +1,133 @@
+"""``redline derive``: bundles made of other bundles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from redline.cli.options import Device, OutFolder
+from redline.cli.terminal import need, prepare_torch
+from redline.errors import CommandError
+
+if TYPE_CHECKING:
+    from redline_model.derive import Measure
+    from redline_model.manifest import Manifest
+
+app = typer.Typer(help="Make a bundle of other bundles, without training.", no_args_is_help=True)
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands at --out.")]
+Pairs = Annotated[
+    list[str] | None, typer.Option("--pairs", help="Pairs to calibrate the score scale on; default: no calibration.")
+]
+MaxBatchTokens = Annotated[int, typer.Option(help="Tokens of one forward pass.")]
+
+
+@app.command("red")
+def red(
+    bundle: Annotated[str, typer.Argument(help="A scalar bundle: folder or hub id.")],
+    out: OutFolder,
+    pairs: Pairs = None,
+    max_batch_tokens: MaxBatchTokens = 2048,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Read a scalar model at every token: r_t = R(x, y_<=t) - R(x, y_<t) (arXiv 2411.08302)."""
+    _prepare()
+    from redline_model.derive import derive_red
+    from redline_model.loading import Placement
+
+    manifest = derive_red(
+        bundle,
+        out,
+        placement=Placement(device=device),
+        measure=_measure(pairs, max_batch_tokens),
+        overwrite=overwrite,
+    )
+    _report(manifest, out)
+
+
+@app.command("ensemble")
+def ensemble(
+    bundles: Annotated[list[str], typer.Argument(help="Two bundles or more: folders or hub ids.")],
+    out: OutFolder,
+    combine: Annotated[str, typer.Option(help="mean, min or mean_minus_variance.")] = "mean",
+    variance_weight: Annotated[float, typer.Option(help="Lambda of mean_minus_variance.")] = 1.0,
+    pairs: Pairs = None,
+    max_batch_tokens: MaxBatchTokens = 2048,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Several bundles as one (arXiv 2401.16635)."""
+    _prepare()
+    from redline_model.derive import derive_ensemble
+    from redline_model.loading import Placement
+
+    chosen: Any = combine
+    manifest = derive_ensemble(
+        bundles,
+        out,
+        combine=chosen,
+        variance_weight=variance_weight,
+        placement=Placement(device=device),
+        measure=_measure(pairs, max_batch_tokens),
+        overwrite=overwrite,
+    )
+    _report(manifest, out)
+
+
+@app.command("length-calibrated")
+def length_calibrated(
+    bundle: Annotated[str, typer.Argument(help="Any bundle: folder or hub id.")],
+    pairs: Annotated[
+        list[str], typer.Option("--pairs", help="JSONL file (plain or gzip), or hub id; repeatable. Both sides count.")
+    ],
+    out: OutFolder,
+    fraction: Annotated[float, typer.Option(help="Share of the responses in each local regression.")] = 0.3,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many pairs.")] = None,
+    max_batch_tokens: MaxBatchTokens = 2048,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Take the trend in length out of a bundle's scores: r - LOWESS(r | length) (arXiv 2409.17407)."""
+    _prepare()
+    from redline_model.loading import Placement
+    from redline_trainer.data import load_pairs
+    from redline_trainer.length_calibration import derive_length_calibrated
+
+    loaded, data = load_pairs(pairs)
+    manifest = derive_length_calibrated(
+        bundle,
+        out,
+        loaded[:limit],
+        fraction=fraction,
+        data=data,
+        placement=Placement(device=device),
+        max_batch_tokens=max_batch_tokens,
+        overwrite=overwrite,
+    )
+    _report(manifest, out)
+
+
+def _prepare() -> None:
+    need("train", "torch", "transformers", "peft", "datasets", "safetensors")
+    prepare_torch()
+
+
+def _measure(pairs: list[str] | None, max_batch_tokens: int) -> Measure | None:
+    if not pairs:
+        return None
+    from redline_trainer.data import load_pairs
+    from redline_trainer.length_calibration import measure_on
+
+    loaded, data = load_pairs(pairs)
+    if not loaded:
+        raise CommandError("there are no pairs to calibrate on")
+    return measure_on(loaded, data, max_batch_tokens)
+
+
+def _report(manifest: Manifest, out: Path) -> None:
+    for name, interval in list(manifest.metrics.get("accuracy", {}).items())[:1]:
+        print(f"{name} ranks {interval['mean']:.1%} of {interval['pairs']} pairs right")
+    print(f"wrote {out} ({manifest.kind} bundle, {manifest.digest()[:19]})")

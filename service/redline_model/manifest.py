@@ -1,0 +1,136 @@
+"""``redline.json``: what a bundle says of itself, and whether the folder around it is what it says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from redline_model.errors import BundleError, UnsupportedError
+from redline_model.extraction import Extraction
+from redline_model.folders import file_digest
+from redline_model.loading import Kind
+from redline_model.scorers import EnsembleOptions, LengthCalibration
+from redline_model.template import Template
+
+MANIFEST = "redline.json"
+FORMAT_VERSION = 1
+_READ_BY_TRANSFORMERS = {".json", ".safetensors", ".bin", ".jinja", ".model", ".txt", ".py"}
+# the field that a kind has and no other
+_OWN_FIELDS: dict[Kind, str] = {
+    "dpo": "beta",
+    "ensemble": "ensemble",
+    "length_calibrated": "length_calibration",
+}
+
+
+class DataSource(BaseModel):
+    """A file or hub data set that a model was fitted on."""
+
+    name: str
+    sha256: str | None
+    pairs: int
+
+
+class CalibrationFit(BaseModel):
+    """P(a beats b) = sigmoid((score_a - score_b) / temperature), fitted on held-out pairs."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    temperature: float = Field(gt=0)
+    mean: float
+    std: float
+    expected_calibration_error: float
+
+
+class Manifest(BaseModel):
+    """Everything needed to score, and where it came from. ``calibration`` is keyed ``mode/aggregate``.
+
+    What only one kind has: ``beta`` of ``dpo``, reward for a nat; ``ensemble``; ``length_calibration``.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format_version: int = Field(default=FORMAT_VERSION, ge=1)
+    kind: Kind
+    base_model: str
+    max_tokens: int = Field(ge=1)
+    template: Template
+    extraction: Extraction
+    beta: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    ensemble: EnsembleOptions | None = None
+    length_calibration: LengthCalibration | None = None
+    calibration: dict[str, CalibrationFit] = Field(default_factory=dict)
+    data: list[DataSource] = Field(default_factory=list)
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
+    created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    redline_version: str = ""
+    files: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for kind, field in _OWN_FIELDS.items():
+            if (getattr(self, field) is not None) != (self.kind == kind):
+                raise ValueError(f"kind {self.kind} {'needs' if self.kind == kind else 'has no'} {field}")
+        return self
+
+    def digest(self) -> str:
+        """``sha256:...`` over the whole manifest, and through its file digests over the whole bundle."""
+        # what a kind does not have is left out: a bundle keeps its digest when other kinds gain fields
+        data = {name: value for name, value in self.model_dump(mode="json").items() if value is not None}
+        text = json.dumps(data, sort_keys=True)
+        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of ``folder`` after every file was held against it. Raises BundleError, UnsupportedError."""
+    manifest = parse_manifest(folder)
+    _check_files(folder, manifest)
+    return manifest
+
+
+def parse_manifest(folder: Path) -> Manifest:
+    """The manifest of ``folder`` alone. Raises BundleError, UnsupportedError."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(f"{folder} is not a complete bundle: {MANIFEST} is missing")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path} is not JSON: {error}") from error
+    if isinstance(raw, dict) and isinstance(raw.get("format_version"), int) and raw["format_version"] > FORMAT_VERSION:
+        raise UnsupportedError(
+            f"{path} has format {raw['format_version']}; this Redline reads up to {FORMAT_VERSION}: upgrade it"
+        )
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "it as a whole"
+        raise BundleError(f"{path} is not a bundle's manifest: {where}: {first['msg']}") from error
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    path = folder / MANIFEST
+    if not manifest.files:
+        raise BundleError(f"{path} lists no files")
+    if not any(name.endswith(".safetensors") for name in manifest.files):
+        raise BundleError(f"{path} lists no weights")
+    for file in folder.rglob("*"):
+        name = file.relative_to(folder).as_posix()
+        is_read = file.suffix in _READ_BY_TRANSFORMERS and not any(p.startswith(".") for p in Path(name).parts)
+        if file.is_file() and is_read and name != MANIFEST and name not in manifest.files:
+            raise BundleError(
+                f"{folder} holds {name}, which {MANIFEST} does not list: it would change the model unnoticed"
+            )
+    for name, expected in sorted(manifest.files.items()):
+        file = folder / name
+        if not file.is_file():
+            raise BundleError(f"{folder} is not a complete bundle: {name} is missing")
+        if file_digest(file) != expected:
+            raise BundleError(f"{folder} is corrupt: {name} does not match its digest in {MANIFEST}")

@@ -1,0 +1,115 @@
+"""DPO's implicit reward (arXiv 2305.18290): a policy's log-probabilities against those of where it started.
+
+``r_t = beta (log pi(y_t | x, y_<t) - log pi_ref(y_t | x, y_<t))``; the sum over t is the reward, up to a term of the
+prompt alone, whose optimal policy under a KL penalty of ``beta`` is ``pi``. Both models read ``[x, y]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from redline_model.errors import NonFiniteError, UnsupportedError
+from redline_model.extraction import Extraction, Mode, Reading, aggregate_rewards
+from redline_model.prefixes import Prefix
+from redline_model.rewriting import Rewriter
+from redline_model.scorers.protocol import Judgement, unsupported_correction
+from redline_model.statistics import launch_targets
+from redline_model.targets import target_forward
+from redline_model.template import EncodedItem, Encoder
+
+
+def judged(item: EncodedItem) -> EncodedItem:
+    """``item`` with nothing between its prompt and its target: ``[x, y]``."""
+    return replace(item, response_ids=[], request_ids=[])
+
+
+class DPOMeasurement(NamedTuple):
+    """Log-probabilities of the response's tokens, nats, ``(T,)`` each."""
+
+    policy: Tensor
+    reference: Tensor
+
+
+class DPOScorer:
+    """Scores with two causal language models of one vocabulary. See ``Scorer``.
+
+    Args:
+        model: the policy, in eval mode.
+        reference: what the policy started from, in eval mode.
+        beta: reward for a nat, above 0.
+
+    Raises:
+        UnsupportedError: the two models do not have the same vocabulary.
+    """
+
+    kind = "dpo"
+    modes: tuple[Mode, ...] = ()
+    can_correct = False
+
+    def __init__(
+        self,
+        model: Any,
+        encoder: Encoder,
+        extraction: Extraction,
+        *,
+        reference: Any,
+        beta: float,
+        prefix_cache_tokens: int = 0,
+    ) -> None:
+        sizes = [m.config.get_text_config().vocab_size for m in (model, reference)]
+        if sizes[0] != sizes[1]:
+            raise UnsupportedError(f"the policy knows {sizes[0]} tokens and its reference {sizes[1]}")
+        self.model = model
+        self.models = (model, reference)
+        self.encoder = encoder
+        self.extraction = extraction
+        self.beta = beta
+        self._policy = target_forward(model, prefix_cache_tokens)
+        self._reference = target_forward(reference, prefix_cache_tokens)
+        # padded passes fit ragged ones, not the other way round
+        self._leader = min((self._policy, self._reference), key=lambda forward: getattr(forward, "is_ragged", False))
+
+    def length(self, item: EncodedItem) -> int:
+        """Tokens each model reads for this item."""
+        return len(item.prefix_ids) + len(item.target_ids)
+
+    def prefix(self, item: EncodedItem) -> Prefix | None:
+        """The prompt but for its last token, where passes are ragged."""
+        return self._leader.prefix(judged(item))
+
+    def cost(self, item: EncodedItem, beside: set[Prefix]) -> int:
+        """See ``Scorer``; of one of the two models."""
+        return self._leader.cost(judged(item), beside)
+
+    def batches(self, items: Sequence[EncodedItem], max_tokens: int) -> Iterator[list[int]]:
+        """See ``Scorer``."""
+        return self._leader.batches([judged(item) for item in items], max_tokens)
+
+    @torch.inference_mode()
+    def launch(self, items: Sequence[EncodedItem]) -> Callable[[], list[DPOMeasurement]]:
+        """See ``Scorer``; both models' passes are begun before either is waited for."""
+        pairs = [judged(item) for item in items]
+        policy, reference = launch_targets(self._policy, pairs), launch_targets(self._reference, pairs)
+        return lambda: [
+            DPOMeasurement(ours.logprob, theirs.logprob) for ours, theirs in zip(policy(), reference(), strict=True)
+        ]
+
+    def measure(self, items: Sequence[EncodedItem]) -> list[DPOMeasurement]:
+        """See ``launch``."""
+        return self.launch(items)()
+
+    def read(self, measured: DPOMeasurement, reading: Reading) -> Judgement:
+        """The scaled log-ratios; raises NonFiniteError."""
+        rewards = self.beta * (measured.policy.double() - measured.reference.double())
+        if not torch.isfinite(rewards).all():
+            raise NonFiniteError("the models' output for this item holds NaN or infinity")
+        return Judgement(aggregate_rewards(rewards, reading.aggregate), rewards.tolist(), None)
+
+    def rewriter(self) -> Rewriter[DPOMeasurement]:
+        """Always raises UnsupportedError: the policy answers prompts, it does not mend responses."""
+        raise unsupported_correction(self.kind)

@@ -1,0 +1,316 @@
+"""The relatives behind the contract: each formula by hand, one score alone and in any batch."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+
+from redline_model.errors import InvalidPromptError, NonFiniteError, UnsupportedError
+from redline_model.extraction import AGGREGATES, Aggregate, Extraction, Reading, aggregate_rewards, move_score
+from redline_model.scorers import (
+    EnsembleOptions,
+    EnsembleScorer,
+    Judgement,
+    LengthCalibratedScorer,
+    LengthCurve,
+    Scorer,
+    all_readings,
+    correct_all,
+    reading_key,
+    reading_of,
+)
+from redline_model.scorers.ensemble import combined
+from redline_model.template import Item, Template
+from tests.conftest import build_causal, build_dpo, build_encoder_decoder, build_scalar, build_scorer, padded
+
+PROMPT = "How do I reset my router?"
+RESPONSES = ["Hold the round button.", "I am sorry.", "世界 🙂", "To reset your router, open the network panel.", "a"]
+
+
+def items_of(scorer: Scorer[Any]) -> list[Any]:
+    texts = [Item(PROMPT + " please" * n, text, is_finished=n == 0) for n in (0, 7) for text in RESPONSES]
+    return [scorer.encoder.encode(item) for item in texts]
+
+
+def curves_of(inner: Scorer[Any]) -> dict[str, LengthCurve]:
+    readings = all_readings(inner)
+    return {
+        reading_key(inner, reading): LengthCurve(lengths=[2, 9, 30], values=[n, -1.5, 0.25 * n])
+        for n, reading in enumerate(readings)
+    }
+
+
+def build(kind: str, tokenizer: Any, *, is_padded: bool) -> Scorer[Any]:
+    """A scorer of ``kind`` whose passes are padded or ragged."""
+
+    def scalar(seed: int, kind: Any = "scalar") -> Scorer[Any]:
+        model = build_scalar(len(tokenizer), seed)
+        return build_scorer(kind, padded(model) if is_padded else model, tokenizer)
+
+    def seq2seq(seed: int) -> Scorer[Any]:
+        model = build_causal(len(tokenizer), seed)
+        return build_scorer("seq2seq", padded(model) if is_padded else model, tokenizer)
+
+    if kind == "red":
+        return scalar(0, "red")
+    if kind == "dpo":
+        return build_dpo(tokenizer, is_padded=is_padded)
+    if kind == "length_calibrated":
+        inner = scalar(0)
+        return LengthCalibratedScorer(inner, curves_of(inner))
+    members = {
+        "ensemble of scalars": lambda: [scalar(0), scalar(1), scalar(2, "red")],
+        "ensemble of seq2seq": lambda: [seq2seq(0), seq2seq(1)],
+    }[kind]()
+    options = EnsembleOptions(members=len(members), combine="mean_minus_variance", variance_weight=0.3)
+    return EnsembleScorer(members, options, Extraction())
+
+
+KINDS = ["red", "dpo", "length_calibrated", "ensemble of scalars", "ensemble of seq2seq"]
+
+
+@pytest.mark.parametrize("is_padded", [False, True], ids=["ragged", "padded"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_score_is_the_same_alone_and_in_any_batch(kind: str, is_padded: bool, tokenizer: Any) -> None:
+    scorer = build(kind, tokenizer, is_padded=is_padded)
+    items = items_of(scorer)
+    assert (scorer.prefix(items[0]) is None) == is_padded
+    batches = list(scorer.batches(items, 60))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(items)))
+    together, backwards = scorer.measure(items), scorer.measure(items[::-1])[::-1]
+    for item, first, second in zip(items, together, backwards, strict=True):
+        alone = scorer.measure([item])[0]
+        for reading in all_readings(scorer):
+            judged = scorer.read(alone, reading)
+            assert len(judged.rewards) == len(item.target_ids)
+            assert judged.rewards == pytest.approx(scorer.read(first, reading).rewards, abs=2e-3)
+            assert judged.rewards == pytest.approx(scorer.read(second, reading).rewards, abs=2e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_score_is_the_aggregate_of_the_token_rewards(kind: str, tokenizer: Any) -> None:
+    scorer = build(kind, tokenizer, is_padded=False)
+    for measured in scorer.measure(items_of(scorer)):
+        for reading in all_readings(scorer):
+            judged = scorer.read(measured, reading)
+            again = aggregate_rewards(torch.tensor(judged.rewards, dtype=torch.float64), reading.aggregate)
+            assert judged.score == pytest.approx(again, abs=1e-6)
+
+
+@pytest.mark.parametrize("is_padded", [False, True], ids=["ragged", "padded"])
+def test_red_rewards_telescope_and_are_the_scalar_of_every_beginning(is_padded: bool, tokenizer: Any) -> None:
+    scorer = build("red", tokenizer, is_padded=is_padded)
+    plain = build_scalar(len(tokenizer), 0)
+    for item, measured in zip(items_of(scorer), scorer.measure(items_of(scorer)), strict=True):
+        values = []
+        for t in range(len(item.target_ids) + 1):  # each beginning of the response in a pass of its own
+            ids = torch.tensor([[*item.prefix_ids, *item.target_ids[:t]]])
+            with torch.no_grad():
+                values.append(float(plain.score(plain.model(input_ids=ids).last_hidden_state[0, -1])))
+        judged = scorer.read(measured, Reading(None, "sum"))
+        assert judged.rewards == pytest.approx([b - a for a, b in pairwise(values)], abs=1e-3)
+        assert judged.score == pytest.approx(values[-1] - values[0], abs=1e-3)
+        assert sum(judged.rewards) == pytest.approx(float(measured[-1]) - float(measured[0]), abs=1e-9)
+
+
+def test_dpo_rewards_are_scaled_differences_of_log_probabilities(tokenizer: Any) -> None:
+    scorer = build_dpo(tokenizer, beta=0.25)
+    for item, measured in zip(items_of(scorer), scorer.measure(items_of(scorer)), strict=True):
+        logprobs = []
+        for seed in (1, 2):
+            ids = torch.tensor([[*item.prefix_ids, *item.target_ids]])
+            with torch.no_grad():
+                rows = build_causal(len(tokenizer), seed)(input_ids=ids).logits[0].log_softmax(-1)
+            start = len(item.prefix_ids) - 1
+            logprobs.append([float(rows[start + t, token]) for t, token in enumerate(item.target_ids)])
+        expected = [0.25 * (a - b) for a, b in zip(*logprobs, strict=True)]
+        assert scorer.read(measured, Reading(None, "sum")).rewards == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("is_padded", [False, True], ids=["ragged", "padded"])
+def test_a_policy_that_has_not_left_its_reference_earns_nothing(is_padded: bool, tokenizer: Any) -> None:
+    scorer = build_dpo(tokenizer, seeds=(1, 1), is_padded=is_padded)
+    for item, measured in zip(items_of(scorer), scorer.measure(items_of(scorer)), strict=True):
+        assert scorer.read(measured, Reading(None, "sum")).rewards == [0.0] * len(item.target_ids)
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_dpo_prompt_is_the_policy_s_prompt(chat: bool, tokenizer: Any, plain_tokenizer: Any) -> None:
+    from redline.ppo.policy import CausalPolicy
+
+    chosen = tokenizer if chat else plain_tokenizer
+    scorer = build_dpo(chosen)
+    policy = CausalPolicy(scorer.model, chosen)
+    prompts: list[Any] = [PROMPT, "Grüße aus Köln!\n\n", " a  b "]
+    if chat:
+        prompts.append([{"role": "system", "content": "Be kind."}, {"role": "user", "content": PROMPT}])
+    for prompt in prompts:
+        encoded = scorer.encoder.encode(Item(prompt, "Hold"))
+        assert encoded.prefix_ids == policy.prompt_ids(prompt)
+
+
+def test_a_judge_without_a_prompt_is_an_error_of_its_item(plain_tokenizer: Any) -> None:
+    scorer = build_dpo(plain_tokenizer)
+    with pytest.raises(InvalidPromptError, match="nothing is left"):
+        scorer.encoder.encode(Item("", "Hold"))
+
+
+def test_dpo_models_of_different_vocabularies_are_refused(tokenizer: Any) -> None:
+    model, other = build_causal(len(tokenizer)), build_causal(len(tokenizer) + 1)
+    with pytest.raises(UnsupportedError, match="tokens"):
+        build_scorer("dpo", model, tokenizer, reference=other, beta=0.1)
+
+
+JUDGEMENTS = [Judgement(3.0, [1.0, 2.0], None), Judgement(-1.0, [0.0, -1.0], 1), Judgement(1.0, [2.0, -1.0], 0)]
+
+
+def test_combining_by_hand() -> None:
+    def under(combine: Any, aggregate: Aggregate = "sum", **options: Any) -> Judgement:
+        return combined(JUDGEMENTS, EnsembleOptions(members=3, combine=combine, **options), aggregate)
+
+    assert under("mean") == Judgement(1.0, [1.0, 0.0], None)
+    assert under("min") == JUDGEMENTS[1]
+    # mean 1, population variance ((2)^2 + (-2)^2 + 0) / 3 = 8/3
+    less = under("mean_minus_variance", variance_weight=0.75)
+    assert less.score == pytest.approx(1.0 - 0.75 * 8 / 3)
+    assert less.rewards == pytest.approx([1.0, 0.0 - 2.0])
+    assert under("mean_minus_variance", variance_weight=0.0) == under("mean")
+
+
+def test_the_least_of_equals_is_the_first() -> None:
+    equal = [Judgement(1.0, [1.0], None), Judgement(1.0, [1.0], 0)]
+    assert combined(equal, EnsembleOptions(members=2, combine="min"), "sum") is equal[0]
+
+
+def test_moving_a_score_moves_its_aggregate_and_the_last_reward_alone() -> None:
+    rewards = [1.0, -2.0, 4.0]
+    for aggregate in AGGREGATES:
+        moved = move_score(rewards, 0.5, aggregate)
+        before, after = (aggregate_rewards(torch.tensor(r), aggregate) for r in (rewards, moved))
+        assert after - before == pytest.approx(0.5)
+        assert moved[:-1] == rewards[:-1]
+    assert rewards == [1.0, -2.0, 4.0]
+
+
+def test_members_that_lay_items_out_differently_are_refused(tokenizer: Any, plain_tokenizer: Any) -> None:
+    scalar = build_scorer("scalar", build_scalar(len(tokenizer)), tokenizer)
+    other = build_scorer("scalar", build_scalar(len(tokenizer)), tokenizer, template=Template(style="plain"))
+    seq2seq = build_scorer("seq2seq", build_causal(len(tokenizer)), tokenizer)
+    words = plain_tokenizer.__class__(tokenizer_object=plain_tokenizer.backend_tokenizer, eos_token="<|user|>")
+    foreign = build_scorer("scalar", build_scalar(len(words)), words, template=scalar.encoder.template)
+    options = EnsembleOptions(members=2)
+    for second, what in ((other, "template"), (seq2seq, "arrangement"), (foreign, "tokenizer")):
+        with pytest.raises(UnsupportedError, match=f"0 and 1 .* {what}"):
+            EnsembleScorer([scalar, second], options, Extraction())
+    with pytest.raises(UnsupportedError, match="2 has 1"):
+        EnsembleScorer([scalar], options, Extraction())
+
+
+def test_an_ensemble_reads_as_much_as_its_least_member(tokenizer: Any) -> None:
+    members = [
+        build_scorer("scalar", build_scalar(len(tokenizer) + extra), tokenizer, max_tokens=limit)
+        for extra, limit in ((0, 90), (8, 70))
+    ]
+    scorer = EnsembleScorer(members, EnsembleOptions(members=2), Extraction())
+    assert scorer.encoder.max_tokens == 70
+    assert scorer.encoder.vocab_size == len(tokenizer)
+
+
+def test_every_member_s_pass_is_begun_before_any_is_waited_for(tokenizer: Any) -> None:
+    scorer = build("ensemble of scalars", tokenizer, is_padded=False)
+    assert isinstance(scorer, EnsembleScorer)
+    order: list[str] = []
+    for number, member in enumerate(scorer.members):
+
+        def launch(items: Any, number: int = number, real: Any = member.launch) -> Any:
+            order.append(f"launch {number}")
+            collect = real(items)
+            return lambda: (order.append(f"collect {number}"), collect())[1]
+
+        member.launch = launch  # type: ignore[method-assign]
+    scorer.measure(items_of(scorer)[:2])
+    assert order == [*(f"launch {n}" for n in range(3)), *(f"collect {n}" for n in range(3))]
+
+
+def test_padded_and_ragged_members_share_passes_that_fit_both(tokenizer: Any) -> None:
+    members = [build("red", tokenizer, is_padded=is_padded) for is_padded in (False, True)]
+    scorer = EnsembleScorer(members, EnsembleOptions(members=2), Extraction())
+    items = items_of(scorer)
+    assert scorer.prefix(items[0]) is None
+    for batch in scorer.batches(items, 80):
+        assert len(batch) == 1 or len(batch) * max(scorer.length(items[i]) for i in batch) <= 80
+
+
+def test_a_length_curve_is_linear_between_knots_and_constant_beyond() -> None:
+    curve = LengthCurve(lengths=[2, 6, 10], values=[0.0, 4.0, 2.0])
+    assert [curve.at(n) for n in (1, 2, 3, 6, 9, 10, 99)] == pytest.approx([0, 0, 1, 4, 2.5, 2, 2])
+    assert LengthCurve(lengths=[5], values=[3.0]).at(1) == 3.0
+    for lengths, values in (([1, 1], [0, 0]), ([2, 1], [0, 0]), ([1], [0, 0]), ([], [])):
+        with pytest.raises(ValueError, match=r"."):
+            LengthCurve(lengths=lengths, values=values)
+
+
+def test_a_length_calibrated_score_is_the_inner_one_less_the_curve(tokenizer: Any) -> None:
+    scorer = build("length_calibrated", tokenizer, is_padded=False)
+    assert isinstance(scorer, LengthCalibratedScorer)
+    for item, measured in zip(items_of(scorer), scorer.measure(items_of(scorer)), strict=True):
+        for reading in all_readings(scorer):
+            inner, judged = scorer.inner.read(measured, reading), scorer.read(measured, reading)
+            expected = scorer.curves[f"scalar/{reading.aggregate}"].at(len(item.target_ids))
+            assert judged.score == pytest.approx(inner.score - expected)
+            assert judged.rewards[:-1] == inner.rewards[:-1]
+
+
+def test_a_reading_without_a_curve_is_refused(scalar_scorer: Scorer[Any]) -> None:
+    curves = curves_of(scalar_scorer)
+    del curves["scalar/mean"]
+    with pytest.raises(UnsupportedError, match="scalar/mean"):
+        LengthCalibratedScorer(scalar_scorer, curves)
+
+
+def test_who_writes_no_correction_says_so(tokenizer: Any, causal_scorer: Scorer[Any]) -> None:
+    for kind in KINDS:
+        scorer = build(kind, tokenizer, is_padded=False)
+        assert not scorer.can_correct
+        with pytest.raises(UnsupportedError, match="correction"):
+            correct_all(scorer, items_of(scorer)[:1])
+    wrapped = LengthCalibratedScorer(causal_scorer, curves_of(causal_scorer))
+    assert wrapped.can_correct
+    assert correct_all(wrapped, items_of(wrapped)[:1])[0][1] == correct_all(causal_scorer, items_of(wrapped)[:1])[0][1]
+
+
+def test_modes_are_those_of_the_members(tokenizer: Any) -> None:
+    seq2seq = build("ensemble of seq2seq", tokenizer, is_padded=False)
+    assert reading_of(seq2seq, "paper", "mean") == Reading("paper", "mean")
+    scalars = build("ensemble of scalars", tokenizer, is_padded=False)
+    assert scalars.modes == ()
+    with pytest.raises(UnsupportedError, match="modes"):
+        reading_of(scalars, "paper")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nan_is_an_error_of_its_item(kind: str, tokenizer: Any) -> None:
+    scorer = build(kind, tokenizer, is_padded=False)
+    broken = tokenizer.convert_tokens_to_ids("z")
+    items = [scorer.encoder.encode(Item("Hi", text)) for text in ("good", "zz")]
+    with torch.no_grad():
+        scorer.models[-1].get_input_embeddings().weight[broken] = float("nan")
+    good, bad = scorer.measure(items)
+    assert scorer.read(good, reading_of(scorer)).rewards
+    with pytest.raises(NonFiniteError):
+        scorer.read(bad, reading_of(scorer))
+
+
+def test_encoder_decoder_members_make_an_ensemble(plain_tokenizer: Any) -> None:
+    members = [
+        build_scorer("seq2seq", build_encoder_decoder(len(plain_tokenizer), seed), plain_tokenizer) for seed in (0, 1)
+    ]
+    scorer = EnsembleScorer(members, EnsembleOptions(members=2), Extraction())
+    items = items_of(scorer)
+    reading = reading_of(scorer)
+    scores = [[member.read(m, reading).score for m in member.measure(items)] for member in members]
+    ours = [scorer.read(m, reading).score for m in scorer.measure(items)]
+    assert ours == pytest.approx([(a + b) / 2 for a, b in zip(*scores, strict=True)], abs=1e-3)

@@ -1,0 +1,112 @@
+"""Every kind is served by the same service: what HTTP answers is what the scorer reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from redline_model.bundle import Bundle
+from redline_model.derive import derive_ensemble, derive_red
+from redline_model.scorers import all_readings
+from redline_model.template import Item
+from redline_trainer.data import Pair
+from redline_trainer.length_calibration import derive_length_calibrated, measure_on
+from tests.conftest import build_dpo, build_scalar, build_scorer, write_bundle
+from tests.redline_service.conftest import with_service
+
+PROMPT = "How do I reset my router?"
+RESPONSES = ["Hold the round button.", "I am sorry.", "世界 🙂"]
+PAIRS = [Pair(f"{PROMPT} {n}", "Hold the button. " * (n % 3 + 1), "Go away.", f"t:{n}") for n in range(8)]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, bundle: Bundle) -> dict[str, Bundle]:
+    folder = tmp_path_factory.mktemp("served")
+    scalars = [
+        write_bundle(folder / f"s{n}", build_scorer("scalar", build_scalar(len(tokenizer), n), tokenizer), "scalar")
+        for n in range(2)
+    ]
+    write_bundle(folder / "dpo", build_dpo(tokenizer), "dpo")
+    measure = measure_on(PAIRS, [])
+    derive_red(scalars[0].folder, folder / "red", measure=measure)
+    derive_ensemble(
+        [folder / "red", scalars[1].folder], folder / "ensemble", combine="mean_minus_variance", measure=measure
+    )
+    derive_length_calibrated(scalars[0].folder, folder / "length_calibrated", PAIRS)
+    derive_length_calibrated(bundle.folder, folder / "length_calibrated seq2seq", PAIRS)
+    names = ["red", "dpo", "ensemble", "length_calibrated", "length_calibrated seq2seq"]
+    return {name: Bundle.load(folder / name, prefix_cache_tokens=200) for name in names}
+
+
+KINDS = ["red", "dpo", "ensemble", "length_calibrated", "length_calibrated seq2seq"]
+
+
+def ask(bundle: Bundle, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+    async def work(http: httpx.AsyncClient) -> httpx.Response:
+        return await (http.get(path) if body is None else http.post(path, json=body))
+
+    return with_service(bundle, work)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_is_served_as_its_scorer_reads(kind: str, served: dict[str, Bundle]) -> None:
+    bundle = served[kind]
+    items = [{"prompt": PROMPT, "response": text} for text in RESPONSES]
+    for reading in all_readings(bundle.scorer):
+        options = {"mode": reading.mode, "aggregate": reading.aggregate}
+        answer = ask(bundle, "/v1/score", {"items": items, "options": options})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["model"]["kind"] == kind.split()[0]
+        for text, item in zip(RESPONSES, answer.json()["items"], strict=True):
+            encoded = bundle.scorer.encoder.encode(Item(PROMPT, text))
+            expected = bundle.scorer.read(bundle.scorer.measure([encoded])[0], reading)
+            assert item["score"] == pytest.approx(expected.score, abs=2e-3)
+            assert item["rewards"] == pytest.approx(expected.rewards, abs=2e-3)
+            assert len(item["offsets"]) == len(item["rewards"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_says_what_it_is(kind: str, served: dict[str, Bundle]) -> None:
+    bundle = served[kind]
+    info = ask(bundle, "/v1/models/default").json()
+    assert info["kind"] == kind.split()[0]
+    assert info["digest"] == bundle.digest
+    assert info["tokenizer_fingerprint"] == bundle.tokenizer_fingerprint
+    assert (info["device"], info["dtype"]) == ("cpu", "float32")
+    assert bool(info["modes"]) == ("seq2seq" in kind)
+    assert len(info["calibration"]) == {"dpo": 0, "length_calibrated seq2seq": 15}.get(kind, 3)
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "dpo"])
+def test_calibrated_scores_are_on_the_kind_s_own_scale(kind: str, served: dict[str, Bundle]) -> None:
+    bundle = served[kind]
+    scores = []
+    for calibrated in (False, True):
+        options = {"calibrated": calibrated}
+        body = {"items": [{"prompt": PROMPT, "response": RESPONSES[0]}], "options": options}
+        scores.append(ask(bundle, "/v1/score", body).json()["items"][0]["score"])
+    key = "margin/sum" if "seq2seq" in kind else f"{kind}/sum"
+    fit = bundle.manifest.calibration[key]
+    assert scores[1] == pytest.approx((scores[0] - fit.mean) / fit.temperature, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_correction_comes_from_whoever_writes(kind: str, served: dict[str, Bundle]) -> None:
+    items = [{"prompt": PROMPT, "response": text} for text in RESPONSES]
+    answer = ask(served[kind], "/v1/score", {"items": items, "options": {"correction": True}})
+    if "seq2seq" in kind:
+        assert all(isinstance(item["correction"], str) for item in answer.json()["items"])
+    else:
+        assert answer.status_code == 422
+        assert answer.json()["error"]["code"] == "unsupported"
+
+
+def test_bundles_may_be_moved(served: dict[str, Bundle], tmp_path: Path) -> None:
+    moved = served["ensemble"].folder.rename(tmp_path / "moved")
+    try:
+        assert Bundle.load(moved).digest == served["ensemble"].digest
+    finally:
+        moved.rename(served["ensemble"].folder)

@@ -1,0 +1,101 @@
+"""Length calibration: no trend in length is left on the reference set, and the bundle says how it was fitted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import pytest
+import torch
+
+from redline_model.bundle import INNER, Bundle
+from redline_model.errors import BundleError, DataError, UnsupportedError
+from redline_model.extraction import Reading
+from redline_model.manifest import DataSource
+from redline_model.scorers import LengthCalibratedScorer, Scorer, measure_all, reading_of
+from redline_model.scorers.scalar import ScalarMeasurement
+from redline_model.template import Item
+from redline_trainer.data import Pair
+from redline_trainer.length_calibration import derive_length_calibrated, fit_length_curves
+from redline_trainer.precision import correlation
+
+PAIRS = [
+    Pair(f"Question {n}?", "Hold the button. " * (n % 7 + 1), "Go away. " * (n % 4 + 1), f"t:{n}") for n in range(24)
+]
+
+
+class Padder:
+    """A scorer that pays for length, plus something that has nothing to do with it."""
+
+    def __init__(self, scorer: Scorer[Any], noise: float) -> None:
+        self._scorer = scorer
+        self._noise = noise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._scorer, name)
+
+    def measure(self, items: Any) -> list[Any]:
+        noise = [self._noise * ((crc32(item.text.encode()) % 1000) / 1000 - 0.5) for item in items]
+        sizes = [len(item.target_ids) for item in items]
+        return [ScalarMeasurement(3.0 + 0.5 * size + e, size) for size, e in zip(sizes, noise, strict=True)]
+
+
+def test_a_linear_trend_in_length_is_gone(scalar_scorer: Scorer[Any]) -> None:
+    items = [scalar_scorer.encoder.encode(Item("Hi", "word " * (1 + n % 40) + str(n))) for n in range(160)]
+    lengths = torch.tensor([float(len(item.target_ids)) for item in items], dtype=torch.float64)
+    for noise, left in ((0.0, 1e-6), (4.0, 0.1)):
+        inner: Any = Padder(scalar_scorer, noise)
+        scorer = LengthCalibratedScorer(inner, fit_length_curves(inner, items))
+        for aggregate in ("sum", "last"):
+            reading = Reading(None, aggregate)  # type: ignore[arg-type]
+            scores = [
+                torch.tensor([who.read(m, reading).score for m in inner.measure(items)], dtype=torch.float64)
+                for who in (inner, scorer)
+            ]
+            assert correlation(scores[0], lengths) > 0.9
+            assert float(scores[1].abs().max()) < 1e-6 if noise == 0 else abs(correlation(scores[1], lengths)) < left
+
+
+@pytest.mark.parametrize("kind", ["bundle", "scalar_bundle"])
+def test_a_length_calibrated_bundle_from_pairs(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    source: Bundle = request.getfixturevalue(kind)
+    data = [DataSource(name="pairs.jsonl", sha256=None, pairs=len(PAIRS))]
+    written = derive_length_calibrated(source.folder, tmp_path / "out", PAIRS, fraction=0.5, data=data)
+    loaded = Bundle.load(tmp_path / "out")
+    assert loaded.manifest == written
+    calibration = loaded.manifest.length_calibration
+    assert calibration is not None
+    assert (calibration.fraction, calibration.responses) == (0.5, 2 * len(PAIRS))
+    assert loaded.manifest.data == data
+    assert loaded.manifest.training["derived_from"][0]["digest"] == source.digest
+    assert set(calibration.curves) == set(source_keys(source))
+    assert len(loaded.manifest.calibration) == len(calibration.curves)
+    encode = loaded.scorer.encoder.encode
+    items = [encode(Item(pair.prompt, text)) for pair in PAIRS for text in (pair.chosen, pair.rejected)]
+    lengths = torch.tensor([float(len(item.target_ids)) for item in items], dtype=torch.float64)
+    reading = reading_of(loaded.scorer)
+    scores = [
+        torch.tensor([s.read(m, reading).score for m in measure_all(s, items, 2048)], dtype=torch.float64)
+        for s in (source.scorer, loaded.scorer)
+    ]
+    assert abs(correlation(scores[1], lengths)) < max(0.1, 0.5 * abs(correlation(scores[0], lengths)))
+    assert Bundle.load(tmp_path / "out" / INNER).digest == source.digest, "the inner bundle is whole"
+
+
+def source_keys(bundle: Bundle) -> list[str]:
+    modes = bundle.scorer.modes or (bundle.scorer.kind,)
+    return [f"{mode}/{aggregate}" for mode in modes for aggregate in ("sum", "mean", "last")]
+
+
+def test_what_cannot_be_calibrated_is_refused_before_anything_is_written(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no pairs"):
+        derive_length_calibrated(bundle.folder, tmp_path / "out", [])
+    with pytest.raises(DataError, match="too long"):
+        derive_length_calibrated(bundle.folder, tmp_path / "out", [Pair("p", "word " * 900, "no", "t:1")])
+    with pytest.raises(UnsupportedError, match="fraction"):
+        derive_length_calibrated(bundle.folder, tmp_path / "out", PAIRS, fraction=0.0)
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(BundleError, match="exists"):
+        derive_length_calibrated(bundle.folder, tmp_path / "taken", PAIRS)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
