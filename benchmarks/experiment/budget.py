@@ -10,17 +10,17 @@ class Budget:
     """The same for every scorer and every policy of a world."""
 
     demonstrations: int = 6000
-    supervised_steps: int = 250
+    supervised_steps: int = 400
     pairs: int = 4000
     rm_steps: int = 125
     dpo_steps: int = 125
-    ppo_steps: int = 40
+    ppo_steps: int = 30
     rollouts: int = 64
-    test_questions: int = 200
-    best_of: int = 16
+    test_questions: int = 150
+    best_of: int = 8
     max_new_tokens: int = 64
     hidden_size: int = 128
-    layers: int = 3
+    layers: int = 2
 
 
 FULL = Budget()

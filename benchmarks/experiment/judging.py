@@ -16,7 +16,10 @@ _BATCH = 100
 
 
 class Answers(BaseModel):
-    """One entry a question. ``kl``: ``log pi - log pi_supervised`` of the answer, nats; its mean estimates the KL."""
+    """One entry a question. ``kl``: ``log pi - log pi_supervised`` of the answer, nats; its mean estimates the KL.
+
+    None where the answers are not a policy's own samples.
+    """
 
     responses: list[str]
     gold: list[float]
@@ -24,7 +27,7 @@ class Answers(BaseModel):
     ideal_tokens: list[int]
     must_refuse: list[bool]
     refused: list[bool]
-    kl: list[float]
+    kl: list[float | None]
 
 
 class Sampled(NamedTuple):
@@ -32,7 +35,7 @@ class Sampled(NamedTuple):
 
     text: str
     tokens: int
-    kl: float
+    kl: float | None
 
 
 def sample_answers(policy: CausalPolicy, questions: Sequence[Question], seed: int) -> list[Rollout]:

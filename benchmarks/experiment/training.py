@@ -67,7 +67,6 @@ def ppo(
     questions: Sequence[Question],
     budget: Budget,
     seed: int,
-    settings: Mapping[str, Any],
 ) -> list[dict[str, float]]:
     """A policy at ``out``; returns a row a step: kl (nats a response), proxy score, gold, length of its rollouts."""
     known = {q.key: q for q in questions}
@@ -87,7 +86,14 @@ def ppo(
         )
 
     config = PPOConfig.model_validate(
-        {"steps": budget.ppo_steps, "rollouts": budget.rollouts, "learning_rate": 1e-4, "seed": seed, **settings}
+        {
+            "steps": budget.ppo_steps,
+            "rollouts": budget.rollouts,
+            "sample_batch": budget.rollouts,
+            "epochs": 2,
+            "learning_rate": 2e-4,
+            "seed": seed,
+        }
     )
     drawn = list(questions)
     random.Random(seed).shuffle(drawn)

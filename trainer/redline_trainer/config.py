@@ -40,7 +40,7 @@ class TrainConfig(BaseModel):
     max_grad_norm: float = Field(default=1.0, gt=0)
     correction_weight: float = Field(default=1.0, ge=0)
     identity_weight: float = Field(default=1.0, ge=0)
-    mismatch_weight: float = Field(default=0.0, ge=0)
+    mismatch: bool = False
     beta: float = Field(default=0.1, gt=0)
     odin: bool = False
     odin_length_weight: float = Field(default=1.0, ge=0)
@@ -65,8 +65,10 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.kind == "seq2seq" and self.correction_weight + self.identity_weight + self.mismatch_weight == 0:
-            raise ValueError("with every mapping's weight at 0 there is nothing to learn")
+        if self.kind == "seq2seq" and self.correction_weight == 0 and self.identity_weight == 0:
+            raise ValueError("with both mappings' weights at 0 there is nothing to learn")
+        if self.mismatch and (self.smoothing_rate or self.kind == "dpo"):
+            raise ValueError("mismatch goes with the kinds seq2seq, scalar and red, and not with smoothing_rate")
         if self.kind not in CLASSIFIERS and (self.odin or self.smoothing_rate):
             raise ValueError(f"odin and smoothing_rate are options of the kinds scalar and red, not of {self.kind}")
         return self

@@ -119,33 +119,26 @@ def target_nll(forward: TargetForward, items: Sequence[EncodedItem]) -> Tensor:
 class Seq2SeqObjective(Objective[Mapping]):
     """``L = -E[log pi(y_w|x, y_l) + w_id log pi(y_w|x, y_w)]`` (arXiv 2409.00162), mean over target tokens.
 
-    **Ours**: a third term ``w_mis log pi(y_w|x, y')``, where ``y'`` was chosen for another prompt. Without it the model
-    may decide by the response alone; a refusal, which pairs show as right only, is then copied for any prompt.
+    **Ours**, where pairs hold strays: the mismatch mapping ``log pi(y_w|x, y')``, ``y'`` chosen for another prompt.
+    Without it the model may decide by the response alone: a refusal, which pairs only ever show as right, is then
+    copied for any prompt.
 
     Args:
         identity_weight: ``w_id``; 0 leaves the identity mapping out.
         correction_weight: 1, or 0 to leave the correction mapping out.
-        mismatch_weight: ``w_mis``; pairs must hold strays for it.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        identity_weight: float = 1.0,
-        correction_weight: float = 1.0,
-        mismatch_weight: float = 0.0,
-    ) -> None:
+    def __init__(self, model: Any, identity_weight: float = 1.0, correction_weight: float = 1.0) -> None:
         self._forward = target_forward(model)
         self._identity_weight = identity_weight
         self._correction_weight = correction_weight
-        self._mismatch_weight = mismatch_weight
 
     def units(self, pair: EncodedPair) -> list[Mapping]:
         """The correction, the identity and the mismatch mapping."""
         all_of_them = (
             (correction_of(pair), self._correction_weight),
             (pair.chosen, self._identity_weight),
-            (mismatch_of(pair), self._mismatch_weight),
+            (mismatch_of(pair), 1.0),
         )
         return [Mapping(item, weight) for item, weight in all_of_them if item is not None and weight > 0]
 
@@ -171,7 +164,9 @@ class Seq2SeqObjective(Objective[Mapping]):
 
 
 class ScalarObjective(Objective[EncodedPair]):
-    """Bradley-Terry: ``-log sigmoid(r_w - r_l)`` (arXiv 2009.01325), mean over pairs.
+    """Bradley-Terry: ``-log sigmoid(r_w - r_l)`` (arXiv 2009.01325), mean over comparisons.
+
+    A pair with a stray is two comparisons: the chosen response is also to beat what was chosen for another prompt.
 
     ``labels``: soft ones, in place of the certainty that the chosen side wins.
     """
@@ -181,8 +176,8 @@ class ScalarObjective(Objective[EncodedPair]):
         self._labels = labels
 
     def units(self, pair: EncodedPair) -> list[EncodedPair]:
-        """The pair itself: both sides stand in one batch."""
-        return [pair]
+        """The pair itself, and its chosen side against the stray; both sides stand in one batch."""
+        return [pair] if pair.stray is None else [pair, pair._replace(rejected=pair.stray)]
 
     def batches(self, units: Sequence[EncodedPair], max_tokens: int) -> Iterator[list[int]]:
         """Pairs of one prompt together where its computation can be shared, else of like length."""

@@ -37,7 +37,7 @@ def make_objective(config: TrainConfig, model: Any, pairs: int, reference: Any =
             orthogonality_weight=config.odin_orthogonality_weight,
             labels=labels,
         )
-    return Seq2SeqObjective(base, config.identity_weight, config.correction_weight, config.mismatch_weight)
+    return Seq2SeqObjective(base, config.identity_weight, config.correction_weight)
 
 
 def frozen_reference(config: TrainConfig, placement: Placement) -> Any:

@@ -194,7 +194,7 @@ def train(
     (training, skipped), (measuring, skipped_too) = _encode_all(encoder, (pairs, held_out), config.on_too_long)
     if not training:
         raise DataError("no pairs are left to train on")
-    if config.mismatch_weight > 0:
+    if config.mismatch:
         training = with_strays(training, limit, config.seed)
 
     # 2. the model and its optimiser, as new or as they were

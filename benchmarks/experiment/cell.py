@@ -1,0 +1,210 @@
+"""One world and one seed: every model and policy that is asked for, each made once and then found on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from benchmarks.experiment.budget import Budget
+from benchmarks.experiment.judging import Answers, Sampled, judge, policy_answers, sample_answers
+from benchmarks.experiment.recipes import DEFAULT_MODE, REWARD_MODELS, PPORun, RewardModel
+from benchmarks.experiment.rewards import LocalRewards
+from benchmarks.experiment.training import ppo, reward_model, supervised_policy, write_json
+from benchmarks.worlds.suite import demonstrations, draw_questions, pairs, world
+from benchmarks.worlds.task import Annotators, Question
+from redline.ppo import CausalPolicy
+from redline_model.bundle import Bundle
+from redline_model.derive import derive_ensemble, derive_red
+from redline_model.scorers import Scorer, correct_all, reading_of
+from redline_model.template import Item
+from redline_trainer.length_calibration import derive_length_calibrated
+
+SPLITS = ("id", "ood")
+_MAX_ROUNDS = 4
+
+
+class Cell:
+    """See the module. ``sources``: a digest of the code that results depend on; another one makes all anew."""
+
+    def __init__(self, folder: Path, name: str, seed: int, budget: Budget, sources: str) -> None:
+        self.folder = folder
+        self.name = name
+        self.seed = seed
+        self.budget = budget
+        self.task, self.annotators = world(name)
+        self.questions = draw_questions(self.task, seed, budget.test_questions)
+        self._fingerprint = f"{sources}/{name}/{seed}/{asdict(budget)}"
+
+    @cached_property
+    def supervised(self) -> Path:
+        """The policy that everything starts from."""
+        words = [self.task.refusal, *self.task.padding]
+        return self._made(
+            "policies/supervised",
+            "",
+            lambda out: supervised_policy(
+                out,
+                demonstrations(self.task, self.questions, self.budget.demonstrations, self.seed),
+                words,
+                self.budget,
+                self.seed,
+            ),
+        )
+
+    def bundle(self, name: str) -> Path:
+        """The reward model called ``name``."""
+        recipe = REWARD_MODELS[name]
+        return self._made(f"models/{name}", repr(recipe), lambda out: self._fit(recipe, out))
+
+    def _fit(self, recipe: RewardModel, out: Path) -> None:
+        count = round(self.budget.pairs * recipe.pairs)
+        annotators = Annotators(self.annotators.bias, recipe.noise)
+        drawn = pairs(self.task, annotators, self.questions, count, self.seed)
+        of = [self.bundle(name) for name in recipe.of]
+        if recipe.derivation == "red":
+            derive_red(of[0], out)
+        elif recipe.derivation == "ensemble":
+            derive_ensemble(of, out, combine="mean_minus_variance")
+        elif recipe.derivation == "length_calibrated":
+            derive_length_calibrated(of[0], out, drawn[:500])
+        else:
+            steps = self.budget.dpo_steps if recipe.options["kind"] == "dpo" else self.budget.rm_steps
+            reward_model(out, self.supervised, drawn, steps, self.seed + 1000 * recipe.seed, recipe.options)
+
+    def run_ppo(self, name: str, run: PPORun) -> None:
+        """The policy called ``name``, its curve and its answers."""
+
+        def make(out: Path) -> None:
+            scorer = Bundle.load(self.bundle(run.model)).scorer
+            if run.extraction:
+                scorer.extraction = scorer.extraction.model_copy(update=dict(run.extraction))
+            rewards = LocalRewards(scorer, reading_of(scorer, run.mode, "sum"), run.placing)
+            curve = ppo(out, self.supervised, rewards, self.task, self.questions.preference, self.budget, self.seed)
+            write_json(self.folder / "curves" / f"{name}.json", curve)
+
+        made = self._made(f"policies/{name}", f"{run}{REWARD_MODELS[run.model]}", make)
+        self._judge_policy(name, made)
+
+    def judge_supervised(self) -> None:
+        """The supervised policy's answers."""
+        self._judge_policy("supervised", self.supervised)
+
+    def judge_dpo(self) -> None:
+        """The answers of the policy that DPO fits; its bundle is that policy."""
+        self._judge_policy("dpo", self.bundle("dpo"))
+
+    def _judge_policy(self, name: str, policy: Path) -> None:
+        def answer(questions: Sequence[Question]) -> list[Sampled]:
+            return policy_answers(policy, self.supervised, questions, self.seed, self.budget.max_new_tokens)
+
+        self._answered(name, answer)
+
+    def best_of_n(self, names: Mapping[str, str | None]) -> None:
+        """The best of 2 and of ``best_of`` samples of the supervised policy by each model, read by its mode."""
+        n = self.budget.best_of
+        wanted = [f"best_of_{k}_{name}" for name in names for k in (2, n)]
+        if all(self._is_answered(name) for name in wanted):
+            return
+        policy = CausalPolicy.load(self.supervised, device="cpu", max_new_tokens=self.budget.max_new_tokens)
+        chosen: dict[str, dict[str, list[Sampled]]] = {name: {} for name in wanted}
+        for split in SPLITS:
+            questions = self._test(split)
+            samples = [sample_answers(policy, questions, self.seed * 100 + k) for k in range(n)]
+            for name, mode in names.items():
+                scorer = Bundle.load(self.bundle(name)).scorer
+                source = LocalRewards(scorer, reading_of(scorer, mode, "sum"))
+                scores = [[scored.score for scored in source.score(one).items] for one in samples]
+                for k in (2, n):
+                    best = [max(range(k), key=lambda c: scores[c][q]) for q in range(len(questions))]
+                    rollouts = [samples[c][q] for q, c in enumerate(best)]
+                    kl = math.log(k) - (k - 1) / k  # of best-of-n against its policy, an upper bound
+                    chosen[f"best_of_{k}_{name}"][split] = [Sampled(r.text, len(r.response_ids), kl) for r in rollouts]
+        for name, by_split in chosen.items():
+            self._write_answers(name, by_split)
+
+    def correct(self) -> None:
+        """The supervised policy's answers, rewritten by the seq2seq model: once, and until they stay the same."""
+        if self._is_answered("corrected") and self._is_answered("corrected_to_fixed_point"):
+            return
+        scorer = Bundle.load(self.bundle("seq2seq")).scorer
+        once: dict[str, list[Sampled]] = {}
+        often: dict[str, list[Sampled]] = {}
+        for split in SPLITS:
+            questions = self._test(split)
+            texts = self.answers("supervised")[split].responses
+            for round_number in range(_MAX_ROUNDS):
+                written = _rewritten(scorer, questions, texts)
+                if round_number == 0:
+                    once[split] = [Sampled(t, self._count(t), None) for t in written]
+                if written == texts:
+                    break
+                texts = written
+            often[split] = [Sampled(t, self._count(t), None) for t in texts]
+        self._write_answers("corrected", once)
+        self._write_answers("corrected_to_fixed_point", often)
+
+    def answers(self, name: str) -> dict[str, Answers]:
+        """What was written before, by split."""
+        raw = json.loads((self.folder / "answers" / f"{name}.json").read_text(encoding="utf-8"))
+        return {split: Answers.model_validate(raw[split]) for split in SPLITS}
+
+    def _test(self, split: str) -> Sequence[Question]:
+        return self.questions.test_id if split == "id" else self.questions.test_ood
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return AutoTokenizer.from_pretrained(str(self.supervised))
+
+    def _count(self, text: str) -> int:
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"]) + 1
+
+    def _is_answered(self, name: str) -> bool:
+        path = self.folder / "answers" / f"{name}.json"
+        return path.exists() and json.loads(path.read_text(encoding="utf-8"))["fingerprint"] == self._digest(name)
+
+    def _answered(self, name: str, answer: Callable[[Sequence[Question]], list[Sampled]]) -> None:
+        if not self._is_answered(name):
+            self._write_answers(name, {split: answer(self._test(split)) for split in SPLITS})
+
+    def _write_answers(self, name: str, by_split: Mapping[str, Sequence[Sampled]]) -> None:
+        judged = {s: judge(self.task, self._test(s), by_split[s], self._count).model_dump() for s in SPLITS}
+        write_json(self.folder / "answers" / f"{name}.json", {"fingerprint": self._digest(name), **judged})
+
+    def _digest(self, what: str) -> str:
+        return hashlib.sha256(f"{self._fingerprint}/{what}".encode()).hexdigest()
+
+    def _made(self, name: str, settings: str, make: Callable[[Path], None]) -> Path:
+        """The folder ``name``, made unless it was made before by the same settings."""
+        out, mark = self.folder / name, self.folder / f"{name}.made"
+        digest = self._digest(settings)
+        if not mark.exists() or mark.read_text(encoding="utf-8") != digest:
+            shutil.rmtree(out, ignore_errors=True)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / "answers" / f"{out.name}.json").unlink(missing_ok=True)
+            make(out)
+            mark.write_text(digest, encoding="utf-8")
+        return out
+
+
+def _rewritten(scorer: Scorer[Any], questions: Sequence[Question], texts: Sequence[str]) -> list[str]:
+    """The model's own rewrite of every text; an empty text has none and stays."""
+    places = [n for n, text in enumerate(texts) if text]
+    encoded = [scorer.encoder.encode(Item(questions[n].prompt, texts[n])) for n in places]
+    written = list(texts)
+    for n, (_, correction) in zip(places, correct_all(scorer, encoded), strict=True):
+        written[n] = correction.text
+    return written
+
+
+def default_modes(names: Sequence[str]) -> dict[str, str | None]:
+    """Models by name, with the mode each is read by."""
+    return {name: DEFAULT_MODE if REWARD_MODELS[name].options.get("kind") == "seq2seq" else None for name in names}

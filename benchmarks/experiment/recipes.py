@@ -1,0 +1,93 @@
+"""Which reward models are fitted and which policies are made of them; a line each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from benchmarks.experiment.rewards import Placing
+
+Derivation = Literal["red", "ensemble", "length_calibrated"]
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """``options`` of ``redline train``, or what is derived from the models named in ``of``.
+
+    ``pairs``: share of the preference pairs it sees. ``noise``: share of them whose label is wrong.
+    """
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    pairs: float = 1.0
+    noise: float = 0.0
+    derivation: Derivation | None = None
+    of: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PPORun:
+    """PPO against ``model``, read by ``mode``; ``extraction``: magnitudes other than the bundle's."""
+
+    model: str
+    mode: str | None = None
+    placing: Placing = "tokens"
+    extraction: Mapping[str, float] = field(default_factory=dict)
+
+
+DEFAULT_MODE = "margin"
+SEQ2SEQ = {"kind": "seq2seq", "mismatch": True}
+SCALAR = {"kind": "scalar"}
+
+REWARD_MODELS: dict[str, RewardModel] = {
+    "seq2seq": RewardModel(SEQ2SEQ),
+    "published": RewardModel({"kind": "seq2seq"}),
+    "scalar": RewardModel(SCALAR),
+    "scalar_b": RewardModel(SCALAR, seed=1),
+    "scalar_c": RewardModel(SCALAR, seed=2),
+    "odin": RewardModel({**SCALAR, "odin": True}),
+    "smoothed": RewardModel({**SCALAR, "smoothing_rate": 0.2}),
+    "dpo": RewardModel({"kind": "dpo", "beta": 0.1, "learning_rate": 3e-4}),
+    "red": RewardModel(derivation="red", of=("scalar",)),
+    "ensemble": RewardModel(derivation="ensemble", of=("scalar", "scalar_b", "scalar_c")),
+    "length_calibrated": RewardModel(derivation="length_calibrated", of=("scalar",)),
+    "scalar_mismatch": RewardModel({**SCALAR, "mismatch": True}),
+    "no_correction": RewardModel({**SEQ2SEQ, "correction_weight": 0.0}),
+    "no_identity": RewardModel({**SEQ2SEQ, "identity_weight": 0.0}),
+    **{f"seq2seq_noise_{n}": RewardModel(SEQ2SEQ, noise=n / 100) for n in (10, 20, 40)},
+    **{f"scalar_noise_{n}": RewardModel(SCALAR, noise=n / 100) for n in (10, 20, 40)},
+    **{f"seq2seq_pairs_{n}": RewardModel(SEQ2SEQ, pairs=n / 100) for n in (5,)},
+    **{f"scalar_pairs_{n}": RewardModel(SCALAR, pairs=n / 100) for n in (5,)},
+}
+
+# every scorer, on every task and seed
+MAIN: dict[str, PPORun] = {
+    "ppo_scalar": PPORun("scalar"),
+    "ppo_seq2seq": PPORun("seq2seq", DEFAULT_MODE),
+    "ppo_paper": PPORun("published", "paper"),
+    "ppo_red": PPORun("red"),
+    "ppo_dpo_reward": PPORun("dpo"),
+    "ppo_ensemble": PPORun("ensemble"),
+    "ppo_length_calibrated": PPORun("length_calibrated"),
+    "ppo_odin": PPORun("odin"),
+    "ppo_smoothed": PPORun("smoothed"),
+}
+# what the control worlds are for
+CONTROL = {name: MAIN[name] for name in ("ppo_scalar", "ppo_seq2seq", "ppo_paper")}
+# one thing changed at a time, on the first seed of every task
+ABLATIONS: dict[str, PPORun] = {
+    **{f"mode_{m}": PPORun("seq2seq", m) for m in ("paper", "paper_centered", "logprob_centered", "probability")},
+    **{f"mode_{m}_mean": PPORun("seq2seq", m, "mean") for m in ("paper", DEFAULT_MODE)},
+    f"mode_{DEFAULT_MODE}_last": PPORun("seq2seq", DEFAULT_MODE, "last"),
+    "positives_only": PPORun("seq2seq", "paper", extraction={"negative": 0.0}),
+    "negatives_only": PPORun("seq2seq", "paper", extraction={"positive": 0.0}),
+    "no_mismatch": PPORun("published", DEFAULT_MODE),
+    "no_correction": PPORun("no_correction", DEFAULT_MODE),
+    "no_identity": PPORun("no_identity", DEFAULT_MODE),
+    "scalar_mismatch": PPORun("scalar_mismatch"),
+    **{f"seq2seq_noise_{n}": PPORun(f"seq2seq_noise_{n}", DEFAULT_MODE) for n in (10, 20, 40)},
+    **{f"scalar_noise_{n}": PPORun(f"scalar_noise_{n}") for n in (10, 20, 40)},
+    **{f"seq2seq_pairs_{n}": PPORun(f"seq2seq_pairs_{n}", DEFAULT_MODE) for n in (5,)},
+    **{f"scalar_pairs_{n}": PPORun(f"scalar_pairs_{n}") for n in (5,)},
+}
