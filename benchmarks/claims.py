@@ -28,12 +28,15 @@ from benchmarks.experiment.budget import FULL, QUICK, Budget
 from benchmarks.worlds.suite import CONTROLS, TASKS
 
 HERE = Path(__file__).resolve().parent
-_SOURCES = (
-    *sorted((HERE / "worlds").glob("*.py")),
-    HERE / "experiment/training.py",
-    HERE / "experiment/rewards.py",
-    HERE.parent / "examples/quickstart/supervised.py",
-)
+# the code that decides what a policy learns, and what each world adds to it
+_SHARED = ("worlds/task.py", "worlds/suite.py", "experiment/training.py", "experiment/rewards.py")
+_OWN = {
+    "safety": ("worlds/safety.py", "../examples/quickstart/world.py"),
+    "unbiased": ("worlds/safety.py", "../examples/quickstart/world.py"),
+    "help": ("worlds/help_desk.py",),
+    "many_answers": ("worlds/help_desk.py",),
+    "summary": ("worlds/summary.py",),
+}
 
 
 class Job(NamedTuple):
@@ -56,12 +59,13 @@ def planned(seeds: Sequence[int], groups: Sequence[str]) -> list[Job]:
     return jobs
 
 
-def sources_digest() -> str:
-    """A digest of the code that decides what a policy learns."""
-    return hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()[:16]
+def sources_digest(world: str) -> str:
+    """A digest of the code that decides what a policy of ``world`` learns."""
+    names = (*_SHARED, "../examples/quickstart/supervised.py", *_OWN[world])
+    return hashlib.sha256(b"".join((HERE / name).read_bytes() for name in names)).hexdigest()[:16]
 
 
-def run_job(job: Job, out: Path, budget: Budget, sources: str, few: bool) -> float:
+def run_job(job: Job, out: Path, budget: Budget, few: bool) -> float:
     """Everything of one job, in a process and thread of its own; returns seconds."""
     import torch
     from transformers.utils import logging as transformers_logging
@@ -73,7 +77,7 @@ def run_job(job: Job, out: Path, budget: Budget, sources: str, few: bool) -> flo
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     started = time.perf_counter()
-    cell = Cell(out / job.world / f"seed-{job.seed}", job.world, job.seed, budget, sources)
+    cell = Cell(out / job.world / f"seed-{job.seed}", job.world, job.seed, budget, sources_digest(job.world))
     cell.judge_supervised()
     runs = {"main": MAIN, "control": CONTROL, "ablation": ABLATIONS}[job.group]
     if few:
@@ -216,13 +220,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seeds = list(range(1 if args.quick else args.seeds))
     jobs = planned(seeds, args.only or ("main", "controls", "ablations"))
     args.out.mkdir(parents=True, exist_ok=True)
-    sources = sources_digest()
     started = time.perf_counter()
     failed: list[str] = []
     with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         # a world's main job and its ablations share models: the later one waits for the earlier
         for wave in ([j for j in jobs if j.group != "ablation"], [j for j in jobs if j.group == "ablation"]):
-            running = {pool.submit(run_job, job, args.out, budget, sources, args.quick): job for job in wave}
+            running = {pool.submit(run_job, job, args.out, budget, args.quick): job for job in wave}
             for future in as_completed(running):
                 job = running[future]
                 error = future.exception()

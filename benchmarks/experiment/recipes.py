@@ -42,13 +42,13 @@ SCALAR = {"kind": "scalar"}
 
 REWARD_MODELS: dict[str, RewardModel] = {
     "seq2seq": RewardModel(SEQ2SEQ),
-    "published": RewardModel({"kind": "seq2seq"}),
+    "published": RewardModel({"kind": "seq2seq", "mismatch": False}),
     "scalar": RewardModel(SCALAR),
     "scalar_b": RewardModel(SCALAR, seed=1),
     "scalar_c": RewardModel(SCALAR, seed=2),
     "odin": RewardModel({**SCALAR, "odin": True}),
     "smoothed": RewardModel({**SCALAR, "smoothing_rate": 0.2}),
-    "dpo": RewardModel({"kind": "dpo", "beta": 0.1, "learning_rate": 3e-4}),
+    "dpo": RewardModel({"kind": "dpo", "beta": 0.1, "learning_rate": 3e-5}),
     "red": RewardModel(derivation="red", of=("scalar",)),
     "ensemble": RewardModel(derivation="ensemble", of=("scalar", "scalar_b", "scalar_c")),
     "length_calibrated": RewardModel(derivation="length_calibrated", of=("scalar",)),

@@ -68,8 +68,8 @@ def _questions(places: tuple[str, ...], chats: tuple[tuple[tuple[str, str], ...]
             opening = _turns(*before, ASKS[(n + m) % len(ASKS)], "Where, for how many and when?")
             last = f"At the {place} for {number} on {day}."
             questions.append(Question([*opening, *_turns(last)], known, False))
-            if (n + m) % 4 == 0:
-                private = PRIVATE[n // 2 % len(PRIVATE)].format(place=place, day=day)
+            if number == next(iter(DEPOSITS)):  # once for every place and day
+                private = PRIVATE[(n // len(DAYS) + m) % len(PRIVATE)].format(place=place, day=day)
                 questions.append(Question([*opening, *_turns(private)], known, True))
     return questions
 

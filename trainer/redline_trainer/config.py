@@ -16,10 +16,13 @@ class TrainConfig(BaseModel):
 
     ``pairs_per_step`` is the batch size of an optimiser step; its rows are put through the model in
     microbatches of at most ``max_batch_tokens`` with padding. ``method``: all weights (``full``), low-rank
-    adapters (``lora``), or those on a 4-bit base (``qlora``). ``identity_weight`` is ``w_id`` (docs/method.md).
-    ``beta``: of ``dpo``, reward for a nat. ``odin``: a length head beside the quality head, with the weights of its
-    two losses (kinds scalar and red). ``smoothing_rate``: how far a pair's label moves to the model's own
-    prediction at each visit, 0 not at all (kinds scalar and red). ``max_steps`` wins over ``epochs``.
+    adapters (``lora``), or those on a 4-bit base (``qlora``). ``identity_weight`` is ``w_id``; ``mismatch``: responses
+    of other prompts as sources, or as losing sides (docs/method.md), by default for seq2seq alone. ``beta``: of
+    ``dpo``, reward for a nat. ``odin``: a length head beside the quality head, with the weights of its two losses
+    (kinds scalar and red). ``smoothing_rate``: how far a pair's label moves to the model's own prediction at each
+    visit, 0 not at all (kinds scalar and red). ``max_steps`` wins over ``epochs``. ``autocast``: arithmetic in
+    bfloat16; ``auto`` where a GPU can, ``bfloat16`` also on a CPU (faster on one with matrix units, several times
+    slower on one without).
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -40,7 +43,7 @@ class TrainConfig(BaseModel):
     max_grad_norm: float = Field(default=1.0, gt=0)
     correction_weight: float = Field(default=1.0, ge=0)
     identity_weight: float = Field(default=1.0, ge=0)
-    mismatch: bool = False
+    mismatch: bool | None = None
     beta: float = Field(default=0.1, gt=0)
     odin: bool = False
     odin_length_weight: float = Field(default=1.0, ge=0)
@@ -50,6 +53,7 @@ class TrainConfig(BaseModel):
     lora_alpha: float = Field(default=32.0, gt=0)
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     gradient_checkpointing: bool = False
+    autocast: Literal["auto", "off", "bfloat16"] = "auto"
     instruction: str | None = None
     mode: Mode = "margin"
     aggregate: Aggregate = "sum"
@@ -63,11 +67,16 @@ class TrainConfig(BaseModel):
         """The learning rate: as given, else 2e-5 for all weights and 2e-4 for adapters."""
         return self.learning_rate or (2e-5 if self.method == "full" else 2e-4)
 
+    @property
+    def uses_strays(self) -> bool:
+        """Whether pairs are given responses of other prompts: as asked, else for seq2seq."""
+        return self.kind == "seq2seq" if self.mismatch is None else self.mismatch
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.kind == "seq2seq" and self.correction_weight == 0 and self.identity_weight == 0:
             raise ValueError("with both mappings' weights at 0 there is nothing to learn")
-        if self.mismatch and (self.smoothing_rate or self.kind == "dpo"):
+        if self.uses_strays and (self.smoothing_rate or self.kind == "dpo"):
             raise ValueError("mismatch goes with the kinds seq2seq, scalar and red, and not with smoothing_rate")
         if self.kind not in CLASSIFIERS and (self.odin or self.smoothing_rate):
             raise ValueError(f"odin and smoothing_rate are options of the kinds scalar and red, not of {self.kind}")

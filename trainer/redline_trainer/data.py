@@ -2,7 +2,8 @@
 
 Accepted rows (told apart by their shape):
 
-- ``{"prompt": text or messages, "chosen": text, "rejected": text}``, further fields ignored;
+- ``{"prompt": text or messages, "chosen": text, "rejected": text}``, further fields ignored, but for ``"spans"``:
+  ``[{"start", "end"}, ...]``, characters of ``rejected`` that are marked as wrong;
 - TRL's preference format, explicit prompt: the same with ``chosen``/``rejected`` as messages;
 - TRL's implicit prompt: no ``prompt``; ``chosen`` and ``rejected`` are whole texts or whole conversations;
 - HH-RLHF transcripts: no ``prompt``; texts with ``\\n\\nHuman:`` and ``\\n\\nAssistant:`` turns.
@@ -35,12 +36,16 @@ MAX_REPORTED = 50
 
 @dataclass(frozen=True)
 class Pair:
-    """One comparison; ``where`` names file and line, or whatever else the pair came from."""
+    """One comparison; ``where`` names file and line, or whatever else the pair came from.
+
+    ``spans``: what humans marked as wrong, in characters into ``rejected``, end exclusive.
+    """
 
     prompt: str | list[Message]
     chosen: str
     rejected: str
     where: str
+    spans: tuple[tuple[int, int], ...] = ()
 
     @property
     def prompt_key(self) -> str:
@@ -160,7 +165,20 @@ def parse_row(row: Any, where: str) -> Pair:
         raise _BadRowError("is not valid Unicode: it holds half a surrogate pair") from error
     if chosen == rejected:
         raise _BadRowError("'chosen' and 'rejected' are the same")
-    return Pair(prompt, chosen, rejected, where)
+    # a text that lends its beginning to an implicit prompt is no longer the one that was marked
+    spans = _spans(row.get("spans"), rejected) if row.get("prompt") is not None else ()
+    return Pair(prompt, chosen, rejected, where, spans)
+
+
+def _spans(value: Any, text: str) -> tuple[tuple[int, int], ...]:
+    """Error spans; none where the field is something else's."""
+    if not isinstance(value, list) or not all(isinstance(s, dict) and "start" in s and "end" in s for s in value):
+        return ()
+    spans = tuple((span["start"], span["end"]) for span in value)
+    for start, end in spans:
+        if type(start) is not int or type(end) is not int or not 0 <= start <= end <= len(text):
+            raise _BadRowError(f"a span from {start!r} to {end!r} does not lie in 'rejected' ({len(text)} characters)")
+    return spans
 
 
 def _messages(value: Any, field: str) -> list[Message]:

@@ -194,7 +194,7 @@ def train(
     (training, skipped), (measuring, skipped_too) = _encode_all(encoder, (pairs, held_out), config.on_too_long)
     if not training:
         raise DataError("no pairs are left to train on")
-    if config.mismatch:
+    if config.uses_strays:
         training = with_strays(training, limit, config.seed)
 
     # 2. the model and its optimiser, as new or as they were
@@ -273,7 +273,8 @@ def run_optimizer_step(
     units = [unit for pair in batch for unit in objective.units(pair)]
     size = sum(map(objective.size, units))
     device = learning[0].device
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    is_able = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    has_bf16 = config.autocast == "bfloat16" or (config.autocast == "auto" and is_able)
     total = torch.zeros((), device=device)
     for microbatch in objective.batches(units, config.max_batch_tokens):
         with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16):

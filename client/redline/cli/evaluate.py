@@ -14,6 +14,7 @@ from redline.cli.terminal import console, need, prepare_torch
 
 if TYPE_CHECKING:
     from redline_trainer.precision import PrecisionTable
+    from redline_trainer.quality import QualityReport
 
 
 def evaluate(
@@ -22,37 +23,74 @@ def evaluate(
     precision: Annotated[
         list[str] | None,
         typer.Option(
-            "--precision", help="float32, bfloat16, float16, int8 or nf4; repeatable, the first is the measure."
+            "--precision",
+            help="Compare float32, bfloat16, float16, int8 or nf4 instead; repeatable, the first is the measure.",
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many pairs.")] = None,
     max_batch_tokens: Annotated[int, typer.Option(help="Tokens of one forward pass.")] = 2048,
     out: Annotated[Path | None, typer.Option(help="Write the figures here as JSON, too.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a reliability plot here (PNG).")] = None,
     device: Device = "auto",
 ) -> None:
-    """Measure a bundle on preference pairs, in one precision or in several side by side."""
+    """Measure a bundle on preference pairs: ranking, length, calibration, error spans; or precisions side by side."""
     need("train", "torch", "transformers", "peft", "datasets", "safetensors")
     prepare_torch()
+    from redline_model.bundle import Bundle
     from redline_model.errors import DataError
+    from redline_model.loading import Placement
     from redline_trainer.data import load_pairs
     from redline_trainer.precision import compare_precisions
+    from redline_trainer.quality import measure_quality, plot_reliability
 
+    if plot is not None and precision:
+        raise DataError("--plot goes with the measurement of one bundle, without --precision")
     loaded = load_pairs(pairs)[0][:limit]
     if not loaded:
         raise DataError("there are no pairs to measure on")
+    if not precision:
+        scorer = Bundle.load(bundle, Placement(device=device)).scorer
+        report = measure_quality(scorer, loaded, max_batch_tokens=max_batch_tokens)
+        _write(out, report.model_dump_json(indent=2))
+        if plot is not None:
+            plot_reliability({bundle: report}, plot)
+        print(_described(report))
+        return
     table = None
-    for table in compare_precisions(
-        bundle, loaded, precision or ["float32"], device=device, max_batch_tokens=max_batch_tokens
-    ):
+    for table in compare_precisions(bundle, loaded, precision, device=device, max_batch_tokens=max_batch_tokens):
         row = table.rows[-1]
         console.print(
             f"{row.precision}: {row.accuracy.mean:.1%} of pairs right, {row.judged_tokens_per_s:.0f} tokens/s"
         )
     assert table is not None
+    _write(out, table.model_dump_json(indent=2))
+    print(_rendered(table))
+
+
+def _write(out: Path | None, text: str) -> None:
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(table.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    print(_rendered(table))
+        out.write_text(text + "\n", encoding="utf-8")
+
+
+def _described(report: QualityReport) -> str:
+    told, free = report.accuracy, report.accuracy_calibrated
+    lines = [
+        f"{report.reading} ranks {told.mean:.1%} of {told.pairs} pairs right [{told.low:.1%}, {told.high:.1%}] "
+        f"({told.prompts} prompts); the longer side is chosen in {report.longer_wins:.1%}",
+        f"correlation of score and length {report.length_correlation:+.3f}; without the trend in length "
+        f"{report.length_correlation_calibrated:+.3f}, and {free.mean:.1%} right [{free.low:.1%}, {free.high:.1%}]",
+        f"expected calibration error {report.expected_calibration_error:.3f} (temperature fitted on other prompts)",
+    ]
+    for name, found in report.spans.items():
+        lines.append(
+            f"blame on the {found.marked_share:.1%} of {found.tokens} tokens that humans marked, by {name}: "
+            f"AUC {found.auc:.3f} [{found.auc_low:.3f}, {found.auc_high:.3f}], "
+            f"average precision {found.average_precision:.3f}"
+        )
+    if report.skipped_pairs:
+        lines.append(f"left out {report.skipped_pairs} pairs that are too long")
+    return "\n".join(lines)
 
 
 def _rendered(table: PrecisionTable) -> str:

@@ -33,6 +33,13 @@ def train(
     learning_rate: Annotated[float | None, typer.Option(help="Default 2e-5; 2e-4 with adapters.")] = None,
     correction_weight: Annotated[float, typer.Option(help="Weight of the correction mapping (seq2seq).")] = 1.0,
     identity_weight: Annotated[float, typer.Option(help="Weight of the identity mapping, w_id (seq2seq).")] = 1.0,
+    mismatch: Annotated[
+        bool | None,
+        typer.Option(
+            "--mismatch/--no-mismatch",
+            help="Responses of other prompts as sources (seq2seq: the default) or as losing sides (scalar, red).",
+        ),
+    ] = None,
     beta: Annotated[float, typer.Option(help="Reward for a nat of log-ratio (dpo).")] = 0.1,
     odin: Annotated[bool, typer.Option("--odin", help="Take length out of the score (scalar, red).")] = False,
     odin_length_weight: Annotated[float, typer.Option(help="Weight of ODIN's length loss.")] = 1.0,
@@ -80,6 +87,7 @@ def train(
         learning_rate=learning_rate,
         correction_weight=correction_weight,
         identity_weight=identity_weight,
+        mismatch=mismatch,
         beta=beta,
         odin=odin,
         odin_length_weight=odin_length_weight,
