@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.ready
 
-.PHONY: demo test static check format smollm2 bench seeds clean help
+.PHONY: demo test static check format smollm2 bench claims real-text seeds clean help
 
 help:  ## what there is to make
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -35,6 +35,12 @@ format: $(SETUP)  ## put the code into its one format
 bench: $(SETUP)  ## speed of serving and training beside other ways; ARGS=--quick for minutes instead of an hour
 	$(BIN)/python -m benchmarks.serving --out runs/bench $(ARGS)
 	$(BIN)/python -m benchmarks.training --out runs/bench $(ARGS)
+
+claims: $(SETUP)  ## PPO against every scorer on three tasks, judged by gold; ARGS=--quick for minutes instead of hours
+	$(BIN)/python -m benchmarks.claims --out runs/claims $(ARGS)
+
+real-text: $(SETUP)  ## reward models on real preference sets; DATA=FOLDER, ARGS=--reduced without a GPU
+	$(BIN)/python -m benchmarks.real_text --data $(DATA) --out runs/real_text $(ARGS)
 
 seeds: $(SETUP)  ## the demo over three seeds, with the spread (about twenty minutes)
 	$(BIN)/python examples/quickstart/seeds.py --out runs/seeds

@@ -25,15 +25,14 @@ class Budget:
 
 FULL = Budget()
 QUICK = Budget(
-    demonstrations=1500,
-    supervised_steps=80,
+    demonstrations=2000,
+    supervised_steps=200,
     pairs=800,
-    rm_steps=40,
+    rm_steps=50,
     dpo_steps=20,
     ppo_steps=6,
     rollouts=32,
     test_questions=40,
     best_of=4,
     hidden_size=64,
-    layers=2,
 )

@@ -49,11 +49,11 @@ def sample_answers(policy: CausalPolicy, questions: Sequence[Question], seed: in
 
 
 @torch.no_grad()
-def summed_logprobs(policy: CausalPolicy, rollouts: Sequence[Rollout]) -> list[float]:
-    """``log pi(y | x)`` of each response, nats."""
+def summed_logprobs(policy: CausalPolicy, rollouts: Sequence[Rollout], batch: int = _BATCH) -> list[float]:
+    """``log pi(y | x)`` of each response, nats, ``batch`` at a time."""
     sums: list[float] = []
-    for start in range(0, len(rollouts), _BATCH):
-        part = rollouts[start : start + _BATCH]
+    for start in range(0, len(rollouts), batch):
+        part = rollouts[start : start + batch]
         logprobs = policy.outputs(part).logprobs
         sums += [float(row[: len(r.response_ids)].sum()) for row, r in zip(logprobs, part, strict=True)]
     return sums

@@ -1,0 +1,148 @@
+"""What a reward model is worth: every figure against a hand count or its definition."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from redline.cli.app import run
+from redline_model.bundle import Bundle
+from redline_model.errors import DataError
+from redline_trainer.data import Pair, load_pairs
+from redline_trainer.quality import measure_quality, pearson, plot_reliability, reliability
+from redline_trainer.spans import average_precision, error_tokens, roc_auc, span_detection
+
+PAIRS = [
+    Pair(
+        "How do I reset my router?" if n % 2 else f"What is {n}?",
+        f"hold the round button {n}",
+        f"open the network panel {n} and wait",
+        f"row {n}",
+        ((5, 8),) if n % 3 else (),
+    )
+    for n in range(10)
+]
+
+
+def test_a_token_is_marked_where_it_shares_a_character_with_a_span() -> None:
+    offsets = [(0, 4), (4, 8), (8, 9), (9, 9)]
+    assert error_tokens(offsets, [(3, 5)]).tolist() == [True, True, False, False]
+    assert error_tokens(offsets, [(8, 9)]).tolist() == [False, False, True, False]
+    assert error_tokens(offsets, [(4, 4)]).tolist() == [False] * 4
+    assert error_tokens(offsets, []).tolist() == [False] * 4
+
+
+def test_auc_is_the_share_of_marked_tokens_blamed_above_unmarked_ones() -> None:
+    generator = torch.Generator().manual_seed(0)
+    blame = torch.randint(0, 6, (40,), generator=generator).double()  # with ties
+    marked = torch.rand(40, generator=generator) < 0.4
+    above = [1.0 if p > n else 0.5 if p == n else 0.0 for p in blame[marked] for n in blame[~marked]]
+    assert roc_auc(blame, marked) == pytest.approx(sum(above) / len(above))
+    assert roc_auc(torch.tensor([1.0, 2.0]), torch.tensor([False, True])) == 1.0
+    assert roc_auc(torch.zeros(4), torch.tensor([False, True, True, False])) == 0.5
+    assert roc_auc(torch.zeros(2), torch.tensor([True, True])) == 0.5
+
+
+def test_average_precision_is_the_mean_precision_at_every_marked_token() -> None:
+    blame = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0])
+    marked = torch.tensor([True, False, True, False, False])
+    assert average_precision(blame, marked) == pytest.approx((1 / 1 + 2 / 3) / 2)
+    assert average_precision(torch.zeros(5), marked) == pytest.approx(0.4)  # all tied: the marked share
+    assert average_precision(blame, torch.zeros(5, dtype=torch.bool)) == 0.0
+
+
+def test_a_weight_counts_a_token_as_often_as_repeating_it() -> None:
+    blame, marked = torch.tensor([3.0, 2.0, 2.0, 1.0]), torch.tensor([True, False, True, False])
+    weights = torch.tensor([2, 1, 0, 3])
+    repeated = torch.repeat_interleave(torch.arange(4), weights)
+    for figure in (roc_auc, average_precision):
+        assert figure(blame, marked, weights) == pytest.approx(figure(blame[repeated], marked[repeated]))
+
+
+def test_the_interval_of_blame_resamples_prompts() -> None:
+    generator = torch.Generator().manual_seed(0)
+    marked = [torch.rand(12, generator=generator) < 0.4 for _ in range(20)]
+    blame = [m.double() + torch.randn(12, generator=generator) for m in marked]
+    told = span_detection(blame, marked, [f"p{n}" for n in range(20)])
+    assert 0.5 < told.auc_low < told.auc < told.auc_high < 1
+    assert told.average_precision_low < told.average_precision < told.average_precision_high
+    assert told.tokens == 240
+    one_prompt = span_detection(blame, marked, ["p"] * 20)
+    assert one_prompt.auc_low == one_prompt.auc_high == pytest.approx(told.auc)
+
+
+def test_reliability_counts_both_orders_of_every_pair() -> None:
+    bins = reliability(torch.tensor([0.95, 0.95, 0.35], dtype=torch.float64))
+    assert [(b.low, b.pairs, b.observed) for b in bins] == [(0.0, 2, 0.0), (0.3, 1, 1.0), (0.6, 1, 0.0), (0.9, 2, 1.0)]
+    assert bins[-1].predicted == pytest.approx(0.95)
+
+
+def test_a_constant_correlates_with_nothing() -> None:
+    assert pearson(torch.ones(3), torch.arange(3.0)) == 0.0
+    assert pearson(torch.arange(3.0), -torch.arange(3.0)) == pytest.approx(-1.0)
+
+
+def test_the_report_holds_what_a_plain_count_gives(bundle: Bundle, tmp_path: Path) -> None:
+    report = measure_quality(bundle.scorer, PAIRS)
+    assert report.accuracy.pairs == 10
+    assert report.accuracy.prompts == 6
+    assert report.longer_wins == 0.0
+    assert set(report.spans) == {f"{mode}/sum" for mode in bundle.scorer.modes}
+    assert sum(b.pairs for b in report.reliability) == 20
+    assert report.skipped_pairs == 0
+    plot_reliability({"one": report}, tmp_path / "deep" / "plot.png")
+    assert (tmp_path / "deep" / "plot.png").stat().st_size > 5000
+
+
+def test_pairs_without_spans_have_no_blame_and_long_ones_are_counted(bundle: Bundle) -> None:
+    plain = [Pair(p.prompt, p.chosen, p.rejected, p.where) for p in PAIRS]
+    long = Pair("x " * 3000, "a", "b", "long")
+    report = measure_quality(bundle.scorer, [long, *plain])
+    assert report.spans == {}
+    assert report.skipped_pairs == 1
+    with pytest.raises(DataError, match="no pair fits"):
+        measure_quality(bundle.scorer, [long])
+
+
+def test_spans_are_read_and_checked(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    row = {"prompt": "p", "chosen": "good", "rejected": "bad text"}
+    rows = [
+        {**row, "spans": [{"start": 0, "end": 3, "label": "BAD"}]},
+        {**row, "spans": "another field of that name"},
+        {"chosen": "p good", "rejected": "p bad text", "spans": [{"start": 0, "end": 3}]},
+    ]
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert [pair.spans for pair in load_pairs([file])[0]] == [((0, 3),), (), ()]
+    file.write_text(json.dumps({**row, "spans": [{"start": 0, "end": 9}]}))
+    with pytest.raises(DataError, match="does not lie in 'rejected'"):
+        load_pairs([file])
+
+
+def test_the_command_tells_figures_and_writes_them(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out, plot = tmp_path / "pairs.jsonl", tmp_path / "figures.json", tmp_path / "plot.png"
+    rows = [
+        {
+            "prompt": p.prompt,
+            "chosen": p.chosen,
+            "rejected": p.rejected,
+            "spans": [{"start": s, "end": e} for s, e in p.spans],
+        }
+        for p in PAIRS
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["redline", "evaluate", str(bundle.folder), "--pairs", str(file), "--out", str(out), "--plot", str(plot)]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as ended:
+        run()
+    assert ended.value.code in {0, None}
+    printed = capsys.readouterr().out
+    assert "of 10 pairs right" in printed
+    assert "humans marked" in printed
+    assert json.loads(out.read_text())["accuracy"]["pairs"] == 10
+    assert plot.exists()

@@ -1,0 +1,190 @@
+"""The figures of the claims against hand counts, and the rewards of the runs against the wire's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from conftest import build_causal
+from starlette.testclient import TestClient
+
+from benchmarks.claims import Job, planned, rendered, sources_digest, verdict
+from benchmarks.experiment.cell import Cell
+from benchmarks.experiment.judging import Answers
+from benchmarks.experiment.recipes import ABLATIONS, MAIN, REWARD_MODELS
+from benchmarks.experiment.results import (
+    curve_figures,
+    figures,
+    mean_with_interval,
+    resampled,
+    split_figures,
+    win_rate,
+)
+from benchmarks.experiment.rewards import LocalRewards
+from benchmarks.worlds.suite import CONTROLS, TASKS
+from redline import NO_RETRY, RewardClient
+from redline.ppo import CausalPolicy, RemoteRewards, Rollout
+from redline_model.bundle import Bundle
+from redline_model.extraction import Reading
+from redline_service.app import create_app
+from redline_service.settings import ServiceSettings
+from redline_trainer.config import TrainConfig
+
+
+def answers(gold: list[float], refused: list[bool] | None = None, must: list[bool] | None = None) -> Answers:
+    n = len(gold)
+    return Answers(
+        responses=["r"] * n,
+        gold=gold,
+        tokens=[6] * n,
+        ideal_tokens=[5] * n,
+        must_refuse=must or [False] * n,
+        refused=refused or [False] * n,
+        kl=[1.0] * n,
+    )
+
+
+def test_a_win_rate_leaves_ties_out_and_says_how_many() -> None:
+    rate = win_rate([answers([1.0, 0.5, 0.2, 0.0])], [answers([0.5, 0.5, 0.0, 1.0])])
+    assert rate["mean"] == pytest.approx(2 / 3)
+    assert rate["ties"] == pytest.approx(1 / 4)
+    same = win_rate([answers([1.0, 0.5])], [answers([1.0, 0.5])])
+    assert same == {"mean": None, "low": None, "high": None, "ties": 1.0}
+
+
+def test_rates_are_of_the_prompts_they_are_about() -> None:
+    told = figures([answers([1, 0, 1, 0], refused=[True, False, True, False], must=[True, True, False, False])])
+    assert told["benign_refusal_rate"] == 0.5
+    assert told["harmful_compliance_rate"] == 0.5
+    assert (told["gold"], told["mean_tokens"], told["ideal_tokens"], told["kl"]) == (0.5, 6.0, 5.0, 1.0)
+
+
+def test_resampling_draws_as_many_questions_as_there_are() -> None:
+    weights = resampled([4, 4, 4])
+    assert all(w.shape == (2000, 4) for w in weights)
+    assert torch.equal(sum(w.sum(1) for w in weights), torch.full((2000,), 12.0, dtype=torch.float64))
+
+
+def test_an_interval_is_wider_where_seeds_disagree() -> None:
+    def width(values: list[list[float]]) -> float:
+        tensors = [torch.tensor(v, dtype=torch.float64) for v in values]
+        told = mean_with_interval(tensors, [torch.ones_like(t) for t in tensors])
+        assert told is not None
+        assert told["low"] <= told["mean"] <= told["high"]
+        return told["high"] - told["low"]
+
+    mixed = [0.0, 1.0] * 50
+    assert width([[0.0] * 100, [1.0] * 100, mixed]) > 2 * width([mixed, mixed, mixed])
+    assert mean_with_interval([torch.ones(2).double()], [torch.zeros(2).double()]) is None
+
+
+def test_over_optimisation_is_a_line_through_all_points() -> None:
+    curve = [{"step": s, "kl": float(s * s), "gold": 0.5 - 0.1 * s, "proxy": 2.0 * s} for s in range(4)]
+    told = curve_figures([curve, curve])
+    assert told["lines"]["gold"]["slope"] == pytest.approx(-0.1)
+    assert told["lines"]["proxy"]["slope"] == pytest.approx(2.0)
+    assert told["lines"]["gold"]["r_squared"] == pytest.approx(1.0)
+    assert told["best_gold_at_step"] == 0
+
+
+def test_the_verdict_holds_each_bar_against_its_number() -> None:
+    def task(hero: float, refused: bool) -> dict[str, object]:
+        policies = {
+            "supervised": [answers([0.5] * 20, must=[True] * 10 + [False] * 10)],
+            "ppo_scalar": [answers([0.1] * 20, must=[True] * 10 + [False] * 10)],
+            "ppo_seq2seq": [answers([hero] * 20, refused=[refused] * 20, must=[True] * 10 + [False] * 10)],
+        }
+        split = split_figures(policies, [0])
+        return {"id": split, "ood": split}
+
+    met = verdict({t: task(0.9, False) for t in TASKS})
+    assert met["win_rate_id"] == {"mean": 1.0, "bar": 0.8, "is_met": True}
+    assert met["safety_benign_refusal_rate"]["is_met"]
+    assert not met["safety_length_off_ideal"]["is_met"]  # 6 tokens where 5 are right
+    missed = verdict({t: task(0.0, True) for t in TASKS})
+    assert not missed["win_rate_id"]["is_met"]
+    assert not missed["safety_benign_refusal_rate"]["is_met"]
+    split = task(0.9, False)
+    claims = {"tasks": {"safety": split}, "controls": {}, "ablations": {}, "over_optimisation": {}, "verdict": met}
+    assert "| ppo_seq2seq | 0.900" in rendered(claims)
+
+
+def test_every_run_names_a_model_that_is_fitted_or_derived() -> None:
+    for run in (MAIN | ABLATIONS).values():
+        recipe = REWARD_MODELS[run.model]
+        for name in recipe.of:
+            assert REWARD_MODELS[name].derivation is None
+        if recipe.derivation is None:
+            TrainConfig.model_validate({"base": "b", "out": Path("o"), **recipe.options})
+    assert REWARD_MODELS["published"].options["mismatch"] is False
+
+
+def test_the_plan_holds_every_task_and_seed_once() -> None:
+    jobs = planned([0, 1], ["main", "controls", "ablations"])
+    assert len(jobs) == len(set(jobs)) == 2 * len(TASKS) + 2 * len(CONTROLS) + len(TASKS)
+    assert all(job.seed == 0 for job in jobs if job.group == "ablation")
+    assert Job("help", 1, "main") in jobs
+    assert len({sources_digest(world) for world in (*TASKS, *CONTROLS)}) == 3  # controls share their tasks' code
+
+
+def test_what_was_made_is_found_and_other_settings_make_it_anew(tmp_path: Path) -> None:
+    from benchmarks.experiment.budget import QUICK
+
+    made: list[str] = []
+
+    def make(out: Path) -> None:
+        made.append(out.name)
+        out.mkdir(parents=True)
+
+    for settings in ("a", "a", "b"):
+        Cell(tmp_path, "safety", 0, QUICK, "sources")._made("policies/p", settings, make)
+    Cell(tmp_path, "safety", 0, QUICK, "other sources")._made("policies/p", "b", make)
+    assert made == ["p"] * 3
+
+
+@pytest.fixture
+def served(bundle: Bundle) -> Iterator[RemoteRewards]:
+    with TestClient(create_app(ServiceSettings(bundle="unused"), bundle)) as http:
+
+        def forward(request: httpx.Request) -> httpx.Response:
+            answer = http.request(
+                request.method, request.url.path, content=request.content, headers=dict(request.headers)
+            )
+            return httpx.Response(answer.status_code, content=answer.content)
+
+        yield RemoteRewards(RewardClient(transport=httpx.MockTransport(forward), retry=NO_RETRY))
+
+
+@pytest.fixture
+def rollouts(tokenizer: object) -> list[Rollout]:
+    policy = CausalPolicy(build_causal(len(tokenizer)), tokenizer, max_new_tokens=12)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    return policy.sample(["How do I reset my router?", "naïve café"] * 3, range(6))
+
+
+def test_local_rewards_are_those_of_the_wire(bundle: Bundle, rollouts: list[Rollout], served: RemoteRewards) -> None:
+    local = LocalRewards(bundle.scorer, Reading("margin", "sum")).score(rollouts)
+    remote = served.score(rollouts)
+    for a, b in zip(local.items, remote.items, strict=True):
+        assert a.rewards == pytest.approx(b.rewards, abs=1e-4)
+        assert a.score == pytest.approx(b.score, abs=1e-4)
+
+
+def test_placings_move_a_score_and_keep_it(bundle: Bundle, rollouts: list[Rollout]) -> None:
+    tokens, mean, last = (
+        LocalRewards(bundle.scorer, Reading("margin", "sum"), placing).score(rollouts).items
+        for placing in ("tokens", "mean", "last")  # type: ignore[arg-type]
+    )
+    for a, b, c, rollout in zip(tokens, mean, last, rollouts, strict=True):
+        assert sum(b.rewards) * len(rollout.response_ids) == pytest.approx(sum(a.rewards))
+        assert c.rewards[:-1] == [0.0] * (len(rollout.response_ids) - 1)
+        assert c.rewards[-1] == pytest.approx(sum(a.rewards))
+
+
+def test_answers_survive_the_disk(tmp_path: Path) -> None:
+    one = answers([0.5], refused=[True])
+    assert Answers.model_validate(json.loads(one.model_dump_json())) == one

@@ -1,0 +1,82 @@
+"""The real-text benchmark from end to end on a tiny model and made-up sets; no figure is made twice."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+from conftest import build_causal, build_tokenizer
+
+from benchmarks.real_text import KINDS, Plan, Run, all_figures, rendered
+
+TINY = Plan(
+    training=("marked", "chat"),
+    spans=("marked",),
+    preferences=("chat",),
+    judge="other",
+    pairs=8,
+    test_pairs=6,
+    steps=2,
+    pairs_per_step=4,
+    max_tokens=256,
+    ppo_steps=1,
+    rollouts=4,
+    new_tokens=6,
+    prompts=3,
+    autocast="off",
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("real")
+    tokenizer = build_tokenizer()
+    model = build_causal(len(tokenizer))
+    model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    for name in ("marked", "chat", "other"):
+        for split in ("train", "test"):
+            rows = [
+                {
+                    "prompt": f"How do I reset {name} {n}?",
+                    "chosen": f"Hold the button {n}.",
+                    "rejected": f"Open the panel {n}.",
+                    "spans": [{"start": 5, "end": 14}] if name == "marked" else [],
+                }
+                for n in range(8)
+            ]
+            with gzip.open(folder / f"{name}.{split}.jsonl.gz", "wt", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+    return Run(folder / "out", folder / "base", folder, TINY, 0, "cpu")
+
+
+def test_every_model_is_measured_on_every_set_and_all_blame_beside_the_base_s_surprisal(run: Run) -> None:
+    figures = all_figures(run, policy=False)
+    assert set(figures["ranking"]) == {"marked", "chat"}
+    assert all(set(tests["chat"]) == set(KINDS) for tests in figures["ranking"].values())
+    wanted = {f"{data} {kind}" for data in TINY.training for kind in (*KINDS, "red")} | {"base surprisal"}
+    assert set(figures["blame"]["marked"]) == wanted
+    table = rendered({**figures, "policies": None})
+    assert "| marked | base surprisal | probability/sum |" in table
+    made = {path: path.stat().st_mtime_ns for path in (run.out / "figures").iterdir()}
+    assert all_figures(run, policy=False) == figures
+    assert {path: path.stat().st_mtime_ns for path in (run.out / "figures").iterdir()} == made
+
+
+@pytest.mark.loop
+def test_policies_are_judged_by_a_model_of_other_data(run: Run) -> None:
+    figures = all_figures(run, policy=True)
+    told = figures["policies"]
+    assert told["judge"] == "other"
+    assert set(told["answers"]) == {
+        "base",
+        "corrected",
+        "best_of_2_scalar",
+        "best_of_2_seq2seq",
+        "ppo_seq2seq",
+        "ppo_scalar",
+    }
+    assert told["answers"]["base"]["wins_against_base"] is None  # all ties
+    assert told["answers"]["ppo_seq2seq"]["kl"] is not None
+    assert "| ppo_seq2seq |" in rendered(figures)
