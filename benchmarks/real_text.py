@@ -173,18 +173,10 @@ class Run:
         """Blame by the base model's own ``-log pi(y_t | x, y_<t)``: the baseline that needs no preference data."""
 
         def make() -> dict[str, Any]:
-            from redline_model.bundle import make_encoder
-            from redline_model.extraction import Extraction
-            from redline_model.loading import Placement, load_model, load_tokenizer
-            from redline_model.scorers import Seq2SeqScorer
-            from redline_model.template import Template
+            from benchmarks.experiment.surprisal import surprisal_scorer
             from redline_trainer.quality import measure_quality
 
-            tokenizer = load_tokenizer(self.base)
-            model = load_model(self.base, "dpo", Placement(device=self.device))
-            encoder = make_encoder("dpo", model.config, tokenizer, Template.of_policy(tokenizer), self.plan.max_tokens)
-            # a language model that is shown no response to rewrite: its probabilities are plain ones
-            scorer = Seq2SeqScorer(model, encoder, Extraction(mode="probability"))
+            scorer = surprisal_scorer(self.base, self.device, self.plan.max_tokens)
             return measure_quality(scorer, self.pairs(test, "test", self.plan.test_pairs)).model_dump()
 
         made: dict[str, Any] = self.once(f"base-on-{test}", make)

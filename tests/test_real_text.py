@@ -6,9 +6,12 @@ import gzip
 import json
 
 import pytest
+import torch
 from conftest import build_causal, build_tokenizer
 
+from benchmarks.experiment.surprisal import surprisal_scorer
 from benchmarks.real_text import KINDS, Plan, Run, all_figures, rendered
+from redline_model.template import Item
 
 TINY = Plan(
     training=("marked", "chat"),
@@ -49,6 +52,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             with gzip.open(folder / f"{name}.{split}.jsonl.gz", "wt", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
     return Run(folder / "out", folder / "base", folder, TINY, 0, "cpu")
+
+
+def test_surprisal_is_the_plain_model_s(run: Run) -> None:
+    scorer = surprisal_scorer(run.base, "cpu", 256)
+    item = scorer.encoder.encode(Item("How do I reset it?", "Hold the button."))
+    ids = torch.tensor([[*item.prefix_ids, *item.target_ids]])
+    logprobs = scorer.model(ids).logits.float().log_softmax(-1)[0, len(item.prefix_ids) - 1 : -1]
+    expected = logprobs.gather(-1, torch.tensor(item.target_ids).unsqueeze(-1)).squeeze(-1)
+    assert torch.allclose(scorer.measure([item])[0].logprob, expected, atol=1e-4)
 
 
 def test_every_model_is_measured_on_every_set_and_all_blame_beside_the_base_s_surprisal(run: Run) -> None:
