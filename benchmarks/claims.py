@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import platform
 import sys
@@ -95,6 +96,7 @@ def run_job(job: Job, out: Path, budget: Budget, few: bool) -> float:
 
 def collected(out: Path, seeds: Sequence[int], jobs: Sequence[Job]) -> dict[str, Any]:
     """The figures of whatever the jobs have left on disk."""
+    from benchmarks.experiment.recipes import shown_ablations, shown_main
     from benchmarks.experiment.results import curve_figures, split_figures
 
     groups: dict[str, dict[str, Any]] = {"tasks": {}, "controls": {}, "ablations": {}}
@@ -103,7 +105,7 @@ def collected(out: Path, seeds: Sequence[int], jobs: Sequence[Job]) -> dict[str,
         main = [j.seed for j in jobs if j.world == world and j.group != "ablation"]
         if main:
             group = "tasks" if world in TASKS else "controls"
-            answers = _answers(out, world, main, _is_main)
+            answers = _answers(out, world, main, shown_main())
             groups[group][world] = {s: split_figures(answers[s], main) for s in ("id", "ood")}
             curves[world] = {
                 name: curve_figures(rows)
@@ -111,34 +113,22 @@ def collected(out: Path, seeds: Sequence[int], jobs: Sequence[Job]) -> dict[str,
                 if len(rows := _curves(out, world, main, name)) == len(main)
             }
         if Job(world, seeds[0], "ablation") in jobs:
-            answers = _answers(out, world, seeds[:1], lambda name: True)
+            answers = _answers(out, world, seeds[:1], shown_ablations())
             groups["ablations"][world] = {s: split_figures(answers[s], seeds[:1]) for s in ("id", "ood")}
     return {**groups, "over_optimisation": curves}
 
 
-def _is_main(name: str) -> bool:
-    from benchmarks.experiment.recipes import ABLATIONS
-
-    return name not in ABLATIONS
-
-
-def _answers(out: Path, world: str, seeds: Sequence[int], wanted: Any) -> dict[str, dict[str, list[Any]]]:
-    """``split -> policy -> one Answers a seed``, of the policies that every seed has."""
-    import json
-
+def _answers(out: Path, world: str, seeds: Sequence[int], wanted: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+    """``split -> policy -> one Answers a seed``, of the ``wanted`` policies that every seed has."""
     from benchmarks.experiment.judging import Answers
 
-    found: list[dict[str, Any]] = []
-    for seed in seeds:
-        files = sorted((out / world / f"seed-{seed}" / "answers").glob("*.json"), key=lambda p: p.stat().st_mtime)
-        found.append({p.stem: json.loads(p.read_text(encoding="utf-8")) for p in files if wanted(p.stem)})
-    names = [name for name in found[0] if all(name in one for one in found)]
-    return {s: {n: [Answers.model_validate(one[n][s]) for one in found] for n in names} for s in ("id", "ood")}
+    folders = [out / world / f"seed-{seed}" / "answers" for seed in seeds]
+    names = [name for name in wanted if all((folder / f"{name}.json").exists() for folder in folders)]
+    raw = {n: [json.loads((folder / f"{n}.json").read_text(encoding="utf-8")) for folder in folders] for n in names}
+    return {s: {n: [Answers.model_validate(one[s]) for one in raw[n]] for n in names} for s in ("id", "ood")}
 
 
 def _curves(out: Path, world: str, seeds: Sequence[int], name: str) -> list[Any]:
-    import json
-
     paths = [out / world / f"seed-{seed}" / "curves" / f"{name}.json" for seed in seeds]
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
 
@@ -176,9 +166,13 @@ def verdict(tasks: Mapping[str, Any]) -> dict[str, Any]:
 
 def rendered(claims: Mapping[str, Any]) -> str:
     """The tables of ``claims.json`` in Markdown."""
-    from benchmarks.experiment.results import table
+    from benchmarks.experiment.results import head_to_head, table
 
-    parts = []
+    bars = ["| bar | value | asked | met |", "|---|---|---|---|"]
+    for name, bar in claims["verdict"].items():
+        value = bar.get("mean", bar.get("value"))
+        bars.append(f"| {name} | {value:.3f} | {bar['bar']:.3f} | {'yes' if bar['is_met'] else 'no'} |")
+    parts = ["\n".join(["**bars**", "", *bars]), head_to_head({**claims["tasks"], **claims["controls"]})]
     for title, group in (("", "tasks"), ("control: ", "controls"), ("ablations: ", "ablations")):
         for world, splits in claims[group].items():
             for split, name in (("id", "in distribution"), ("ood", "out of distribution")):
@@ -196,11 +190,6 @@ def rendered(claims: Mapping[str, Any]) -> str:
                     f"| {gold['r_squared']:.2f} | {proxy['r_squared']:.2f} | {c['best_gold_at_step']:.0f} |"
                 )
     parts.append("\n".join(["**over-optimisation**", "", *lines]))
-    bars = ["| bar | value | asked | met |", "|---|---|---|---|"]
-    for name, bar in claims["verdict"].items():
-        value = bar.get("mean", bar.get("value"))
-        bars.append(f"| {name} | {value:.3f} | {bar['bar']:.3f} | {'yes' if bar['is_met'] else 'no'} |")
-    parts.append("\n".join(["**bars**", "", *bars]))
     return "\n\n".join(parts) + "\n"
 
 

@@ -10,6 +10,7 @@ import click
 import pytest
 import typer
 
+from benchmarks.pages import RENDERERS, filled, stored
 from redline.cli.app import app
 from redline.wire import ERROR_TABLE
 
@@ -66,3 +67,13 @@ def test_the_gate_and_the_readme_name_real_targets() -> None:
     assert "make test" in (ROOT / ".ci/run").read_text()
     readme = code_blocks(ROOT / "README.md")
     assert [b.strip() for b in readme if b.startswith("make ")] == ["make demo", "make test"]
+
+
+@pytest.mark.parametrize("name", sorted(RENDERERS))
+def test_tables_of_results_are_what_their_json_says(name: str) -> None:
+    results = stored(name)
+    page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    if results is None:
+        assert page.count(f"<!-- {name} -->") == 1, "a place for them, while there are none"
+    else:
+        assert filled(page, name, results) == page, "run python -m benchmarks.pages"

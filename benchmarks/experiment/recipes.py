@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from benchmarks.experiment.budget import FULL, QUICK
 from benchmarks.experiment.rewards import Placing
 
 Derivation = Literal["red", "ensemble", "length_calibrated"]
@@ -91,3 +92,14 @@ ABLATIONS: dict[str, PPORun] = {
     **{f"seq2seq_pairs_{n}": PPORun(f"seq2seq_pairs_{n}", DEFAULT_MODE) for n in (5,)},
     **{f"scalar_pairs_{n}": PPORun(f"scalar_pairs_{n}") for n in (5,)},
 }
+
+
+def shown_main() -> list[str]:
+    """Policies of the main and the control tables, in the order of their rows."""
+    chosen = [f"best_of_{n}_{model}" for n in (2, QUICK.best_of, FULL.best_of) for model in ("scalar", "seq2seq")]
+    return ["supervised", *MAIN, "dpo", *dict.fromkeys(chosen), "corrected", "corrected_to_fixed_point"]
+
+
+def shown_ablations() -> list[str]:
+    """Policies of the ablations' tables: what they are held against, then each of them."""
+    return ["supervised", "ppo_scalar", "ppo_seq2seq", "ppo_paper", *ABLATIONS]

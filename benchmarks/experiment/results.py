@@ -146,6 +146,21 @@ def table(title: str, figures_of: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def head_to_head(worlds: Mapping[str, Any]) -> str:
+    """PPO with the default seq2seq scorer against PPO with Bradley-Terry, a row a world."""
+    lines = [
+        f"**{HERO} against ppo_scalar**",
+        "",
+        "| world | wins, in distribution | ties | wins, out of distribution | ties |",
+        "|---|---|---|---|---|",
+    ]
+    for world, splits in worlds.items():
+        rates = [splits[split]["win_rates"].get(f"{HERO}_vs_ppo_scalar") for split in ("id", "ood")]
+        told = [f"{_rate(rate)} | {'-' if rate is None else format(rate['ties'], '.0%')}" for rate in rates]
+        lines.append(f"| {world} | {' | '.join(told)} |")
+    return "\n".join(lines)
+
+
 def _rate(rate: Mapping[str, float] | None) -> str:
     if rate is None or rate["mean"] is None:
         return "-"

@@ -49,6 +49,9 @@ def train(
     ] = 0.0,
     lora_rank: Annotated[int, typer.Option(help="Rank of the adapters.")] = 16,
     gradient_checkpointing: Annotated[bool, typer.Option(help="Trade time for memory.")] = False,
+    autocast: Annotated[
+        str, typer.Option(help="bfloat16 arithmetic: auto (on GPUs that can), bfloat16 (on a CPU, too) or off.")
+    ] = "auto",
     instruction: Annotated[str | None, typer.Option(help="How the model is asked for its rewrite.")] = None,
     mode: Annotated[str, typer.Option(help="Default extraction mode of the bundle.")] = "margin",
     aggregate: Annotated[str, typer.Option(help="Default aggregate of the bundle: sum, mean or last.")] = "sum",
@@ -75,6 +78,7 @@ def train(
         "mode": mode,
         "aggregate": aggregate,
         "on_too_long": on_too_long,
+        "autocast": autocast,
     }
     config = TrainConfig(
         base=base,
