@@ -64,9 +64,9 @@ REDUCED = Plan(
     spans=("mlqe_postedit", "wmt_mqm_zhen", "fine_grained_qa"),
     preferences=("pandalm_test", "hhh_alignment", "llmbar"),
     judge="hh_helpful",
-    pairs=320,
+    pairs=640,
     test_pairs=60,
-    steps=20,
+    steps=40,
     pairs_per_step=16,
     max_tokens=1024,
     ppo_steps=5,
@@ -74,6 +74,7 @@ REDUCED = Plan(
     new_tokens=40,
     prompts=32,
     autocast="bfloat16",
+    learning_rate=1e-4,  # few steps have to do
 )
 # the first is the default; the published objective stands beside it
 KINDS: dict[str, dict[str, Any]] = {
