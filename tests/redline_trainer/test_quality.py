@@ -12,7 +12,14 @@ from redline.cli.app import run
 from redline_model.bundle import Bundle
 from redline_model.errors import DataError
 from redline_trainer.data import Pair, load_pairs
-from redline_trainer.quality import measure_quality, pearson, plot_reliability, reliability
+from redline_trainer.quality import (
+    _probabilities,
+    _without_trend,
+    measure_quality,
+    pearson,
+    plot_reliability,
+    reliability,
+)
 from redline_trainer.spans import average_precision, error_tokens, roc_auc, span_detection
 
 PAIRS = [
@@ -146,3 +153,25 @@ def test_the_command_tells_figures_and_writes_them(
     assert "humans marked" in printed
     assert json.loads(out.read_text())["accuracy"]["pairs"] == 10
     assert plot.exists()
+
+
+def test_a_trend_in_length_is_taken_out_by_the_other_half_s_curve() -> None:
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(5, 60, (400,), generator=generator).double()
+    halves = torch.arange(400) % 2 == 1
+    noise = torch.randn(400, generator=generator).double()
+    free = _without_trend(0.5 * lengths + noise, lengths, halves)
+    assert abs(pearson(free, lengths)) < 0.1
+    assert pearson(free, noise) > 0.95
+    # a half whose own trend is another one keeps what the other half's curve does not explain
+    crossed = _without_trend(torch.where(halves, lengths, -lengths), lengths, halves)
+    assert torch.allclose(crossed[halves], 2 * lengths[halves], atol=1e-6)
+
+
+def test_a_temperature_is_the_other_half_s() -> None:
+    halves = torch.arange(40) % 2 == 1
+    sign = torch.where(torch.arange(40) % 10 < 8, 1.0, -1.0).double()  # four in five are right
+    differences = torch.where(halves, 10.0, 1.0).double() * sign
+    probabilities, _ = _probabilities(differences, halves)
+    assert probabilities[halves].max() > 0.999  # differences of ten by the temperature of ones
+    assert probabilities[~halves].max() < 0.6
