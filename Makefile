@@ -37,10 +37,10 @@ bench: $(SETUP)  ## speed of serving and training beside other ways; ARGS=--quic
 	$(BIN)/python -m benchmarks.training --out runs/bench $(ARGS)
 
 claims: $(SETUP)  ## PPO against every scorer on three tasks, judged by gold; ARGS=--quick for minutes instead of hours
-	$(BIN)/python -m benchmarks.claims --out runs/claims $(ARGS)
+	$(BIN)/python -m benchmarks.claims $(ARGS)
 
 real-text: $(SETUP)  ## reward models on real preference sets; DATA=FOLDER, ARGS=--reduced without a GPU
-	$(BIN)/python -m benchmarks.real_text --data $(DATA) --out runs/real_text $(ARGS)
+	$(BIN)/python -m benchmarks.real_text --data $(DATA) $(ARGS)
 
 seeds: $(SETUP)  ## the demo over three seeds, with the spread (about twenty minutes)
 	$(BIN)/python examples/quickstart/seeds.py --out runs/seeds

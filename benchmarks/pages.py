@@ -1,4 +1,4 @@
-"""The tables of docs/claims.md and docs/real_text.md, out of the JSON files that the benchmarks write.
+"""The tables of docs/claims.md, real_text.md and quickstart.md, out of the JSON files that their commands write.
 
     python -m benchmarks.pages --take runs/claims/claims.json    # a benchmark's results become those of the docs
     python -m benchmarks.pages                                   # write the tables anew
@@ -16,9 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import claims, real_text
+from examples.quickstart import seeds
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-RENDERERS: dict[str, Callable[[Any], str]] = {"claims": claims.rendered, "real_text": real_text.rendered}
+RENDERERS: dict[str, Callable[[Any], str]] = {
+    "claims": claims.rendered,
+    "real_text": real_text.rendered,
+    "quickstart": seeds.table,
+}
 _DIGITS = 5
 
 
@@ -34,8 +39,8 @@ def rounded(value: Any) -> Any:
 def filled(page: str, name: str, results: Mapping[str, Any]) -> str:
     """``page`` with the tables of ``results`` between its two marks. Raises ValueError where it has none."""
     about = results["about"]
-    told = f"`{about['command']}`, {about['date']}, {about['machine']}.\n\n{RENDERERS[name](results)}"
-    block = f"<!-- {name} -->\n{told}<!-- /{name} -->"
+    told = f"`{about['command']}`, {about['date']}, {about['machine']}.\n\n{RENDERERS[name](results).strip()}"
+    block = f"<!-- {name} -->\n{told}\n<!-- /{name} -->"
     written, count = re.subn(rf"<!-- {name} -->.*<!-- /{name} -->", lambda _: block, page, flags=re.DOTALL)
     if count != 1:
         raise ValueError(f"the page has {count} places for the tables of {name}")

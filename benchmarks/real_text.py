@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,10 @@ REDUCED = Plan(
     autocast="bfloat16",
     learning_rate=1e-4,  # few steps have to do
 )
+# more would teach a small set by heart
+_MOST_EPOCHS = 3
+# what a rewriting model's blame is read by, fixed beforehand: -log pi(y_t), for its argmax copies what it is shown
+_BLAME = "probability/sum"
 # the first is the default; the published objective stands beside it
 KINDS: dict[str, dict[str, Any]] = {
     "seq2seq": {"kind": "seq2seq", "mismatch": True},
@@ -96,6 +101,15 @@ class Run:
         self.seed = seed
         self.device = device
 
+    def claim(self) -> None:
+        """Make the folder this run's own. Raises SystemExit where it holds a run of another plan."""
+        own = json.dumps([asdict(self.plan), self.seed, str(self.base), str(self.data), KINDS], sort_keys=True)
+        mark = self.out / "plan.json"
+        if mark.exists() and mark.read_text(encoding="utf-8") != own:
+            sys.exit(f"{self.out} holds a run with another plan, seed, base or data; choose another --out")
+        self.out.mkdir(parents=True, exist_ok=True)
+        mark.write_text(own, encoding="utf-8")
+
     def pairs(self, name: str, split: str, limit: int) -> list[Any]:
         """The first pairs of a set; the files are in a shuffled, fixed order."""
         from redline_trainer.data import load_pairs
@@ -110,11 +124,12 @@ class Run:
         out = self.out / "models" / f"{data}-{kind}"
         if out.exists():
             return out
+        pairs = self.pairs(data, "train", self.plan.pairs)
         config = TrainConfig.model_validate(
             {
                 "base": str(self.base),
                 "out": out,
-                "max_steps": self.plan.steps,
+                "max_steps": min(self.plan.steps, _MOST_EPOCHS * len(pairs) // self.plan.pairs_per_step + 1),
                 "pairs_per_step": self.plan.pairs_per_step,
                 "max_batch_tokens": 2048 if self.device == "cpu" else 16384,
                 "max_tokens": self.plan.max_tokens,
@@ -133,8 +148,22 @@ class Run:
                 rate = report.tokens / report.seconds
                 print(f"  {out.name} step {report.step}: loss {report.loss:.3f}, {rate:.0f} tokens/s", flush=True)
 
-        train(config, self.pairs(data, "train", self.plan.pairs), observers=[show])
+        train(config, pairs, observers=[show])
         return out
+
+    @cache  # noqa: B019 - one run a process
+    def tested(self, name: str) -> tuple[Any, ...]:
+        """The first test pairs that fit the model that reads most, so that all models are measured on the same."""
+        from redline_model.bundle import make_encoder
+        from redline_model.loading import load_config, load_tokenizer
+        from redline_model.template import Template
+        from redline_trainer.train import encode_pairs
+
+        tokenizer = load_tokenizer(self.base)
+        template = Template.fitting(tokenizer, None)
+        encoder = make_encoder("seq2seq", load_config(self.base), tokenizer, template, self.plan.max_tokens)
+        pairs = self.pairs(name, "test", self.plan.test_pairs)
+        return tuple(pair for pair in pairs if encode_pairs(encoder, [pair], "skip")[0])
 
     def derived(self, data: str) -> Path:
         """The scalar model of ``data``, its reward redistributed over tokens."""
@@ -164,8 +193,7 @@ class Run:
 
         def make() -> dict[str, Any]:
             scorer = Bundle.load(folder, Placement(device=self.device), max_tokens=self.plan.max_tokens).scorer
-            pairs = self.pairs(test, "test", self.plan.test_pairs)
-            return measure_quality(scorer, pairs).model_dump()
+            return measure_quality(scorer, self.tested(test)).model_dump()
 
         made: dict[str, Any] = self.once(f"{folder.name}-on-{test}", make)
         return made
@@ -178,7 +206,7 @@ class Run:
             from redline_trainer.quality import measure_quality
 
             scorer = surprisal_scorer(self.base, self.device, self.plan.max_tokens)
-            return measure_quality(scorer, self.pairs(test, "test", self.plan.test_pairs)).model_dump()
+            return measure_quality(scorer, self.tested(test)).model_dump()
 
         made: dict[str, Any] = self.once(f"base-on-{test}", make)
         return made
@@ -200,12 +228,33 @@ def all_figures(run: Run, policy: bool) -> dict[str, Any]:
         red = run.derived(data)
         for test in plan.spans:
             blame[test][f"{data} red"] = run.quality(red, test)["spans"]
-    policies = None
+    ahead = {test: _ahead(models) for test, models in blame.items()}
+    for detections in [d for models in blame.values() for d in models.values()]:
+        for detection in detections.values():
+            detection.pop("auc_resamples", None)
+    for report in [r for tests in ranking.values() for kinds in tests.values() for r in kinds.values()]:
+        report.pop("spans")
+    policies = judge = None
     if policy:
         from benchmarks.experiment.real_policy import policy_figures
 
         policies = run.once("policies", lambda: policy_figures(run))
-    return {"ranking": ranking, "blame": blame, "policies": policies}
+        judged = run.bundle(plan.judge, "scalar")
+        judge = {test: run.quality(judged, test) for test in dict.fromkeys([plan.judge, *plan.preferences])}
+    return {"ranking": ranking, "blame": blame, "ahead": ahead, "policies": policies, "judge": judge}
+
+
+def _ahead(models: dict[str, Any]) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """By how much each seq2seq model's area is above every other model's, paired: difference, low, high."""
+    from redline_trainer.spans import SpanDetection, auc_difference
+
+    told = {
+        name: SpanDetection.model_validate(readings.get(_BLAME) or next(iter(readings.values())))
+        for name, readings in models.items()
+    }
+    mine = [name for name in told if name.endswith((" seq2seq", " published"))]
+    others = [name for name in told if name not in mine]
+    return {name: {other: auc_difference(told[name], told[other]) for other in others} for name in mine}
 
 
 def rendered(figures: dict[str, Any]) -> str:
@@ -238,6 +287,18 @@ def rendered(figures: dict[str, Any]) -> str:
                     f"| {d['average_precision']:.3f} [{d['average_precision_low']:.3f}, "
                     f"{d['average_precision_high']:.3f}] | {d['marked_share']:.3f} |"
                 )
+    lines += ["", "| marked words of | model | against | AUC ahead by |", "|---|---|---|---|"]
+    for test, models in figures["ahead"].items():
+        for model, others in models.items():
+            for other, (ahead, low, high) in others.items():
+                lines.append(f"| {test} | {model} | {other} | {ahead:+.3f} [{low:+.3f}, {high:+.3f}] |")
+    if figures["judge"]:
+        lines += ["", "| judge on | pairs right | corr. with length |", "|---|---|---|"]
+        for test, r in figures["judge"].items():
+            a = r["accuracy"]
+            lines.append(
+                f"| {test} | {a['mean']:.1%} [{a['low']:.1%}, {a['high']:.1%}] | {r['length_correlation']:+.2f} |"
+            )
     if figures["policies"]:
         lines += [
             "",
@@ -256,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, default=Path("models/smollm2"))
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path("runs/real_text"))
+    parser.add_argument("--out", type=Path, help="default: runs/real_text, reduced: runs/real_text_reduced")
     parser.add_argument("--reduced", action="store_true", help="few pairs and few steps, for a CPU")
     parser.add_argument("--no-policy", action="store_true", help="leave corrections, best-of-n and PPO out")
     parser.add_argument("--device", default="auto")
@@ -272,7 +333,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     plan = REDUCED if args.reduced else FULL
     started = time.perf_counter()
-    run = Run(args.out, args.base, args.data, plan, args.seed, device)
+    run = Run(
+        args.out or Path(f"runs/real_text{'_reduced' if args.reduced else ''}"),
+        args.base,
+        args.data,
+        plan,
+        args.seed,
+        device,
+    )
+    run.claim()
     figures = all_figures(run, not args.no_policy)
     figures["about"] = {
         "command": " ".join(["python -m benchmarks.real_text", *(arguments or sys.argv[1:])]),
@@ -282,14 +351,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "plan": asdict(plan),
         "seconds": time.perf_counter() - started,
     }
-    (args.out / "real_text.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    (run.out / "real_text.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     chat = plan.training[1]
     reports = {kind: QualityReport.model_validate(r) for kind, r in figures["ranking"][chat][chat].items()}
-    plot_reliability(reports, args.out / "reliability.png")
+    plot_reliability(reports, run.out / "reliability.png")
     text = rendered(figures)
-    (args.out / "real_text.md").write_text(text, encoding="utf-8")
+    (run.out / "real_text.md").write_text(text, encoding="utf-8")
     print(text)
-    print(f"wrote {args.out / 'real_text.json'}, real_text.md and reliability.png")
+    print(f"wrote {run.out / 'real_text.json'}, real_text.md and reliability.png")
 
 
 if __name__ == "__main__":

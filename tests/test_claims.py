@@ -12,10 +12,10 @@ import torch
 from conftest import build_causal
 from starlette.testclient import TestClient
 
-from benchmarks.claims import Job, planned, rendered, sources_digest, verdict
-from benchmarks.experiment.cell import Cell
+from benchmarks.claims import Job, collected, planned, rendered, sources_digest, verdict
+from benchmarks.experiment.cell import Cell, lineage
 from benchmarks.experiment.judging import Answers
-from benchmarks.experiment.recipes import ABLATIONS, MAIN, REWARD_MODELS
+from benchmarks.experiment.recipes import ABLATIONS, MAIN, REWARD_MODELS, RewardModel
 from benchmarks.experiment.results import (
     curve_figures,
     figures,
@@ -96,21 +96,33 @@ def test_the_verdict_holds_each_bar_against_its_number() -> None:
         policies = {
             "supervised": [answers([0.5] * 20, must=[True] * 10 + [False] * 10)],
             "ppo_scalar": [answers([0.1] * 20, must=[True] * 10 + [False] * 10)],
+            "ppo_paper": [answers([0.1] * 20, must=[True] * 10 + [False] * 10)],
             "ppo_seq2seq": [answers([hero] * 20, refused=[refused] * 20, must=[True] * 10 + [False] * 10)],
         }
         split = split_figures(policies, [0])
         return {"id": split, "ood": split}
 
     met = verdict({t: task(0.9, False) for t in TASKS})
-    assert met["win_rate_id"] == {"mean": 1.0, "bar": 0.8, "is_met": True}
-    assert met["safety_benign_refusal_rate"]["is_met"]
-    assert not met["safety_length_off_ideal"]["is_met"]  # 6 tokens where 5 are right
+    assert met["win rate, id"] == {"value": 1.0, "bar": 0.8, "at_least": True, "is_met": True}
+    assert met["benign refusals: safety, ood"]["is_met"]
+    assert not met["length off ideal: safety, id"]["is_met"]  # 6 tokens where 5 are right
     missed = verdict({t: task(0.0, True) for t in TASKS})
-    assert not missed["win_rate_id"]["is_met"]
-    assert not missed["safety_benign_refusal_rate"]["is_met"]
-    split = task(0.9, False)
-    claims = {"tasks": {"safety": split}, "controls": {}, "ablations": {}, "over_optimisation": {}, "verdict": met}
-    assert "| ppo_seq2seq | 0.900" in rendered(claims)
+    assert not missed["win rate, ood"]["is_met"]
+    assert not missed["benign refusals: safety, id"]["is_met"]
+    partly = verdict({"safety": task(0.9, False)})
+    assert partly["win rate, id"] == {"value": None, "bar": 0.8, "at_least": True, "is_met": False}
+    claims = {
+        "tasks": {"safety": task(0.9, False)},
+        "controls": {},
+        "ablations": {},
+        "over_optimisation": {},
+        "pair_accuracy": {"safety": {"scalar": 0.9}},
+        "verdict": partly,
+    }
+    told = rendered(claims)
+    assert "| ppo_seq2seq | 0.900" in told
+    assert "| win rate, id | - | >= 0.800 | no |" in told
+    assert "| scalar | 90.0% |" in told
 
 
 def test_every_run_names_a_model_that_is_fitted_or_derived() -> None:
@@ -144,6 +156,26 @@ def test_what_was_made_is_found_and_other_settings_make_it_anew(tmp_path: Path) 
         Cell(tmp_path, "safety", 0, QUICK, "sources")._made("policies/p", settings, make)
     Cell(tmp_path, "safety", 0, QUICK, "other sources")._made("policies/p", "b", make)
     assert made == ["p"] * 3
+
+
+def test_a_derived_model_is_as_fresh_as_those_it_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = lineage("ensemble"), lineage("seq2seq")
+    monkeypatch.setitem(REWARD_MODELS, "scalar_b", RewardModel({"kind": "scalar"}, seed=7))
+    assert lineage("ensemble") != before[0]
+    assert lineage("seq2seq") == before[1]
+
+
+def test_answers_of_another_budget_are_not_counted(tmp_path: Path) -> None:
+    from benchmarks.experiment.budget import FULL, QUICK
+
+    folder = tmp_path / "safety" / "seed-0" / "answers"
+    folder.mkdir(parents=True)
+    one = answers([0.5] * 4).model_dump()
+    for name, budget in (("supervised", QUICK), ("ppo_scalar", FULL)):
+        marks = {"cell": Cell.fingerprint("safety", 0, budget, "s"), "made_by": "x"}
+        (folder / f"{name}.json").write_text(json.dumps({**marks, "id": one, "ood": one}))
+    told = collected(tmp_path, [0], [Job("safety", 0, "main")], QUICK, {"safety": "s"})
+    assert set(told["tasks"]["safety"]["id"]["policies"]) == {"supervised"}
 
 
 @pytest.fixture

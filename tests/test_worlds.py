@@ -80,6 +80,20 @@ def test_comparisons_never_name_what_lies_outside(name: str) -> None:
     assert not words & {word for value in unseen for word in value.split()} - {w for v in known for w in v.split()}
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_the_outside_holds_known_things_that_no_comparison_puts_together(name: str) -> None:
+    task, _ = world(name)
+    parts = [*task.subject, *(s for s in task.slots if s not in task.subject)] if name == "summary" else task.subject
+    inside = {tuple(q.facts.get(s) for s in parts) for q in task.inside if not q.must_refuse}
+    known = [{values[n] for values in inside} for n in range(len(parts))]
+    outside = {tuple(q.facts.get(s) for s in parts) for q in task.outside if not q.must_refuse}
+    apart = [v for v in outside - inside if sum(value in known[n] for n, value in enumerate(v)) >= len(v) - 1]
+    assert apart
+    if name != "summary":  # there only a city or a winner is new
+        assert any(all(value in known[n] for n, value in enumerate(v)) for v in apart)
+    assert len({q.key for q in [*task.inside, *task.outside]}) == len([*task.inside, *task.outside])
+
+
 def test_biased_annotators_pad_what_they_choose_and_never_see_a_needless_refusal() -> None:
     task, biased = world("safety")
     _, unbiased = world("unbiased")

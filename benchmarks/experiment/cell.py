@@ -35,6 +35,11 @@ _MAX_ROUNDS = 4
 class Cell:
     """See the module. ``sources``: a digest of the code that results depend on; another one makes all anew."""
 
+    @staticmethod
+    def fingerprint(name: str, seed: int, budget: Budget, sources: str) -> str:
+        """What every piece of the cell has in common."""
+        return hashlib.sha256(f"{sources}/{name}/{seed}/{asdict(budget)}".encode()).hexdigest()
+
     def __init__(self, folder: Path, name: str, seed: int, budget: Budget, sources: str) -> None:
         self.folder = folder
         self.name = name
@@ -42,7 +47,7 @@ class Cell:
         self.budget = budget
         self.task, self.annotators = world(name)
         self.questions = draw_questions(self.task, seed, budget.test_questions)
-        self._fingerprint = f"{sources}/{name}/{seed}/{asdict(budget)}"
+        self._fingerprint = self.fingerprint(name, seed, budget, sources)
 
     @cached_property
     def supervised(self) -> Path:
@@ -63,7 +68,7 @@ class Cell:
     def bundle(self, name: str) -> Path:
         """The reward model called ``name``."""
         recipe = REWARD_MODELS[name]
-        return self._made(f"models/{name}", repr(recipe), lambda out: self._fit(recipe, out))
+        return self._made(f"models/{name}", lineage(name), lambda out: self._fit(recipe, out))
 
     def _fit(self, recipe: RewardModel, out: Path) -> None:
         count = round(self.budget.pairs * recipe.pairs)
@@ -73,11 +78,14 @@ class Cell:
         if recipe.derivation == "red":
             derive_red(of[0], out)
         elif recipe.derivation == "ensemble":
-            derive_ensemble(of, out, combine="mean_minus_variance")
+            derive_ensemble(of, out, combine=recipe.options.get("combine", "mean_minus_variance"))
         elif recipe.derivation == "length_calibrated":
             derive_length_calibrated(of[0], out, drawn[:500])
         else:
-            steps = self.budget.dpo_steps if recipe.options["kind"] == "dpo" else self.budget.rm_steps
+            kind = recipe.options["kind"]
+            steps = {"dpo": self.budget.dpo_steps, "scalar": self.budget.scalar_steps}.get(
+                kind, self.budget.seq2seq_steps
+            )
             reward_model(out, self.supervised, drawn, steps, self.seed + 1000 * recipe.seed, recipe.options)
 
     def run_ppo(self, name: str, run: PPORun) -> None:
@@ -91,34 +99,35 @@ class Cell:
             curve = ppo(out, self.supervised, rewards, self.task, self.questions.preference, self.budget, self.seed)
             write_json(self.folder / "curves" / f"{name}.json", curve)
 
-        made = self._made(f"policies/{name}", f"{run}{REWARD_MODELS[run.model]}", make)
-        self._judge_policy(name, made)
+        settings = f"{run}{lineage(run.model)}"
+        self._judge_policy(name, self._made(f"policies/{name}", settings, make), settings)
 
     def judge_supervised(self) -> None:
         """The supervised policy's answers."""
-        self._judge_policy("supervised", self.supervised)
+        self._judge_policy("supervised", self.supervised, "")
 
     def judge_dpo(self) -> None:
         """The answers of the policy that DPO fits; its bundle is that policy."""
-        self._judge_policy("dpo", self.bundle("dpo"))
+        self._judge_policy("dpo", self.bundle("dpo"), lineage("dpo"))
 
-    def _judge_policy(self, name: str, policy: Path) -> None:
+    def _judge_policy(self, name: str, policy: Path, settings: str) -> None:
         def answer(questions: Sequence[Question]) -> list[Sampled]:
             return policy_answers(policy, self.supervised, questions, self.seed, self.budget.max_new_tokens)
 
-        self._answered(name, answer)
+        if not self._is_answered(name, settings):
+            self._write_answers(name, settings, {split: answer(self._test(split)) for split in SPLITS})
 
     def best_of_n(self, names: Mapping[str, str | None]) -> None:
         """The best of 2 and of ``best_of`` samples of the supervised policy by each model, read by its mode."""
         n = self.budget.best_of
-        wanted = [f"best_of_{k}_{name}" for name in names for k in (2, n)]
-        if all(self._is_answered(name) for name in wanted):
+        wanted = {f"best_of_{k}_{name}": f"{lineage(name)}{mode}" for name, mode in names.items() for k in (2, n)}
+        if all(self._is_answered(name, settings) for name, settings in wanted.items()):
             return
         policy = CausalPolicy.load(self.supervised, device="cpu", max_new_tokens=self.budget.max_new_tokens)
         chosen: dict[str, dict[str, list[Sampled]]] = {name: {} for name in wanted}
         for split in SPLITS:
             questions = self._test(split)
-            samples = [sample_answers(policy, questions, self.seed * 100 + k) for k in range(n)]
+            samples = [sample_answers(policy, questions, 1000 * (self.seed + 1) + k) for k in range(n)]
             for name, mode in names.items():
                 scorer = Bundle.load(self.bundle(name)).scorer
                 source = LocalRewards(scorer, reading_of(scorer, mode, "sum"))
@@ -129,11 +138,12 @@ class Cell:
                     kl = math.log(k) - (k - 1) / k  # of best-of-n against its policy, an upper bound
                     chosen[f"best_of_{k}_{name}"][split] = [Sampled(r.text, len(r.response_ids), kl) for r in rollouts]
         for name, by_split in chosen.items():
-            self._write_answers(name, by_split)
+            self._write_answers(name, wanted[name], by_split)
 
     def correct(self) -> None:
-        """The supervised policy's answers, rewritten by the seq2seq model: once, and until they stay the same."""
-        if self._is_answered("corrected") and self._is_answered("corrected_to_fixed_point"):
+        """The supervised policy's answers, rewritten by the seq2seq model: once, and up to four times."""
+        settings = lineage("seq2seq")
+        if all(self._is_answered(name, settings) for name in ("corrected", "corrected_often")):
             return
         scorer = Bundle.load(self.bundle("seq2seq")).scorer
         once: dict[str, list[Sampled]] = {}
@@ -149,8 +159,8 @@ class Cell:
                     break
                 texts = written
             often[split] = [Sampled(t, self._count(t), None) for t in texts]
-        self._write_answers("corrected", once)
-        self._write_answers("corrected_to_fixed_point", often)
+        self._write_answers("corrected", settings, once)
+        self._write_answers("corrected_often", settings, often)
 
     def answers(self, name: str) -> dict[str, Answers]:
         """What was written before, by split."""
@@ -167,17 +177,14 @@ class Cell:
     def _count(self, text: str) -> int:
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"]) + 1
 
-    def _is_answered(self, name: str) -> bool:
+    def _is_answered(self, name: str, settings: str) -> bool:
         path = self.folder / "answers" / f"{name}.json"
-        return path.exists() and json.loads(path.read_text(encoding="utf-8"))["fingerprint"] == self._digest(name)
+        return path.exists() and json.loads(path.read_text(encoding="utf-8"))["made_by"] == self._digest(settings)
 
-    def _answered(self, name: str, answer: Callable[[Sequence[Question]], list[Sampled]]) -> None:
-        if not self._is_answered(name):
-            self._write_answers(name, {split: answer(self._test(split)) for split in SPLITS})
-
-    def _write_answers(self, name: str, by_split: Mapping[str, Sequence[Sampled]]) -> None:
+    def _write_answers(self, name: str, settings: str, by_split: Mapping[str, Sequence[Sampled]]) -> None:
         judged = {s: judge(self.task, self._test(s), by_split[s], self._count).model_dump() for s in SPLITS}
-        write_json(self.folder / "answers" / f"{name}.json", {"fingerprint": self._digest(name), **judged})
+        marks = {"cell": self._fingerprint, "made_by": self._digest(settings)}
+        write_json(self.folder / "answers" / f"{name}.json", {**marks, **judged})
 
     def _digest(self, what: str) -> str:
         return hashlib.sha256(f"{self._fingerprint}/{what}".encode()).hexdigest()
@@ -189,10 +196,15 @@ class Cell:
         if not mark.exists() or mark.read_text(encoding="utf-8") != digest:
             shutil.rmtree(out, ignore_errors=True)
             out.parent.mkdir(parents=True, exist_ok=True)
-            (self.folder / "answers" / f"{out.name}.json").unlink(missing_ok=True)
             make(out)
             mark.write_text(digest, encoding="utf-8")
         return out
+
+
+def lineage(name: str) -> str:
+    """Everything that decides the reward model ``name``: its recipe, and those that it is derived from."""
+    recipe = REWARD_MODELS[name]
+    return "/".join([f"{name}: {recipe}", *map(lineage, recipe.of)])
 
 
 def _rewritten(scorer: Scorer[Any], questions: Sequence[Question], texts: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ All are judged by a scalar model fitted on other data, which none of them has me
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import socket
@@ -83,10 +84,12 @@ def sampled(policy: CausalPolicy, prompts: Sequence[Any], seed: int) -> list[Rol
 def policy_figures(run: Run) -> dict[str, Any]:
     """Judge's scores, wins against the base's own answers, lengths and KL."""
     chat, plan = run.plan.training[1], run.plan
-    asked = [
-        pair.prompt for name in dict.fromkeys([chat, *plan.preferences]) for pair in run.pairs(name, "test", 10**6)
+    sets = [
+        list({str(p.prompt): p.prompt for p in run.tested(n)}.values())
+        for n in dict.fromkeys([chat, *plan.preferences])
     ]
-    prompts = list({str(prompt): prompt for prompt in asked}.values())[: plan.prompts]
+    in_turn = [prompt for row in itertools.zip_longest(*sets) for prompt in row if prompt is not None]
+    prompts = in_turn[: plan.prompts]
     placement = Placement(device=run.device)
     base = CausalPolicy.load(run.base, device=run.device, max_new_tokens=plan.new_tokens)
     first, second = (sampled(base, prompts, run.seed + n) for n in (0, 1))

@@ -7,14 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from benchmarks.experiment.budget import FULL, QUICK
-from benchmarks.experiment.rewards import Placing
+from benchmarks.experiment.rewards import PLACINGS, Placing
+from redline_model.extraction import MODES, Mode
 
 Derivation = Literal["red", "ensemble", "length_calibrated"]
 
 
 @dataclass(frozen=True)
 class RewardModel:
-    """``options`` of ``redline train``, or what is derived from the models named in ``of``.
+    """``options`` of ``redline train``, or of what is derived from the models named in ``of``.
+
+    An ensemble without options is the mean less the variance of its members' scores.
 
     ``pairs``: share of the preference pairs it sees. ``noise``: share of them whose label is wrong.
     """
@@ -37,27 +40,29 @@ class PPORun:
     extraction: Mapping[str, float] = field(default_factory=dict)
 
 
-DEFAULT_MODE = "margin"
+DEFAULT_MODE: Mode = "margin"
 SEQ2SEQ = {"kind": "seq2seq", "mismatch": True}
-SCALAR = {"kind": "scalar"}
+SCALAR = {"kind": "scalar", "learning_rate": 3e-4}
+MEMBERS = ("scalar", "scalar_b")
 
 REWARD_MODELS: dict[str, RewardModel] = {
     "seq2seq": RewardModel(SEQ2SEQ),
     "published": RewardModel({"kind": "seq2seq", "mismatch": False}),
     "scalar": RewardModel(SCALAR),
     "scalar_b": RewardModel(SCALAR, seed=1),
-    "scalar_c": RewardModel(SCALAR, seed=2),
     "odin": RewardModel({**SCALAR, "odin": True}),
     "smoothed": RewardModel({**SCALAR, "smoothing_rate": 0.2}),
     "dpo": RewardModel({"kind": "dpo", "beta": 0.1, "learning_rate": 3e-5}),
     "red": RewardModel(derivation="red", of=("scalar",)),
-    "ensemble": RewardModel(derivation="ensemble", of=("scalar", "scalar_b", "scalar_c")),
+    "ensemble": RewardModel(derivation="ensemble", of=MEMBERS),
+    "ensemble_mean": RewardModel({"combine": "mean"}, derivation="ensemble", of=MEMBERS),
+    "ensemble_min": RewardModel({"combine": "min"}, derivation="ensemble", of=MEMBERS),
     "length_calibrated": RewardModel(derivation="length_calibrated", of=("scalar",)),
     "scalar_mismatch": RewardModel({**SCALAR, "mismatch": True}),
     "no_correction": RewardModel({**SEQ2SEQ, "correction_weight": 0.0}),
     "no_identity": RewardModel({**SEQ2SEQ, "identity_weight": 0.0}),
-    **{f"seq2seq_noise_{n}": RewardModel(SEQ2SEQ, noise=n / 100) for n in (10, 20, 40)},
-    **{f"scalar_noise_{n}": RewardModel(SCALAR, noise=n / 100) for n in (10, 20, 40)},
+    **{f"seq2seq_noise_{n}": RewardModel(SEQ2SEQ, noise=n / 100) for n in (10, 40)},
+    **{f"scalar_noise_{n}": RewardModel(SCALAR, noise=n / 100) for n in (10, 40)},
     **{f"seq2seq_pairs_{n}": RewardModel(SEQ2SEQ, pairs=n / 100) for n in (5,)},
     **{f"scalar_pairs_{n}": RewardModel(SCALAR, pairs=n / 100) for n in (5,)},
 }
@@ -67,6 +72,8 @@ MAIN: dict[str, PPORun] = {
     "ppo_scalar": PPORun("scalar"),
     "ppo_seq2seq": PPORun("seq2seq", DEFAULT_MODE),
     "ppo_paper": PPORun("published", "paper"),
+    "ppo_no_mismatch": PPORun("published", DEFAULT_MODE),
+    "ppo_scalar_mismatch": PPORun("scalar_mismatch"),
     "ppo_red": PPORun("red"),
     "ppo_dpo_reward": PPORun("dpo"),
     "ppo_ensemble": PPORun("ensemble"),
@@ -76,19 +83,24 @@ MAIN: dict[str, PPORun] = {
 }
 # what the control worlds are for
 CONTROL = {name: MAIN[name] for name in ("ppo_scalar", "ppo_seq2seq", "ppo_paper")}
+# the modes whose rewards are also laid out in other ways
+PLACED: tuple[Mode, ...] = ("paper", DEFAULT_MODE, "logprob_centered")
 # one thing changed at a time, on the first seed of every task
 ABLATIONS: dict[str, PPORun] = {
-    **{f"mode_{m}": PPORun("seq2seq", m) for m in ("paper", "paper_centered", "logprob_centered", "probability")},
-    **{f"mode_{m}_mean": PPORun("seq2seq", m, "mean") for m in ("paper", DEFAULT_MODE)},
-    f"mode_{DEFAULT_MODE}_last": PPORun("seq2seq", DEFAULT_MODE, "last"),
+    **{
+        f"mode_{mode}" if placing == "tokens" else f"mode_{mode}_{placing}": PPORun("seq2seq", mode, placing)
+        for placing in PLACINGS
+        for mode in MODES
+        if (mode, placing) != (DEFAULT_MODE, "tokens") and (placing == "tokens" or mode in PLACED)
+    },
     "positives_only": PPORun("seq2seq", "paper", extraction={"negative": 0.0}),
     "negatives_only": PPORun("seq2seq", "paper", extraction={"positive": 0.0}),
-    "no_mismatch": PPORun("published", DEFAULT_MODE),
     "no_correction": PPORun("no_correction", DEFAULT_MODE),
     "no_identity": PPORun("no_identity", DEFAULT_MODE),
-    "scalar_mismatch": PPORun("scalar_mismatch"),
-    **{f"seq2seq_noise_{n}": PPORun(f"seq2seq_noise_{n}", DEFAULT_MODE) for n in (10, 20, 40)},
-    **{f"scalar_noise_{n}": PPORun(f"scalar_noise_{n}") for n in (10, 20, 40)},
+    "ensemble_mean": PPORun("ensemble_mean"),
+    "ensemble_min": PPORun("ensemble_min"),
+    **{f"seq2seq_noise_{n}": PPORun(f"seq2seq_noise_{n}", DEFAULT_MODE) for n in (10, 40)},
+    **{f"scalar_noise_{n}": PPORun(f"scalar_noise_{n}") for n in (10, 40)},
     **{f"seq2seq_pairs_{n}": PPORun(f"seq2seq_pairs_{n}", DEFAULT_MODE) for n in (5,)},
     **{f"scalar_pairs_{n}": PPORun(f"scalar_pairs_{n}") for n in (5,)},
 }
@@ -97,7 +109,7 @@ ABLATIONS: dict[str, PPORun] = {
 def shown_main() -> list[str]:
     """Policies of the main and the control tables, in the order of their rows."""
     chosen = [f"best_of_{n}_{model}" for n in (2, QUICK.best_of, FULL.best_of) for model in ("scalar", "seq2seq")]
-    return ["supervised", *MAIN, "dpo", *dict.fromkeys(chosen), "corrected", "corrected_to_fixed_point"]
+    return ["supervised", *MAIN, "dpo", *dict.fromkeys(chosen), "corrected", "corrected_often"]
 
 
 def shown_ablations() -> list[str]:

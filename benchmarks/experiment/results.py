@@ -16,6 +16,8 @@ RESAMPLES = 2000
 # the claims' own bars, and against whom a policy's win rate is told
 AGAINST = ("supervised", "ppo_scalar")
 HERO = "ppo_seq2seq"
+# nats a response: a policy so far from where it started no longer speaks its language
+DIVERGED_KL = 20.0
 
 
 def resampled(counts: Sequence[int], seed: int = 0) -> list[Tensor]:
@@ -136,9 +138,10 @@ def table(title: str, figures_of: Mapping[str, Any]) -> str:
     ]
     for name, f in figures_of["policies"].items():
         low, high = f["gold_interval"]
+        shown = f"{name} (diverged)" if f["kl"] is not None and f["kl"] > DIVERGED_KL else name
         supervised, scalar = (figures_of["win_rates"].get(f"{name}_vs_{other}") for other in AGAINST)
         lines.append(
-            f"| {name} | {f['gold']:.3f} [{low:.3f}, {high:.3f}] | {_rate(supervised)} | {_rate(scalar)} "
+            f"| {shown} | {f['gold']:.3f} [{low:.3f}, {high:.3f}] | {_rate(supervised)} | {_rate(scalar)} "
             f"| {'-' if scalar is None else format(scalar['ties'], '.0%')} | {f['benign_refusal_rate']:.1%} "
             f"| {f['harmful_compliance_rate']:.1%} | {f['mean_tokens']:.1f} | {f['ideal_tokens']:.1f} "
             f"| {'-' if f['kl'] is None else format(f['kl'], '.2f')} |"
@@ -147,17 +150,34 @@ def table(title: str, figures_of: Mapping[str, Any]) -> str:
 
 
 def head_to_head(worlds: Mapping[str, Any]) -> str:
-    """PPO with the default seq2seq scorer against PPO with Bradley-Terry, a row a world."""
+    """PPO with the default seq2seq scorer against PPO with Bradley-Terry, plain and with strays; a row a world."""
     lines = [
-        f"**{HERO} against ppo_scalar**",
+        f"**{HERO} against Bradley-Terry**",
         "",
-        "| world | wins, in distribution | ties | wins, out of distribution | ties |",
-        "|---|---|---|---|---|",
+        "| world | against | wins, in distribution | ties | wins, out of distribution | ties |",
+        "|---|---|---|---|---|---|",
     ]
     for world, splits in worlds.items():
-        rates = [splits[split]["win_rates"].get(f"{HERO}_vs_ppo_scalar") for split in ("id", "ood")]
-        told = [f"{_rate(rate)} | {'-' if rate is None else format(rate['ties'], '.0%')}" for rate in rates]
-        lines.append(f"| {world} | {' | '.join(told)} |")
+        for other in ("ppo_scalar", "ppo_scalar_mismatch"):
+            rates = [splits[split]["win_rates"].get(f"{HERO}_vs_{other}") for split in ("id", "ood")]
+            if any(rates):
+                told = [f"{_rate(rate)} | {'-' if rate is None else format(rate['ties'], '.0%')}" for rate in rates]
+                lines.append(f"| {world} | {other} | {' | '.join(told)} |")
+    return "\n".join(lines)
+
+
+def accuracy_table(worlds: Mapping[str, Mapping[str, float]]) -> str:
+    """Held-out pair accuracy of every reward model, a column a world."""
+    names = list(dict.fromkeys(name for told in worlds.values() for name in told))
+    lines = [
+        "**held-out pairs ranked right**",
+        "",
+        f"| model | {' | '.join(worlds)} |",
+        "|---" * (1 + len(worlds)) + "|",
+    ]
+    for name in names:
+        cells = [f"{told[name]:.1%}" if name in told else "-" for told in worlds.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

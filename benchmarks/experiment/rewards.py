@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from redline.alignment import align_rewards
 from redline.ppo import Rollout, Scored, Scores
@@ -13,6 +13,7 @@ from redline_model.template import Item
 
 # how a response's rewards are laid on its tokens: as read; divided by its length; or their sum on the last token
 Placing = Literal["tokens", "mean", "last"]
+PLACINGS: tuple[Placing, ...] = get_args(Placing)
 _PASS_TOKENS = 4096
 
 

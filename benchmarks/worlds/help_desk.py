@@ -1,6 +1,7 @@
 """Dialogue help: a booking desk over several turns; what guests have booked is nobody else's business.
 
-Outside: places that no comparison is about, and conversations with more turns than any of them has.
+Outside: places that no comparison is about, places and numbers of guests that none puts together, and conversations
+with more turns than any of them has.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def _turns(*texts: str) -> list[Message]:
 
 
 def _questions(places: tuple[str, ...], chats: tuple[tuple[tuple[str, str], ...], ...]) -> list[Question]:
+    """Every question about ``places``, after each of ``chats``."""
     questions = []
     for n, (place, number, day) in enumerate(itertools.product(places, DEPOSITS, DAYS)):
         host, door, dish = PLACES[place]
@@ -74,11 +76,18 @@ def _questions(places: tuple[str, ...], chats: tuple[tuple[tuple[str, str], ...]
     return questions
 
 
+def _is_apart(question: Question) -> bool:
+    """Whether no comparison puts place and number together: one number of guests in six at every place."""
+    place, number = list(PLACES).index(question.facts["place"]), list(DEPOSITS).index(question.facts["number"])
+    return not question.must_refuse and (place + number) % len(DEPOSITS) == 0
+
+
 def task(*, many_wordings: bool = False) -> Task:
     """The task; with ``many_wordings`` four different answers to every question are equally right."""
     known = tuple(p for p in PLACES if p not in UNSEEN_PLACES)
     short = ((), CHAT[:1], CHAT[1:2])
     long = ((*CHAT[:1], *CHAT[2:]), (*CHAT[2:], *CHAT[1:2]))
+    plain = _questions(known, short)
     return Task(
         name="many_answers" if many_wordings else "help",
         slots={"host": _HOSTS, "door": _DOORS, "dish": _DISHES, "deposit": tuple(DEPOSITS.values())},
@@ -87,6 +96,8 @@ def task(*, many_wordings: bool = False) -> Task:
         padding=PADDING,
         refusal=REFUSAL,
         refuse_share=0.25,
-        inside=_questions(known, short),
-        outside=_questions(UNSEEN_PLACES, (*short, *long)) + _questions(known, long),
+        inside=[q for q in plain if not _is_apart(q)],
+        outside=_questions(UNSEEN_PLACES, (*short, *long))
+        + _questions(known, long)
+        + [q for q in plain if _is_apart(q)],
     )

@@ -1,6 +1,7 @@
 """Single-turn safety dialogue: the quickstart world's help desk, where some ask how to harm somebody.
 
-Outside: three devices that no comparison is about, and questions with a sentence before them.
+Outside: three devices that no comparison is about, pairs of device and task that none puts together, and questions
+with a sentence before them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ _PANELS, _BUTTONS = zip(*DEVICES.values(), strict=True)
 _ACTIONS, _TIMES = zip(*TASKS.values(), strict=True)
 
 
+def _is_apart(device: str, task: str) -> bool:
+    """Whether no comparison puts the two together: one task in eight of every device."""
+    return (list(DEVICES).index(device) + list(TASKS).index(task)) % len(TASKS) == 0
+
+
 def _questions(devices: tuple[str, ...], prefaces: tuple[str, ...]) -> list[Question]:
+    """Every question about ``devices`` behind each of ``prefaces``."""
     questions = []
     for device in devices:
         panel, button = DEVICES[device]
@@ -46,6 +53,8 @@ def task() -> Task:
     """The task; its ideal answers are those of the quickstart world."""
     known = tuple(d for d in DEVICES if d not in UNSEEN_DEVICES)
     prefaced = tuple(f"{p} " for p in PREFACES)
+    plain = _questions(known, ("",))
+    apart = [q for q in plain if not q.must_refuse and _is_apart(q.facts["device"], q.facts["task"])]
     return Task(
         name="safety",
         slots={"panel": _PANELS, "action": _ACTIONS, "button": _BUTTONS, "time": _TIMES},
@@ -54,6 +63,6 @@ def task() -> Task:
         padding=PADDING,
         refusal=REFUSAL,
         refuse_share=0.4,
-        inside=_questions(known, ("",)),
-        outside=_questions(UNSEEN_DEVICES, ("", *prefaced)) + _questions(known, prefaced),
+        inside=[q for q in plain if q not in apart],
+        outside=_questions(UNSEEN_DEVICES, ("", *prefaced)) + _questions(known, prefaced) + apart,
     )

@@ -54,12 +54,12 @@ def _questions(cities: tuple[str, ...], winners: tuple[str, ...], noise: tuple[i
     return questions
 
 
-def task(*, name: str = "summary") -> Task:
-    """The task under ``name``."""
+def task() -> Task:
+    """The task."""
     cities = tuple(c for c in CITIES if c not in UNSEEN_CITIES)
     winners = tuple(w for w in WINNERS if w not in UNSEEN_WINNERS)
     return Task(
-        name=name,
+        name="summary",
         slots={"city": CITIES, "winner": WINNERS, "loser": LOSERS, "margin": MARGINS},
         subject=(),
         wordings=(SUMMARY,),

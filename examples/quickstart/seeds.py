@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import statistics
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +60,14 @@ def main() -> None:
         subprocess.run(demo, check=True)
         reports[seed] = json.loads((folder / "report.json").read_text())
     summary = summarise(reports)
-    (args.out / "seeds.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    summary["about"] = {
+        "command": "make seeds",
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+    }
+    (args.out / "quickstart.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     text = table(summary)
-    (args.out / "seeds.md").write_text(text + "\n", encoding="utf-8")
+    (args.out / "quickstart.md").write_text(text + "\n", encoding="utf-8")
     print(text)
     print(f"seconds: {', '.join(f'{s:.0f}' for s in summary['seconds'])}; wrote {args.out / 'seeds.json'}")
 

@@ -71,6 +71,8 @@ class Corrector:
             async with asyncio.TaskGroup() as group:
                 for revision, future in zip(good, futures, strict=True):
                     group.create_task(revise(revision, future))
+        if any(revision.item is not None and revision.failure is None for revision in good):
+            raise asyncio.CancelledError  # the batcher was stopped: the group takes its tasks' cancellation for an end
         answers = await loop.run_in_executor(self._threads, self._answer_all, request, begun)
         passes = [item for revision in good for item in revision.passes]
         usage = Usage(

@@ -14,11 +14,14 @@ import httpx
 import pytest
 import torch
 
+from redline.wire import ResponseItem
+from redline.wire.correction import CorrectOptions, CorrectRequest
 from redline_model.bundle import Bundle
 from redline_model.edits import TextEdit, apply_edits
 from redline_model.rewriting import Correction
 from redline_model.scorers import Seq2SeqScorer
 from redline_model.template import EncodedItem
+from redline_service.engine import Engine
 from tests.conftest import build_causal, build_scorer, write_bundle
 from tests.redline_service.conftest import with_service
 
@@ -471,3 +474,18 @@ def test_all_rounds_of_a_request_take_their_turns_as_one(bundle: Bundle, monkeyp
     with_service(script.around(bundle), lambda http: correct(http, rows("one", "a"), max_rounds=3))
     assert len(names) == 1 + 1 + 2  # the start-up's own item, both first rounds at once, a second one each
     assert len(set(names[1:])) == 1
+
+
+def test_a_service_that_stops_breaks_a_correction_off_as_it_does_a_score(brief_bundle: Bundle) -> None:
+    async def run() -> None:
+        engine = Engine(brief_bundle, max_batch_tokens=64)
+        await engine.start()
+        items = [ResponseItem(prompt=f"{PROMPT} {n}", response="Hold the round button.") for n in range(200)]
+        request = CorrectRequest(items=items, options=CorrectOptions(max_rounds=4))
+        working = asyncio.create_task(engine.correct(request, caller="me", deadline_s=60.0))
+        await asyncio.sleep(0.2)
+        await engine.stop()
+        with pytest.raises(asyncio.CancelledError):
+            await working
+
+    asyncio.run(run())

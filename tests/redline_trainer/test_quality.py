@@ -20,7 +20,7 @@ from redline_trainer.quality import (
     plot_reliability,
     reliability,
 )
-from redline_trainer.spans import average_precision, error_tokens, roc_auc, span_detection
+from redline_trainer.spans import auc_difference, average_precision, error_tokens, roc_auc, span_detection
 
 PAIRS = [
     Pair(
@@ -77,6 +77,10 @@ def test_the_interval_of_blame_resamples_prompts() -> None:
     assert 0.5 < told.auc_low < told.auc < told.auc_high < 1
     assert told.average_precision_low < told.average_precision < told.average_precision_high
     assert told.tokens == 240
+    ahead, low, high = auc_difference(told, span_detection([-b for b in blame], marked, [f"p{n}" for n in range(20)]))
+    assert ahead == pytest.approx(2 * told.auc - 1)
+    assert low < ahead < high
+    assert auc_difference(told, told) == (0.0, 0.0, 0.0)
     one_prompt = span_detection(blame, marked, ["p"] * 20)
     assert one_prompt.auc_low == one_prompt.auc_high == pytest.approx(told.auc)
 
@@ -114,6 +118,12 @@ def test_pairs_without_spans_have_no_blame_and_long_ones_are_counted(bundle: Bun
         measure_quality(bundle.scorer, [long])
 
 
+def test_pairs_that_nobody_looked_at_do_not_count_as_free_of_errors(bundle: Bundle) -> None:
+    unseen = [Pair(p.prompt, p.chosen, p.rejected, p.where) for p in PAIRS]
+    alone = measure_quality(bundle.scorer, PAIRS).spans["margin/sum"]
+    assert measure_quality(bundle.scorer, [*PAIRS, *unseen]).spans["margin/sum"].tokens == alone.tokens
+
+
 def test_spans_are_read_and_checked(tmp_path: Path) -> None:
     file = tmp_path / "pairs.jsonl"
     row = {"prompt": "p", "chosen": "good", "rejected": "bad text"}
@@ -123,7 +133,7 @@ def test_spans_are_read_and_checked(tmp_path: Path) -> None:
         {"chosen": "p good", "rejected": "p bad text", "spans": [{"start": 0, "end": 3}]},
     ]
     file.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    assert [pair.spans for pair in load_pairs([file])[0]] == [((0, 3),), (), ()]
+    assert [pair.spans for pair in load_pairs([file])[0]] == [((0, 3),), None, None]
     file.write_text(json.dumps({**row, "spans": [{"start": 0, "end": 9}]}))
     with pytest.raises(DataError, match="does not lie in 'rejected'"):
         load_pairs([file])
@@ -138,7 +148,7 @@ def test_the_command_tells_figures_and_writes_them(
             "prompt": p.prompt,
             "chosen": p.chosen,
             "rejected": p.rejected,
-            "spans": [{"start": s, "end": e} for s, e in p.spans],
+            "spans": [{"start": s, "end": e} for s, e in p.spans or ()],
         }
         for p in PAIRS
     ]

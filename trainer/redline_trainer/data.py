@@ -38,14 +38,14 @@ MAX_REPORTED = 50
 class Pair:
     """One comparison; ``where`` names file and line, or whatever else the pair came from.
 
-    ``spans``: what humans marked as wrong, in characters into ``rejected``, end exclusive.
+    ``spans``: what humans marked as wrong, in characters into ``rejected``, end exclusive; None where nobody looked.
     """
 
     prompt: str | list[Message]
     chosen: str
     rejected: str
     where: str
-    spans: tuple[tuple[int, int], ...] = ()
+    spans: tuple[tuple[int, int], ...] | None = None
 
     @property
     def prompt_key(self) -> str:
@@ -166,14 +166,14 @@ def parse_row(row: Any, where: str) -> Pair:
     if chosen == rejected:
         raise _BadRowError("'chosen' and 'rejected' are the same")
     # a text that lends its beginning to an implicit prompt is no longer the one that was marked
-    spans = _spans(row.get("spans"), rejected) if row.get("prompt") is not None else ()
+    spans = _spans(row.get("spans"), rejected) if row.get("prompt") is not None else None
     return Pair(prompt, chosen, rejected, where, spans)
 
 
-def _spans(value: Any, text: str) -> tuple[tuple[int, int], ...]:
-    """Error spans; none where the field is something else's."""
+def _spans(value: Any, text: str) -> tuple[tuple[int, int], ...] | None:
+    """Error spans; None where there are none or the field is something else's."""
     if not isinstance(value, list) or not all(isinstance(s, dict) and "start" in s and "end" in s for s in value):
-        return ()
+        return None
     spans = tuple((span["start"], span["end"]) for span in value)
     for start, end in spans:
         if type(start) is not int or type(end) is not int or not 0 <= start <= end <= len(text):

@@ -41,7 +41,8 @@ class QualityReport(BaseModel):
     in tokens over all responses; ``length_correlation_calibrated``: the same after the trend in length was taken out
     by a LOWESS curve fitted on the other half of the prompts (arXiv 2409.17407), with the accuracy that leaves.
     ``expected_calibration_error`` and ``reliability``: of ``sigmoid(d / T)``, T fitted on the other half of the
-    prompts. ``spans``: by reading, where some pairs hold error spans.
+    prompts. ``spans``: by reading, over the pairs that somebody looked at for errors. Where all pairs share one prompt
+    there is no other half: curve and temperature are then fitted on the pairs themselves.
     """
 
     reading: str
@@ -89,13 +90,14 @@ def measure_quality(
     free = _without_trend(scores, lengths, torch.cat([halves, halves]))
     probabilities, error = _probabilities(differences, halves)
     detections: dict[str, SpanDetection] = {}
-    if any(pair.spans for pair in pairs):
-        labels = [error_tokens(e.rejected.offsets, p.spans) for e, p in zip(encoded, pairs, strict=True)]
-        blamed = measured[len(encoded) :]
+    looked_at = [n for n, pair in enumerate(pairs) if pair.spans is not None]
+    if any(pairs[n].spans for n in looked_at):
+        labels = [error_tokens(encoded[n].rejected.offsets, pairs[n].spans or ()) for n in looked_at]
         for one in all_readings(scorer):
             if one.aggregate == "sum":
-                rewards = [torch.tensor(scorer.read(m, one).rewards, dtype=torch.float64) for m in blamed]
-                detections[reading_key(scorer, one)] = span_detection([-r for r in rewards], labels, keys)
+                judged = [scorer.read(measured[len(encoded) + n], one).rewards for n in looked_at]
+                blame = [-torch.tensor(rewards, dtype=torch.float64) for rewards in judged]
+                detections[reading_key(scorer, one)] = span_detection(blame, labels, [keys[n] for n in looked_at])
     longer = torch.tensor([float(len(p.chosen) - len(p.rejected)) for p in pairs])
     return QualityReport(
         reading=reading_key(scorer, reading),
@@ -129,7 +131,8 @@ def _without_trend(scores: Tensor, lengths: Tensor, halves: Tensor) -> Tensor:
     free = scores.clone()
     for half in (False, True):
         here, there = halves == half, halves != half
-        if here.any() and there.any():
+        there = there if there.any() else here
+        if here.any():
             distinct, place = torch.unique(lengths[here], return_inverse=True)
             free[here] = scores[here] - lowess(lengths[there], scores[there], distinct)[place]
     return free

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 Span = tuple[int, int]
@@ -17,7 +17,8 @@ class SpanDetection(BaseModel):
 
     ``auc``: area under the ROC curve, ties half: the probability that a marked token is blamed more than an unmarked
     one. ``average_precision``: mean precision at every marked token, most blamed first. ``marked_share``: what
-    blame at random would reach as average precision.
+    blame at random would reach as average precision. ``auc_resamples``: the resamples behind the interval; those of
+    other blame for the same responses were drawn alike, so that differences are paired.
     """
 
     auc: float
@@ -28,6 +29,7 @@ class SpanDetection(BaseModel):
     average_precision_high: float
     marked_share: float
     tokens: int
+    auc_resamples: list[float] = Field(repr=False)
 
 
 def error_tokens(offsets: Sequence[Span], spans: Sequence[Span]) -> Tensor:
@@ -90,4 +92,14 @@ def span_detection(
         average_precision_high=high,
         marked_share=float(all_marked.double().mean()),
         tokens=len(all_blame),
+        auc_resamples=aucs,
     )
+
+
+def auc_difference(mine: SpanDetection, theirs: SpanDetection) -> tuple[float, float, float]:
+    """How much further the first area is, with its paired 95 % interval; both must be of the same responses."""
+    differences = torch.tensor(mine.auc_resamples, dtype=torch.float64) - torch.tensor(
+        theirs.auc_resamples, dtype=torch.float64
+    )
+    low, high = differences.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return mine.auc - theirs.auc, low, high

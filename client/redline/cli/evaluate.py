@@ -45,13 +45,15 @@ def evaluate(
 
     if plot is not None and precision:
         raise DataError("--plot goes with the measurement of one bundle, without --precision")
+    if plot is not None and plot.suffix != ".png":
+        raise DataError(f"--plot writes a PNG; {plot} does not end in .png")
     loaded = load_pairs(pairs)[0][:limit]
     if not loaded:
         raise DataError("there are no pairs to measure on")
     if not precision:
         scorer = Bundle.load(bundle, Placement(device=device)).scorer
         report = measure_quality(scorer, loaded, max_batch_tokens=max_batch_tokens)
-        _write(out, report.model_dump_json(indent=2))
+        _write(out, report.model_dump_json(indent=2, exclude={"spans": {"__all__": {"auc_resamples"}}}))
         if plot is not None:
             plot_reliability({bundle: report}, plot)
         print(_described(report))
