@@ -52,7 +52,7 @@ REWARD_MODELS: dict[str, RewardModel] = {
     "scalar_b": RewardModel(SCALAR, seed=1),
     "odin": RewardModel({**SCALAR, "odin": True}),
     "smoothed": RewardModel({**SCALAR, "smoothing_rate": 0.2}),
-    "dpo": RewardModel({"kind": "dpo", "beta": 0.1, "learning_rate": 3e-5}),
+    "dpo": RewardModel({"kind": "dpo", "beta": 0.1, "learning_rate": 1e-5}),
     "red": RewardModel(derivation="red", of=("scalar",)),
     "ensemble": RewardModel(derivation="ensemble", of=MEMBERS),
     "ensemble_mean": RewardModel({"combine": "mean"}, derivation="ensemble", of=MEMBERS),
