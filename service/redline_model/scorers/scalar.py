@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from redline_model.rewriting import Rewriter
 from redline_model.scorers.protocol import Judgement, unsupported_correction
 from redline_model.statistics import copy_off
 from redline_model.template import EncodedItem, Encoder
+
+M = TypeVar("M")
 
 
 def branch_of(item: EncodedItem) -> Branch:
@@ -67,10 +69,10 @@ class ScalarMeasurement(NamedTuple):
     tokens: int
 
 
-class ScalarScorer:
-    """Scores with a transformers sequence-classification model of one label. See ``Scorer``."""
+class ClassifierScorer(Generic[M]):
+    """What scorers around a sequence-classification model of one label have in common. See ``Scorer``."""
 
-    kind = "scalar"
+    kind: str
     modes: tuple[Mode, ...] = ()
     can_correct = False
 
@@ -81,31 +83,49 @@ class ScalarScorer:
         self.encoder = encoder
         self.extraction = extraction
 
+    def branch(self, item: EncodedItem) -> Branch:
+        """What the model reads of an item, and from where on it is the item's own."""
+        return branch_of(item)
+
     def length(self, item: EncodedItem) -> int:
         """Tokens the model reads for this item."""
         return len(item.prefix_ids) + len(item.target_ids)
 
     def prefix(self, item: EncodedItem) -> Prefix | None:
-        """The prompt, where passes are ragged."""
-        return tuple(item.prefix_ids) if self._forward.causal.is_ragged else None
+        """What is not the branch's own, where passes are ragged."""
+        return self.branch(item).prefix if self._forward.causal.is_ragged else None
 
     def cost(self, item: EncodedItem, beside: set[Prefix]) -> int:
         """See ``Scorer``."""
-        return self._forward.causal.cost(branch_of(item), beside)
+        return self._forward.causal.cost(self.branch(item), beside)
 
     def batches(self, items: Sequence[EncodedItem], max_tokens: int) -> Iterator[list[int]]:
         """See ``Scorer``."""
-        return self._forward.causal.batches([branch_of(item) for item in items], max_tokens)
+        return self._forward.causal.batches([self.branch(item) for item in items], max_tokens)
+
+    def launch(self, items: Sequence[EncodedItem]) -> Callable[[], list[M]]:
+        """See ``Scorer``."""
+        raise NotImplementedError
+
+    def measure(self, items: Sequence[EncodedItem]) -> list[M]:
+        """See ``launch``."""
+        return self.launch(items)()
+
+    def rewriter(self) -> Rewriter[M]:
+        """Always raises UnsupportedError."""
+        raise unsupported_correction(self.kind)
+
+
+class ScalarScorer(ClassifierScorer[ScalarMeasurement]):
+    """One number a response, on its last token."""
+
+    kind = "scalar"
 
     @torch.inference_mode()
     def launch(self, items: Sequence[EncodedItem]) -> Callable[[], list[ScalarMeasurement]]:
         """See ``Scorer``; the scalar of each item."""
         copied = copy_off(self._forward(items))
         return lambda: [ScalarMeasurement(r, len(i.target_ids)) for r, i in zip(copied().tolist(), items, strict=True)]
-
-    def measure(self, items: Sequence[EncodedItem]) -> list[ScalarMeasurement]:
-        """See ``launch``."""
-        return self.launch(items)()
 
     def read(self, measured: ScalarMeasurement, reading: Reading) -> Judgement:
         """0 on every token but the last; raises NonFiniteError."""
@@ -114,7 +134,3 @@ class ScalarScorer:
         rewards = [0.0] * (measured.tokens - 1) + [measured.reward]
         score = aggregate_rewards(torch.tensor(rewards, dtype=torch.float64), reading.aggregate)
         return Judgement(score, rewards, None)
-
-    def rewriter(self) -> Rewriter[ScalarMeasurement]:
-        """Always raises UnsupportedError."""
-        raise unsupported_correction(self.kind)
