@@ -9,7 +9,6 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from conftest import build_causal
 from starlette.testclient import TestClient
 
 from benchmarks.claims import Job, collected, planned, rendered, sources_digest, verdict
@@ -33,6 +32,7 @@ from redline_model.extraction import Reading
 from redline_service.app import create_app
 from redline_service.settings import ServiceSettings
 from redline_trainer.config import TrainConfig
+from tests.conftest import build_causal
 
 
 def answers(gold: list[float], refused: list[bool] | None = None, must: list[bool] | None = None) -> Answers:

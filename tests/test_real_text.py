@@ -7,11 +7,11 @@ import json
 
 import pytest
 import torch
-from conftest import build_causal, build_tokenizer
 
 from benchmarks.experiment.surprisal import surprisal_scorer
 from benchmarks.real_text import KINDS, Plan, Run, all_figures, rendered
 from redline_model.template import Item
+from tests.conftest import build_causal, build_tokenizer
 
 TINY = Plan(
     training=("marked", "chat"),

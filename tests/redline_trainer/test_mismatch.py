@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import build_causal, build_scalar, build_tokenizer
 from pydantic import ValidationError
 
 from redline_model.bundle import make_encoder
@@ -22,6 +21,7 @@ from redline_trainer.objectives import (
     with_strays,
 )
 from redline_trainer.train import encode_pairs
+from tests.conftest import build_causal, build_scalar, build_tokenizer
 
 PAIRS = [Pair(f"question {n // 2}", f"good answer {n}", f"bad reply {n}", f"row {n}") for n in range(12)]
 
