@@ -69,7 +69,7 @@ def main() -> None:
     text = table(summary)
     (args.out / "quickstart.md").write_text(text + "\n", encoding="utf-8")
     print(text)
-    print(f"seconds: {', '.join(f'{s:.0f}' for s in summary['seconds'])}; wrote {args.out / 'seeds.json'}")
+    print(f"seconds: {', '.join(f'{s:.0f}' for s in summary['seconds'])}; wrote {args.out / 'quickstart.json'}")
 
 
 if __name__ == "__main__":
