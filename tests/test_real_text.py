@@ -8,8 +8,9 @@ import json
 import pytest
 import torch
 
+from benchmarks.experiment.real_run import KINDS, Plan, Run
 from benchmarks.experiment.surprisal import surprisal_scorer
-from benchmarks.real_text import KINDS, Plan, Run, all_figures, rendered
+from benchmarks.real_text import all_figures, rendered
 from redline_model.template import Item
 from tests.conftest import build_causal, build_tokenizer
 

@@ -14,11 +14,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from benchmarks.experiment.judging import summed_logprobs
+from benchmarks.experiment.real_run import Run
 from benchmarks.experiment.results import mean_with_interval
 from benchmarks.experiment.rewards import judge_texts
 from redline.ppo import CausalPolicy, Rollout
@@ -26,9 +27,6 @@ from redline_model.bundle import Bundle
 from redline_model.loading import Placement
 from redline_model.scorers import correct_all, reading_of
 from redline_model.template import Item
-
-if TYPE_CHECKING:
-    from benchmarks.real_text import Run
 
 _BATCH = 16
 _BIN = Path(sys.executable).parent
