@@ -4,8 +4,8 @@ For each of three tasks and several seeds: a supervised policy, best-of-n, DPO, 
 a programmatic gold in and out of distribution; two control worlds; and ablations on the first seed. Each piece is made
 once: the same command goes on where it was stopped.
 
-    python -m benchmarks.claims --out runs/claims            # an hour or two on two cores
-    python -m benchmarks.claims --out runs/claims --quick    # minutes; shows that it works and nothing else
+    python -m benchmarks.claims            # about two hours on two cores
+    python -m benchmarks.claims --quick    # minutes; shows that it works and nothing else
 """
 
 from __future__ import annotations
@@ -117,14 +117,10 @@ def collected(
     curves: dict[str, dict[str, Any]] = {}
     accuracy: dict[str, dict[str, float]] = {}
     for world in dict.fromkeys(job.world for job in jobs):
-
-        def answers_of(chosen: Sequence[int], wanted: Sequence[str], world: str = world) -> dict[str, Any]:
-            return _answers(out, world, chosen, wanted, budget, sources[world])
-
         main = [j.seed for j in jobs if j.world == world and j.group != "ablation"]
         if main:
             group = "tasks" if world in TASKS else "controls"
-            answers = answers_of(main, shown_main())
+            answers = _answers(out, world, main, shown_main(), budget, sources[world])
             groups[group][world] = {s: split_figures(answers[s], main) for s in ("id", "ood")}
             accuracy[world] = _accuracies(out, world, main)
             curves[world] = {
@@ -133,7 +129,7 @@ def collected(
                 if len(rows := _curves(out, world, main, name)) == len(main)
             }
         if Job(world, seeds[0], "ablation") in jobs:
-            answers = answers_of(seeds[:1], shown_ablations())
+            answers = _answers(out, world, seeds[:1], shown_ablations(), budget, sources[world])
             groups["ablations"][world] = {s: split_figures(answers[s], seeds[:1]) for s in ("id", "ood")}
     return {**groups, "over_optimisation": curves, "pair_accuracy": accuracy}
 

@@ -10,7 +10,6 @@ on disk, so a stopped run goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -142,6 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import torch
     from transformers.utils import logging as transformers_logging
 
+    from benchmarks.experiment.training import write_json
     from redline_trainer.quality import QualityReport, plot_reliability
 
     transformers_logging.disable_progress_bar()
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "plan": asdict(plan),
         "seconds": time.perf_counter() - started,
     }
-    (run.out / "real_text.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    write_json(run.out / "real_text.json", figures)
     chat = plan.training[1]
     reports = {kind: QualityReport.model_validate(r) for kind, r in figures["ranking"][chat][chat].items()}
     plot_reliability(reports, run.out / "reliability.png")

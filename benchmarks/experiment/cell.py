@@ -111,11 +111,11 @@ class Cell:
         self._judge_policy("dpo", self.bundle("dpo"), lineage("dpo"))
 
     def _judge_policy(self, name: str, policy: Path, settings: str) -> None:
-        def answer(questions: Sequence[Question]) -> list[Sampled]:
-            return policy_answers(policy, self.supervised, questions, self.seed, self.budget.max_new_tokens)
-
-        if not self._is_answered(name, settings):
-            self._write_answers(name, settings, {split: answer(self._test(split)) for split in SPLITS})
+        if self._is_answered(name, settings):
+            return
+        limit = self.budget.max_new_tokens
+        answers = {s: policy_answers(policy, self.supervised, self._test(s), self.seed, limit) for s in SPLITS}
+        self._write_answers(name, settings, answers)
 
     def best_of_n(self, names: Mapping[str, str | None]) -> None:
         """The best of 2 and of ``best_of`` samples of the supervised policy by each model, read by its mode."""
@@ -124,13 +124,15 @@ class Cell:
         if all(self._is_answered(name, settings) for name, settings in wanted.items()):
             return
         policy = CausalPolicy.load(self.supervised, device="cpu", max_new_tokens=self.budget.max_new_tokens)
+        sources = {}
+        for name, mode in names.items():
+            scorer = Bundle.load(self.bundle(name)).scorer
+            sources[name] = LocalRewards(scorer, reading_of(scorer, mode, "sum"))
         chosen: dict[str, dict[str, list[Sampled]]] = {name: {} for name in wanted}
         for split in SPLITS:
             questions = self._test(split)
             samples = [sample_answers(policy, questions, 1000 * (self.seed + 1) + k) for k in range(n)]
-            for name, mode in names.items():
-                scorer = Bundle.load(self.bundle(name)).scorer
-                source = LocalRewards(scorer, reading_of(scorer, mode, "sum"))
+            for name, source in sources.items():
                 scores = [[scored.score for scored in source.score(one).items] for one in samples]
                 for k in (2, n):
                     best = [max(range(k), key=lambda c: scores[c][q]) for q in range(len(questions))]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.contenders import free_port
 from benchmarks.experiment.judging import summed_logprobs
 from benchmarks.experiment.real_run import Run
 from benchmarks.experiment.results import mean_with_interval
@@ -25,9 +25,11 @@ from benchmarks.experiment.rewards import judge_texts
 from redline.ppo import CausalPolicy, Rollout
 from redline_model.bundle import Bundle
 from redline_model.loading import Placement
-from redline_model.scorers import correct_all, reading_of
+from redline_model.scorers import Scorer, correct_all, reading_of
 from redline_model.template import Item
 
+# a text, and whether its policy ended it itself
+Answer = tuple[str, bool]
 _BATCH = 16
 _BIN = Path(sys.executable).parent
 
@@ -35,10 +37,9 @@ _BIN = Path(sys.executable).parent
 @contextmanager
 def service(bundle: Path, log: Path) -> Iterator[str]:
     """``redline serve`` in a process of its own, ready, as its URL. Raises CalledProcessError if it is not."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
-    command = [str(_BIN / "redline"), "serve", str(bundle), "--port", url.rsplit(":", 1)[1]]
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [str(_BIN / "redline"), "serve", str(bundle), "--port", str(port)]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as file:
         server = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ)
@@ -88,35 +89,28 @@ def policy_figures(run: Run) -> dict[str, Any]:
     ]
     in_turn = [prompt for row in itertools.zip_longest(*sets) for prompt in row if prompt is not None]
     prompts = in_turn[: plan.prompts]
-    placement = Placement(device=run.device)
     base = CausalPolicy.load(run.base, device=run.device, max_new_tokens=plan.new_tokens)
-    first, second = (sampled(base, prompts, run.seed + n) for n in (0, 1))
-    texts: dict[str, list[tuple[str, bool]]] = {"base": [(r.text, r.is_finished) for r in first]}
-    kl: dict[str, float | None] = {"base": 0.0}
+    first, second = (_said(sampled(base, prompts, run.seed + n)) for n in (0, 1))
+    texts: dict[str, list[Answer]] = {"base": first}
+    kl = {"base": 0.0}  # of the policies alone
 
-    # rewritten by the seq2seq model, and the better of two by the scalar one: about equal compute
-    writer = Bundle.load(run.bundle(chat, "seq2seq"), placement, max_tokens=plan.max_tokens).scorer
-    encoded = [
-        writer.encoder.encode(Item(p, r.text or " ", r.is_finished)) for p, r in zip(prompts, first, strict=True)
-    ]
+    # rewritten by the seq2seq model, and the better of two by either: about equal compute
+    scorers = {kind: _scorer(run, chat, kind) for kind in ("scalar", "seq2seq")}
+    writer = scorers["seq2seq"]
+    encoded = [writer.encoder.encode(item) for item in _items(prompts, first)]
     texts["corrected"] = [(c.text, c.is_complete) for _, c in correct_all(writer, encoded)]
-    kl["corrected"] = None
-    for kind in ("scalar", "seq2seq"):
-        scores = [
-            _scores(run.bundle(chat, kind), run, prompts, [(r.text, r.is_finished) for r in s]) for s in (first, second)
-        ]
-        best = [a if x >= y else b for a, b, x, y in zip(first, second, *scores, strict=True)]
-        texts[f"best_of_2_{kind}"] = [(r.text, r.is_finished) for r in best]
-        kl[f"best_of_2_{kind}"] = None
+    for kind, scorer in scorers.items():
+        scores = [_scores(scorer, prompts, answers) for answers in (first, second)]
+        texts[f"best_of_2_{kind}"] = [a if x >= y else b for a, b, x, y in zip(first, second, *scores, strict=True)]
     for kind in ("seq2seq", "scalar"):
         policy = CausalPolicy.load(ppo_by_command(run, kind), device=run.device, max_new_tokens=plan.new_tokens)
         rollouts = sampled(policy, prompts, run.seed)
-        texts[f"ppo_{kind}"] = [(r.text, r.is_finished) for r in rollouts]
+        texts[f"ppo_{kind}"] = _said(rollouts)
         now, then = (summed_logprobs(p, rollouts, _BATCH) for p in (policy, base))
         kl[f"ppo_{kind}"] = sum(a - b for a, b in zip(now, then, strict=True)) / len(now)
 
-    judge = run.bundle(plan.judge, "scalar")
-    verdicts = {name: torch.tensor(_scores(judge, run, prompts, answers)) for name, answers in texts.items()}
+    judge = _scorer(run, plan.judge, "scalar")
+    verdicts = {name: torch.tensor(_scores(judge, prompts, answers)) for name, answers in texts.items()}
     figures: dict[str, Any] = {}
     for name, scores in verdicts.items():
         decided = (scores != verdicts["base"]).double()
@@ -126,13 +120,24 @@ def policy_figures(run: Run) -> dict[str, Any]:
             "score": float(scores.mean()),
             "wins_against_base": wins,
             "tokens": sum(lengths) / len(lengths),
-            "kl": kl[name],
+            "kl": kl.get(name),
         }
     return {"judge": plan.judge, "prompts": len(prompts), "answers": figures}
 
 
-def _scores(bundle: Path, run: Run, prompts: Sequence[Any], answers: Sequence[tuple[str, bool]]) -> list[float]:
-    scorer = Bundle.load(bundle, Placement(device=run.device), max_tokens=run.plan.max_tokens).scorer
-    # an answer of no words at all is judged as a blank: the judge must say something of it
-    items = [Item(p, text or " ", done) for p, (text, done) in zip(prompts, answers, strict=True)]
-    return [judged.score for judged, _ in judge_texts(scorer, items, reading_of(scorer))]
+def _said(rollouts: Sequence[Rollout]) -> list[Answer]:
+    return [(rollout.text, rollout.is_finished) for rollout in rollouts]
+
+
+def _scorer(run: Run, data: str, kind: str) -> Scorer[Any]:
+    placement = Placement(device=run.device)
+    return Bundle.load(run.bundle(data, kind), placement, max_tokens=run.plan.max_tokens).scorer
+
+
+def _items(prompts: Sequence[Any], answers: Sequence[Answer]) -> list[Item]:
+    # an answer of no words at all is judged as a blank: something must be said of it
+    return [Item(prompt, text or " ", done) for prompt, (text, done) in zip(prompts, answers, strict=True)]
+
+
+def _scores(scorer: Scorer[Any], prompts: Sequence[Any], answers: Sequence[Answer]) -> list[float]:
+    return [judged.score for judged, _ in judge_texts(scorer, _items(prompts, answers), reading_of(scorer))]

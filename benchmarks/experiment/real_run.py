@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +137,7 @@ class Run:
         train(config, pairs, observers=[show])
         return out
 
-    @cache  # noqa: B019 - one run a process
-    def tested(self, name: str) -> tuple[Any, ...]:
+    def tested(self, name: str) -> list[Any]:
         """The first test pairs that fit the model that reads most, so that all models are measured on the same."""
         from redline_model.bundle import make_encoder
         from redline_model.loading import load_config, load_tokenizer
@@ -150,7 +148,7 @@ class Run:
         template = Template.fitting(tokenizer, None)
         encoder = make_encoder("seq2seq", load_config(self.base), tokenizer, template, self.plan.max_tokens)
         pairs = self.pairs(name, "test", self.plan.test_pairs)
-        return tuple(pair for pair in pairs if encode_pairs(encoder, [pair], "skip")[0])
+        return [pairs[one.number] for one in encode_pairs(encoder, pairs, "skip")[0]]
 
     def derived(self, data: str) -> Path:
         """The scalar model of ``data``, its reward redistributed over tokens."""
@@ -165,10 +163,10 @@ class Run:
         """The figures called ``name``, made unless they are there."""
         path = self.out / "figures" / f"{name}.json"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            from benchmarks.experiment.training import write_json
+
             started = time.perf_counter()
-            made = make()
-            path.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+            write_json(path, make())
             print(f"  {name}: {time.perf_counter() - started:.0f} s", flush=True)
         return json.loads(path.read_text(encoding="utf-8"))
 

@@ -14,6 +14,7 @@ from benchmarks.experiment.budget import Budget
 from benchmarks.worlds.task import Question, Task, prompt_key
 from examples.quickstart.supervised import encode, fit, tiny_llama, train_tokenizer
 from redline.ppo import CausalPolicy, PPOConfig, PPOLoop, RewardSource, Rollout, Scores
+from redline_model.folders import write_atomically
 from redline_trainer.config import TrainConfig
 from redline_trainer.data import Pair
 from redline_trainer.train import train
@@ -106,6 +107,4 @@ def ppo(
 def write_json(path: Path, value: Any) -> None:
     """``value`` at ``path``, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, json.dumps(value, indent=1) + "\n")

@@ -9,7 +9,8 @@ import torch
 from pydantic import ValidationError
 
 from redline_model.bundle import make_encoder
-from redline_model.template import Template
+from redline_model.loading import Kind
+from redline_model.template import Encoder, Template
 from redline_trainer.config import TrainConfig
 from redline_trainer.data import Pair
 from redline_trainer.objectives import (
@@ -26,17 +27,23 @@ from tests.conftest import build_causal, build_scalar, build_tokenizer
 PAIRS = [Pair(f"question {n // 2}", f"good answer {n}", f"bad reply {n}", f"row {n}") for n in range(12)]
 
 
-@pytest.fixture(scope="module")
-def encoded() -> list[EncodedPair]:
+def encoder_of(max_tokens: int, kind: Kind = "seq2seq") -> Encoder:
     tokenizer = build_tokenizer()
     model = build_causal(len(tokenizer))
-    encoder = make_encoder("seq2seq", model.config, tokenizer, Template.fitting(tokenizer, None), 512)
-    return encode_pairs(encoder, PAIRS, "error")[0]
+    return make_encoder(kind, model.config, tokenizer, Template.fitting(tokenizer, None), max_tokens)
+
+
+ENCODER = encoder_of(512)
+
+
+@pytest.fixture(scope="module")
+def encoded() -> list[EncodedPair]:
+    return encode_pairs(ENCODER, PAIRS, "error")[0]
 
 
 def test_a_stray_was_chosen_for_another_prompt_and_stands_behind_this_one(encoded: list[EncodedPair]) -> None:
     chosen = {tuple(pair.chosen.response_ids): pair.prompt_key for pair in encoded}
-    strayed = with_strays(encoded, 512, seed=0)
+    strayed = with_strays(encoded, ENCODER, seed=0)
     assert any(pair.stray is not None for pair in strayed)
     for before, pair in zip(encoded, strayed, strict=True):
         assert pair._replace(stray=None) == before
@@ -49,16 +56,16 @@ def test_a_stray_was_chosen_for_another_prompt_and_stands_behind_this_one(encode
 
 
 def test_strays_depend_on_the_seed_alone_and_fit_the_limit(encoded: list[EncodedPair]) -> None:
-    assert with_strays(encoded, 512, 0) == with_strays(encoded, 512, 0)
-    assert with_strays(encoded, 512, 0) != with_strays(encoded, 512, 1)
-    assert all(pair.stray is None for pair in with_strays(encoded, 8, 0))
-    assert with_strays(encoded[:1], 512, 0)[0].stray is None
+    assert with_strays(encoded, ENCODER, 0) == with_strays(encoded, ENCODER, 0)
+    assert with_strays(encoded, ENCODER, 0) != with_strays(encoded, ENCODER, 1)
+    assert all(pair.stray is None for pair in with_strays(encoded, encoder_of(8), 0))
+    assert with_strays(encoded[:1], ENCODER, 0)[0].stray is None
 
 
 def test_a_stray_is_one_more_mapping_with_weight_one(encoded: list[EncodedPair]) -> None:
     model = build_causal(len(build_tokenizer()))
     objective = Seq2SeqObjective(model)
-    pair = next(p for p in with_strays(encoded, 512, 0) if p.stray is not None)
+    pair = next(p for p in with_strays(encoded, ENCODER, 0) if p.stray is not None)
     plain, strayed = objective.units(pair._replace(stray=None)), objective.units(pair)
     assert len(strayed) == len(plain) + 1 == 3
     extra = float(objective.loss(strayed).detach() - objective.loss(plain).detach())
@@ -68,7 +75,7 @@ def test_a_stray_is_one_more_mapping_with_weight_one(encoded: list[EncodedPair])
 
 def test_for_a_scalar_model_the_stray_is_what_loses(encoded: list[EncodedPair]) -> None:
     objective = ScalarObjective(build_scalar(len(build_tokenizer())))
-    pair = next(p for p in with_strays(encoded, 512, 0) if p.stray is not None)
+    pair = next(p for p in with_strays(encoded, ENCODER, 0) if p.stray is not None)
     units = objective.units(pair)
     assert [unit.rejected for unit in units] == [pair.rejected, pair.stray]
     assert all(unit.chosen is pair.chosen for unit in units)

@@ -15,7 +15,7 @@ from redline_model.batches import pack_by_length
 from redline_model.causal import Branch
 from redline_model.scorers.scalar import ScalarForward
 from redline_model.targets import TargetForward, target_forward
-from redline_model.template import EncodedItem
+from redline_model.template import EncodedItem, Encoder
 from redline_trainer.smoothing import SmoothedLabels
 
 U = TypeVar("U")
@@ -80,20 +80,22 @@ class Mapping(NamedTuple):
 
 def correction_of(pair: EncodedPair) -> EncodedItem:
     """The rejected response as source, the chosen one as target."""
-    return replace(pair.rejected, target_ids=pair.chosen.target_ids, offsets=pair.chosen.offsets)
+    return _to_chosen(pair.rejected, pair)
+
+
+def _to_chosen(source: EncodedItem, pair: EncodedPair) -> EncodedItem:
+    return replace(source, target_ids=pair.chosen.target_ids, offsets=pair.chosen.offsets)
 
 
 def mismatch_of(pair: EncodedPair) -> EncodedItem | None:
     """The stray response as source, the chosen one as target; None where there is no stray."""
-    if pair.stray is None:
-        return None
-    return replace(pair.stray, target_ids=pair.chosen.target_ids, offsets=pair.chosen.offsets)
+    return None if pair.stray is None else _to_chosen(pair.stray, pair)
 
 
-def with_strays(pairs: Sequence[EncodedPair], limit: int, seed: int) -> list[EncodedPair]:
+def with_strays(pairs: Sequence[EncodedPair], encoder: Encoder, seed: int) -> list[EncodedPair]:
     """``pairs``, each with the chosen response of a pair drawn among those of other prompts.
 
-    A pair gets none where there is no other prompt, or where the draw would not fit ``limit`` tokens.
+    A pair gets none where there is no other prompt, or where the draw is too long for the model.
     """
     order = list(range(len(pairs)))
     random.Random(f"{seed}/strays").shuffle(order)
@@ -102,10 +104,11 @@ def with_strays(pairs: Sequence[EncodedPair], limit: int, seed: int) -> list[Enc
     for n, pair in enumerate(pairs):
         other = pairs[after[n]]
         source = other.chosen
-        length = sum(
-            map(len, (pair.chosen.prefix_ids, source.response_ids, source.request_ids, pair.chosen.target_ids))
-        )
-        is_usable = other.prompt_key != pair.prompt_key and length <= limit
+        # a rewriting model reads the stray and then writes the chosen response; a judging one reads the stray alone
+        target = source if encoder.arrangement == "judge" else pair.chosen
+        pieces = (pair.chosen.prefix_ids, source.response_ids, source.request_ids, target.target_ids)
+        fits = encoder.max_tokens is None or encoder.length(*map(len, pieces)) <= encoder.max_tokens
+        is_usable = other.prompt_key != pair.prompt_key and fits
         stray = replace(source, prefix_ids=pair.chosen.prefix_ids) if is_usable else None
         strayed.append(pair._replace(stray=stray))
     return strayed

@@ -74,11 +74,10 @@ def measure_quality(
         NonFiniteError: the model's output holds NaN or infinity.
     """
     reading = reading or reading_of(scorer)
-    fitting = [(pair, one) for pair in pairs for one in encode_pairs(scorer.encoder, [pair], "skip")[0]]
-    if not fitting:
+    encoded, skipped = encode_pairs(scorer.encoder, pairs, "skip")
+    if not encoded:
         raise DataError("no pair fits into this model")
-    skipped = len(pairs) - len(fitting)
-    pairs, encoded = [pair for pair, _ in fitting], [one for _, one in fitting]
+    pairs = [pairs[one.number] for one in encoded]
     items = [pair.chosen for pair in encoded] + [pair.rejected for pair in encoded]
     measured = measure_all(scorer, items, max_batch_tokens)
     scores = torch.tensor([scorer.read(one, reading).score for one in measured], dtype=torch.float64)

@@ -23,7 +23,7 @@ def template_for(config: TrainConfig, tokenizer: Any) -> Template:
 
 
 def make_objective(config: TrainConfig, model: Any, pairs: int, reference: Any = None) -> Objective[Any]:
-    """The objective of a run over ``pairs`` training pairs; ``reference``: see ``frozen_reference``."""
+    """The objective of a run over ``pairs`` pairs, those left out counted; ``reference``: see ``frozen_reference``."""
     base = inner(model)
     if config.kind == "dpo":
         return DPOObjective(base, config.beta, reference=reference, adapted=None if base is model else model)

@@ -79,10 +79,10 @@ def encode_pairs(encoder: Encoder, pairs: Sequence[Pair], on_too_long: str) -> t
     encoded: list[EncodedPair] = []
     problems: list[str] = []
     skipped = 0
-    for pair in pairs:
+    for number, pair in enumerate(pairs):
         try:
             sides = _encode_pair(encoder, pair, may_truncate=on_too_long == "truncate")
-            encoded.append(sides._replace(number=len(encoded)))
+            encoded.append(sides._replace(number=number))
         except TooLongError as error:
             if on_too_long == "skip":
                 skipped += 1
@@ -195,7 +195,7 @@ def train(
     if not training:
         raise DataError("no pairs are left to train on")
     if config.uses_strays:
-        training = with_strays(training, limit, config.seed)
+        training = with_strays(training, encoder, config.seed)
 
     # 2. the model and its optimiser, as new or as they were
     torch.manual_seed(config.seed)
@@ -203,7 +203,7 @@ def train(
     model = trainable_model(config, placement)
     # with adapters the reference is the same weights without them, and is loaded only to be saved
     reference = frozen_reference(config, placement) if config.method == "full" else None
-    objective = make_objective(config, model, len(training), reference)
+    objective = make_objective(config, model, len(pairs), reference)
     learning = [p for p in model.parameters() if p.requires_grad] + objective.parameters()
     optimizer = torch.optim.AdamW(learning, lr=config.step_size, betas=(0.9, 0.95), weight_decay=config.weight_decay)
     steps = config.max_steps or max(1, math.ceil(config.epochs * len(training) / config.pairs_per_step))

@@ -21,24 +21,19 @@ from redline_model.statistics import copy_off
 from redline_model.template import EncodedItem
 
 
-def branch_of(item: EncodedItem) -> Branch:
-    """``[x, y]``, the prompt's last token counted to the branch's own: the head is read there, too."""
-    return Branch(tuple(item.prefix_ids[:-1]), [*item.prefix_ids[-1:], *item.target_ids])
-
-
 class RedistributedScorer(ClassifierScorer[Tensor]):
     """The head read after every response token; a token's reward is what it adds."""
 
     kind = "red"
 
     def branch(self, item: EncodedItem) -> Branch:
-        """See ``branch_of``."""
-        return branch_of(item)
+        """``[x, y]``, the prompt's last token counted to the branch's own: the head is read there, too."""
+        return Branch(tuple(item.prefix_ids[:-1]), [*item.prefix_ids[-1:], *item.target_ids])
 
     @torch.inference_mode()
     def launch(self, items: Sequence[EncodedItem]) -> Callable[[], list[Tensor]]:
         """See ``Scorer``; ``R`` at the prompt's last token and after each response token, ``(T + 1,)``, float32."""
-        branches = [branch_of(item) for item in items]
+        branches = [self.branch(item) for item in items]
         sizes = [len(item.target_ids) + 1 for item in items]
         copied = copy_off(self._forward.values(branches, [range(size) for size in sizes]))
         return lambda: list(torch.split(copied(), sizes))

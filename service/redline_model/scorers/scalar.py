@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -69,7 +70,7 @@ class ScalarMeasurement(NamedTuple):
     tokens: int
 
 
-class ClassifierScorer(Generic[M]):
+class ClassifierScorer(ABC, Generic[M]):
     """What scorers around a sequence-classification model of one label have in common. See ``Scorer``."""
 
     kind: str
@@ -103,9 +104,9 @@ class ClassifierScorer(Generic[M]):
         """See ``Scorer``."""
         return self._forward.causal.batches([self.branch(item) for item in items], max_tokens)
 
+    @abstractmethod
     def launch(self, items: Sequence[EncodedItem]) -> Callable[[], list[M]]:
         """See ``Scorer``."""
-        raise NotImplementedError
 
     def measure(self, items: Sequence[EncodedItem]) -> list[M]:
         """See ``launch``."""
