@@ -24,11 +24,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from benchmarks.bundles import build_bundle
 from benchmarks.serving import machine
 from benchmarks.workloads import Texts
+from redline.pairs import Pair
 from redline_model.bundle import Bundle
 from redline_model.loading import Placement
 from redline_model.template import EncodedItem
 from redline_trainer.config import TrainConfig
-from redline_trainer.data import Pair
 from redline_trainer.objectives import EncodedPair, Seq2SeqObjective
 from redline_trainer.train import encode_pairs, run_optimizer_step
 

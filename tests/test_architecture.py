@@ -24,7 +24,7 @@ ALLOWED = {
     "redline": (),
     "redline_model": ("redline.token_spans",),
     "redline_service": ("redline.wire", "redline.alignment", "redline_model"),
-    "redline_trainer": ("redline_model",),
+    "redline_trainer": ("redline.pairs", "redline_model"),
 }
 # third parties that may be imported when a module of the package is imported
 THIRD_PARTY = {

@@ -13,10 +13,10 @@ import torch
 from benchmarks.experiment.budget import Budget
 from benchmarks.worlds.task import Question, Task, prompt_key
 from examples.quickstart.supervised import encode, fit, tiny_llama, train_tokenizer
+from redline.pairs import Pair
 from redline.ppo import CausalPolicy, PPOConfig, PPOLoop, RewardSource, Rollout, Scores
 from redline_model.folders import write_atomically
 from redline_trainer.config import TrainConfig
-from redline_trainer.data import Pair
 from redline_trainer.train import train
 
 INSTRUCTION = "Improve your answer."

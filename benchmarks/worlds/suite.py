@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from benchmarks.worlds import help_desk, safety, summary
 from benchmarks.worlds.task import Annotators, Question, Task
-from redline_trainer.data import Pair
+from redline.pairs import Pair
 
 # name -> the task and who annotated it; the first three are the paper's kinds of task
 TASKS = ("safety", "help", "summary")

@@ -14,6 +14,7 @@ from __future__ import annotations
 from redline.aclient import AsyncRewardClient
 from redline.alignment import align_rewards, check_offsets
 from redline.client import RewardClient
+from redline.columns import ScoreColumns
 from redline.errors import (
     CommandError,
     ConnectionFailedError,
@@ -50,6 +51,7 @@ __all__ = [
     "ResponseItem",
     "RetryPolicy",
     "RewardClient",
+    "ScoreColumns",
     "ScoreItem",
     "ScoreOptions",
     "ScoreResult",

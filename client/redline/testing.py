@@ -19,6 +19,7 @@ import httpx
 from redline.alignment import align_rewards, check_offsets
 from redline.wire import (
     CORRECT_PATH,
+    MODELS_PATH,
     READY_PATH,
     SCORE_PATH,
     AppliedOptions,
@@ -29,6 +30,9 @@ from redline.wire import (
     ItemError,
     ItemResult,
     ItemScore,
+    ModelInfo,
+    ModelLimits,
+    ModelList,
     ModelRef,
     ResponseItem,
     ScoreItem,
@@ -47,7 +51,7 @@ from redline.wire.correction import (
 
 
 class FakeService:
-    """Answers ``/v1/score``, ``/v1/correct`` and ``/readyz`` as a service would.
+    """Answers ``/v1/score``, ``/v1/correct``, ``/v1/models`` and ``/readyz`` as a service would.
 
     Args:
         reward: of each word of a response.
@@ -81,6 +85,11 @@ class FakeService:
     def _answer(self, request: httpx.Request) -> httpx.Response:
         if request.url.path == READY_PATH:
             return httpx.Response(200, json={"status": "ready"})
+        if request.url.path == MODELS_PATH:
+            return httpx.Response(200, json=ModelList(models=[self._info("default")]).model_dump(mode="json"))
+        if request.url.path.startswith(f"{MODELS_PATH}/"):
+            name = request.url.path.removeprefix(f"{MODELS_PATH}/")
+            return httpx.Response(200, json=self._info(name).model_dump(mode="json"))
         answer: ScoreResponse | CorrectResponse
         usage = Usage(scored_tokens=0, batch_tokens=0)
         if request.url.path == SCORE_PATH:
@@ -97,9 +106,25 @@ class FakeService:
             options = AppliedOptions(mode=None, aggregate="sum", calibrated=False)
             answer = CorrectResponse(model=self._model(wanted.model), options=options, items=corrected, usage=usage)
         else:
-            body = ErrorResponse(error=ErrorBody.of(ErrorCode.NOT_FOUND, "the fake only scores and corrects"))
+            body = ErrorResponse(error=ErrorBody.of(ErrorCode.NOT_FOUND, "the fake has no such endpoint"))
             return httpx.Response(404, json=body.model_dump())
         return httpx.Response(200, json=answer.model_dump(mode="json", exclude_none=True))
+
+    def _info(self, name: str) -> ModelInfo:
+        return ModelInfo(
+            name=name,
+            digest=self.digest,
+            kind="seq2seq",
+            base_model="fake",
+            tokenizer_fingerprint="sha256:words",
+            limits=ModelLimits(max_tokens=0, max_items=1024),
+            default_aggregate="sum",
+            modes=[],
+            aggregates=["sum"],
+            calibration={},
+            dtype="float32",
+            device="cpu",
+        )
 
     def _model(self, name: str) -> ModelRef:
         return ModelRef(name=name, digest=self.digest, kind="seq2seq")

@@ -1,4 +1,4 @@
-"""What happens to every request: an id, a size limit, a count. Plain ASGI."""
+"""What happens to every request: its key off the path, an id, a size limit, a count. Plain ASGI."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from redline.wire import REQUEST_ID_HEADER, ErrorCode
+from redline_service.auth import take_key_off_path
 from redline_service.errors import RequestError
 from redline_service.metrics import Metrics
 
@@ -36,6 +37,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        take_key_off_path(scope)
         sent_id = dict(scope["headers"]).get(_ID_HEADER, b"")
         is_fit = 0 < len(sent_id) <= _MAX_ID and all(33 <= byte < 127 for byte in sent_id)
         request_id = sent_id if is_fit else uuid.uuid4().hex.encode()

@@ -8,11 +8,11 @@ from typing import Any
 import httpx
 import pytest
 
+from redline.pairs import Pair
 from redline_model.bundle import Bundle
 from redline_model.derive import derive_ensemble, derive_red
 from redline_model.scorers import all_readings
 from redline_model.template import Item
-from redline_trainer.data import Pair
 from redline_trainer.length_calibration import derive_length_calibrated, measure_on
 from tests.conftest import build_dpo, build_scalar, build_scorer, write_bundle
 from tests.redline_service.conftest import with_service

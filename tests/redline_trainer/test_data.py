@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from redline.pairs import Message, Pair, parse_row
 from redline_model.errors import DataError
-from redline_trainer.data import Message, Pair, load_pairs, parse_row, split_by_prompt
+from redline_trainer.data import load_pairs, split_by_prompt
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 Row = dict[str, Any]
@@ -117,7 +118,7 @@ def test_an_implicit_prompt_loses_no_character(start: str, data: st.DataObject) 
     try:
         pair = parse_row({"chosen": chosen, "rejected": rejected}, "here")
     except Exception as error:
-        assert type(error).__name__ == "_BadRowError"  # refused with a reason, see the table of bad rows
+        assert type(error).__name__ == "BadRowError"  # refused with a reason, see the table of bad rows
         return
     assert isinstance(pair.prompt, str)
     assert pair.prompt

@@ -9,6 +9,7 @@ from zlib import crc32
 import pytest
 import torch
 
+from redline.pairs import Pair
 from redline_model.bundle import INNER, Bundle
 from redline_model.errors import BundleError, DataError, UnsupportedError
 from redline_model.extraction import Reading
@@ -16,7 +17,6 @@ from redline_model.manifest import DataSource
 from redline_model.scorers import LengthCalibratedScorer, Scorer, measure_all, reading_of
 from redline_model.scorers.scalar import ScalarMeasurement
 from redline_model.template import Item
-from redline_trainer.data import Pair
 from redline_trainer.length_calibration import derive_length_calibrated, fit_length_curves
 from redline_trainer.precision import correlation
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from redline.pairs import Pair
 from redline_model.bundle import make_encoder
 from redline_model.loading import Kind
 from redline_model.template import Encoder, Template
 from redline_trainer.config import TrainConfig
-from redline_trainer.data import Pair
 from redline_trainer.objectives import (
     EncodedPair,
     ScalarObjective,

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from redline.cli.app import run
+from redline.pairs import Pair
 from redline_model.bundle import Bundle
 from redline_model.errors import DataError, UnsupportedError
-from redline_trainer.data import Pair
 from redline_trainer.precision import compare_precisions, correlation
 
 PAIRS = [

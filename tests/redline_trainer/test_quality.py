@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from redline.cli.app import run
+from redline.pairs import Pair
 from redline_model.bundle import Bundle
 from redline_model.errors import DataError
-from redline_trainer.data import Pair, load_pairs
+from redline_trainer.data import load_pairs
 from redline_trainer.quality import (
     _probabilities,
     _without_trend,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from redline.pairs import Pair
 from redline_model.bundle import Bundle, make_encoder
 from redline_model.errors import BundleError, DataError
 from redline_model.extraction import Reading
@@ -17,7 +18,6 @@ from redline_model.template import Item, Template
 from redline_trainer.adapters import inner, trainable_model
 from redline_trainer.checkpoint import ResumeError
 from redline_trainer.config import TrainConfig
-from redline_trainer.data import Pair
 from redline_trainer.evaluate import evaluate
 from redline_trainer.objectives import EncodedPair, ScalarObjective, Seq2SeqObjective
 from redline_trainer.train import (

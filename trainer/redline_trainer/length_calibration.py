@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from redline.pairs import Pair
 from redline_model.bundle import INNER, Bundle, write_bundle
 from redline_model.derive import Measure, Measured, copy_bundle, distinct, origin_of, with_measured
 from redline_model.errors import DataError, UnsupportedError
@@ -24,7 +25,6 @@ from redline_model.scorers import (
     reading_key,
 )
 from redline_model.template import EncodedItem
-from redline_trainer.data import Pair
 from redline_trainer.evaluate import evaluate
 from redline_trainer.lowess import lowess
 from redline_trainer.train import encode_pairs

@@ -12,12 +12,12 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from redline.pairs import Pair
 from redline_model.bundle import Bundle
 from redline_model.errors import DataError, UnsupportedError
 from redline_model.extraction import TokenStatistics
 from redline_model.loading import Placement
 from redline_model.scorers import measure_all, reading_key, reading_of
-from redline_trainer.data import Pair
 from redline_trainer.evaluate import Interval, accuracy_by_prompt
 from redline_trainer.train import encode_pairs
 

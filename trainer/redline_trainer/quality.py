@@ -10,11 +10,11 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from redline.pairs import Pair
 from redline_model.errors import DataError
 from redline_model.extraction import Reading
 from redline_model.scorers import Scorer, all_readings, measure_all, reading_key, reading_of
 from redline_trainer.calibrate import expected_calibration_error, fit_temperature
-from redline_trainer.data import Pair
 from redline_trainer.evaluate import Interval, accuracy_by_prompt
 from redline_trainer.lowess import lowess
 from redline_trainer.spans import SpanDetection, error_tokens, span_detection

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from redline.pairs import Pair
 from redline_model.bundle import make_encoder, make_scorer, save_bundle
 from redline_model.errors import DataError, ItemError, RedlineModelError, TooLongError
 from redline_model.extraction import Extraction
@@ -24,7 +25,7 @@ from redline_model.template import Encoder, Item
 from redline_trainer.adapters import merged, trainable_model
 from redline_trainer.checkpoint import resume, run_identity, save_checkpoint, saved_step
 from redline_trainer.config import TrainConfig
-from redline_trainer.data import Pair, listing, split_by_prompt
+from redline_trainer.data import listing, split_by_prompt
 from redline_trainer.evaluate import Evaluation, evaluate
 from redline_trainer.objectives import EncodedPair, Objective, with_strays
 from redline_trainer.recipes import bundle_parts, frozen_reference, make_objective, scorer_options, template_for

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from redline.cli.options import Key, OutFile, Url
+from redline.cli.output import Output
 from redline.cli.redlining import render_correction
-from redline.cli.rows import in_blocks, items_of, write_answers, writer
+from redline.cli.rows import answered, fail_if_any, failures_of, row_item
 from redline.client import RewardClient
 from redline.errors import CommandError
 from redline.exchange import DEFAULT_URL
-from redline.jsonl import read_rows
-from redline.wire import ResponseItem
-from redline.wire.correction import MAX_ROUNDS, CorrectOptions
+from redline.jsonl import CheckedRows
+from redline.wire import ItemError, ResponseItem
+from redline.wire.correction import MAX_ROUNDS, CorrectOptions, ItemCorrection
 
 # a rewrite costs many passes: small requests are answered in time and move the bar
 _BLOCK = 64
@@ -38,7 +40,10 @@ def correct(
     score_after: Annotated[bool, typer.Option(help="Score every correction, too.")] = False,
     truncate: Annotated[bool, typer.Option(help="Cut prompts that are too long, oldest part first.")] = False,
 ) -> None:
-    """Rewrite responses. JSONL in, JSONL out; one response in a terminal is shown with its edits in colour."""
+    """Rewrite responses. JSONL in, JSONL or Parquet out; one response in a terminal is shown with its edits in colour.
+
+    With --out, a run that was stopped goes on where it was when the same command is given again.
+    """
     options = CorrectOptions(
         max_rounds=max_rounds, score_after=score_after, on_too_long="truncate" if truncate else "error"
     )
@@ -47,16 +52,26 @@ def correct(
         raise CommandError("give either a FILE, or --prompt with --response")
     with RewardClient(url, key=key, items_per_request=_ITEMS_PER_REQUEST) as client:
         if file is not None:
-            rows = read_rows(file, limit)
-            items = items_of(rows, ResponseItem)
-            answers = in_blocks("correct", items, _BLOCK, lambda block: client.correct(block, options=options).items)
-            write_answers(out, rows, answers, "not corrected")
+            rows = CheckedRows(file, row_item(ResponseItem), limit)
+            question = {"rows": rows.sha256, "model": client.model().digest, "options": options.model_dump()}
+
+            def ask(items: list[ResponseItem]) -> Sequence[ItemCorrection | ItemError]:
+                return client.correct(items, options=options).items
+
+            with Output(out, question) as output:
+                for where, _, answers in answered("correct", rows, ask, block=_BLOCK, done=output.done):
+                    output.write(where, _json(answers[0]), failures_of(answers))
+            fail_if_any(output.failures, rows.count, "not corrected")
         elif prompt is not None and response is not None:
             result = client.correct_one(prompt, response, options=options)
             if out is not None or not sys.stdout.isatty():
-                with writer(out) as write:
-                    write(result.model_dump_json(exclude_none=True))
+                with Output(out, {}) as output:
+                    output.write("the response", _json(result), [])
             if sys.stdout.isatty():
                 Console().print(render_correction(response, result))
         else:
             raise CommandError("--prompt and --response go together")
+
+
+def _json(answer: ItemCorrection | ItemError) -> dict[str, Any]:
+    return answer.model_dump(mode="json", exclude_none=True)

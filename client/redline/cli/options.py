@@ -10,6 +10,8 @@ import typer
 Url = Annotated[str, typer.Option("--url", envvar="REDLINE_URL", help="Where the service is.")]
 Key = Annotated[str | None, typer.Option("--key", envvar="REDLINE_KEY", help="The service's API key.")]
 Seed = Annotated[int, typer.Option("--seed", help="Decides every draw.")]
-OutFile = Annotated[Path | None, typer.Option("--out", help="JSONL file to write (default: standard output).")]
+OutFile = Annotated[
+    Path | None, typer.Option("--out", help="File to write, .jsonl or .parquet (default: standard output).")
+]
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]

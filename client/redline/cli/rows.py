@@ -1,18 +1,20 @@
-"""From rows of a file to items of a request, and from answers to rows of another."""
+"""From rows of a file to items of a request, and from answers to rows of another; a block at a time."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, TypeVar
+from concurrent.futures import Future
+from itertools import islice
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
+from redline.background import DaemonPool
 from redline.cli.terminal import progress_bar
 from redline.errors import CommandError
 from redline.exchange import as_items
-from redline.jsonl import Row
+from redline.jsonl import CheckedRows
 from redline.wire import ItemError, ResponseItem
 
 Item = TypeVar("Item", bound=ResponseItem)
@@ -44,62 +46,60 @@ def item_of(where: str, fields: dict[str, Any], kind: type[Item]) -> Item:
         raise CommandError(f"{where}: {str(error).removeprefix('item 0: ')}") from error
 
 
-def items_of(rows: list[Row], kind: type[Item]) -> list[Item]:
-    """An item a row, made of the fields that ``kind`` knows. Raises CommandError."""
+class Asked(NamedTuple, Generic[Item]):
+    """What a row asks: one item, or several that belong together. ``id`` is the row's own, None if it has none."""
+
+    id: Any
+    items: list[Item]
+
+
+def row_item(kind: type[Item]) -> Callable[[str, dict[str, Any]], Asked[Item]]:
+    """The parser of a row that is one item, made of the fields that ``kind`` knows. It raises CommandError."""
     known = set(kind.model_fields)
-    return [
-        item_of(
-            where, {k: v for k, v in row.items() if k in known} | {"response": text_of(where, row, "response")}, kind
-        )
-        for where, row in rows
-    ]
+
+    def parse(where: str, row: dict[str, Any]) -> Asked[Item]:
+        fields = {name: value for name, value in row.items() if name in known}
+        return Asked(row.get("id"), [item_of(where, fields | {"response": text_of(where, row, "response")}, kind)])
+
+    return parse
 
 
-def in_blocks(
-    what: str, items: list[Item], size: int, ask: Callable[[list[Item]], Sequence[Answer]]
-) -> Iterator[Answer]:
-    """The answers to ``items``, asked for ``size`` at a time, with a progress bar."""
-    with progress_bar(what, len(items)) as bar:
-        for start in range(0, len(items), size):
-            answers = ask(items[start : start + size])
-            bar.update(min(start + size, len(items)), "")
-            yield from answers
+def answered(
+    what: str,
+    rows: CheckedRows[Asked[Item]],
+    ask: Callable[[list[Item]], Sequence[Answer]],
+    *,
+    block: int,
+    done: int = 0,
+) -> Iterator[tuple[str, Any, list[Answer]]]:
+    """``(where, id, answers)`` of every row but the first ``done``, in order, with a progress bar.
+
+    Rows are asked for ``block`` at a time, and one block ahead, so that the service does not wait for the disk. No more
+    than two blocks are held.
+    """
+    left = islice(iter(rows), done, None)
+    ahead: deque[tuple[list[tuple[str, Asked[Item]]], Future[Sequence[Answer]]]] = deque()
+    with progress_bar(what, rows.count) as bar, DaemonPool(2) as pool:
+        while True:
+            while len(ahead) < 2 and (part := list(islice(left, block))):
+                ahead.append((part, pool.submit(ask, [item for _, asked in part for item in asked.items])))
+            if not ahead:
+                return
+            part, future = ahead.popleft()
+            answers = iter(future.result())
+            for where, asked in part:
+                done += 1
+                yield where, asked.id, list(islice(answers, len(asked.items)))
+            bar.update(done, "")
 
 
-@contextmanager
-def writer(out: Path | None) -> Iterator[Callable[[str], None]]:
-    """Writes rows as they come; the file is opened before anything is asked, and keeps what was answered."""
-    if out is None:
-        yield lambda row: print(row, flush=True)
-        return
-    count = 0
-    with out.open("w", encoding="utf-8") as file:
-
-        def write(row: str) -> None:
-            nonlocal count
-            count += 1
-            file.write(row + "\n")
-            file.flush()
-
-        try:
-            yield write
-        finally:
-            print(f"wrote {out}: {count} rows")
+def fail_if_any(told: Sequence[tuple[str, str]], total: int, what: str) -> None:
+    """Raise CommandError where there are failures ``(where, why)``; ``what`` as in "2 of 9 not scored"."""
+    if told:
+        more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
+        raise CommandError(f"{len(told)} of {total} {what}: {told[0][0]}: {told[0][1]}{more}")
 
 
-def write_answers(out: Path | None, rows: list[Row], answers: Iterator[Answer], failed: str) -> None:
-    """A line an answer, as they come. Raises CommandError telling what ``failed``, where some did."""
-    told: list[tuple[str, Answer]] = []
-    with writer(out) as write:
-        for (where, _), answer in zip(rows, answers, strict=True):
-            write(answer.model_dump_json(exclude_none=True))
-            told.append((where, answer))
-    fail_if_any(told, failed)
-
-
-def fail_if_any(told: Sequence[tuple[str, BaseModel]], what: str) -> None:
-    """Raise CommandError where there are errors among the answers; ``what`` as in "2 of 9 not scored"."""
-    failed = [(where, answer.error.message) for where, answer in told if isinstance(answer, ItemError)]
-    if failed:
-        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        raise CommandError(f"{len(failed)} of {len(told)} {what}: {failed[0][0]}: {failed[0][1]}{more}")
+def failures_of(answers: Sequence[BaseModel]) -> list[str]:
+    """Why answers are none, of those."""
+    return [answer.error.message for answer in answers if isinstance(answer, ItemError)]

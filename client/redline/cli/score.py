@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from redline.cli.options import Key, OutFile, Url
+from redline.cli.output import Output
 from redline.cli.redlining import render
-from redline.cli.rows import fail_if_any, field_of, in_blocks, item_of, items_of, text_of, write_answers, writer
+from redline.cli.rows import Asked, answered, fail_if_any, failures_of, item_of, row_item
 from redline.client import RewardClient
 from redline.errors import CommandError
 from redline.exchange import DEFAULT_URL
-from redline.jsonl import Row, read_rows
-from redline.wire import ItemError, ItemResult, ScoreItem, ScoreOptions
+from redline.jsonl import CheckedRows
+from redline.pairs import BadRowError, parse_row
+from redline.wire import ItemResult, ScoreItem, ScoreOptions
 
-_BLOCK = 256
+_BLOCK = 512
 _FAILED = "not scored"
+Rows = CheckedRows[Asked[ScoreItem]]
 
 
 def score(
     file: Annotated[Path | None, typer.Argument(help="JSONL (plain or gzip): rows with prompt and response.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Score one response: its prompt.")] = None,
     response: Annotated[str | None, typer.Option(help="Score one response: the response.")] = None,
-    pairs: Annotated[Path | None, typer.Option(help="JSONL of preference pairs: score both sides.")] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="JSONL of preference pairs, in any form that train reads."),
+    ] = None,
     url: Url = DEFAULT_URL,
     key: Key = None,
     out: OutFile = None,
@@ -39,7 +44,10 @@ def score(
     correction: Annotated[bool, typer.Option(help="Ask for the model's rewrite and the edits.")] = False,
     truncate: Annotated[bool, typer.Option(help="Cut prompts that are too long, oldest part first.")] = False,
 ) -> None:
-    """Score responses. JSONL in, JSONL out; one response in a terminal is shown in colour."""
+    """Score responses. JSONL in, JSONL or Parquet out; one response in a terminal is shown in colour.
+
+    With --out, a run that was stopped goes on where it was when the same command is given again.
+    """
     options = ScoreOptions(
         mode=mode,
         aggregate=aggregate,
@@ -56,48 +64,73 @@ def score(
                 raise CommandError("--prompt and --response go together")
             _score_one(client, prompt, response, options, out)
         elif pairs is not None:
-            _score_pairs(client, read_rows(pairs, limit), options, out)
+            _score_pairs(client, CheckedRows(pairs, _pair_items, limit), options, out)
         elif file is not None:
-            _score_rows(client, read_rows(file, limit), options, out)
+            rows = CheckedRows(file, row_item(ScoreItem), limit)
+            with Output(out, _question(client, rows, options)) as output:
+                for where, _, results in _scored(client, rows, options, output.done):
+                    output.write(where, _json(results[0]), failures_of(results))
+            fail_if_any(output.failures, rows.count, _FAILED)
 
 
-def _scored(client: RewardClient, items: list[ScoreItem], options: ScoreOptions) -> Iterator[ItemResult]:
-    return in_blocks("score", items, _BLOCK, lambda block: client.score(block, options=options).items)
+def _json(result: ItemResult) -> dict[str, Any]:
+    return result.model_dump(mode="json", exclude_none=True)
 
 
-def _score_rows(client: RewardClient, rows: list[Row], options: ScoreOptions, out: Path | None) -> None:
-    write_answers(out, rows, _scored(client, items_of(rows, ScoreItem), options), _FAILED)
+def _question(client: RewardClient, rows: Rows, options: ScoreOptions) -> dict[str, Any]:
+    """What tells one run's answers from another's."""
+    return {"rows": rows.sha256, "model": client.model().digest, "options": options.model_dump(exclude_none=True)}
 
 
-def _score_pairs(client: RewardClient, rows: list[Row], options: ScoreOptions, out: Path | None) -> None:
-    items = [
-        item_of(where, {"prompt": field_of(where, row, "prompt"), "response": text_of(where, row, side)}, ScoreItem)
-        for where, row in rows
-        for side in ("chosen", "rejected")
-    ]
-    told: list[tuple[str, ItemResult]] = []
-    wins, judged = 0.0, 0
-    with writer(out) as write:
-        results = _scored(client, items, options)
-        for (where, row), chosen, rejected in zip(rows, results, results, strict=False):
-            sided = {"chosen": chosen, "rejected": rejected}
-            shown = {name: result.model_dump(mode="json", exclude_none=True) for name, result in sided.items()}
-            write(json.dumps({"id": row.get("id", where), **shown}, ensure_ascii=False))
-            told += [(where, chosen), (where, rejected)]
-            if not isinstance(chosen, ItemError) and not isinstance(rejected, ItemError):
-                judged += 1
-                difference = chosen.score - rejected.score
-                wins += 1.0 if difference > 0 else 0.5 if difference == 0 else 0.0
-    if judged:
-        print(f"chosen ranked above rejected in {wins / judged:.1%} of {judged} pairs", file=sys.stderr)
-    fail_if_any(told, _FAILED)
+def _scored(
+    client: RewardClient, rows: Rows, options: ScoreOptions, done: int
+) -> Iterator[tuple[str, Any, list[ItemResult]]]:
+    digests: set[str] = set()
+
+    def ask(items: list[ScoreItem]) -> Sequence[ItemResult]:
+        result = client.score(items, options=options)
+        digests.update(result.digests)
+        if len(digests) > 1:
+            raise CommandError("the service changed its model meanwhile: these would be scores of two models")
+        return result.items
+
+    return answered("score", rows, ask, block=_BLOCK, done=done)
+
+
+def _pair_items(where: str, row: dict[str, Any]) -> Asked[ScoreItem]:
+    try:
+        pair = parse_row(row, where, teaches=False)
+    except BadRowError as error:
+        raise CommandError(f"{where}: {error}") from error
+    sides = [{"prompt": pair.prompt, "response": text} for text in (pair.chosen, pair.rejected)]
+    return Asked(row.get("id"), [item_of(where, side, ScoreItem) for side in sides])
+
+
+def _score_pairs(client: RewardClient, rows: Rows, options: ScoreOptions, out: Path | None) -> None:
+    wins: list[float] = []
+
+    def note(row: dict[str, Any]) -> None:
+        chosen, rejected = (row[side].get("score") for side in ("chosen", "rejected"))
+        if chosen is not None and rejected is not None:
+            wins.append(1.0 if chosen > rejected else 0.5 if chosen == rejected else 0.0)
+
+    with Output(out, _question(client, rows, options)) as output:
+        for row in output.rows():
+            note(row)
+        for where, name, (chosen, rejected) in _scored(client, rows, options, output.done):
+            row = {"id": where if name is None else name, "chosen": _json(chosen), "rejected": _json(rejected)}
+            note(row)
+            output.write(where, row, failures_of([chosen, rejected]))
+    if wins:
+        print(f"chosen ranked above rejected in {sum(wins) / len(wins):.1%} of {len(wins)} pairs", file=sys.stderr)
+    fail_if_any(output.failures, rows.count * 2, _FAILED)
 
 
 def _score_one(client: RewardClient, prompt: str, response: str, options: ScoreOptions, out: Path | None) -> None:
     item = ScoreItem(prompt=prompt, response=response)
     result = client.score([item], options=options).scored()[0]
     if out is not None or not sys.stdout.isatty():
-        with writer(out) as write:
-            write(result.model_dump_json(exclude_none=True))
+        with Output(out, {}) as output:
+            output.write("the response", _json(result), [])
     if sys.stdout.isatty():
         Console().print(render(response, result))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Coroutine, Hashable
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request, Response
 
@@ -19,8 +19,9 @@ from redline_service.permits import Permits
 from redline_service.settings import ServiceSettings
 
 REFUSALS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for status in (401, 404, 413, 422, 503)}
+A = TypeVar("A", ScoreResponse, CorrectResponse)
 # called with caller= and deadline_s=
-Work = Callable[..., Coroutine[Any, Any, tuple[ScoreResponse | CorrectResponse, Timing]]]
+Work = Callable[..., Coroutine[Any, Any, tuple[A, Timing]]]
 
 
 def asked_deadline_s(request: Request) -> float:
@@ -43,8 +44,8 @@ def caller_of(request: Request, settings: ServiceSettings) -> Hashable:
     return key, request.client.host if request.client else None
 
 
-async def answered(request: Request, work: Work) -> Response:
-    """What ``work`` comes to, as a response.
+async def admitted(request: Request, work: Work[A]) -> tuple[A, Timing]:
+    """What ``work`` comes to, within the caller's time and while the caller is there.
 
     Raises:
         RequestError: no permit is left, or the deadline passed.
@@ -62,9 +63,17 @@ async def answered(request: Request, work: Work) -> Response:
         except TimeoutError as error:
             raise RequestError(ErrorCode.TIMED_OUT, f"not answered within {deadline_s:g} s", retry_after_s=5) from error
     metrics.count_response(answer)
+    return answer, timing
+
+
+def as_response(body: str, timing: Timing) -> Response:
+    """JSON, with the seconds that each part took in its headers."""
     parts = {"tokenize": timing.tokenize_s, "queue": timing.queue_s, "inference": timing.inference_s}
-    return Response(
-        answer.model_dump_json(exclude_none=True),
-        media_type="application/json",
-        headers={"Server-Timing": ", ".join(f"{name};dur={s * 1000:.1f}" for name, s in parts.items())},
-    )
+    told = ", ".join(f"{name};dur={s * 1000:.1f}" for name, s in parts.items())
+    return Response(body, media_type="application/json", headers={"Server-Timing": told})
+
+
+async def answered(request: Request, work: Work[A]) -> Response:
+    """What ``work`` comes to, as a response of Redline's own. Raises as ``admitted``."""
+    answer, timing = await admitted(request, work)
+    return as_response(answer.model_dump_json(exclude_none=True), timing)

@@ -1,0 +1,81 @@
+"""Scores as columns of a data set: a function for ``datasets.Dataset.map``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from redline.client import RewardClient
+from redline.errors import ItemsFailedError
+from redline.exchange import DEFAULT_URL
+from redline.wire import ItemError, ScoreOptions
+
+
+class ScoreColumns:
+    """``data.map(ScoreColumns(url), batched=True, batch_size=512)`` scores every row of a data set.
+
+    For each response column it adds ``<column>_score``, ``<column>_rewards`` and ``<column>_offsets`` (the model's own
+    tokens, in characters), and ``<column>_error``, empty where all is well; a row that cannot be scored has nulls,
+    never zeros. It can be sent to other processes (``num_proc=``); each connects for itself.
+
+    Args:
+        url, key: of the service.
+        prompt: the column with prompts, texts or conversations.
+        responses: the columns with responses, texts or single assistant turns, such as ``("chosen", "rejected")``.
+        model, options: as in ``RewardClient.score``.
+        must_succeed: raise ItemsFailedError where a row cannot be scored.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        key: str | None = None,
+        prompt: str = "prompt",
+        responses: Sequence[str] = ("response",),
+        model: str = "default",
+        options: ScoreOptions | None = None,
+        must_succeed: bool = False,
+    ) -> None:
+        if not responses:
+            raise ValueError("there is no response column")
+        self.url = url
+        self._key = key
+        self._prompt = prompt
+        self._responses = tuple(responses)
+        self._model = model
+        self._options = options
+        self._must_succeed = must_succeed
+        self._client: RewardClient | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_client": None}
+
+    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """Columns in, columns out. Raises as ``RewardClient.score`` does, and KeyError where a column is missing."""
+        if self._client is None:
+            self._client = RewardClient(self.url, key=self._key)
+        prompts = batch[self._prompt]
+        items = [
+            {"prompt": prompt, "response": _text(response)}
+            for column in self._responses
+            for prompt, response in zip(prompts, batch[column], strict=True)
+        ]
+        result = self._client.score(items, model=self._model, options=self._options)
+        if self._must_succeed and result.failures:
+            raise ItemsFailedError(result.failures)
+        columns: dict[str, list[Any]] = {}
+        for n, column in enumerate(self._responses):
+            answers = result.items[n * len(prompts) : (n + 1) * len(prompts)]
+            told = [None if isinstance(answer, ItemError) else answer for answer in answers]
+            columns[f"{column}_score"] = [answer and answer.score for answer in told]
+            columns[f"{column}_rewards"] = [answer and answer.rewards for answer in told]
+            columns[f"{column}_offsets"] = [answer and [list(span) for span in answer.offsets] for answer in told]
+            columns[f"{column}_error"] = [a.error.message if isinstance(a, ItemError) else "" for a in answers]
+        return columns
+
+
+def _text(response: Any) -> Any:
+    if isinstance(response, list) and len(response) == 1 and isinstance(response[0], dict):
+        return response[0].get("content")
+    return response

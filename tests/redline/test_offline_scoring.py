@@ -1,0 +1,218 @@
+"""Whole data sets scored: every row once, in order, whatever stops the run; in JSONL, Parquet, or columns."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+import tracemalloc
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from redline import ItemsFailedError, RewardClient, ScoreColumns
+from redline.cli import score as command
+from redline.cli.app import app
+from redline.errors import CommandError, ServiceError
+from redline.jsonl import CheckedRows
+from redline.retry import NO_RETRY
+from redline.testing import FakeService
+from redline.wire import SCORE_PATH, ErrorBody, ErrorCode, ErrorResponse
+
+Handler = Callable[[httpx.Request], httpx.Response]
+
+
+class Stopping:
+    """A fake service that refuses every scoring request after the first ``lasts``, as a killed run would see it."""
+
+    def __init__(self, lasts: int, digest: str = "sha256:fake") -> None:
+        self.fake = FakeService(lambda word: float(len(word)), digest=digest)
+        self.lasts = lasts
+        self.asked = 0
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path == SCORE_PATH:
+            self.asked += 1
+            if self.asked > self.lasts:
+                error = ErrorBody.of(ErrorCode.UNSUPPORTED, "stopped")
+                return httpx.Response(422, json=ErrorResponse(error=error).model_dump())
+        return self.fake.transport.handle_request(request)
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Handler], None]:
+    """Have the command speak to a handler, four rows a block, one request a block."""
+
+    def connect(handler: Handler) -> None:
+        client = partial(RewardClient, transport=httpx.MockTransport(handler), retry=NO_RETRY)
+        monkeypatch.setattr(command, "RewardClient", lambda url, key=None: client(url, key=key))
+        monkeypatch.setattr(command, "_BLOCK", 4)
+
+    return connect
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["score", *arguments])
+
+
+def write_rows(path: Path, count: int) -> Path:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "wt", encoding="utf-8") as file:
+        for n in range(count):
+            file.write(json.dumps({"id": n, "prompt": "Say it.", "response": "x" * (n + 1)}) + "\n")
+    return path
+
+
+def scores(path: Path) -> list[float]:
+    return [json.loads(line)["score"] for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_stopped_run_goes_on_behind_its_last_row(use: Callable[[Handler], None], tmp_path: Path) -> None:
+    rows, out = write_rows(tmp_path / "rows.jsonl.gz", 30), tmp_path / "out.jsonl"
+    use(Stopping(3))
+    assert isinstance(run(str(rows), "--out", str(out)).exception, ServiceError)
+    assert not out.exists()
+    kept = (tmp_path / "out.jsonl.partial").read_text(encoding="utf-8").count("\n") - 1
+    assert kept in {8, 12}  # the block ahead may have been answered or not
+    again = Stopping(1000)
+    use(again)
+    result = run(str(rows), "--out", str(out))
+    assert result.exit_code == 0, result.output
+    assert scores(out) == [float(n + 1) for n in range(30)]
+    assert again.asked == -(-(30 - kept) // 4)
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out.jsonl"]
+
+
+def test_a_row_torn_by_a_kill_is_asked_for_again(use: Callable[[Handler], None], tmp_path: Path) -> None:
+    rows, out = write_rows(tmp_path / "rows.jsonl", 10), tmp_path / "out.jsonl"
+    use(Stopping(2))
+    run(str(rows), "--out", str(out))
+    partial_file = tmp_path / "out.jsonl.partial"
+    partial_file.write_bytes(partial_file.read_bytes()[:-20])
+    use(Stopping(1000))
+    assert run(str(rows), "--out", str(out)).exit_code == 0
+    assert scores(out) == [float(n + 1) for n in range(10)]
+
+
+@pytest.mark.parametrize("change", ["rows", "options", "model"])
+def test_answers_to_something_else_are_not_gone_on_with(
+    use: Callable[[Handler], None], tmp_path: Path, change: str
+) -> None:
+    rows, out = write_rows(tmp_path / "rows.jsonl", 10), tmp_path / "out.jsonl"
+    use(Stopping(2))
+    run(str(rows), "--out", str(out))
+    if change == "rows":
+        rows.write_text(rows.read_text().replace("Say it.", "Sing it."))
+    use(Stopping(1000, digest="sha256:other" if change == "model" else "sha256:fake"))
+    result = run(str(rows), "--out", str(out), *(["--aggregate", "mean"] if change == "options" else []))
+    assert isinstance(result.exception, CommandError)
+    assert "something else" in str(result.exception)
+    assert (tmp_path / "out.jsonl.partial").exists()
+
+
+def test_a_model_changed_within_a_run_stops_it(use: Callable[[Handler], None], tmp_path: Path) -> None:
+    service = Stopping(1000)
+
+    def swapped(request: httpx.Request) -> httpx.Response:
+        answer = service(request)
+        service.fake.digest = "sha256:new" if service.asked >= 1 else "sha256:fake"
+        return answer
+
+    use(swapped)
+    result = run(str(write_rows(tmp_path / "rows.jsonl", 20)), "--out", str(tmp_path / "out.jsonl"))
+    assert "changed its model" in str(result.exception)
+
+
+def test_pairs_of_every_form_are_scored_and_counted_over_the_break(
+    use: Callable[[Handler], None], tmp_path: Path
+) -> None:
+    def turn(text: str) -> list[dict[str, str]]:
+        return [{"role": "assistant", "content": text}]
+
+    forms = [
+        {"id": "a", "prompt": "Say it.", "chosen": "longer", "rejected": "short"},
+        {"prompt": [{"role": "user", "content": "Hi"}], "chosen": turn("xx"), "rejected": turn("x")},
+        {"chosen": "\n\nHuman: Hi\n\nAssistant: yes indeed", "rejected": "\n\nHuman: Hi\n\nAssistant: no"},
+        {"prompt": "Tie.", "chosen": "same", "rejected": "same"},
+        {"prompt": "Lost.", "chosen": "x", "rejected": "xxx"},
+        {"prompt": "Nothing.", "chosen": "x", "rejected": ""},
+    ]
+    pairs, out = tmp_path / "pairs.jsonl", tmp_path / "out.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in forms))
+    use(Stopping(1))
+    run("--pairs", str(pairs), "--out", str(out))
+    use(Stopping(1000))
+    result = run("--pairs", str(pairs), "--out", str(out))
+    assert "1 of 12 not scored" in str(result.exception)
+    told = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["id"] for row in told] == ["a", *(f"{pairs}:{n}" for n in (2, 3, 4, 5, 6))]
+    assert [row["chosen"]["score"] - row["rejected"]["score"] for row in told[:5]] == [1.0, 1.0, 7.0, 0.0, -2.0]
+    assert "chosen ranked above rejected in 70.0% of 5 pairs" in result.output
+
+
+def test_parquet_holds_what_jsonl_holds(use: Callable[[Handler], None], tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = write_rows(tmp_path / "rows.jsonl", 9)
+    with rows.open("a") as file:
+        file.write(json.dumps({"id": "empty", "prompt": "Say it.", "response": ""}) + "\n")
+    use(Stopping(1000))
+    for name in ("out.jsonl", "out.parquet"):
+        assert "1 of 10 not scored" in str(run(str(rows), "--out", str(tmp_path / name)).exception)
+    told = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    table = parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [{key: value for key, value in row.items() if value is not None} for row in table] == told
+
+
+def test_rows_are_not_held_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    with path.open("w") as file:
+        for n in range(2000):
+            file.write(json.dumps({"prompt": str(n), "response": "x" * 5000}) + "\n")
+    tracemalloc.start()
+    try:
+        rows = CheckedRows(path, lambda where, row: row)
+        assert rows.count == 2000
+        assert sum(1 for _ in rows) == 2000
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000  # of ten
+
+
+# --- columns ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> FakeService:
+    fake = FakeService(lambda word: float(len(word)))
+    monkeypatch.setattr("redline.columns.RewardClient", partial(RewardClient, transport=fake.transport))
+    return fake
+
+
+def test_columns_of_a_data_set(served: FakeService) -> None:
+    datasets = pytest.importorskip("datasets")
+    data = datasets.Dataset.from_dict(
+        {"prompt": ["a", "b", "c"], "chosen": ["one two", "three", ""], "rejected": ["x", "yy", "zzz"]}
+    )
+    told = data.map(ScoreColumns(responses=("chosen", "rejected")), batched=True, batch_size=2)
+    assert told["chosen_score"] == [6.0, 5.0, None]
+    assert told["rejected_score"] == [1.0, 2.0, 3.0]
+    assert told["chosen_rewards"] == [[3.0, 3.0, 0.0], [5.0, 0.0], None]
+    assert told["chosen_offsets"] == [[[0, 3], [3, 7], [7, 7]], [[0, 5], [5, 5]], None]
+    assert told["chosen_error"] == ["", "", "the response is empty"]
+    assert told["prompt"] == ["a", "b", "c"]
+
+
+def test_columns_may_be_told_to_fail_and_can_travel(served: FakeService) -> None:
+    columns = ScoreColumns(must_succeed=True)
+    assert columns({"prompt": ["a"], "response": ["bb"]})["response_score"] == [2.0]
+    again = pickle.loads(pickle.dumps(columns))
+    with pytest.raises(ItemsFailedError):
+        again({"prompt": ["a"], "response": [""]})
+    with pytest.raises(ValueError, match="no response column"):
+        ScoreColumns(responses=())
