@@ -15,12 +15,14 @@ from starlette.requests import ClientDisconnect
 
 from redline.wire import ErrorCode
 from redline_model.bundle import Bundle
+from redline_model.errors import UnsupportedError
+from redline_model.scorers import reading_key, reading_of
 from redline_service.engine import Engine
 from redline_service.errors import RequestError, describe_validation
 from redline_service.metrics import Metrics
 from redline_service.middleware import RequestMiddleware
 from redline_service.permits import Permits
-from redline_service.routes import correct, health, models, score
+from redline_service.routes import correct, dropins, health, models, score
 from redline_service.settings import ServiceSettings
 
 _STATUS_CODES = {
@@ -33,12 +35,16 @@ _STATUS_CODES = {
 
 def load_bundle(settings: ServiceSettings) -> Bundle:
     """The bundle that ``settings`` ask for. Raises BundleError, UnsupportedError."""
-    return Bundle.load(
+    bundle = Bundle.load(
         settings.bundle,
         settings.placement,
         max_tokens=settings.max_tokens,
         prefix_cache_tokens=settings.prefix_cache_tokens,
     )
+    reading = reading_key(bundle.scorer, reading_of(bundle.scorer))
+    if settings.scalar == "calibrated" and reading not in bundle.manifest.calibration:
+        raise UnsupportedError(f"a calibrated scalar was asked for, and the bundle was not calibrated for {reading}")
+    return bundle
 
 
 def create_app(settings: ServiceSettings, bundle: Bundle | None = None) -> FastAPI:
@@ -85,6 +91,7 @@ def create_app(settings: ServiceSettings, bundle: Bundle | None = None) -> FastA
     app.state.permits = Permits(settings.max_queued_requests)
     app.include_router(score.router)
     app.include_router(correct.router)
+    app.include_router(dropins.router)
     app.include_router(models.router)
     app.include_router(health.router)
     app.add_middleware(RequestMiddleware, metrics=metrics, max_body_bytes=settings.max_body_bytes)

@@ -34,7 +34,7 @@ from redline_model.edits import edits_between
 from redline_model.errors import RedlineModelError, UnsupportedError
 from redline_model.extraction import AGGREGATES, Reading
 from redline_model.scorers import Correction, reading_key, reading_of
-from redline_model.template import EncodedItem
+from redline_model.template import EncodedItem, Encoder
 from redline_service.batching import Batcher, BatchObserver
 from redline_service.correcting import Corrector
 from redline_service.encoding import encoded
@@ -87,6 +87,16 @@ class Engine:
         )
         self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="redline-text")
         self._corrector = Corrector(self._scorer, self.batcher, self._threads, self.fingerprint)
+
+    @property
+    def encoder(self) -> Encoder:
+        """What makes ids of text."""
+        return self._scorer.encoder
+
+    @property
+    def end_text(self) -> str | None:
+        """The text of the model's own end token."""
+        return self._scorer.encoder.tokenizer.eos_token  # type: ignore[no-any-return]
 
     async def start(self) -> None:
         """Start the worker and score one item, so that readiness means that scoring works.

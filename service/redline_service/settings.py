@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from redline.wire import OnTooLong
 from redline_model.loading import Placement, Quantization
 
 
@@ -17,7 +18,10 @@ class ServiceSettings(BaseSettings):
     tokens of prompts that stay warm between passes. ``max_queued_requests`` and ``max_queued_tokens``: what may
     wait; beyond either, 503. ``deadline_s``: a request is answered or shed by then, sooner if it asks so itself;
     the shortest limit of a known RL client is 100 s. ``drain_s``: how long SIGTERM waits for answers.
-    ``keys``: if any are set, every route that scores or describes models wants one as a bearer token.
+    ``scalar``: the one number of the drop-in endpoints; ``default`` is the bundle's aggregate, ``calibrated`` a
+    log-odds. ``dropin_too_long``: what they do with a prompt that is too long. ``caller_end``: the text of the
+    callers' end token where it is an unusual one. ``keys``: if any are set, every route that scores or describes
+    models wants one as a bearer token.
     """
 
     model_config = SettingsConfigDict(env_prefix="REDLINE_", env_ignore_empty=True, extra="ignore")
@@ -38,6 +42,9 @@ class ServiceSettings(BaseSettings):
     max_queued_tokens: int = Field(default=2_000_000, ge=1)
     max_body_bytes: int = Field(default=64 * 2**20, ge=1)
     deadline_s: float = Field(default=85.0, gt=0)
+    scalar: Literal["default", "sum", "mean", "last", "calibrated"] = "default"
+    dropin_too_long: OnTooLong = "truncate"
+    caller_end: str | None = None
     drain_s: int = Field(default=60, ge=0)
     keys: list[SecretStr] = Field(default_factory=list)
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -34,6 +34,15 @@ def serve(
     ] = None,
     max_queued_requests: Annotated[int | None, typer.Option(help="Requests let in at once; beyond, 503.")] = None,
     max_queued_tokens: Annotated[int | None, typer.Option(help="Tokens that may wait; beyond, 503.")] = None,
+    scalar: Annotated[
+        str | None, typer.Option(help="The one number of drop-in endpoints: default, sum, mean, last or calibrated.")
+    ] = None,
+    dropin_too_long: Annotated[
+        str | None, typer.Option(help="What drop-in endpoints do with a prompt that is too long: truncate or error.")
+    ] = None,
+    caller_end: Annotated[
+        str | None, typer.Option(help="The text of the drop-in callers' end token, where it is an unusual one.")
+    ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug (with an access log), info, warning or error.")] = None,
 ) -> None:
     """Serve a reward model over HTTP. Every option may also come as REDLINE_<NAME> from the environment."""
@@ -58,6 +67,9 @@ def serve(
         "prefix_cache_tokens": prefix_cache_tokens,
         "max_queued_requests": max_queued_requests,
         "max_queued_tokens": max_queued_tokens,
+        "scalar": scalar,
+        "dropin_too_long": dropin_too_long,
+        "caller_end": caller_end,
         "log_level": log_level,
     }
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}

@@ -1,7 +1,8 @@
 """A conversation that a caller has already rendered -> prompt and response; pure, standard library only.
 
-RL loops that know one string send their policy's chat template along. It is the policy's, not the reward model's, so it is taken
-off here and the bundle's own is put on. What cannot be told apart is refused: a border in the wrong place would be a made-up reward.
+RL loops that know one string send their policy's chat template along. It is the policy's, not the reward model's, so it
+is taken off here and the bundle's own is put on. What cannot be told apart is refused: a border in the wrong place
+would be a made-up reward.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ _ROLES = {
     "prompter": "user",
     "chatbot": "assistant",
     "model": "assistant",
-    "bot": "assistant",
-    "gpt": "assistant",
     "developer": "system",
     "[inst]": "user",
     "[/inst]": "assistant",
@@ -38,88 +37,92 @@ class BorderError(ValueError):
 class Markup(NamedTuple):
     """How a family of chat templates marks turns. ``header`` has a group ``role``; ``ends`` close a turn."""
 
-    name: str
     header: re.Pattern[str]
     ends: tuple[str, ...]
 
 
-def _markup(name: str, header: str, *ends: str) -> Markup:
-    return Markup(name, re.compile(header), ends)
+def _markup(header: str, *ends: str) -> Markup:
+    return Markup(re.compile(header), ends)
 
 
-_MARKUPS = (
-    _markup("chatml", r"<\|im_start\|>(?P<role>\w+)\n?", "<|im_end|>"),
-    _markup("llama3", r"<\|start_header_id\|>(?P<role>\w+)<\|end_header_id\|>\n{0,2}", "<|eot_id|>", "<|eom_id|>"),
-    _markup("llama4", r"<\|header_start\|>(?P<role>\w+)<\|header_end\|>\n{0,2}", "<|eot|>", "<|eom|>"),
-    _markup("gemma", r"<start_of_turn>(?P<role>\w+)\n?", "<end_of_turn>"),
-    _markup("gemma4", r"<\|turn>(?P<role>\w+)\n?", "<turn|>"),
-    _markup("granite", r"<\|start_of_role\|>(?P<role>\w+)<\|end_of_role\|>", "<|end_of_text|>"),
-    _markup("command", r"<\|START_OF_TURN_TOKEN\|><\|(?P<role>USER|SYSTEM|CHATBOT)_TOKEN\|>", "<|END_OF_TURN_TOKEN|>"),
-    _markup("deepseek", r"<｜(?P<role>User|Assistant)｜>", "<｜end▁of▁sentence｜>"),
-    _markup("harmony", r"<\|start\|>(?P<role>\w+)(?:<\|channel\|>final)?<\|message\|>", "<|end|>", "<|return|>"),
-    _markup(
-        "named", r"<\|(?P<role>system|user|assistant|prompter)\|>\n?", "<|end|>", "<|endoftext|>", "</s>", "<|im_end|>"
-    ),
-    _markup("inst", r"(?P<role>\[/?INST\]) ?", "</s>"),
-    _markup("human", r"(?:\A|\n\n)(?P<role>Human|Assistant): ?"),
-    _markup("vicuna", r"(?:\A|(?<=\s)|(?<=</s>))(?P<role>USER|ASSISTANT): ?", "</s>"),
-)
+_MARKUPS = {
+    "chatml": _markup(r"<\|im_start\|>(?P<role>\w+)\n?", "<|im_end|>"),
+    "llama3": _markup(r"<\|start_header_id\|>(?P<role>\w+)<\|end_header_id\|>\n{0,2}", "<|eot_id|>", "<|eom_id|>"),
+    "llama4": _markup(r"<\|header_start\|>(?P<role>\w+)<\|header_end\|>\n{0,2}", "<|eot|>", "<|eom|>"),
+    "gemma": _markup(r"<start_of_turn>(?P<role>\w+)\n?", "<end_of_turn>"),
+    "granite": _markup(r"<\|start_of_role\|>(?P<role>\w+)<\|end_of_role\|>", "<|end_of_text|>"),
+    "command": _markup(r"<\|START_OF_TURN_TOKEN\|><\|(?P<role>USER|SYSTEM|CHATBOT)_TOKEN\|>", "<|END_OF_TURN_TOKEN|>"),
+    "deepseek": _markup(r"<｜(?P<role>User|Assistant)｜>", "<｜end▁of▁sentence｜>"),
+    "harmony": _markup(r"<\|start\|>(?P<role>\w+)(?:<\|channel\|>final)?<\|message\|>", "<|end|>", "<|return|>"),
+    "named": _markup(r"<\|(?P<role>system|user|assistant|prompter)\|>\n?", "<|end|>", "<|endoftext|>", "</s>"),
+    "inst": _markup(r"(?P<role>\[/?INST\]) ?", "</s>"),
+    "human": _markup(r"(?:\A|\n\n)(?P<role>Human|Assistant): ?"),
+    "vicuna": _markup(r"(?:\A|(?<=\s)|(?<=</s>))(?P<role>USER|ASSISTANT): ?", "</s>"),
+}
+# words that any text may hold: markup only where they leave the turn to the assistant
+_SOFT = {"human", "vicuna"}
 _BEGINNINGS = (
-    "<|begin_of_text|>",
-    "<s>",
-    "<bos>",
-    "<｜begin▁of▁sentence｜>",
-    "<|startoftext|>",
-    "<BOS_TOKEN>",
+    *("<|begin_of_text|>", "<s>", "<bos>", "<｜begin▁of▁sentence｜>", "<|startoftext|>", "<BOS_TOKEN>"),
     "[gMASK]<sop>",
 )
-# what ends a sequence or fills it up, in the templates above and without one
-_ENDINGS = (
-    *dict.fromkeys(end for markup in _MARKUPS for end in markup.ends),
-    *("<|endoftext|>", "<eos>", "<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<EOS_TOKEN>", "[EOS]"),
-)
-_FILLERS = (
-    *_BEGINNINGS,
-    "<|endoftext|>",
-    "<pad>",
-    "<|pad|>",
-    "[PAD]",
-    "<|finetune_right_pad_id|>",
-    "<|im_end|>",
-    "</s>",
-    "<|eot_id|>",
-)
+# what fills a sequence up, on either side
+_PADS = ("<|endoftext|>", "<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<｜▁pad▁｜>", "<PAD>")
+_ENDS = (*dict.fromkeys(end for markup in _MARKUPS.values() for end in markup.ends), "<eos>", "<EOS_TOKEN>", "[EOS]")
 
 
 @dataclass(frozen=True)
 class Turns:
-    """A rendered conversation read back: the messages, and the text of an open assistant's turn, if there is one."""
+    """A rendered conversation read back.
+
+    ``opened``: the text of the assistant's turn that it ends with, None if it ends with another's; ``start``: where
+    that text begins. ``is_ended``: whether the last turn was closed. ``markup``: None for a text without any.
+    """
 
     messages: list[ChatMessage]
     opened: str | None
+    start: int
     markup: str | None
     is_ended: bool = False
 
 
+class Exchange(NamedTuple):
+    """A prompt and the response to it. ``is_finished``: the policy ended the response itself.
+
+    ``start``: where the response begins in the text that held both, 0 where it came alone.
+    """
+
+    prompt: str | list[ChatMessage]
+    response: str
+    is_finished: bool
+    start: int = 0
+
+
 def without_ending(text: str, ends: Sequence[str] = ()) -> tuple[str, bool]:
     """``text`` without the markers that end or fill up a sequence, and whether there were any."""
-    known = (*_ENDINGS, *ends)
+    known = [end for end in (*ends, *_ENDS, *_PADS) if end]
     is_ended = False
     while True:
         kept = text.rstrip()
-        end = next((one for one in known if one and kept.endswith(one)), None)
+        end = next((one for one in known if kept.endswith(one)), None)
         if end is None:
             return text, is_ended
         text, is_ended = kept[: -len(end)], True
 
 
-def _without_fillers(text: str) -> str:
-    """``text`` without what stands before a sequence: its begin token, and padding on the left."""
+def _role(header: re.Match[str]) -> str:
+    return _ROLES.get(header["role"].lower(), header["role"].lower())
+
+
+def _beginning(text: str, ends: Sequence[str]) -> int:
+    """Where ``text`` begins behind its begin token and the padding on its left."""
+    known = [one for one in (*_BEGINNINGS, *_PADS, *ends, *_ENDS) if one]
+    at = 0
     while True:
-        start = next((one for one in _FILLERS if text.lstrip().startswith(one)), None)
-        if start is None:
-            return text
-        text = text.lstrip()[len(start) :]
+        here = at + len(text[at:]) - len(text[at:].lstrip())
+        found = next((one for one in known if text.startswith(one, here)), None)
+        if found is None:
+            return at
+        at = here + len(found)
 
 
 def read_turns(text: str, ends: Sequence[str] = ()) -> Turns:
@@ -127,44 +130,36 @@ def read_turns(text: str, ends: Sequence[str] = ()) -> Turns:
 
     Args:
         ends: further strings that end a sequence.
-
-    Raises:
-        BorderError: the text ends with a special token that no known markup has.
     """
-    text = _without_fillers(text)
-    found = [(match.start(), markup) for markup in _MARKUPS if (match := markup.header.search(text))]
+    begin = _beginning(text, ends)
+    text = text[begin:]
+    found: list[tuple[int, str]] = []
+    for name, markup in _MARKUPS.items():
+        said = [_role(header) for header in markup.header.finditer(text)]
+        if said and (name not in _SOFT or said[-1] == "assistant"):
+            found.append((next(markup.header.finditer(text)).start(), name))
     if not found:
-        if _UNKNOWN_HEADER.search(text) and not without_ending(text, ends)[1]:
-            raise BorderError(f"the prompt was rendered by an unknown chat template (it ends with {text[-30:]!r})")
-        return Turns([ChatMessage(role="user", content=text)] if text else [], None, None)
-    markup = min(found, key=lambda one: one[0])[1]
-    headers = list(markup.header.finditer(text))
+        return Turns([ChatMessage(role="user", content=text)] if text else [], None, begin + len(text), None)
+    name = min(found)[1]
+    headers = list(_MARKUPS[name].header.finditer(text))
     messages: list[ChatMessage] = []
     if before := text[: headers[0].start()].strip():
         messages.append(ChatMessage(role="system", content=before))
-    opened, is_ended = None, False
-    for n, header in enumerate(headers):
-        is_last = n + 1 == len(headers)
-        content = text[header.end() : len(text) if is_last else headers[n + 1].start()]
-        role = _ROLES.get(header["role"].lower(), header["role"].lower())
+    is_ended = False
+    for header, following in zip(headers, [*headers[1:], None], strict=True):
+        content = text[header.end() : len(text) if following is None else following.start()]
+        role = _role(header)
         content, is_ended = without_ending(content, ends)
-        if is_last and role == "assistant":
-            opened = _EMPTY_THOUGHT.sub("", content)
-            continue
-        within = _SYSTEM_WITHIN.match(content) if markup.name == "inst" and role == "user" else None
+        if following is None and role == "assistant":
+            thought = _EMPTY_THOUGHT.match(content)
+            skipped = thought.end() if thought else 0
+            return Turns(messages, content[skipped:], begin + header.end() + skipped, name, is_ended)
+        within = _SYSTEM_WITHIN.match(content) if name == "inst" and role == "user" else None
         if within:
             messages.append(ChatMessage(role="system", content=within[1]))
             content = content[within.end() :]
         messages.append(ChatMessage(role=role, content=content.strip()))
-    return Turns(messages, opened, markup.name, is_ended)
-
-
-class Exchange(NamedTuple):
-    """A prompt and the response to it. ``is_finished``: the policy ended the response itself."""
-
-    prompt: str | list[ChatMessage]
-    response: str
-    is_finished: bool
+    return Turns(messages, None, begin + len(text), name, is_ended)
 
 
 def _prompt_of(turns: Turns) -> str | list[ChatMessage]:
@@ -173,23 +168,27 @@ def _prompt_of(turns: Turns) -> str | list[ChatMessage]:
     return turns.messages[0].content if turns.markup is None else turns.messages
 
 
-def from_prompt_and_response(prompt: str, response: str, *, has_specials: bool, ends: Sequence[str] = ()) -> Exchange:
+def from_prompt_and_response(prompt: str, response: str, *, has_ends: bool, ends: Sequence[str] = ()) -> Exchange:
     """A prompt, rendered or not, and the response that follows it.
 
     Args:
-        has_specials: whether the caller leaves special tokens in its texts; only then is a response without an end unfinished.
+        has_ends: whether the caller leaves end tokens in its texts; then a response without one is unfinished.
 
     Raises:
         BorderError: the prompt is empty, of an unknown template, or does not leave the turn to the assistant.
     """
     turns = read_turns(prompt, ends)
+    if turns.markup is None and _UNKNOWN_HEADER.search(prompt):
+        raise BorderError(
+            f"the prompt was rendered by a chat template that is unknown here; it ends with {prompt[-30:]!r}"
+        )
     if turns.markup is not None and turns.opened is None:
         raise BorderError("the prompt does not end where the assistant's turn begins")
     response, is_ended = without_ending((turns.opened or "") + response, ends)
-    return Exchange(_prompt_of(turns), response, is_ended or not has_specials)
+    return Exchange(_prompt_of(turns), response, is_ended or not has_ends)
 
 
-def from_whole(text: str, *, ends: Sequence[str] = ()) -> Exchange:
+def from_whole(text: str, ends: Sequence[str] = ()) -> Exchange:
     """A whole rendered conversation that ends with the assistant's turn, the response.
 
     Raises:
@@ -197,21 +196,33 @@ def from_whole(text: str, *, ends: Sequence[str] = ()) -> Exchange:
     """
     turns = read_turns(text, ends)
     if turns.markup is None:
-        raise BorderError(
-            "one string without a chat template's markup: where the prompt ends and the response begins cannot be told"
-        )
+        raise BorderError("where the prompt ends and the response begins cannot be told: the text has no known markup")
     if turns.opened is None:
         raise BorderError("the last turn is not the assistant's: there is no response to score")
-    return Exchange(_prompt_of(turns), turns.opened, turns.is_ended)
+    return Exchange(_prompt_of(turns), turns.opened, turns.is_ended, turns.start)
 
 
-def from_query_and_prompt(query: str, prompt: str, *, ends: Sequence[str] = ()) -> Exchange:
-    """A prompt, and a query that is this prompt and the response to it, special tokens left in.
+def from_query_and_prompt(query: str, prompt: str, ends: Sequence[str] = ()) -> Exchange:
+    """A prompt, and a query: this prompt, or as much of its end as the caller had room for, and the response to it.
 
     Raises:
-        BorderError: the query does not begin with the prompt, or as ``from_prompt_and_response``.
+        BorderError: the query does not begin with the prompt's end, or as ``from_prompt_and_response``.
     """
-    whole, start = _without_fillers(query), _without_fillers(prompt)
+    whole, start = query[_beginning(query, ends) :], prompt[_beginning(prompt, ends) :]
     if not whole.startswith(start):
-        raise BorderError("the query does not begin with its prompt")
-    return from_prompt_and_response(start, whole[len(start) :], has_specials=True, ends=ends)
+        kept = _kept_of(start, whole)
+        if kept is None:
+            raise BorderError("the query does not begin with its prompt")
+        return from_prompt_and_response(start, whole[kept:], has_ends=True, ends=ends)
+    return from_prompt_and_response(start, whole[len(start) :], has_ends=True, ends=ends)
+
+
+def _kept_of(prompt: str, whole: str) -> int | None:
+    """The length of the longest end of ``prompt`` that ``whole`` begins with; None below a few words."""
+    least = min(40, len(prompt))
+    start = prompt.find(whole[:least])
+    while start >= 0:
+        if whole.startswith(prompt[start:]):
+            return len(prompt) - start
+        start = prompt.find(whole[:least], start + 1)
+    return None

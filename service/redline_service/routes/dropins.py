@@ -1,0 +1,95 @@
+"""The endpoints that existing RL loops and engines' clients know, on the one scorer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from redline.wire import ErrorCode, ItemError, ItemScore, ScoreOptions, ScoreRequest
+from redline_service.auth import require_key
+from redline_service.dropins.engines import ClassifyBody, VLLMPoolingBody
+from redline_service.dropins.get_reward import GetRewardBody
+from redline_service.dropins.llama_factory import LLaMAFactoryBody
+from redline_service.dropins.nemo_gym import NeMoGymBody
+from redline_service.dropins.protocol import DropIn, Reader, Scored
+from redline_service.dropins.transcripts import BorderError
+from redline_service.engine import Engine
+from redline_service.errors import RequestError
+from redline_service.routes.answering import REFUSALS, admitted, as_response
+from redline_service.settings import ServiceSettings
+
+router = APIRouter(dependencies=[Depends(require_key)], responses=REFUSALS, tags=["drop-in"])
+
+
+def scalar_options(settings: ServiceSettings) -> ScoreOptions:
+    """How callers that take one number get it, and what happens to prompts that are too long."""
+    if settings.scalar == "calibrated":
+        return ScoreOptions(calibrated=True, on_too_long=settings.dropin_too_long)
+    aggregate = None if settings.scalar == "default" else settings.scalar
+    return ScoreOptions(aggregate=aggregate, on_too_long=settings.dropin_too_long)
+
+
+async def _answer(body: DropIn, request: Request) -> Response:
+    """One number for everything that was asked, or a refusal of all of it: a failure is never a number.
+
+    Raises:
+        RequestError: the border between prompt and response cannot be told, or an item cannot be scored.
+    """
+    engine: Engine = request.app.state.engine
+    settings: ServiceSettings = request.app.state.settings
+    ends = [end for end in (settings.caller_end, engine.end_text) if end]
+    try:
+        items = await asyncio.to_thread(body.items, Reader(engine.encoder, ends))
+    except BorderError as error:
+        raise RequestError(ErrorCode.INVALID_PROMPT, str(error)) from error
+    asked = ScoreRequest(model=engine.name, items=items, options=scalar_options(settings))
+    answer, timing = await admitted(request, partial(engine.score, asked))
+    scored: list[ItemScore] = []
+    for position, item in enumerate(answer.items):
+        if isinstance(item, ItemError):
+            where = f"item {position}: " if len(answer.items) > 1 else ""
+            wait_s = 1 if item.error.retryable else None
+            raise RequestError(ErrorCode(item.error.code), f"{where}{item.error.message}", retry_after_s=wait_s)
+        scored.append(item)
+    reply = body.reply(Scored(engine.name, scored, answer.usage.batch_tokens))
+    return as_response(json.dumps(reply, ensure_ascii=False, allow_nan=False), timing)
+
+
+@router.post("/get_reward", summary="OpenRLHF, align-anything, slime")
+async def get_reward(body: GetRewardBody, request: Request) -> Response:
+    """A number a sample, in the form of whoever asks."""
+    return await _answer(body, request)
+
+
+@router.post("/v1/score/evaluation", summary="LLaMA-Factory")
+async def score_evaluation(body: LLaMAFactoryBody, request: Request) -> Response:
+    """A number a conversation."""
+    return await _answer(body, request)
+
+
+@router.post("/classify", summary="vLLM and verl, or SGLang")
+async def classify(body: ClassifyBody, request: Request) -> Response:
+    """A raw score an input."""
+    return await _answer(body, request)
+
+
+@router.post("/pooling", summary="vLLM's pooling; a reward a token with task token_classify")
+async def pooling(body: VLLMPoolingBody, request: Request) -> Response:
+    """Rows of one number, one a token of the input; or a score alone with task classify."""
+    return await _answer(body, request)
+
+
+@router.post("/verify", summary="NeMo-Gym")
+async def verify(body: NeMoGymBody, request: Request) -> Response:
+    """The body that came, with its reward."""
+    return await _answer(body, request)
+
+
+@router.post("/seed_session", summary="NeMo-Gym")
+async def seed_session() -> dict[str, Any]:
+    """Nothing to be set up: verification keeps no state."""
+    return {}

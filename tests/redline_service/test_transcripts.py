@@ -1,0 +1,182 @@
+"""Rendered conversations read back: every family's markup, and a refusal where the border cannot be told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from redline_service.dropins.transcripts import (
+    BorderError,
+    Exchange,
+    from_prompt_and_response,
+    from_query_and_prompt,
+    from_whole,
+)
+
+Messages = list[tuple[str, str]]
+CHAT: Messages = [("system", "Be brief."), ("user", "Hi there"), ("assistant", "Hello!"), ("user", "Why?\n\nReally.")]
+ANSWER = "Because: a <b> c,\nand so on."
+
+
+def turns(begin: str, header: str, end: str, names: dict[str, str] | None = None) -> Callable[[Messages], str]:
+    """A renderer that leaves the turn to the assistant; ``header`` holds ``{role}``."""
+
+    def render(messages: Messages) -> str:
+        called = {"system": "system", "user": "user", "assistant": "assistant", **(names or {})}
+        said = "".join(header.format(role=called[role]) + content + end for role, content in messages)
+        return begin + said + header.format(role=called["assistant"])
+
+    return render
+
+
+def inst(messages: Messages) -> str:
+    text = "<s>"
+    system = ""
+    for role, content in messages:
+        if role == "system":
+            system = f"<<SYS>>\n{content}\n<</SYS>>\n\n"
+        elif role == "user":
+            text += f"[INST] {system}{content} [/INST]"
+            system = ""
+        else:
+            text += f" {content} </s>"
+    return text
+
+
+def deepseek(messages: Messages) -> str:
+    text = "<｜begin▁of▁sentence｜>"
+    for role, content in messages:
+        ends = {
+            "system": content,
+            "user": f"<｜User｜>{content}",
+            "assistant": f"<｜Assistant｜>{content}<｜end▁of▁sentence｜>",
+        }
+        text += ends[role]
+    return text + "<｜Assistant｜>"
+
+
+FAMILIES: dict[str, tuple[Callable[[Messages], str], str]] = {
+    "chatml": (turns("", "<|im_start|>{role}\n", "<|im_end|>\n"), "<|im_end|>\n"),
+    "llama3": (
+        turns("<|begin_of_text|>", "<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>"),
+        "<|eot_id|>",
+    ),
+    "gemma": (turns("<bos>", "<start_of_turn>{role}\n", "<end_of_turn>\n", {"assistant": "model"}), "<end_of_turn>\n"),
+    "phi3": (turns("", "<|{role}|>\n", "<|end|>\n"), "<|end|>\n<|endoftext|>"),
+    "zephyr": (turns("", "<|{role}|>\n", "</s>\n"), "</s>"),
+    "granite": (turns("", "<|start_of_role|>{role}<|end_of_role|>", "<|end_of_text|>\n"), "<|end_of_text|>"),
+    "command": (
+        turns(
+            "<BOS_TOKEN>",
+            "<|START_OF_TURN_TOKEN|><|{role}_TOKEN|>",
+            "<|END_OF_TURN_TOKEN|>",
+            {"system": "SYSTEM", "user": "USER", "assistant": "CHATBOT"},
+        ),
+        "<|END_OF_TURN_TOKEN|>",
+    ),
+    "inst": (inst, "</s>"),
+    "deepseek": (deepseek, "<｜end▁of▁sentence｜>"),
+}
+
+
+def read(exchange: Exchange) -> Messages:
+    assert not isinstance(exchange.prompt, str)
+    return [(message.role, message.content) for message in exchange.prompt]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_a_query_with_its_prompt_is_taken_apart(family: str, is_finished: bool) -> None:
+    render, end = FAMILIES[family]
+    prompt = render(CHAT)
+    exchange = from_query_and_prompt(prompt + ANSWER + (end if is_finished else ""), prompt)
+    assert read(exchange) == CHAT
+    assert (exchange.response, exchange.is_finished) == (ANSWER, is_finished)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("around", [("", ""), ("<pad><pad>", "<pad><pad>"), ("<|endoftext|>", "<|endoftext|>")])
+def test_a_whole_conversation_is_taken_apart(family: str, around: tuple[str, str]) -> None:
+    render, end = FAMILIES[family]
+    text = around[0] + render(CHAT) + ANSWER + end + around[1]
+    exchange = from_whole(text)
+    assert read(exchange) == CHAT
+    assert (exchange.response.strip(), exchange.is_finished) == (ANSWER, True)
+    assert text[exchange.start :].startswith(exchange.response)
+
+
+def test_a_prompt_without_markup_is_one_text() -> None:
+    plain = from_query_and_prompt("Q: why?\nA: because</s>", "Q: why?\nA:")
+    assert plain == Exchange("Q: why?\nA:", " because", True)
+    assert from_prompt_and_response("Why?", "Because", has_ends=False) == Exchange("Why?", "Because", True)
+    assert from_prompt_and_response("Why?", "Because", has_ends=True).is_finished is False
+
+
+@pytest.mark.parametrize("prompt", ["What does USER: mean?", "Quote:\n\nHuman: hello\n\nWho said that?"])
+def test_words_that_look_like_markup_are_words(prompt: str) -> None:
+    assert from_prompt_and_response(prompt, "Me.", has_ends=False).prompt == prompt
+
+
+def test_transcripts_in_plain_words_are_read() -> None:
+    exchange = from_query_and_prompt("\n\nHuman: Hi\n\nAssistant: Hello", "\n\nHuman: Hi\n\nAssistant:")
+    assert (read(exchange), exchange.response.strip()) == ([("user", "Hi")], "Hello")
+    exchange = from_whole("A chat. USER: Hi ASSISTANT: Hello</s>")
+    assert (read(exchange), exchange.response) == ([("system", "A chat."), ("user", "Hi")], "Hello")
+
+
+def test_a_begin_token_and_padding_are_no_part_of_the_prompt() -> None:
+    assert from_query_and_prompt("<s><s>Why? Because</s></s>", "<s>Why?").prompt == "Why?"
+
+
+def test_a_prompt_cut_on_its_left_still_finds_its_response() -> None:
+    prompt = "<|im_start|>user\n" + "a long story " * 30 + "<|im_end|>\n<|im_start|>assistant\n"
+    exchange = from_query_and_prompt(prompt[100:] + "Yes<|im_end|>", prompt)
+    assert (exchange.response, exchange.is_finished) == ("Yes", True)
+    assert read(exchange) == [("user", ("a long story " * 30).strip())]
+
+
+def test_an_opened_thought_is_the_response_s_and_an_empty_one_nobody_s() -> None:
+    start = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        from_prompt_and_response(start + "<think>\n", "so</think>yes", has_ends=False).response
+        == "<think>\nso</think>yes"
+    )
+    assert from_prompt_and_response(start + "<think>\n\n</think>\n\n", "yes", has_ends=False).response == "yes"
+
+
+def test_further_end_tokens_may_be_named() -> None:
+    assert from_prompt_and_response("Why?", "So.[STOP]", has_ends=True, ends=["[STOP]"]) == Exchange(
+        "Why?", "So.", True
+    )
+
+
+@pytest.mark.parametrize(
+    ("query", "prompt", "reason"),
+    [
+        ("Something else", "Why?", "does not begin with its prompt"),
+        (
+            "<|im_start|>user\nHi<|im_end|>\nyes",
+            "<|im_start|>user\nHi<|im_end|>\n",
+            "where the assistant's turn begins",
+        ),
+        ("<|bot|>Hi<|reply|>yes", "<|bot|>Hi<|reply|>", "unknown here"),
+        ("yes", "", "empty"),
+    ],
+)
+def test_a_border_that_cannot_be_told_is_refused(query: str, prompt: str, reason: str) -> None:
+    with pytest.raises(BorderError, match=reason):
+        from_query_and_prompt(query, prompt)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("How are you? I am fine.", "no known markup"),
+        ("<|im_start|>assistant\nHello<|im_end|>\n<|im_start|>user\nHi<|im_end|>", "not the assistant's"),
+        ("<|im_start|>assistant\nHello<|im_end|>", "prompt is empty"),
+    ],
+)
+def test_a_whole_without_a_response_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(BorderError, match=reason):
+        from_whole(text)
