@@ -23,7 +23,13 @@ SOURCES = {
 ALLOWED = {
     "redline": (),
     "redline_model": ("redline.token_spans",),
-    "redline_service": ("redline.wire", "redline.alignment", "redline_model"),
+    "redline_service": (
+        "redline.wire",
+        "redline.alignment",
+        "redline.token_spans",
+        "redline.transcripts",
+        "redline_model",
+    ),
     "redline_trainer": ("redline.pairs", "redline_model"),
 }
 # third parties that may be imported when a module of the package is imported

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, PrivateAttr, Tag
 
 from redline.token_spans import Span, token_spans
+from redline.transcripts import BorderError, Exchange, from_whole
 from redline.wire import ChatMessage, ScoreItem, Text
 from redline_service.dropins.protocol import Foreign, Reader, Scored, item_of
-from redline_service.dropins.transcripts import BorderError, Exchange, from_whole
 
 Ids = list[int]
 

@@ -6,15 +6,15 @@ from typing import Annotated, Any, Self
 
 from pydantic import Discriminator, Tag, model_validator
 
-from redline.wire import ChatMessage, ScoreItem, Text
-from redline_service.dropins.protocol import Foreign, Reader, Scored, item_of
-from redline_service.dropins.transcripts import (
+from redline.transcripts import (
     Exchange,
     from_prompt_and_response,
     from_query_and_prompt,
     from_whole,
     without_ending,
 )
+from redline.wire import ChatMessage, ScoreItem, Text
+from redline_service.dropins.protocol import Foreign, Reader, Scored, item_of
 
 # OpenRLHF clamps what it was sent to this range, after the group's baseline
 _CLAMP = 10.0

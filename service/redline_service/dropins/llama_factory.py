@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from redline.transcripts import from_whole
 from redline.wire import ScoreItem, Text
 from redline_service.dropins.protocol import Foreign, Reader, Scored, item_of
-from redline_service.dropins.transcripts import from_whole
 
 
 class LLaMAFactoryBody(Foreign):

@@ -6,9 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from redline.transcripts import BorderError, Exchange
 from redline.wire import ChatMessage, ScoreItem
 from redline_service.dropins.protocol import Reader, Scored, item_of
-from redline_service.dropins.transcripts import BorderError, Exchange
 
 
 class NeMoGymBody(BaseModel):

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from redline.transcripts import Exchange
 from redline.wire import ItemScore, ScoreItem
 from redline_model.template import Encoder
-from redline_service.dropins.transcripts import Exchange
 
 
 class Foreign(BaseModel):

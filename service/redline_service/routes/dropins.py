@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from redline.transcripts import BorderError
 from redline.wire import ErrorCode, ItemError, ItemScore, ScoreOptions, ScoreRequest
 from redline_service.auth import require_key
 from redline_service.dropins.engines import ClassifyBody, VLLMPoolingBody
@@ -16,7 +17,6 @@ from redline_service.dropins.get_reward import GetRewardBody
 from redline_service.dropins.llama_factory import LLaMAFactoryBody
 from redline_service.dropins.nemo_gym import NeMoGymBody
 from redline_service.dropins.protocol import DropIn, Reader, Scored
-from redline_service.dropins.transcripts import BorderError
 from redline_service.engine import Engine
 from redline_service.errors import RequestError
 from redline_service.routes.answering import REFUSALS, admitted, as_response

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from redline_service.dropins.transcripts import (
+from redline.transcripts import (
     BorderError,
     Exchange,
     from_prompt_and_response,

@@ -1,0 +1,1 @@
+"""Token rewards into other frameworks' data structures: one module a framework, each imports its framework itself."""

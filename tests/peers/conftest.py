@@ -1,0 +1,52 @@
+"""Other projects' own code against a running service. Each needs an environment of its own: ``make test-peers``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from redline import NO_RETRY, RewardClient
+from tests.conftest import build_causal, build_scorer, build_tokenizer, write_bundle
+from tests.test_whole_loop import ENVIRONMENT, free_port
+
+# the environment of one peer; what another peer needs is not there
+PEER = os.environ.get("REDLINE_PEER")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests of other peers; the one that is asked for may not be skipped."""
+    skip = pytest.mark.skip(reason="not this environment's peer (make test-peers)")
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.path.stem != f"test_{PEER}":
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def policy_tokenizer() -> Any:
+    """Another vocabulary than the reward model's, with a chat template."""
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a ``redline serve`` process around a small seq2seq bundle."""
+    folder = tmp_path_factory.mktemp("peer") / "rm"
+    tokenizer = build_tokenizer()
+    write_bundle(folder, build_scorer("seq2seq", build_causal(len(tokenizer)), tokenizer))
+    port = free_port()
+    command = [sys.executable, "-c", "from redline.cli import main; main()", "serve", str(folder), "--port", str(port)]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        with RewardClient(url, retry=NO_RETRY) as client:
+            client.wait_until_ready(120)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(30)
