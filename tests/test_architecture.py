@@ -47,7 +47,7 @@ THIRD_PARTY = {
     },
     "redline_trainer": {"torch", "pydantic"},
 }
-EXTRA_THIRD_PARTY = {"cli": {"typer", "rich"}, "ppo": {"torch"}}
+EXTRA_THIRD_PARTY = {"cli": {"typer", "rich"}, "ppo": {"torch"}, "integrations": {"torch", "trl", "verl", "openrlhf"}}
 
 
 def modules() -> list[tuple[str, Path]]:

@@ -99,7 +99,11 @@ class TokenGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         every = [self.accelerator.pad_across_processes(one, dim=1) for one in (rewards, mask)]
         every = [self.accelerator.gather(one) for one in every]
         advantages = leave_one_out_advantages(
-            every[0], every[1], group, gamma=self._gamma, scale=self.scale_rewards != "none"
+            every[0],
+            every[1],
+            [row // group for row in range(len(every[0]))],
+            gamma=self._gamma,
+            scale=self.scale_rewards != "none",
         )
         count, width = mask.shape
         start = self.accelerator.process_index * count
@@ -109,7 +113,7 @@ class TokenGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     def _token_rewards(self, mask: Tensor) -> Tensor:
         """(B, T), of this process's completions."""
         assert self._numbers is not None
-        told = self.reward_funcs[self._own].latest
+        told: list[TokenRewards] = self.reward_funcs[self._own].latest
         rewards = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
         for row, one in enumerate(told):
             rewards[row, : len(one.rewards)] = torch.tensor(one.rewards, device=mask.device)
@@ -118,6 +122,6 @@ class TokenGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         others = self._numbers[start : start + len(told)] * weights
         others[:, self._own] = 0.0
         last = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(1)
-        rewards = rewards * weights[self._own]
+        rewards *= weights[self._own]
         rewards[torch.arange(len(told), device=mask.device), last] += others.nansum(1)
         return rewards

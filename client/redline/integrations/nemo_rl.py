@@ -1,0 +1,97 @@
+"""NeMo-RL: an environment with one number a sample, and an advantage estimator with token rewards. NeMo-RL 0.6.
+
+Its environments see no ids and give one number; token rewards go in where advantages are made::
+
+    from nemo_rl.algorithms import grpo
+    grpo._create_advantage_estimator = lambda config: TokenAdvantages(TokenRewarder(tokenizer))
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redline.client import RewardClient
+from redline.integrations.credit import leave_one_out_advantages
+from redline.integrations.sampled import TokenRewarder
+from redline.wire import ScoreItem, ScoreOptions
+
+
+class RedlineEnvironment:
+    """A single-turn environment: the last message of a log is the response to those before it. Make it a Ray actor.
+
+    Args:
+        url, key: of the service.
+    """
+
+    def __init__(self, url: str, key: str | None = None, *, client: RewardClient | None = None) -> None:
+        self._client = client or RewardClient(url, key=key)
+
+    def step(self, message_log_batch: list[list[dict[str, Any]]], metadata: list[Any]) -> Any:
+        """NeMo-RL's ``EnvironmentReturn``, ``rewards`` (B,). Raises ItemsFailedError."""
+        from nemo_rl.environments.interfaces import EnvironmentReturn
+
+        items = [
+            ScoreItem.model_validate(
+                {
+                    "prompt": [{"role": m["role"], "content": m["content"]} for m in log[:-1]],
+                    "response": log[-1]["content"],
+                }
+            )
+            for log in message_log_batch
+        ]
+        scores = [
+            item.score for item in self._client.score(items, options=ScoreOptions(on_too_long="truncate")).scored()
+        ]
+        return EnvironmentReturn(
+            observations=[{"role": "environment", "content": ""} for _ in items],
+            metadata=metadata,
+            next_stop_strings=[None] * len(items),
+            rewards=torch.tensor(scores, dtype=torch.float32),
+            terminateds=torch.ones(len(items)),
+            answers=None,
+        )
+
+    def global_post_process_and_metrics(self, batch: Any) -> tuple[Any, dict[str, float]]:
+        """The batch as it is, and the mean reward."""
+        return batch, {"redline/mean_reward": float(batch["total_reward"].float().mean())}
+
+
+class TokenAdvantages:
+    """An advantage estimator: ``leave_one_out_advantages`` of a service's rewards on the sampled ids, (B, S).
+
+    The last assistant's message of each log is judged; earlier ones get nothing.
+    """
+
+    def __init__(self, rewarder: TokenRewarder, *, scale: bool = True) -> None:
+        self._rewarder = rewarder
+        self._scale = scale
+
+    def compute_advantage(
+        self, prompt_ids: Tensor, rewards: Tensor, mask: Tensor, repeated_batch: Any, **others: Any
+    ) -> Tensor:
+        """(B, S), on the tokens of the whole sequence, 0 outside ``mask``.
+
+        Args:
+            prompt_ids: (B, P), equal for responses to one prompt. mask: (B, S), 1 where the policy wrote.
+            repeated_batch: with ``message_log``: messages with ``role``, ``content`` and ``token_ids``.
+
+        Raises:
+            ItemsFailedError: a response could not be scored.
+        """
+        prompts, ids, starts = [], [], []
+        for log in repeated_batch["message_log"]:
+            last = max(n for n, message in enumerate(log) if message["role"] == "assistant")
+            prompts.append([{"role": m["role"], "content": m["content"]} for m in log[:last]])
+            ids.append(log[last]["token_ids"].tolist())
+            starts.append(sum(len(message["token_ids"]) for message in log[:last]))
+        token_rewards = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+        judged = torch.zeros_like(token_rewards)
+        for row, (start, told) in enumerate(zip(starts, self._rewarder.score(prompts, ids), strict=True)):
+            end = min(start + len(told.rewards), mask.shape[1])
+            token_rewards[row, start:end] = torch.tensor(told.rewards[: end - start], device=mask.device)
+            judged[row, start:end] = 1.0
+        groups = [tuple(row.tolist()) for row in prompt_ids]
+        return leave_one_out_advantages(token_rewards, mask * judged, groups, scale=self._scale)

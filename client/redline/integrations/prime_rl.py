@@ -1,0 +1,86 @@
+"""prime-rl: token rewards as its per-token advantages; and a reward for verifiers. prime-rl 0.8, verifiers 0.4.
+
+prime-rl takes credit for every sampled token from an ``Algorithm``, and names its algorithms in a table::
+
+    from prime_rl.orchestrator import algo
+    algo.ALGORITHM_CLASSES["grpo"] = token_algorithm(algo.ALGORITHM_CLASSES["grpo"], TokenRewarder(tokenizer))
+
+before the orchestrator starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from redline.aclient import AsyncRewardClient
+from redline.integrations.sampled import Prompt, TokenRewarder
+from redline.wire import ScoreOptions
+
+
+async def sampled_token_rewards(trace: Any, rewarder: TokenRewarder) -> list[float]:
+    """A reward for each sampled token of a trace, in the order of its nodes, as ``assign_advantages`` wants them.
+
+    Each of the policy's messages is judged as the response to what stands before it on its branch. Raises
+    ItemsFailedError.
+    """
+    prompts: dict[int, Prompt] = {}
+    for branch in trace.branches:
+        for n, node in enumerate(branch.nodes):
+            prompts.setdefault(id(node), [_turn(other.message) for other in branch.nodes[:n]])
+    nodes = [node for node in trace.nodes if any(node.mask)]
+    ids = [[token for token, own in zip(node.token_ids, node.mask, strict=True) if own] for node in nodes]
+    told = await rewarder.ascore([prompts[id(node)] for node in nodes], ids)
+    return [reward for one in told for reward in one.rewards]
+
+
+def _turn(message: Any) -> dict[str, str]:
+    content = message.content
+    if isinstance(content, list):
+        content = "".join(getattr(part, "text", "") for part in content)
+    return {"role": str(message.role), "content": content or ""}
+
+
+def token_algorithm(base: type, rewarder: TokenRewarder, *, scale: bool = False) -> type:
+    """A prime-rl algorithm whose advantages are ``leave_one_out_advantages`` of a service's token rewards.
+
+    ``scale`` divides by the deviation of a group's sums; prime-rl's own GRPO does not. A group of one response gets
+    zeros.
+    """
+
+    class TokenAlgorithm(base):  # type: ignore[misc]
+        async def score_group(self, episodes: list[Any]) -> None:
+            import torch
+            from prime_rl.orchestrator.algo.base import iter_trainable_traces
+            from prime_rl.orchestrator.algo.routing import assign_advantages
+
+            from redline.integrations.credit import leave_one_out_advantages
+
+            traces = [trace for _, trace in iter_trainable_traces(episodes)]
+            rows = [await sampled_token_rewards(trace, rewarder) for trace in traces]
+            if len(rows) < 2:
+                for trace in traces:
+                    assign_advantages(trace, 0.0)
+                return
+            rewards = torch.zeros(len(rows), max(map(len, rows)))
+            mask = torch.zeros_like(rewards)
+            for n, row in enumerate(rows):
+                rewards[n, : len(row)] = torch.tensor(row)
+                mask[n, : len(row)] = 1.0
+            advantages = leave_one_out_advantages(rewards, mask, [0] * len(rows), scale=scale)
+            for n, (trace, row) in enumerate(zip(traces, rows, strict=True)):
+                assign_advantages(trace, advantages[n, : len(row)].tolist())
+
+    return TokenAlgorithm
+
+
+def trace_reward(url: str, key: str | None = None) -> Callable[[Any], Awaitable[float]]:
+    """A reward of a verifiers' trace whose last message is the response: the body of a task's ``@vf.reward``."""
+    client = AsyncRewardClient(url, key=key)
+
+    async def reward(trace: Any) -> float:
+        turns = [_turn(message) for message in trace.messages]
+        item = {"prompt": turns[:-1], "response": turns[-1]["content"]}
+        return (await client.score([item], options=ScoreOptions(on_too_long="truncate"))).scored()[0].score
+
+    return reward

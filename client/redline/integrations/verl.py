@@ -1,0 +1,118 @@
+"""verl: an agent loop with token rewards, a reward manager, an advantage estimator, a reward function. verl 0.9."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+from verl.trainer.ppo.core_algos import register_adv_est
+
+from redline.aclient import AsyncRewardClient
+from redline.exchange import DEFAULT_URL
+from redline.integrations.credit import leave_one_out_advantages
+from redline.integrations.sampled import TokenRewarder
+from redline.wire import ScoreOptions
+
+
+class TokenRewardOutput(AgentLoopOutput):  # type: ignore[misc]
+    """An agent loop's output with a reward a response id; verl's own has room for one number."""
+
+    token_rewards: list[float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """verl's fields, ``rm_scores`` being (response length,) as the trainer wants it."""
+        output: dict[str, Any] = super().as_dict()
+        rewards = torch.tensor(output.pop("token_rewards"), dtype=torch.float32)
+        output["rm_scores"] = rewards * output["response_mask"]
+        return output
+
+
+async def with_token_rewards(output: AgentLoopOutput, prompt: Any, rewarder: TokenRewarder) -> TokenRewardOutput:
+    """``output`` scored by a service. Raises ItemsFailedError where it cannot be."""
+    [told] = await rewarder.ascore([prompt], [output.response_ids])
+    fields = {name: getattr(output, name) for name in output.model_fields_set}
+    fields |= {"token_rewards": told.rewards, "reward_score": told.score}
+    fields["extra_fields"] = {**output.extra_fields, "reward_extra_info": {}}
+    return TokenRewardOutput(**fields)
+
+
+@register("redline_agent")
+class RedlineAgentLoop(SingleTurnAgentLoop):  # type: ignore[misc]
+    """verl's single turn, its response scored token by token:
+    ``actor_rollout_ref.rollout.agent.default_agent_loop=redline_agent``.
+
+    The service is at ``REDLINE_URL`` (and ``REDLINE_KEY``) in the environment of the rollout workers.
+    """
+
+    async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
+        """Raises ItemsFailedError where the response cannot be scored."""
+        output = await super().run(sampling_params, **kwargs)
+        if not hasattr(self, "_rewarder"):
+            self._rewarder = TokenRewarder(self.tokenizer)
+        return await with_token_rewards(output, list(kwargs["raw_prompt"]), self._rewarder)
+
+
+@register_adv_est("redline")  # type: ignore[untyped-decorator]
+def estimate(
+    token_level_rewards: Tensor, response_mask: Tensor, index: Any, config: Any = None, **others: Any
+) -> tuple[Tensor, Tensor]:
+    """``leave_one_out_advantages`` as ``algorithm.adv_estimator=redline``; verl's ``grpo`` would sum the rewards."""
+    scale = True if config is None else bool(config.get("norm_adv_by_std_in_grpo", True))
+    advantages = leave_one_out_advantages(token_level_rewards, response_mask, list(index), scale=scale)
+    return advantages, advantages
+
+
+class TokenRewardManager:
+    """The older reward manager, ``manager(data) -> (B, response_len)``; called by verl up to 0.6, by own code since.
+
+    Args:
+        tokenizer: the policy's.
+    """
+
+    def __init__(self, tokenizer: Any, *arguments: Any, rewarder: TokenRewarder | None = None, **options: Any) -> None:
+        self._rewarder = rewarder or TokenRewarder(tokenizer)
+
+    def __call__(self, data: Any, return_dict: bool = False) -> Any:
+        """Token rewards, (B, response_len) float32, of a ``DataProto`` with ``responses``, ``attention_mask`` and
+        ``raw_prompt``.
+
+        Raises:
+            ItemsFailedError: a response could not be scored.
+        """
+        responses = data.batch["responses"]
+        width = responses.shape[1]
+        lengths = data.batch["attention_mask"][:, -width:].sum(1).tolist()
+        ids = [row[:length].tolist() for row, length in zip(responses, lengths, strict=True)]
+        prompts = [p if isinstance(p, str) else list(p) for p in data.non_tensor_batch["raw_prompt"]]
+        rewards = torch.zeros(responses.shape, dtype=torch.float32)
+        for row, told in enumerate(self._rewarder.score(prompts, ids)):
+            rewards[row, : len(told.rewards)] = torch.tensor(told.rewards)
+        return {"reward_tensor": rewards, "reward_extra_info": {}} if return_dict else rewards
+
+
+@cache
+def _client() -> AsyncRewardClient:
+    return AsyncRewardClient(os.environ.get("REDLINE_URL", DEFAULT_URL), key=os.environ.get("REDLINE_KEY"))
+
+
+async def compute_score(
+    data_source: str, solution_str: str, ground_truth: Any, extra_info: dict[str, Any] | None = None, **options: Any
+) -> dict[str, float]:
+    """A custom reward function, one number: ``reward.custom_reward_function.path=.../redline/integrations/verl.py``.
+
+    verl hands over no prompt; it is read from ``extra_info["prompt"]``, or whatever ``prompt_key`` in
+    ``reward_kwargs`` names.
+
+    Raises:
+        KeyError: there is no such field.
+        ItemsFailedError: the response could not be scored.
+    """
+    prompt = (extra_info or {})[options.get("prompt_key", "prompt")]
+    item = {"prompt": prompt if isinstance(prompt, str) else list(prompt), "response": solution_str}
+    result = await _client().score([item], options=ScoreOptions(on_too_long="truncate"))
+    return {"score": result.scored()[0].score}

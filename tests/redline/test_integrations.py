@@ -1,0 +1,263 @@
+"""Token rewards in other frameworks' shapes: one a sampled id, the sum unchanged, padding and foreign tokens empty."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from redline import AsyncRewardClient, ItemsFailedError, RewardClient
+from redline.integrations import nemo_rl, prime_rl, skyrl, slime
+from redline.integrations.credit import leave_one_out_advantages, rewards_to_go
+from redline.integrations.sampled import TokenRewarder, read_sampled
+from redline.testing import FakeService
+from tests.tokenizer_families import TOKENIZERS, tokenizer_of
+
+TEXTS = ["Hold the round button.", "I am sorry 🙂", "naïve café, don't!", "x"]
+
+
+@pytest.fixture
+def fake() -> FakeService:
+    """A word's reward is minus its length, the end token's 0.5."""
+    return FakeService(lambda word: -float(len(word)), end_reward=0.5)
+
+
+@pytest.fixture(params=TOKENIZERS)
+def rewarder(request: pytest.FixtureRequest, fake: FakeService) -> TokenRewarder:
+    return rewarder_of(tokenizer_of(request.param), fake)
+
+
+def rewarder_of(tokenizer: Any, fake: FakeService) -> TokenRewarder:
+    return TokenRewarder(
+        tokenizer, client=RewardClient(transport=fake.transport), aclient=AsyncRewardClient(transport=fake.transport)
+    )
+
+
+def ids_of(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+# --- sampled ids -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", TOKENIZERS)
+@pytest.mark.parametrize("is_finished", [True, False])
+@pytest.mark.parametrize("padding", [0, 3])
+def test_every_id_has_a_reward_and_the_sum_is_the_score(
+    family: str, is_finished: bool, padding: int, fake: FakeService
+) -> None:
+    tokenizer = tokenizer_of(family)
+    rewarder = rewarder_of(tokenizer, fake)
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    if end == pad and padding and not is_finished:
+        return  # cannot be told from a response that ended
+    rows = [ids_of(tokenizer, text) + [end] * is_finished + [pad] * padding for text in TEXTS]
+    told = rewarder.score(["Why?"] * len(rows), rows)
+    assert told == asyncio.run(rewarder.ascore(["Why?"] * len(rows), rows))
+    for one, row, item in zip(told, rows, fake.requests[0].items, strict=True):
+        assert len(one.rewards) == len(row)
+        assert math.fsum(one.rewards) == pytest.approx(one.score, abs=1e-9)
+        assert one.rewards[len(row) - padding :] == [0.0] * padding
+        assert item.finished is is_finished
+        if is_finished:
+            assert one.rewards[len(item.token_offsets or ()) - 1] == pytest.approx(0.5)
+
+
+def test_special_tokens_within_a_response_are_seen_by_the_judge() -> None:
+    tokenizer = tokenizer_of("byte_bpe")
+    ids = [
+        *ids_of(tokenizer, "a"),
+        *tokenizer("<|user|>")["input_ids"],
+        *ids_of(tokenizer, "b"),
+        tokenizer.eos_token_id,
+    ]
+    sampled = read_sampled(ids, partial(tokenizer.decode, skip_special_tokens=False), {tokenizer.eos_token_id})
+    assert (sampled.text, sampled.is_finished) == ("a<|user|>b", True)
+
+
+def test_an_end_token_alone_is_a_response_and_nothing_is_none(fake: FakeService) -> None:
+    tokenizer = tokenizer_of("unigram")
+    rewarder = rewarder_of(tokenizer, fake)
+    [told] = rewarder.score(["Why?"], [[tokenizer.eos_token_id, tokenizer.pad_token_id]])
+    assert told.rewards == [0.5, 0.0]
+    with pytest.raises(ItemsFailedError):
+        rewarder.score(["Why?"], [[tokenizer.pad_token_id]])
+
+
+def test_messages_may_carry_more_than_the_wire_knows(rewarder: TokenRewarder, fake: FakeService) -> None:
+    item = rewarder.item([{"role": "user", "content": "Hi", "name": "Ann"}], [5])  # type: ignore[list-item]
+    assert item.prompt != "Hi"
+
+
+# --- credit ----------------------------------------------------------------------------------------------
+
+
+def test_rewards_to_go_by_hand() -> None:
+    rewards = torch.tensor([[1.0, 2.0, 4.0, 9.0], [1.0, 7.0, 3.0, 0.0]])
+    mask = torch.tensor([[1, 1, 1, 0], [1, 0, 1, 0]])
+    assert rewards_to_go(rewards, mask).tolist() == [[7.0, 6.0, 4.0, 0.0], [4.0, 3.0, 3.0, 0.0]]
+    assert rewards_to_go(rewards, mask, 0.5).tolist() == [[3.0, 4.0, 4.0, 0.0], [2.5, 3.0, 3.0, 0.0]]
+
+
+def test_advantages_by_hand() -> None:
+    rewards = torch.tensor([[0.0, -3.0, 0.0], [0.0, 0.0, 0.0], [-1.0, 0.0, 0.0]])
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0]])
+    told = leave_one_out_advantages(rewards, mask, ["a", "a", "a"], scale=False)
+    # to go: [-3, -3, 0], [0, 0, -], [-1, -, -]
+    assert told.tolist() == [[-2.5, -3.0, 0.0], [2.0, 1.5, 0.0], [0.5, 0.0, 0.0]]
+    sums = torch.tensor([-3.0, 0.0, -1.0])
+    scaled = leave_one_out_advantages(rewards, mask, ["a", "a", "a"])
+    torch.testing.assert_close(scaled, told / (sums.std() + 1e-4))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_response_s_own_rewards_do_not_move_its_baseline(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rewards = torch.randn(8, 6, generator=generator)
+    mask = (torch.arange(6) < torch.randint(1, 7, (8, 1), generator=generator)).int()
+    groups = [0, 1] * 4
+    told = leave_one_out_advantages(rewards, mask, groups, scale=False)
+    changed = rewards.clone()
+    changed[0] += 5.0
+    moved = leave_one_out_advantages(changed, mask, groups, scale=False)
+    difference = (moved - told)[0]
+    expected = rewards_to_go(torch.full((1, 6), 5.0), mask[:1])[0] * mask[0]
+    torch.testing.assert_close(difference, expected)
+    assert torch.equal(moved[1::2], told[1::2])  # the other group
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_where_responses_stand_in_their_rows_changes_nothing(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 6, (4,), generator=generator).tolist()
+    rows = [torch.randn(length, generator=generator) for length in lengths]
+    left, right = torch.zeros(4, 7), torch.zeros(4, 7)
+    left_mask, right_mask = torch.zeros(4, 7), torch.zeros(4, 7)
+    for n, row in enumerate(rows):
+        left[n, : len(row)], left_mask[n, : len(row)] = row, 1.0
+        right[n, 7 - len(row) :], right_mask[n, 7 - len(row) :] = row, 1.0
+    one = leave_one_out_advantages(left, left_mask, [0] * 4)
+    other = leave_one_out_advantages(right, right_mask, [0] * 4)
+    for n, row in enumerate(rows):
+        torch.testing.assert_close(one[n, : len(row)], other[n, 7 - len(row) :])
+
+
+def test_a_group_of_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="group of one"):
+        leave_one_out_advantages(torch.ones(3, 2), torch.ones(3, 2), [0, 0, 1])
+
+
+# --- the frameworks' shapes ------------------------------------------------------------------------------
+
+
+def test_skyrl_s_output_gets_lists_as_long_as_its_ids(rewarder: TokenRewarder, fake: FakeService) -> None:
+    tokenizer = rewarder._tokenizer
+    ids = [[*ids_of(tokenizer, text), tokenizer.eos_token_id] for text in TEXTS]
+    masks = [[1] * len(row) for row in ids]
+    masks[0][0] = 0
+    output = {"response_ids": ids, "rewards": [1.0] * 4, "loss_masks": masks, "prompt_token_ids": [[1]] * 4}
+
+    class Generator:
+        name = "inner"
+
+        async def generate(self, input_batch: dict[str, Any], disable_tqdm: bool = False) -> dict[str, Any]:
+            assert disable_tqdm
+            return output
+
+    generator = skyrl.TokenRewardGenerator(Generator(), rewarder)
+    batch = {"prompts": [[{"role": "user", "content": "Why?"}]] * 4}
+    told = asyncio.run(generator.generate(batch, disable_tqdm=True))
+    assert generator.name == "inner"
+    assert [len(row) for row in told["rewards"]] == [len(row) for row in ids]
+    assert told["rewards"][0][0] == 0.0
+    plain = rewarder.score(["Why?"] * 4, ids)
+    assert told["rewards"][1:] == [one.rewards for one in plain[1:]]
+    assert told["prompt_token_ids"] == output["prompt_token_ids"]
+    assert output["rewards"] == [1.0] * 4
+    with pytest.raises(ValueError, match="4 responses to 1 prompts"):
+        asyncio.run(generator.generate({"prompts": ["Why?"]}, disable_tqdm=True))
+
+
+def test_slime_s_hooks_from_reward_to_advantages(monkeypatch: pytest.MonkeyPatch, fake: FakeService) -> None:
+    tokenizer = tokenizer_of("byte_fallback")
+    monkeypatch.setattr(slime, "_rewarder", lambda path: rewarder_of(tokenizer, fake))
+    args = SimpleNamespace(hf_checkpoint="policy", n_samples_per_prompt=2)
+    samples = []
+    for text in TEXTS:
+        ids = [*ids_of(tokenizer, text), tokenizer.eos_token_id]
+        sample = SimpleNamespace(prompt="Why?", tokens=[7, 8, 9, *ids], response_length=len(ids), loss_mask=None)
+        sample.reward = asyncio.run(slime.reward(args, sample))
+        samples.append(sample)
+    raw, advantages = slime.post_process(args, samples)
+    assert raw == [sample.reward["score"] for sample in samples]
+    assert [sum(sample.reward["token_rewards"]) for sample in samples] == pytest.approx(raw)
+    assert [len(one) for one in advantages] == [sample.response_length for sample in samples]
+    first = advantages[0][0] * (torch.tensor(raw[:2]).std() + 1e-4)
+    assert float(first) == pytest.approx(raw[0] - raw[1], rel=1e-4)
+    data: dict[str, Any] = {"rewards": advantages, "kl": [torch.zeros(len(one)) for one in advantages]}
+    slime.advantages(args, data)
+    assert all(torch.equal(a, b) for a, b in zip(data["advantages"], advantages, strict=True))
+    data["kl"][0] = torch.zeros(1)
+    with pytest.raises(ValueError, match="context parallelism"):
+        slime.advantages(args, data)
+
+
+def test_prime_rl_s_rewards_are_those_of_its_sampled_tokens(rewarder: TokenRewarder, fake: FakeService) -> None:
+    tokenizer = rewarder._tokenizer
+
+    def node(role: str, text: str, is_sampled: bool) -> Any:
+        ids = ids_of(tokenizer, text)
+        own = [*ids, tokenizer.eos_token_id] if is_sampled else ids
+        return SimpleNamespace(
+            message=SimpleNamespace(role=role, content=text),
+            token_ids=[3, *own],
+            mask=[False, *([is_sampled] * len(own))],
+        )
+
+    nodes = [node("user", "Why?", False), node("assistant", "So.", True), node("user", "Oh?", False)]
+    nodes.append(node("assistant", "Hold the round button.", True))
+    trace = SimpleNamespace(nodes=nodes, branches=[SimpleNamespace(nodes=nodes)])
+    told = asyncio.run(prime_rl.sampled_token_rewards(trace, rewarder))
+    assert len(told) == sum(sum(one.mask) for one in nodes)
+    asked = fake.requests[0].items
+    assert [[m.role for m in item.prompt] for item in asked] == [["user"], ["user", "assistant", "user"]]  # type: ignore[union-attr]
+    assert math.fsum(told) == pytest.approx(sum(one.score for one in rewarder.score(*_again(nodes))), abs=1e-9)
+
+
+def _again(nodes: list[Any]) -> tuple[list[Any], list[list[int]]]:
+    sampled = [node for node in nodes if any(node.mask)]
+    return ["Why?"] * len(sampled), [node.token_ids[1:] for node in sampled]
+
+
+def test_nemo_rl_s_advantages_stand_on_the_sampled_ids(rewarder: TokenRewarder) -> None:
+    tokenizer = rewarder._tokenizer
+    rng = random.Random(0)
+    logs, width = [], 0
+    for text in TEXTS:
+        prompt = [rng.randrange(3, 20) for _ in range(rng.randrange(2, 5))]
+        ids = [*ids_of(tokenizer, text), tokenizer.eos_token_id]
+        logs.append(
+            [
+                {"role": "user", "content": "Why?", "token_ids": torch.tensor(prompt)},
+                {"role": "assistant", "content": text, "token_ids": torch.tensor(ids)},
+            ]
+        )
+        width = max(width, len(prompt) + len(ids))
+    mask = torch.zeros(4, width)
+    for row, log in enumerate(logs):
+        start = len(log[0]["token_ids"])
+        mask[row, start : start + len(log[1]["token_ids"])] = 1.0
+    estimator = nemo_rl.TokenAdvantages(rewarder, scale=False)
+    told = estimator.compute_advantage(torch.zeros(4, 3), torch.zeros(4), mask, {"message_log": logs})
+    assert told.shape == mask.shape
+    assert bool((told[mask == 0] == 0).all())
+    scores = [one.score for one in rewarder.score(["Why?"] * 4, [log[1]["token_ids"].tolist() for log in logs])]
+    for row, log in enumerate(logs):
+        others = (sum(scores) - scores[row]) / 3
+        assert float(told[row, len(log[0]["token_ids"])]) == pytest.approx(scores[row] - others, abs=1e-4)
