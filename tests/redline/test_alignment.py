@@ -310,10 +310,7 @@ def test_each_token_stands_among_the_characters_of_which_it_holds_bytes(
     text, pieces = case
     vocabulary = ByteVocabulary(pieces)
     _, spans = token_spans(vocabulary.decode, vocabulary.ids)
-    for (start, end), (first, last) in zip(spans, touched_characters(text, pieces), strict=True):
-        assert first <= start < end <= last
-        if last == first + 1:  # a whole character, or a part of one
-            assert (start, end) == (first, last)
+    assert spans == touched_characters(text, pieces)
 
 
 @quickly
@@ -341,7 +338,7 @@ def test_three_tokens_of_one_emoji_share_its_span() -> None:
 def test_token_with_the_end_of_one_character_and_the_start_of_the_next() -> None:
     first, second = "é".encode(), "ü".encode()
     vocabulary = ByteVocabulary([first[:1], first[1:] + second[:1], second[1:]])
-    assert token_spans(vocabulary.decode, vocabulary.ids) == ("éü", [(0, 1), (0, 1), (1, 2)])
+    assert token_spans(vocabulary.decode, vocabulary.ids) == ("éü", [(0, 1), (0, 2), (1, 2)])
 
 
 def test_token_that_decodes_to_nothing_at_the_end_is_an_empty_span_there() -> None:

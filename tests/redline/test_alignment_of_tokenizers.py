@@ -129,9 +129,20 @@ def test_spans_found_in_windows_are_those_of_the_whole_prefix(family: str) -> No
             prefix, end = decode(ids[:count]), start
             while end < min(len(prefix), len(text)) and prefix[: end + 1] == text[: end + 1]:
                 end += 1
-            expected.append((start, end if end > start else min(start + 1, len(text))))
+            is_begun = prefix[:end] == text[:end] and prefix[end : end + 1] == "\ufffd" and end < len(text)
+            touched = end + is_begun
+            expected.append((start, touched if touched > start else min(start + 1, len(text))))
             start = end
         assert token_spans(decode, ids) == (text, expected), case
+
+
+def test_sampled_spans_are_a_byte_level_tokenizer_s_own_where_its_ids_are() -> None:
+    tokenizer = tokenizer_of("byte_bpe")
+    for case in range(300):
+        text = random_text(random.Random(f"own {case}")).replace("\ufffd", "")  # looks like a part of a character
+        encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+        told = token_spans(lambda part: tokenizer.decode(part, skip_special_tokens=False), encoded["input_ids"])
+        assert told == (text, [tuple(span) for span in encoded["offset_mapping"]]), case
 
 
 def test_a_long_response_is_not_decoded_again_from_its_beginning_for_every_token() -> None:
