@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.ready
 
-.PHONY: demo test test-peers static check format smollm2 bench claims real-text seeds clean help
+.PHONY: demo test test-peers static check format smollm2 bench claims real-text loops seeds clean help
 
 help:  ## what there is to make
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -44,6 +44,10 @@ claims: $(SETUP)  ## PPO against every scorer on three tasks, judged by gold; AR
 
 real-text: $(SETUP)  ## reward models on real preference sets; DATA=FOLDER, ARGS=--reduced without a GPU
 	$(BIN)/python -m benchmarks.real_text --data $(DATA) $(ARGS)
+
+loops: $(SETUP)  ## Redline's PPO and TRL's GRPO against one service, judged by the quickstart world's gold (about fifteen minutes)
+	$(BIN)/python tests/peers/run.py --install trl
+	$(BIN)/python examples/quickstart/loops.py --trl-python .peers/trl/bin/python
 
 seeds: $(SETUP)  ## the demo over three seeds, with the spread (about twenty minutes)
 	$(BIN)/python examples/quickstart/seeds.py --out runs/seeds

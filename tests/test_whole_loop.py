@@ -47,12 +47,12 @@ def free_port() -> int:
 class Service:
     """A ``redline serve`` of its own."""
 
-    def __init__(self, bundle: Path, port: int, *options: str) -> None:
+    def __init__(self, bundle: Path, port: int, *options: str, stdout: Any = subprocess.DEVNULL) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.process = subprocess.Popen(
             [REDLINE, "serve", str(bundle), "--port", str(port), *options],
             env=ENVIRONMENT,
-            stdout=subprocess.DEVNULL,
+            stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -187,10 +187,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--supervised-steps", type=int, default=300)
     parser.add_argument("--rm-steps", type=int, default=150)
     parser.add_argument("--ppo-steps", type=int, default=40)
+    parser.add_argument("--until", help="the last stage to make; without it all, and the report")
     args = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
     args.out.mkdir(parents=True, exist_ok=True)
     stages = plan(args.seed, args.rm_steps, args.ppo_steps, args.supervised_steps)
+    if args.until is not None:
+        names = [stage.name for stage in stages]
+        if args.until not in names:
+            parser.error(f"there is no stage {args.until!r} among {', '.join(names)}")
+        stages = stages[: names.index(args.until) + 1]
     run = Run(args.out.resolve())
     seconds: dict[str, float] = {}
     commands: dict[str, list[str]] = {}
@@ -211,6 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit("\nstopped; nothing is left running. The same command goes on from here.")
     finally:
         run.stop()
+    if args.until is not None:
+        return
     (args.out / "stages.json").write_text(json.dumps({"seconds": seconds, "commands": commands}, indent=2))
     from report import write_report
 

@@ -16,20 +16,28 @@ from typing import Any
 FIGURES = ("gold", "benign_refusal_rate", "harmful_compliance_rate", "mean_tokens", "win_rate_vs_supervised")
 
 
-def summarise(reports: dict[int, dict[str, Any]]) -> dict[str, Any]:
+def spread(judged: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """Of every policy and figure: the value of each seed, mean, least and largest."""
-    summary: dict[str, Any] = {"seeds": sorted(reports), "policies": {}}
-    for name in reports[min(reports)]["policies"]:
-        summary["policies"][name] = {}
+    policies: dict[str, Any] = {}
+    for name in judged[min(judged)]:
+        policies[name] = {}
         for figure in (*FIGURES, "ideal_tokens"):
-            values = [reports[seed]["policies"][name][figure] for seed in sorted(reports)]
+            # the policy that others are compared with has no win rate
+            values = [judged[seed][name].get(figure) for seed in sorted(judged)]
             if None not in values:
-                summary["policies"][name][figure] = {
+                policies[name][figure] = {
                     "values": values,
                     "mean": statistics.fmean(values),
                     "min": min(values),
                     "max": max(values),
                 }
+    return policies
+
+
+def summarise(reports: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """The spread of what the reports say, and what else they tell."""
+    policies = spread({seed: report["policies"] for seed, report in reports.items()})
+    summary: dict[str, Any] = {"seeds": sorted(reports), "policies": policies}
     summary["seconds"] = [reports[seed]["seconds"]["total"] for seed in sorted(reports)]
     summary["scalar_collapsed"] = [reports[seed]["scalar_collapsed"] for seed in sorted(reports)]
     return summary
@@ -42,8 +50,8 @@ def table(summary: dict[str, Any]) -> str:
     for name, figures in summary["policies"].items():
         cells = []
         for figure in (*FIGURES, "ideal_tokens"):
-            spread = figures.get(figure)
-            cells.append("" if spread is None else f"{spread['mean']:.3f} [{spread['min']:.3f}, {spread['max']:.3f}]")
+            told = figures.get(figure)
+            cells.append("" if told is None else f"{told['mean']:.3f} [{told['min']:.3f}, {told['max']:.3f}]")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

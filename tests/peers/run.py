@@ -1,5 +1,5 @@
-"""Runs each peer's tests in an environment of its own, laid over the project's: ``python tests/peers/run.py [NAME
-...]``.
+"""Runs each peer's tests in an environment of its own, laid over the project's: ``python tests/peers/run.py
+[--install] [NAME ...]``.
 
 An environment is made once, under ``.peers/``. Peers are installed without their dependencies: what they pin would
 replace what Redline is tested with; what they need at import is named here.
@@ -58,7 +58,11 @@ def environment(name: str) -> Path:
 
 
 def main(names: list[str]) -> int:
-    """The number of peers whose tests failed."""
+    """The number of peers whose tests failed; with ``--install`` before the names, they are installed and no more."""
+    if names[:1] == ["--install"]:
+        for name in names[1:]:
+            environment(name)
+        return 0
     failed = 0
     for name in names or PEERS:
         print(f"== {name}", flush=True)

@@ -1,0 +1,94 @@
+"""``make loops``: three RL loops against one reward service, from one policy, judged by the world's gold.
+
+Redline's PPO, TRL's GRPO on one number a response, and TRL's GRPO on token rewards, 40 steps of 64 responses each. The
+world, the supervised policy and the reward model are those of the demo, made where they are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from demo import HERE, PPO_OPTIONS, Run
+from judge import judge, load_questions
+from seeds import spread, table
+
+STEPS = 40
+
+
+def run_seed(demo: Path, out: Path, trl_python: Path, seed: int) -> dict[str, Any]:
+    """Every loop's policy, made unless it is there, and its figures."""
+    folder = demo.resolve()
+    command = [sys.executable, str(HERE / "demo.py"), "--out", str(folder), "--seed", str(seed)]
+    subprocess.run([*command, "--until", "rm_seq2seq"], check=True)
+    out = out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    asked = f"--policy {folder}/supervised/policy --prompts {folder}/world/prompts.jsonl"
+    run = Run(folder)
+    policies = {"supervised": folder / "supervised" / "policy"}
+    try:
+        with run.service(str(folder / "rm_seq2seq" / "bundle"), out / "service.log") as url:
+            ppo = f"redline ppo --url {url} {asked} --out {out}/ppo {PPO_OPTIONS.format(steps=STEPS)} --seed {seed}"
+            grpo = [str(trl_python), str(HERE / "grpo.py"), "--url", url, *asked.split()]
+            grpo += ["--steps", str(STEPS), "--seed", str(seed)]
+            made = {
+                "redline_ppo": (ppo, out / "ppo" / "policy"),
+                "trl_grpo_scalar": ([*grpo, "--scalar", "--out", f"{out}/grpo_scalar"], out / "grpo_scalar"),
+                "trl_grpo_tokens": ([*grpo, "--out", f"{out}/grpo_tokens"], out / "grpo_tokens"),
+            }
+            for name, (what, policy) in made.items():
+                policies[name] = policy
+                if (policy / "config.json").exists():
+                    continue
+                started = time.perf_counter()
+                if isinstance(what, str):
+                    status = run.start(what, out / f"{name}.log").wait()
+                else:
+                    with (out / f"{name}.log").open("wb") as log:
+                        environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+                        status = subprocess.run(what, env=environment, stdout=log, stderr=log, check=False).returncode
+                if status != 0:
+                    sys.exit(f"{name} failed with status {status}; see {out / f'{name}.log'}")
+                print(f"  seed {seed}: {name}, {time.perf_counter() - started:.0f} s", flush=True)
+    finally:
+        run.stop()
+    figures, _ = judge(policies, load_questions(folder / "world" / "test_prompts.jsonl"), "supervised", seed)
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demos", type=Path, default=Path("runs/seeds"), help="folder of the demos, one a seed")
+    parser.add_argument("--out", type=Path, default=Path("runs/loops"))
+    parser.add_argument("--trl-python", type=Path, required=True, help="a python that has trl and redline")
+    parser.add_argument("--seeds", type=int, default=2, help="how many, from 1; GRPO's learning rate was tried on 0")
+    args = parser.parse_args()
+    seeds = {
+        seed: run_seed(args.demos / f"seed-{seed}", args.out / f"seed-{seed}", args.trl_python, seed)
+        for seed in range(1, 1 + args.seeds)
+    }
+    told = {
+        "policies": spread(seeds),
+        "about": {
+            "command": "make loops",
+            "date": datetime.now(UTC).date().isoformat(),
+            "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+            "seeds": sorted(seeds),
+            "steps": STEPS,
+        },
+    }
+    (args.out / "loops.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    print(table(told))
+    print(f"wrote {args.out / 'loops.json'}")
+
+
+if __name__ == "__main__":
+    main()
