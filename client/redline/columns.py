@@ -8,15 +8,19 @@ from typing import Any
 from redline.client import RewardClient
 from redline.errors import ItemsFailedError
 from redline.exchange import DEFAULT_URL
-from redline.wire import ItemError, ScoreOptions
+from redline.wire import ErrorBody, ErrorCode, ItemError, ItemScore, ScoreOptions
+
+_MISSING = ItemError(error=ErrorBody.of(ErrorCode.INVALID_REQUEST, "the prompt or the response is missing"))
 
 
 class ScoreColumns:
-    """``data.map(ScoreColumns(url), batched=True, batch_size=512)`` scores every row of a data set.
+    """``data.map(score, batched=True, batch_size=512, features=score.features(data.features))``, where ``score =
+    ScoreColumns(url)``, scores every row of a data set.
 
     For each response column it adds ``<column>_score``, ``<column>_rewards`` and ``<column>_offsets`` (the model's own
     tokens, in characters), and ``<column>_error``, empty where all is well; a row that cannot be scored has nulls,
-    never zeros. It can be sent to other processes (``num_proc=``); each connects for itself.
+    never zeros. It can be sent to other processes (``num_proc=``); each connects for itself. The service is asked once
+    which model it serves, so that ``map``'s cache does not give one model's scores for another's.
 
     Args:
         url, key: of the service.
@@ -47,27 +51,53 @@ class ScoreColumns:
         self._options = options
         self._must_succeed = must_succeed
         self._client: RewardClient | None = None
+        with RewardClient(url, key=key) as client:
+            self._digest = client.model(model).digest
+
+    def features(self, given: Mapping[str, Any]) -> Any:
+        """``datasets.Features``: those ``given`` and the new columns', which a failed first batch would not tell."""
+        from datasets import Features, Sequence, Value
+
+        new: dict[str, Any] = {}
+        for column in self._responses:
+            new[f"{column}_score"] = Value("float64")
+            new[f"{column}_rewards"] = Sequence(Value("float64"))
+            new[f"{column}_offsets"] = Sequence(Sequence(Value("int64")))
+            new[f"{column}_error"] = Value("string")
+        return Features({**given, **new})
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_client": None}
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        """Columns in, columns out. Raises as ``RewardClient.score`` does, and KeyError where a column is missing."""
+        """Columns in, columns out.
+
+        Raises:
+            TypeError: a single row was given; ``map`` needs ``batched=True``.
+            KeyError: a column is missing.
+            ServiceError, ConnectionFailedError, ProtocolError: as ``RewardClient.score``.
+        """
+        if isinstance(batch[self._prompt], str):
+            raise TypeError("ScoreColumns takes batches: map(..., batched=True)")
         if self._client is None:
             self._client = RewardClient(self.url, key=self._key)
         prompts = batch[self._prompt]
-        items = [
-            {"prompt": prompt, "response": _text(response)}
+        rows = [
+            (prompt, _text(response))
             for column in self._responses
             for prompt, response in zip(prompts, batch[column], strict=True)
         ]
+        items = [{"prompt": p, "response": r} for p, r in rows if p is not None and r is not None]
         result = self._client.score(items, model=self._model, options=self._options)
-        if self._must_succeed and result.failures:
-            raise ItemsFailedError(result.failures)
+        answered = iter(result.items)
+        every = [_MISSING if p is None or r is None else next(answered) for p, r in rows]
+        failures = [(n, answer.error) for n, answer in enumerate(every) if isinstance(answer, ItemError)]
+        if self._must_succeed and failures:
+            raise ItemsFailedError(failures)
         columns: dict[str, list[Any]] = {}
         for n, column in enumerate(self._responses):
-            answers = result.items[n * len(prompts) : (n + 1) * len(prompts)]
-            told = [None if isinstance(answer, ItemError) else answer for answer in answers]
+            answers = every[n * len(prompts) : (n + 1) * len(prompts)]
+            told = [answer if isinstance(answer, ItemScore) else None for answer in answers]
             columns[f"{column}_score"] = [answer and answer.score for answer in told]
             columns[f"{column}_rewards"] = [answer and answer.rewards for answer in told]
             columns[f"{column}_offsets"] = [answer and [list(span) for span in answer.offsets] for answer in told]

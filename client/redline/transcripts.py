@@ -7,27 +7,25 @@ would be a made-up reward.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from redline.wire import ChatMessage
+from redline.wire import ChatMessage, ScoreItem
 
 _ROLES = {
     "human": "user",
     "prompter": "user",
+    "instruction": "user",
+    "input": "user",
+    "[inst]": "user",
+    "response": "assistant",
     "chatbot": "assistant",
     "model": "assistant",
-    "developer": "system",
-    "[inst]": "user",
     "[/inst]": "assistant",
+    "developer": "system",
 }
-# a generation prompt that switches thinking off writes an empty thought; the bundle's template does so itself
-_EMPTY_THOUGHT = re.compile(r"\A\s*<think>\s*</think>\s*")
-_SYSTEM_WITHIN = re.compile(r"\A\s*<<SYS>>\s*(.*?)\s*<</SYS>>\s*", re.DOTALL)
-# a text that ends in a special token of some template, where a response would begin
-_UNKNOWN_HEADER = re.compile(r"<[|｜][^<>|｜\s]{1,40}[|｜]>\s*\Z")
 
 
 class BorderError(ValueError):
@@ -35,54 +33,55 @@ class BorderError(ValueError):
 
 
 class Markup(NamedTuple):
-    """How a family of chat templates marks turns. ``header`` has a group ``role``; ``ends`` close a turn."""
+    """How a family of chat templates marks turns. ``header`` has a group ``role``; ``ends`` close a turn.
+
+    ``is_words``: made of words that any text may hold, so that it counts only where it makes a whole dialogue.
+    """
 
     header: re.Pattern[str]
     ends: tuple[str, ...]
+    is_words: bool
 
 
-def _markup(header: str, *ends: str) -> Markup:
-    return Markup(re.compile(header), ends)
+def _markup(header: str, *ends: str, is_words: bool = False) -> Markup:
+    return Markup(re.compile(header), ends, is_words)
 
 
 _MARKUPS = {
-    "chatml": _markup(r"<\|im_start\|>(?P<role>\w+)\n?", "<|im_end|>"),
+    "chatml": _markup(r"<\|im_start\|>(?P<role>\w+)(?:<\|im_sep\|>|\n)?", "<|im_end|>"),
     "llama3": _markup(r"<\|start_header_id\|>(?P<role>\w+)<\|end_header_id\|>\n{0,2}", "<|eot_id|>", "<|eom_id|>"),
     "llama4": _markup(r"<\|header_start\|>(?P<role>\w+)<\|header_end\|>\n{0,2}", "<|eot|>", "<|eom|>"),
-    "gemma": _markup(r"<start_of_turn>(?P<role>\w+)\n?", "<end_of_turn>"),
+    "gemma": _markup(r"<start_of_turn>(?P<role>\w+)\n?", "<end_of_turn>", "<eos>"),
     "granite": _markup(r"<\|start_of_role\|>(?P<role>\w+)<\|end_of_role\|>", "<|end_of_text|>"),
     "command": _markup(r"<\|START_OF_TURN_TOKEN\|><\|(?P<role>USER|SYSTEM|CHATBOT)_TOKEN\|>", "<|END_OF_TURN_TOKEN|>"),
     "deepseek": _markup(r"<｜(?P<role>User|Assistant)｜>", "<｜end▁of▁sentence｜>"),
-    "harmony": _markup(r"<\|start\|>(?P<role>\w+)(?:<\|channel\|>final)?<\|message\|>", "<|end|>", "<|return|>"),
     "named": _markup(r"<\|(?P<role>system|user|assistant|prompter)\|>\n?", "<|end|>", "<|endoftext|>", "</s>"),
     "inst": _markup(r"(?P<role>\[/?INST\]) ?", "</s>"),
-    "human": _markup(r"(?:\A|\n\n)(?P<role>Human|Assistant): ?"),
-    "vicuna": _markup(r"(?:\A|(?<=\s)|(?<=</s>))(?P<role>USER|ASSISTANT): ?", "</s>"),
+    "human": _markup(r"(?:\A|\n\n)(?P<role>Human|Assistant): ?", is_words=True),
+    "vicuna": _markup(r"(?:\A|(?<=[\s.!?])|(?<=</s>))(?P<role>USER|ASSISTANT): ?", is_words=True),
+    "alpaca": _markup(r"(?:\A|\n\n)### (?P<role>Instruction|Input|Response):\n?", is_words=True),
 }
-# words that any text may hold: markup only where they leave the turn to the assistant
-_SOFT = {"human", "vicuna"}
 _BEGINNINGS = (
     *("<|begin_of_text|>", "<s>", "<bos>", "<｜begin▁of▁sentence｜>", "<|startoftext|>", "<BOS_TOKEN>"),
     "[gMASK]<sop>",
 )
 # what fills a sequence up, on either side
 _PADS = ("<|endoftext|>", "<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<｜▁pad▁｜>", "<PAD>")
-_ENDS = (*dict.fromkeys(end for markup in _MARKUPS.values() for end in markup.ends), "<eos>", "<EOS_TOKEN>", "[EOS]")
+# what ends a text without markup: any of all of them
+KNOWN_ENDS = (*dict.fromkeys(end for markup in _MARKUPS.values() for end in markup.ends), "<EOS_TOKEN>", "[EOS]")
 
+# an end token that is a word of HTML, too: a second one is text
+_STRIKE = "</s>"
 
-@dataclass(frozen=True)
-class Turns:
-    """A rendered conversation read back.
-
-    ``opened``: the text of the assistant's turn that it ends with, None if it ends with another's; ``start``: where
-    that text begins. ``is_ended``: whether the last turn was closed. ``markup``: None for a text without any.
-    """
-
-    messages: list[ChatMessage]
-    opened: str | None
-    start: int
-    markup: str | None
-    is_ended: bool = False
+# what a template may write into the turn that it opens. An empty thought is nobody's; a begun one is the response's.
+_CLOSED_THOUGHT = re.compile(r"\A\s*(?:<think>\s*)?</think>\s*")
+_OPENER = re.compile(r"\A\s*(?:(?:<think>\s*)?</think>\s*|<think>\s*)?\Z")
+_SYSTEM_WITHIN = re.compile(r"\A\s*<<SYS>>\s*(.*?)\s*<</SYS>>\s*", re.DOTALL)
+_SYSTEM_BEFORE = re.compile(r"\A\s*\[SYSTEM_PROMPT\](.*)\[/SYSTEM_PROMPT\]\s*\Z", re.DOTALL)
+# templates whose turns have parts of their own, which are not told apart here
+_OTHER = re.compile(r"<\|START_(?:RESPONSE|THINKING)\|>|<\|start\|>\w+(?:<\|(?:channel|message)\|>|\s*\Z)")
+# a text that ends in a special token, or in one and a name, where a response would begin
+_UNKNOWN_HEADER = re.compile(r"<(?:[|｜][^<>|｜\s]{1,40}[|｜]?|[^<>|｜\s]{1,40}[|｜])>:?\w{0,12}:?\s*\Z")
 
 
 class Exchange(NamedTuple):
@@ -97,25 +96,38 @@ class Exchange(NamedTuple):
     start: int = 0
 
 
-def without_ending(text: str, ends: Sequence[str] = ()) -> tuple[str, bool]:
-    """``text`` without the markers that end or fill up a sequence, and whether there were any."""
-    known = [end for end in (*ends, *_ENDS, *_PADS) if end]
+def as_item(exchange: Exchange, **more: Any) -> ScoreItem:
+    """The exchange as an item; an empty response stands for a lone end token, which is what such a policy wrote."""
+    if not exchange.response and exchange.is_finished:
+        more = {"token_offsets": [(0, 0)], **more}
+    return ScoreItem(prompt=exchange.prompt, response=exchange.response, finished=exchange.is_finished, **more)
+
+
+def without_ending(text: str, ends: Sequence[str], markup: Markup | None = None) -> tuple[str, bool]:
+    """``text`` without padding and what ended it, and whether there was something.
+
+    Args:
+        ends: end tokens beyond those of ``markup``, or beyond all known ones where words or nothing mark the turns.
+    """
+    known = [*ends, *(KNOWN_ENDS if markup is None or markup.is_words else markup.ends)]
     is_ended = False
-    while True:
-        kept = text.rstrip()
-        end = next((one for one in known if kept.endswith(one)), None)
-        if end is None:
-            return text, is_ended
-        text, is_ended = kept[: -len(end)], True
+    while pad := _at_end(text, _PADS):
+        text, is_ended = text.rstrip()[: -len(pad)], is_ended or pad in known
+    if end := _at_end(text, known):
+        text, is_ended = text.rstrip()[: -len(end)], True
+        while end != _STRIKE and _at_end(text, [end]):  # end tokens as padding
+            text = text.rstrip()[: -len(end)]
+    return text, is_ended
 
 
-def _role(header: re.Match[str]) -> str:
-    return _ROLES.get(header["role"].lower(), header["role"].lower())
+def _at_end(text: str, known: Sequence[str]) -> str | None:
+    kept = text.rstrip()
+    return next((one for one in known if one and kept.endswith(one)), None)
 
 
 def _beginning(text: str, ends: Sequence[str]) -> int:
     """Where ``text`` begins behind its begin token and the padding on its left."""
-    known = [one for one in (*_BEGINNINGS, *_PADS, *ends, *_ENDS) if one]
+    known = [one for one in (*_BEGINNINGS, *_PADS, *ends, *KNOWN_ENDS) if one]
     at = 0
     while True:
         here = at + len(text[at:]) - len(text[at:].lstrip())
@@ -125,104 +137,184 @@ def _beginning(text: str, ends: Sequence[str]) -> int:
         at = here + len(found)
 
 
-def read_turns(text: str, ends: Sequence[str] = ()) -> Turns:
-    """The turns of a rendered conversation; a text without any known markup is one user's turn.
+def _role(header: re.Match[str]) -> str:
+    return _ROLES.get(header["role"].lower(), header["role"].lower())
 
-    Args:
-        ends: further strings that end a sequence.
-    """
-    begin = _beginning(text, ends)
-    text = text[begin:]
-    found: list[tuple[int, str]] = []
-    for name, markup in _MARKUPS.items():
-        said = [_role(header) for header in markup.header.finditer(text)]
-        if said and (name not in _SOFT or said[-1] == "assistant"):
-            found.append((next(markup.header.finditer(text)).start(), name))
-    if not found:
-        return Turns([ChatMessage(role="user", content=text)] if text else [], None, begin + len(text), None)
-    name = min(found)[1]
-    headers = list(_MARKUPS[name].header.finditer(text))
+
+def _messages(text: str, headers: Sequence[re.Match[str]], markup: Markup, ends: Sequence[str]) -> list[ChatMessage]:
+    """The turns in front of the last header."""
     messages: list[ChatMessage] = []
-    if before := text[: headers[0].start()].strip():
-        messages.append(ChatMessage(role="system", content=before))
-    is_ended = False
-    for header, following in zip(headers, [*headers[1:], None], strict=True):
-        content = text[header.end() : len(text) if following is None else following.start()]
-        role = _role(header)
-        content, is_ended = without_ending(content, ends)
-        if following is None and role == "assistant":
-            thought = _EMPTY_THOUGHT.match(content)
-            skipped = thought.end() if thought else 0
-            return Turns(messages, content[skipped:], begin + header.end() + skipped, name, is_ended)
-        within = _SYSTEM_WITHIN.match(content) if name == "inst" and role == "user" else None
+    # a system prompt without a header of its own, or the rest of a turn that was cut
+    if before := without_ending(text[: headers[0].start()], ends, markup)[0].strip():
+        system = _SYSTEM_BEFORE.match(before)
+        messages.append(ChatMessage(role="system", content=system[1] if system else before))
+    for header, following in itertools.pairwise(headers):
+        content = text[header.end() : following.start()]
+        while begin := _at_end(content, _BEGINNINGS):  # a begin token for every exchange
+            content = content.rstrip()[: -len(begin)]
+        content = without_ending(content, ends, markup)[0]
+        within = _SYSTEM_WITHIN.match(content) if _role(header) == "user" else None
         if within:
             messages.append(ChatMessage(role="system", content=within[1]))
             content = content[within.end() :]
-        messages.append(ChatMessage(role=role, content=content.strip()))
-    return Turns(messages, None, begin + len(text), name, is_ended)
-
-
-def _prompt_of(turns: Turns) -> str | list[ChatMessage]:
-    if not turns.messages:
+        messages.append(ChatMessage(role=_role(header), content=content.strip()))
+    if not messages:
         raise BorderError("the prompt is empty")
-    return turns.messages[0].content if turns.markup is None else turns.messages
+    return messages
+
+
+class _Found(NamedTuple):
+    markup: Markup
+    headers: list[re.Match[str]]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the last turn is the assistant's, behind another one."""
+        return _role(self.headers[-1]) == "assistant"
+
+    @property
+    def is_dialogue(self) -> bool:
+        """Whether it begins with somebody else than the assistant."""
+        return len(self.headers) > 1 and _role(self.headers[0]) != "assistant"
+
+
+def _found(text: str, *, is_words: bool) -> list[_Found]:
+    every = [_Found(m, list(m.header.finditer(text))) for m in _MARKUPS.values() if m.is_words == is_words]
+    return [one for one in every if one.headers]
+
+
+def _opened(prompt: str) -> _Found | None:
+    """The markup of a prompt that leaves the turn to the assistant; None for a text without any.
+
+    Raises:
+        BorderError: it has markup and does not, or its template is unknown.
+    """
+    if _OTHER.search(prompt):
+        raise BorderError(f"the prompt's chat template is unknown here; it ends with {prompt[-30:]!r}")
+    marked = _found(prompt, is_words=False)
+    for one in (*marked, *(words for words in _found(prompt, is_words=True) if words.is_dialogue)):
+        is_rendered = len(one.headers) > 1 or not prompt[: one.headers[0].start()].strip()
+        if one.is_open and is_rendered and _OPENER.match(prompt[one.headers[-1].end() :]):
+            return one
+    if any(not prompt[: one.headers[0].start()].strip() for one in marked):
+        raise BorderError("the prompt does not end where the assistant's turn begins")
+    if _UNKNOWN_HEADER.search(prompt):
+        raise BorderError(f"the prompt's chat template is unknown here; it ends with {prompt[-30:]!r}")
+    return None
+
+
+def prompt_of(rendered: str) -> str | list[ChatMessage]:
+    """A prompt, rendered or not, as what it was rendered from; a text without markup is one.
+
+    Raises:
+        BorderError: it is empty, of an unknown template, or does not leave the turn to the assistant.
+    """
+    text = rendered[_beginning(rendered, ()) :]
+    found = _opened(text)
+    if found is not None:
+        return _messages(text, found.headers, found.markup, ())
+    if not text:
+        raise BorderError("the prompt is empty")
+    return text
 
 
 def from_prompt_and_response(prompt: str, response: str, *, has_ends: bool, ends: Sequence[str] = ()) -> Exchange:
     """A prompt, rendered or not, and the response that follows it.
 
     Args:
-        has_ends: whether the caller leaves end tokens in its texts; then a response without one is unfinished.
+        has_ends: whether the caller leaves end tokens in its texts; then a response without one is unfinished, and
+            without it nothing is taken off.
 
     Raises:
-        BorderError: the prompt is empty, of an unknown template, or does not leave the turn to the assistant.
+        BorderError: as ``prompt_of``.
     """
-    turns = read_turns(prompt, ends)
-    if turns.markup is None and _UNKNOWN_HEADER.search(prompt):
-        raise BorderError(
-            f"the prompt was rendered by a chat template that is unknown here; it ends with {prompt[-30:]!r}"
-        )
-    if turns.markup is not None and turns.opened is None:
-        raise BorderError("the prompt does not end where the assistant's turn begins")
-    response, is_ended = without_ending((turns.opened or "") + response, ends)
-    return Exchange(_prompt_of(turns), response, is_ended or not has_ends)
+    text = prompt[_beginning(prompt, ends) :]
+    found = _opened(text)
+    markup = None
+    if found is not None:
+        markup = found.markup
+        response = _behind(found, text, response)
+    response, is_ended = without_ending(response, ends, markup) if has_ends else (response, True)
+    if found is not None:
+        return Exchange(_messages(text, found.headers, found.markup, ends), response, is_ended)
+    if not text:
+        raise BorderError("the prompt is empty")
+    return Exchange(text, response, is_ended)
+
+
+def _behind(found: _Found, prompt: str, response: str) -> str:
+    """The assistant's turn that ``prompt`` opens and ``response`` fills."""
+    opener = prompt[found.headers[-1].end() :]
+    if opener.strip() and not _CLOSED_THOUGHT.match(opener):
+        return opener + response
+    # what belongs to the header may have come with the response
+    header = found.markup.header.match(prompt + response, found.headers[-1].start())
+    assert header is not None
+    return (prompt + response)[max(header.end(), len(prompt)) :]
 
 
 def from_whole(text: str, ends: Sequence[str] = ()) -> Exchange:
     """A whole rendered conversation that ends with the assistant's turn, the response.
 
     Raises:
-        BorderError: there is no markup to find the border by, or the last turn is not the assistant's.
+        BorderError: there is no markup to find the border by, two kinds of it disagree, or the last turn is not the
+            assistant's.
     """
-    turns = read_turns(text, ends)
-    if turns.markup is None:
-        raise BorderError("where the prompt ends and the response begins cannot be told: the text has no known markup")
-    if turns.opened is None:
-        raise BorderError("the last turn is not the assistant's: there is no response to score")
-    return Exchange(_prompt_of(turns), turns.opened, turns.is_ended, turns.start)
+    begin = _beginning(text, ends)
+    whole = text[begin:]
+    if _OTHER.search(whole):
+        raise BorderError("the text's chat template is unknown here")
+    marked = _found(whole, is_words=False)
+    found = [one for one in marked or _found(whole, is_words=True) if one.is_open and (marked or one.is_dialogue)]
+    if not found:
+        why = "the last turn is not the assistant's: there is no response to score" if marked else ""
+        raise BorderError(
+            why or "where the prompt ends and the response begins cannot be told: the text has no known markup"
+        )
+    if len(found) > 1:
+        raise BorderError("the text has two kinds of markup, which put the response in different places")
+    [one] = found
+    start = one.headers[-1].end()
+    if thought := _CLOSED_THOUGHT.match(whole[start:]):
+        start += thought.end()
+    response, is_ended = without_ending(whole[start:], ends, one.markup)
+    return Exchange(_messages(whole, one.headers, one.markup, ends), response, is_ended, begin + start)
 
 
 def from_query_and_prompt(query: str, prompt: str, ends: Sequence[str] = ()) -> Exchange:
     """A prompt, and a query: this prompt, or as much of its end as the caller had room for, and the response to it.
 
+    Decoders write white space around special tokens that was not there; it is not looked at.
+
     Raises:
         BorderError: the query does not begin with the prompt's end, or as ``from_prompt_and_response``.
     """
     whole, start = query[_beginning(query, ends) :], prompt[_beginning(prompt, ends) :]
-    if not whole.startswith(start):
-        kept = _kept_of(start, whole)
-        if kept is None:
+    if whole.startswith(start):
+        response = whole[len(start) :]
+    else:
+        end = _end_of(start, whole)
+        if end is None:
             raise BorderError("the query does not begin with its prompt")
-        return from_prompt_and_response(start, whole[kept:], has_ends=True, ends=ends)
-    return from_prompt_and_response(start, whole[len(start) :], has_ends=True, ends=ends)
+        response = whole[end:]
+        if not start.endswith(whole[:end]):
+            # the decoder's white space, not the policy's
+            response = response.removeprefix(" ")
+    return from_prompt_and_response(start, response, has_ends=True, ends=ends)
 
 
-def _kept_of(prompt: str, whole: str) -> int | None:
-    """The length of the longest end of ``prompt`` that ``whole`` begins with; None below a few words."""
-    least = min(40, len(prompt))
-    start = prompt.find(whole[:least])
+def _end_of(prompt: str, whole: str) -> int | None:
+    """Where the longest end of ``prompt`` that ``whole`` begins with ends there, white space aside; None below a few
+    words."""
+    asked = "".join(prompt.split())
+    places = [n for n, character in enumerate(whole) if not character.isspace()]
+    told = "".join(whole[n] for n in places)
+    least = min(40, len(asked))
+    start = asked.find(told[:least]) if least else -1
     while start >= 0:
-        if whole.startswith(prompt[start:]):
-            return len(prompt) - start
-        start = prompt.find(whole[:least], start + 1)
+        if told.startswith(asked[start:]):
+            end = places[len(asked) - start - 1] + 1
+            tail = prompt[len(prompt.rstrip()) :]
+            return end + len(tail) if whole.startswith(tail, end) else end
+        start = asked.find(told[:least], start + 1)
     return None

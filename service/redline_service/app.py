@@ -85,6 +85,7 @@ def create_app(settings: ServiceSettings, bundle: Bundle | None = None) -> FastA
         summary="Token rewards for RLHF over HTTP",
         version=_own_version(),
         lifespan=lifespan,
+        redirect_slashes=False,  # the middleware takes them off; a redirect would lose a key before the path
     )
     app.state.settings = settings
     app.state.metrics = metrics

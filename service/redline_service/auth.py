@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
-from urllib.parse import unquote_to_bytes
+from collections.abc import Sequence
+from urllib.parse import quote, unquote_to_bytes
 
 from fastapi import Request
 from starlette.types import Scope
@@ -12,20 +14,42 @@ from redline.wire import ErrorCode
 from redline_service.errors import RequestError
 from redline_service.settings import ServiceSettings
 
-# http://host:8000/key/KEY/get_reward, for callers that cannot send headers
-KEY_PREFIX = b"/key/"
-
 
 def take_key_off_path(scope: Scope) -> None:
-    """Make ``/key/KEY/rest`` a request for ``/rest`` with KEY as its bearer token, before any path is logged."""
+    """Make ``/key/KEY/rest`` a request for ``/rest`` with KEY as its bearer token, before any path is logged.
+
+    For callers that cannot send headers. Slashes too many, as joined addresses have them, change nothing.
+    """
     raw = scope.get("raw_path") or scope["path"].encode()
-    if not raw.startswith(KEY_PREFIX):
+    first, slash, rest = raw.lstrip(b"/").partition(b"/")
+    if unquote_to_bytes(first).lower() != b"key":
         return
-    key, slash, rest = raw[len(KEY_PREFIX) :].partition(b"/")
-    scope["raw_path"] = slash + rest or b"/"
+    key, slash, rest = rest.lstrip(b"/").partition(b"/")
+    scope["raw_path"] = slash + rest.lstrip(b"/") or b"/"
     scope["path"] = unquote_to_bytes(scope["raw_path"]).decode(errors="replace")
     others = [(name, value) for name, value in scope["headers"] if name != b"authorization"]
     scope["headers"] = [*others, (b"authorization", b"Bearer " + unquote_to_bytes(key))]
+
+
+class KeyFilter(logging.Filter):
+    """Strikes keys out of log records, wherever in an address a caller may have put them."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        super().__init__()
+        self._keys = sorted({form for key in keys for form in (key, quote(key), quote(key, safe=""))}, key=len)[::-1]
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """The record, always, without keys in its message and arguments."""
+        record.msg = self._struck(record.msg)
+        if isinstance(record.args, tuple):
+            record.args = tuple(self._struck(one) for one in record.args)
+        return True
+
+    def _struck(self, told: object) -> object:
+        if isinstance(told, str):
+            for key in self._keys:
+                told = told.replace(key, "***")
+        return told
 
 
 async def require_key(request: Request) -> None:

@@ -38,6 +38,8 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         take_key_off_path(scope)
+        if len(scope["path"]) > 1:
+            scope["path"] = scope["path"].rstrip("/") or "/"
         sent_id = dict(scope["headers"]).get(_ID_HEADER, b"")
         is_fit = 0 < len(sent_id) <= _MAX_ID and all(33 <= byte < 127 for byte in sent_id)
         request_id = sent_id if is_fit else uuid.uuid4().hex.encode()

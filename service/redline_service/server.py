@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 import sys
@@ -9,6 +10,7 @@ import sys
 import uvicorn
 
 from redline_service.app import create_app, load_bundle
+from redline_service.auth import KeyFilter
 from redline_service.settings import ServiceSettings
 
 
@@ -45,6 +47,10 @@ def serve(settings: ServiceSettings) -> None:
                 backlog=4096,
             )
         )
+        if settings.keys:
+            strike = KeyFilter([key.get_secret_value() for key in settings.keys])
+            for name in ("uvicorn.access", "uvicorn.error"):
+                logging.getLogger(name).addFilter(strike)
         port = listener.getsockname()[1]
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         info = f"{bundle.scorer.kind} model {settings.bundle} ({bundle.digest[:19]})"

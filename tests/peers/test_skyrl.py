@@ -81,3 +81,27 @@ def test_its_registry_takes_our_estimator_and_its_tensors(output: dict[str, Any]
     )
     torch.testing.assert_close(advantages, leave_one_out_advantages(rewards, mask, index, scale=False))
     assert torch.equal(advantages, returns)
+
+
+def test_rows_that_fill_up_its_batches_get_zeros() -> None:
+    from skyrl.backends.skyrl_train.training_batch import TrainingInputBatch, pad_training_input_batch
+    from skyrl.backends.skyrl_train.utils.ppo_utils import compute_advantages_and_returns
+
+    register_estimator("redline_padded")
+    batch = TrainingInputBatch({"rewards": torch.randn(4, 5), "response_mask": torch.ones(4, 5)})
+    batch.metadata = {"uids": ["a", "a", "b", "b"]}
+    padded = pad_training_input_batch(batch, 2)
+    advantages, _ = compute_advantages_and_returns(
+        token_level_rewards=padded["rewards"],
+        response_mask=padded["response_mask"],
+        index=padded.metadata["uids"],
+        adv_estimator="redline_padded",
+        values=None,
+        config=None,
+        grpo_norm_by_std=True,
+        gamma=1.0,
+        lambd=1.0,
+    )
+    assert advantages.shape == (6, 5)
+    assert bool((advantages[4:] == 0).all())
+    assert bool((advantages[:4] != 0).any())

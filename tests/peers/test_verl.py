@@ -99,9 +99,20 @@ def test_the_custom_reward_function_is_the_native_score(
     served: str, scored: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REDLINE_URL", served)
-    from redline.integrations.verl import compute_score
+    from redline.integrations.verl_reward import compute_score
 
     told = asyncio.run(compute_score("any", RESPONSES[0], None, {"prompt": CHAT}))
     assert told["score"] == pytest.approx(scored[0].score, rel=1e-4)
     with pytest.raises(KeyError):
         asyncio.run(compute_score("any", RESPONSES[0], None, {}))
+
+
+def test_it_loads_the_reward_function_by_path_beside_the_external_module() -> None:
+    from pathlib import Path
+
+    from verl.utils.import_utils import load_extern_object
+
+    import redline.integrations.verl as ours
+
+    path = Path(ours.__file__).with_name("verl_reward.py")
+    assert callable(load_extern_object(str(path), "compute_score"))

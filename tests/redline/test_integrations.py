@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from redline import AsyncRewardClient, ItemsFailedError, RewardClient
-from redline.integrations import nemo_rl, prime_rl, skyrl, slime
+from redline.integrations import nemo_rl, prime_rl, skyrl, slime, verl_reward
 from redline.integrations.credit import leave_one_out_advantages, rewards_to_go
-from redline.integrations.sampled import TokenRewarder, read_sampled
+from redline.integrations.sampled import ClientPerLoop, TokenRewarder, read_sampled
 from redline.testing import FakeService
 from tests.tokenizer_families import TOKENIZERS, tokenizer_of
 
@@ -109,11 +109,28 @@ def test_advantages_by_hand() -> None:
     rewards = torch.tensor([[0.0, -3.0, 0.0], [0.0, 0.0, 0.0], [-1.0, 0.0, 0.0]])
     mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0]])
     told = leave_one_out_advantages(rewards, mask, ["a", "a", "a"], scale=False)
-    # to go: [-3, -3, 0], [0, 0, -], [-1, -, -]
-    assert told.tolist() == [[-2.5, -3.0, 0.0], [2.0, 1.5, 0.0], [0.5, 0.0, 0.0]]
-    sums = torch.tensor([-3.0, 0.0, -1.0])
+    # to go: [-3, -3, 0], [0, 0, 0], [-1, -1, -1], what the last token was given going on
+    assert told.tolist() == [[-2.5, -2.5, 0.5], [2.0, 2.0, 0.0], [0.5, 0.0, 0.0]]
     scaled = leave_one_out_advantages(rewards, mask, ["a", "a", "a"])
-    torch.testing.assert_close(scaled, told / (sums.std() + 1e-4))
+    torch.testing.assert_close(scaled, told / ((6.25 * 2 + 0.25 + 4 + 4 + 0.25) / 6) ** 0.5, rtol=1e-3, atol=1e-4)
+
+
+def test_with_rewards_on_last_tokens_alone_it_is_rloo() -> None:
+    """Whatever the lengths: outlasting the others is not paid for."""
+    lengths, ends = [3, 3, 6], [2.0, 2.1, 1.9]
+    rewards, mask = torch.zeros(3, 6), torch.zeros(3, 6)
+    for row, (length, end) in enumerate(zip(lengths, ends, strict=True)):
+        mask[row, :length], rewards[row, length - 1] = 1.0, end
+    told = leave_one_out_advantages(rewards, mask, [0] * 3, scale=False)
+    for row, end in enumerate(ends):
+        rloo = end - (sum(ends) - end) / 2
+        torch.testing.assert_close(told[row], rloo * mask[row])
+
+
+def test_scaled_advantages_stay_in_bounds_where_sums_tie() -> None:
+    told = leave_one_out_advantages(torch.tensor([[0.0, -1.0], [-1.0, 0.0]]), torch.ones(2, 2), [0, 0])
+    torch.testing.assert_close(told, torch.tensor([[0.0, -1.0], [0.0, 1.0]]) * 2**0.5, rtol=1e-3, atol=1e-4)
+    assert leave_one_out_advantages(torch.ones(4, 3) * 0.1, torch.ones(4, 3), [0] * 4).abs().max() < 1e-2
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -148,9 +165,9 @@ def test_where_responses_stand_in_their_rows_changes_nothing(seed: int) -> None:
         torch.testing.assert_close(one[n, : len(row)], other[n, 7 - len(row) :])
 
 
-def test_a_group_of_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="group of one"):
-        leave_one_out_advantages(torch.ones(3, 2), torch.ones(3, 2), [0, 0, 1])
+def test_a_response_without_others_gets_zeros() -> None:
+    told = leave_one_out_advantages(torch.ones(3, 2), torch.ones(3, 2), [0, 0, 1])
+    assert told.tolist() == [[0.0, 0.0]] * 3
 
 
 # --- the frameworks' shapes ------------------------------------------------------------------------------
@@ -198,8 +215,7 @@ def test_slime_s_hooks_from_reward_to_advantages(monkeypatch: pytest.MonkeyPatch
     assert raw == [sample.reward["score"] for sample in samples]
     assert [sum(sample.reward["token_rewards"]) for sample in samples] == pytest.approx(raw)
     assert [len(one) for one in advantages] == [sample.response_length for sample in samples]
-    first = advantages[0][0] * (torch.tensor(raw[:2]).std() + 1e-4)
-    assert float(first) == pytest.approx(raw[0] - raw[1], rel=1e-4)
+    assert math.copysign(1.0, float(advantages[0][0])) == math.copysign(1.0, raw[0] - raw[1])
     data: dict[str, Any] = {"rewards": advantages, "kl": [torch.zeros(len(one)) for one in advantages]}
     slime.advantages(args, data)
     assert all(torch.equal(a, b) for a, b in zip(data["advantages"], advantages, strict=True))
@@ -261,3 +277,60 @@ def test_nemo_rl_s_advantages_stand_on_the_sampled_ids(rewarder: TokenRewarder) 
     for row, log in enumerate(logs):
         others = (sum(scores) - scores[row]) / 3
         assert float(told[row, len(log[0]["token_ids"])]) == pytest.approx(scores[row] - others, abs=1e-4)
+
+
+RENDERED = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+SAID = [("system", "Be brief."), ("user", "Why?")]
+
+
+def _asked(fake: FakeService) -> list[tuple[str, str]]:
+    prompt = fake.requests[-1].items[-1].prompt
+    assert isinstance(prompt, list)
+    return [(message.role, message.content) for message in prompt]
+
+
+def test_a_rendered_prompt_is_not_rendered_again(monkeypatch: pytest.MonkeyPatch, fake: FakeService) -> None:
+    tokenizer = tokenizer_of("byte_bpe")
+    rewarder = rewarder_of(tokenizer, fake)
+    rewarder.score([RENDERED], [ids_of(tokenizer, "So.")])
+    assert _asked(fake) == SAID
+    monkeypatch.setattr(slime, "_rewarder", lambda path: rewarder)
+    ids = ids_of(tokenizer, "So.")
+    sample = SimpleNamespace(prompt=RENDERED, tokens=[7, *ids], response_length=len(ids), loss_mask=None)
+    asyncio.run(slime.reward(SimpleNamespace(hf_checkpoint="policy"), sample))
+    assert _asked(fake) == SAID
+    log = [
+        {"role": "user", "content": RENDERED, "token_ids": torch.tensor([7])},
+        {"role": "assistant", "content": "So.", "token_ids": torch.tensor(ids)},
+    ]
+    mask = torch.ones(2, 1 + len(ids))
+    nemo_rl.TokenAdvantages(rewarder).compute_advantage(
+        torch.zeros(2, 1), torch.zeros(2), mask, {"message_log": [log, log]}
+    )
+    assert _asked(fake) == SAID
+
+
+def test_a_client_is_kept_for_each_event_loop(fake: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "redline.integrations.sampled.AsyncRewardClient", partial(AsyncRewardClient, transport=fake.transport)
+    )
+    clients = ClientPerLoop("http://test")
+
+    async def both() -> tuple[Any, Any]:
+        return clients.get(), clients.get()
+
+    first, second = asyncio.run(both()), asyncio.run(both())
+    assert first[0] is first[1]
+    assert first[0] is not second[0]
+
+
+def test_verl_s_reward_function_takes_a_response_that_ended_at_once(
+    fake: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "redline.integrations.sampled.AsyncRewardClient", partial(AsyncRewardClient, transport=fake.transport)
+    )
+    for text, score in (("", 0.5), ("Hold.", -4.5)):
+        told = asyncio.run(verl_reward.compute_score("any", text, None, {"prompt": RENDERED}))
+        assert told == {"score": score}
+        assert _asked(fake) == SAID

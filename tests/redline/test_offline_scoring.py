@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from redline import ItemsFailedError, RewardClient, ScoreColumns
 from redline.cli import score as command
 from redline.cli.app import app
+from redline.cli.output import Output
 from redline.errors import CommandError, ServiceError
 from redline.jsonl import CheckedRows
 from redline.retry import NO_RETRY
@@ -216,3 +217,38 @@ def test_columns_may_be_told_to_fail_and_can_travel(served: FakeService) -> None
         again({"prompt": ["a"], "response": [""]})
     with pytest.raises(ValueError, match="no response column"):
         ScoreColumns(responses=())
+
+
+def test_columns_whose_first_batch_fails_have_their_types(served: FakeService) -> None:
+    datasets = pytest.importorskip("datasets")
+    data = datasets.Dataset.from_dict({"prompt": ["a", "b", "c"], "response": ["", None, "one"]})
+    score = ScoreColumns()
+    told = data.map(score, batched=True, batch_size=1, features=score.features(data.features))
+    assert told["response_score"] == [None, None, 3.0]
+    assert told["response_error"] == ["the response is empty", "the prompt or the response is missing", ""]
+    with pytest.raises(TypeError, match="batched=True"):
+        score({"prompt": "a", "response": "b"})
+
+
+def test_another_model_is_another_fingerprint(served: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+    fingerprint = pytest.importorskip("datasets.fingerprint").Hasher.hash
+    first = fingerprint(ScoreColumns())
+    assert fingerprint(ScoreColumns()) == first
+    monkeypatch.setattr(served, "digest", "sha256:" + "1" * 64)
+    assert fingerprint(ScoreColumns()) != first
+
+
+def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
+    with Output(tmp_path / "out.jsonl", {"asked": 1}) as output:
+        output.write("row 1", {"score": 1.0}, [])
+        with pytest.raises(CommandError, match="another process"):
+            Output(tmp_path / "out.jsonl", {"asked": 1})
+    assert (tmp_path / "out.jsonl").read_text() == '{"score": 1.0}\n'
+
+
+def test_parquet_takes_ids_of_every_kind(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    with Output(tmp_path / "out.parquet", {}) as output:
+        for n, name in enumerate([7, None, "x"]):
+            output.write(f"row {n}", {"id": name, "score": 1.0}, [])
+    assert parquet.read_table(tmp_path / "out.parquet")["id"].to_pylist() == ["7", None, "x"]

@@ -9,6 +9,7 @@ import pytest
 from redline.transcripts import (
     BorderError,
     Exchange,
+    as_item,
     from_prompt_and_response,
     from_query_and_prompt,
     from_whole,
@@ -180,3 +181,106 @@ def test_a_border_that_cannot_be_told_is_refused(query: str, prompt: str, reason
 def test_a_whole_without_a_response_is_refused(text: str, reason: str) -> None:
     with pytest.raises(BorderError, match=reason):
         from_whole(text)
+
+
+# --- what was once read wrongly --------------------------------------------------------------------------
+
+
+DEEPSEEK = (
+    "<｜begin▁of▁sentence｜>Follow this style.\n\nHuman: hi\n\nAssistant: hello<｜User｜>What is 2+2?<｜Assistant｜>"
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [DEEPSEEK, "<s>[SYSTEM_PROMPT]Format: USER: q ASSISTANT: a[/SYSTEM_PROMPT][INST]What is 2+2?[/INST]"],
+)
+def test_special_tokens_beat_words_that_look_like_turns(text: str) -> None:
+    for exchange in (from_query_and_prompt(text + "4</s>", text, ["</s>"]), from_whole(text + "4</s>", ["</s>"])):
+        assert (read(exchange)[-1], exchange.response) == (("user", "What is 2+2?"), "4")
+        assert read(exchange)[0][0] == "system"
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "In my log, what do the words USER: and ASSISTANT: mean?",
+        "Explain what <|im_start|>assistant does",
+        "Why does my model print [/INST] in its output?",
+        "Label.\n\nAssistant: is bad. Is it?",
+    ],
+)
+def test_a_prompt_that_speaks_of_markup_is_no_markup(prompt: str) -> None:
+    assert from_prompt_and_response(prompt, "Hold it.", has_ends=False) == Exchange(prompt, "Hold it.", True)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "messages"),
+    [
+        ("<|im_start|>user<|im_sep|>Hi<|im_end|><|im_start|>assistant<|im_sep|>", "Hello", [("user", "Hi")]),
+        (
+            "<s>[INST] <<SYS>>\nBe nice\n<</SYS>>\n\nHi [/INST] Well </s><s>[INST] More [/INST]",
+            " Hello",
+            [("system", "Be nice"), ("user", "Hi"), ("assistant", "Well"), ("user", "More")],
+        ),
+        (
+            "A helper answers questions.USER: Hi ASSISTANT:",
+            " Hello",
+            [("system", "A helper answers questions."), ("user", "Hi")],
+        ),
+        ("### Instruction:\nHi\n\n### Response:\n", "Hello", [("user", "Hi")]),
+        ("<｜begin▁of▁sentence｜><｜User｜>Hi<｜Assistant｜></think>", "Hello", [("user", "Hi")]),
+    ],
+)
+def test_variants_of_families(prompt: str, response: str, messages: Messages) -> None:
+    exchange = from_prompt_and_response(prompt, response, has_ends=True)
+    assert (read(exchange), exchange.response) == (messages, "Hello")
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "<|start|>system<|message|>You help<|end|><|start|>user<|message|>Hi<|end|><|start|>assistant",
+        "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>Hi<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>",
+        "<bos><|turn>user\nHi<turn|>\n<|turn>model\n",
+        "<|im_user|>user<|im_middle|>Hi<|im_end|><|im_assistant|>assistant<|im_middle|>",
+        "<|User|>:Hi<eoh>\n<|Bot|>:",
+    ],
+)
+def test_templates_that_are_not_known_are_refused(prompt: str) -> None:
+    with pytest.raises(BorderError, match="unknown here"):
+        from_query_and_prompt(prompt + "Hello", prompt)
+
+
+@pytest.mark.parametrize(
+    ("query", "prompt"),
+    [
+        ("<s> [INST] Hi there you [/INST] Hello</s>", "<s>[INST] Hi there you [/INST]"),
+        ("<s><|user|>\nHi there you</s> \n<|assistant|>\n Hello</s>", "<|user|>\nHi there you</s>\n<|assistant|>\n"),
+        ("<s>[INST] Hi there you [/INST] Hello</s>", "<s>[INST] Hi there you [/INST]"),
+    ],
+)
+def test_white_space_of_sentencepiece_decoders_is_not_looked_at(query: str, prompt: str) -> None:
+    exchange = from_query_and_prompt(query, prompt)
+    assert (read(exchange), exchange.response) == ([("user", "Hi there you")], "Hello")
+
+
+def test_a_response_keeps_what_only_looks_like_an_end() -> None:
+    prompt = "<|im_start|>user\nStrike out old<|im_end|>\n<|im_start|>assistant\n"
+    assert from_query_and_prompt(prompt + "<s>old</s><|im_end|>", prompt)[1:3] == ("<s>old</s>", True)
+    assert from_query_and_prompt(prompt + "<s>old</s>", prompt)[1:3] == ("<s>old</s>", False)
+    assert from_query_and_prompt("[INST] Strike [/INST]<s>old</s></s>", "[INST] Strike [/INST]")[1:3] == (
+        "<s>old</s>",
+        True,
+    )
+    assert from_query_and_prompt("Hi there<pad><pad>", "Hi") == Exchange("Hi", " there", False)
+
+
+def test_two_kinds_of_markup_that_disagree_are_refused() -> None:
+    with pytest.raises(BorderError, match="two kinds"):
+        from_whole("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nWrite [INST] a [/INST] b")
+
+
+def test_an_empty_response_is_a_lone_end_token() -> None:
+    item = as_item(from_query_and_prompt("Why?</s>", "Why?"))
+    assert (item.response, item.finished, item.token_offsets) == ("", True, [(0, 0)])

@@ -19,6 +19,7 @@ from redline_model.errors import UnsupportedError
 from redline_model.manifest import CalibrationFit
 from redline_model.scorers import Scorer
 from redline_service.app import load_bundle
+from redline_service.auth import KeyFilter
 from redline_service.settings import ServiceSettings
 from tests.conftest import write_bundle
 from tests.redline_service.conftest import with_service
@@ -28,6 +29,7 @@ PROMPT = "<|system|>Be brief.<|end|><|user|>How do I reset my router?<|end|><|as
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How do I reset my router?"}]
 RESPONSE = "Hold the round button. 世界"
 OTHER = "I am sorry."
+JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +205,37 @@ def test_sglang_answers_one_with_an_object_and_many_with_a_list(
     assert ask("POST", "/classify", json={"text": []}).json() == []
 
 
+def test_verl_s_request_to_sglang(ask: Ask, native: dict[str, Any]) -> None:
+    told = ask("POST", "/v1/embeddings", json={"model": "any", "input": PROMPT + RESPONSE + "<|end|>"}).json()
+    assert told["data"][-1]["embedding"][-1] == close(native["done"]["score"])
+
+
+@pytest.mark.parametrize("path", ["/classify", "/pooling", "/v1/embeddings"])
+def test_a_body_that_asks_for_nothing_is_refused(ask: Ask, path: str) -> None:
+    for body in ({}, {"input": None}):
+        assert ask("POST", path, json=body).status_code == 422
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"response": {"output": 5}},
+        {"responses_create_params": {"input": 5}},
+        {"response": {"output": [{"role": "assistant", "content": [{"text": 12}]}]}},
+    ],
+)
+def test_nemo_gym_bodies_of_no_sense_are_refused(ask: Ask, change: dict[str, Any]) -> None:
+    body = {
+        "responses_create_params": {"input": "Why?"},
+        "response": {"output": [{"type": "message", "role": "assistant", "content": "So."}]},
+    }
+    assert ask("POST", "/verify", json=body).status_code == 200
+    assert (
+        ask("POST", "/verify", content=json.dumps({**body, "note": "\ud800"}), headers=JSON).json()["note"] == "\ud800"
+    )
+    assert ask("POST", "/verify", json={**body, **change}).status_code == 422
+
+
 def test_nemo_gym_gets_its_body_back_with_a_reward(ask: Ask, native: dict[str, Any]) -> None:
     message = {"id": "m", "type": "message", "role": "assistant", "status": "completed"}
     content = [{"type": "output_text", "text": RESPONSE, "annotations": []}]
@@ -283,6 +316,22 @@ def test_a_key_may_stand_before_the_path(ask: Ask, key: str) -> None:
     assert ask("POST", f"/key/{quote(key, safe='')}/get_reward", settings=settings, json=body).status_code == 200
     assert ask("POST", "/key/wrong/get_reward", settings=settings, json=body).status_code == 401
     assert ask("GET", f"/key/{quote(key, safe='')}/v1/models", settings=settings).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["//key/secret/get_reward", "/key//secret//get_reward", "/%6bey/secret/get_reward/", "/Key/secret/get_reward"],
+)
+def test_addresses_that_were_joined_carelessly_still_carry_their_key(ask: Ask, path: str) -> None:
+    body = {"prompts": ["Why?"], "responses": ["So."]}
+    assert ask("POST", f"http://test{path}", settings={"keys": ["secret"]}, json=body).status_code == 200
+
+
+def test_keys_are_struck_out_of_log_records() -> None:
+    strike = KeyFilter(["secret", "a/b"])
+    record = logging.LogRecord("x", 20, "", 0, '%s - "%s"', ("1.2.3.4", "POST /a?key=secret&b=a%2Fb"), None)
+    assert strike.filter(record)
+    assert record.getMessage() == '1.2.3.4 - "POST /a?key=***&b=***"'
 
 
 def test_a_key_in_the_path_reaches_no_log_and_no_metric(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from redline.cli.terminal import need
 from redline.errors import CommandError
@@ -30,7 +30,7 @@ class Output:
         asked: what the answers are answers to; a partial file of anything else is refused.
 
     Raises:
-        CommandError: there is a partial file of something else.
+        CommandError: there is a partial file of something else, or another process writes it.
     """
 
     def __init__(self, out: Path | None, asked: Mapping[str, Any]) -> None:
@@ -43,11 +43,11 @@ class Output:
             need("parquet", "pyarrow")
         self._partial = out.with_name(out.name + ".partial")
         head = json.dumps({"redline_partial": 1, **asked}, sort_keys=True, ensure_ascii=False)
-        if self._partial.exists():
-            self._resume(head)
-        else:
-            self._partial.write_text(head + "\n", encoding="utf-8")
         self._file = self._partial.open("a", encoding="utf-8")
+        if not _locked(self._file):
+            self._file.close()
+            raise CommandError(f"another process is writing {self._partial}")
+        self._resume(head)
 
     def _resume(self, head: str) -> None:
         """Count the whole rows, and cut off the one that was being written."""
@@ -65,10 +65,10 @@ class Output:
                 if number:
                     self._note(json.loads(line))
                     self.done += 1
-        with self._partial.open("r+b") as file:
-            file.truncate(whole)
+        self._file.truncate(whole)
         if whole == 0:
-            self._partial.write_text(head + "\n", encoding="utf-8")
+            self._file.write(head + "\n")
+            self._file.flush()
         if self.done:
             print(f"{self._partial}: {self.done} rows are there, going on", file=sys.stderr)
 
@@ -121,8 +121,24 @@ class Output:
         print(f"wrote {self.out}: {self.done} rows")
 
 
+def _locked(file: IO[str]) -> bool:
+    """Whether the file is this process's alone from now on; always, where there are no locks."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 def _write_parquet(path: Path, rows: Callable[[], Iterator[dict[str, Any]]]) -> None:
-    """Rows as Parquet, a row group at a time. The schema is that of all rows: some fields stand in few."""
+    """Rows as Parquet, a row group at a time. The schema is that of all rows: some fields stand in few.
+
+    Ids are text: a file may have numbers here and words there.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -140,7 +156,7 @@ def _write_parquet(path: Path, rows: Callable[[], Iterator[dict[str, Any]]]) -> 
 def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     group: list[dict[str, Any]] = []
     for row in rows:
-        group.append(row)
+        group.append({**row, "id": str(row["id"])} if row.get("id") is not None else row)
         if len(group) == _ROW_GROUP:
             yield group
             group = []

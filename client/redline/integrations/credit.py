@@ -31,41 +31,40 @@ def rewards_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
 def leave_one_out_advantages(
     rewards: Tensor, mask: Tensor, groups: Sequence[Hashable], *, gamma: float = 1.0, scale: bool = True
 ) -> Tensor:
-    """``A_{i,t} = G_{i,t} - mean_{j != i} G_{j,t}``: RLOO, token by token.
+    """``A_{i,t} = G_{i,t} - mean_{j != i} G_{j,min(t, T_j)}``: RLOO, token by token.
 
-    The baseline of response i at its token t is what the other responses to its prompt still had to come at theirs, 0
-    where they had ended. It does not depend on response i, so the gradient stays unbiased (RLOO, arXiv 2402.14740),
-    and a response is not paid for going on where others had nothing left to lose. Carrying RLOO over to tokens is ours.
+    The baseline of response i at its token t is what the other responses to its prompt still had to come at theirs; of
+    one that had ended by then, what its last token was given. It does not depend on response i, so the gradient stays
+    unbiased (RLOO, arXiv 2402.14740). Where only last tokens have rewards it is RLOO. Carrying it over to tokens is
+    ours.
 
     Args:
         rewards, mask: (B, T) as in ``rewards_to_go``; responses may stand left or right in their rows.
-        groups: B marks; responses to one prompt have the same.
-        scale: divide by the standard deviation of the responses' sums in their group, as GRPO does (arXiv 2402.03300).
+        groups: B marks; responses to one prompt have the same. One alone has no others and gets zeros.
+        scale: divide by the root mean square of a group's advantages over its tokens. GRPO's deviation of the sums
+            (arXiv 2402.03300) may vanish where those of token rewards do not.
 
     Returns:
         (B, T), 0 outside the mask.
-
-    Raises:
-        ValueError: a group has a single response.
     """
-    count, width = rewards.shape
     to_go = rewards_to_go(rewards, mask, gamma)
-    # every response moved to the left of its row, so that equal columns are equal positions
-    at = torch.arange(width, device=rewards.device)
-    begins = torch.where(mask.bool().any(1), mask.int().argmax(1), torch.zeros_like(mask[:, 0], dtype=torch.long))
-    source = at + begins[:, None]
-    left = torch.where(source < width, to_go.gather(1, source.clamp(max=width - 1)), torch.zeros_like(to_go))
-    sums = (rewards * mask).sum(1)
-    advantages = torch.zeros_like(left)
+    is_own = mask.bool()
+    # every response moved to the left of its row, so that equal columns are equal positions; its last value goes on
+    at = torch.arange(rewards.shape[1], device=rewards.device)
+    begins = is_own.int().argmax(1, keepdim=True)
+    last = torch.where(is_own, at, 0).amax(1, keepdim=True)
+    left = to_go.gather(1, torch.minimum(at + begins, last))
     members: dict[Hashable, list[int]] = {}
-    for row, group in zip(range(count), groups, strict=True):
+    for row, group in enumerate(groups):
         members.setdefault(group, []).append(row)
+    baselines = left.clone()
     for rows in members.values():
-        if len(rows) < 2:
-            raise ValueError("a group of one response has no others to be compared with")
-        own = left[rows]
-        others = (own.sum(0, keepdim=True) - own) / (len(rows) - 1)
-        deviation = sums[rows].std() + 1e-4 if scale else 1.0
-        advantages[rows] = (own - others) / deviation
-    back = at - begins[:, None]
-    return torch.where(back >= 0, advantages.gather(1, back.clamp(min=0)), torch.zeros_like(left)) * mask
+        if len(rows) > 1:
+            baselines[rows] = (left[rows].sum(0, keepdim=True) - left[rows]) / (len(rows) - 1)
+    back = (at - begins).clamp(min=0)
+    advantages = (left - baselines).gather(1, back) * is_own
+    if scale:
+        for rows in members.values():
+            count = is_own[rows].sum().clamp(min=1)
+            advantages[rows] /= (advantages[rows].square().sum() / count).sqrt() + 1e-4
+    return advantages

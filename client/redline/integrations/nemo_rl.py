@@ -16,7 +16,20 @@ from torch import Tensor
 from redline.client import RewardClient
 from redline.integrations.credit import leave_one_out_advantages
 from redline.integrations.sampled import TokenRewarder
-from redline.wire import ScoreItem, ScoreOptions
+from redline.transcripts import Exchange, as_item, prompt_of, without_ending
+from redline.wire import ChatMessage, ScoreOptions
+
+
+def _prompt(log: list[dict[str, Any]]) -> list[ChatMessage]:
+    """The messages of a log; its data processors render templates into their contents, which is taken back."""
+    told = prompt_of("".join(message["content"] for message in log))
+    if not isinstance(told, str):
+        return told
+    return [ChatMessage(role=message["role"], content=message["content"]) for message in log]
+
+
+def _turns(log: list[dict[str, Any]]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in _prompt(log)]
 
 
 class RedlineEnvironment:
@@ -30,16 +43,11 @@ class RedlineEnvironment:
         self._client = client or RewardClient(url, key=key)
 
     def step(self, message_log_batch: list[list[dict[str, Any]]], metadata: list[Any]) -> Any:
-        """NeMo-RL's ``EnvironmentReturn``, ``rewards`` (B,). Raises ItemsFailedError."""
+        """NeMo-RL's ``EnvironmentReturn``, ``rewards`` (B,). Raises ItemsFailedError, BorderError."""
         from nemo_rl.environments.interfaces import EnvironmentReturn
 
         items = [
-            ScoreItem.model_validate(
-                {
-                    "prompt": [{"role": m["role"], "content": m["content"]} for m in log[:-1]],
-                    "response": log[-1]["content"],
-                }
-            )
+            as_item(Exchange(_prompt(log[:-1]), without_ending(log[-1]["content"], ())[0], True))
             for log in message_log_batch
         ]
         scores = [
@@ -84,7 +92,7 @@ class TokenAdvantages:
         prompts, ids, starts = [], [], []
         for log in repeated_batch["message_log"]:
             last = max(n for n, message in enumerate(log) if message["role"] == "assistant")
-            prompts.append([{"role": m["role"], "content": m["content"]} for m in log[:last]])
+            prompts.append(_turns(log[:last]))
             ids.append(log[last]["token_ids"].tolist())
             starts.append(sum(len(message["token_ids"]) for message in log[:last]))
         token_rewards = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)

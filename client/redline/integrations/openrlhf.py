@@ -19,9 +19,9 @@ from torch import Tensor
 
 from redline.client import RewardClient
 from redline.exchange import DEFAULT_URL
-from redline.integrations.sampled import Prompt, TokenRewarder
-from redline.transcripts import from_query_and_prompt, read_turns
-from redline.wire import ScoreItem, ScoreOptions
+from redline.integrations.sampled import TokenRewarder
+from redline.transcripts import as_item, from_query_and_prompt
+from redline.wire import ScoreOptions
 
 TOKEN_REWARDS = "redline_token_rewards"
 
@@ -38,18 +38,9 @@ def reward_func(queries: list[str], prompts: list[str], labels: list[Any], **opt
         BorderError: a query does not begin with its prompt.
         ItemsFailedError: a sample could not be scored.
     """
-    told = [from_query_and_prompt(query, prompt) for query, prompt in zip(queries, prompts, strict=True)]
-    items = [ScoreItem(prompt=one.prompt, response=one.response, finished=one.is_finished) for one in told]
+    items = [as_item(from_query_and_prompt(query, prompt)) for query, prompt in zip(queries, prompts, strict=True)]
     scores = [item.score for item in _client().score(items, options=ScoreOptions(on_too_long="truncate")).scored()]
     return {"rewards": scores, "scores": scores, "extra_logs": {}}
-
-
-def prompt_of(text: str) -> Prompt:
-    """A rendered prompt as the conversation it was made of; a text without markup stays one."""
-    turns = read_turns(text)
-    if turns.markup is None:
-        return text
-    return [{"role": message.role, "content": message.content} for message in turns.messages]
 
 
 class AgentExecutor(SingleTurnAgentExecutor):  # type: ignore[misc]
@@ -80,7 +71,7 @@ class AgentExecutor(SingleTurnAgentExecutor):  # type: ignore[misc]
         if self._rewarder is None:
             self._rewarder = TokenRewarder(hf_tokenizer)
         [(start, end)] = output["action_ranges"]
-        [told] = await self._rewarder.ascore([prompt_of(prompt)], [output["observation_tokens"][start:end]])
+        [told] = await self._rewarder.ascore([prompt], [output["observation_tokens"][start:end]])
         output.update(reward=told.score, scores=told.score, extra_logs={TOKEN_REWARDS: told.rewards})
         return output
 

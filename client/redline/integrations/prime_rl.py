@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from redline.aclient import AsyncRewardClient
-from redline.integrations.sampled import Prompt, TokenRewarder
-from redline.wire import ScoreOptions
+from redline.integrations.sampled import ClientPerLoop, Prompt, TokenRewarder
+from redline.transcripts import Exchange, as_item
+from redline.wire import ChatMessage, ScoreOptions
 
 
 async def sampled_token_rewards(trace: Any, rewarder: TokenRewarder) -> list[float]:
@@ -76,11 +76,11 @@ def token_algorithm(base: type, rewarder: TokenRewarder, *, scale: bool = False)
 
 def trace_reward(url: str, key: str | None = None) -> Callable[[Any], Awaitable[float]]:
     """A reward of a verifiers' trace whose last message is the response: the body of a task's ``@vf.reward``."""
-    client = AsyncRewardClient(url, key=key)
+    clients = ClientPerLoop(url, key)
 
     async def reward(trace: Any) -> float:
-        turns = [_turn(message) for message in trace.messages]
-        item = {"prompt": turns[:-1], "response": turns[-1]["content"]}
-        return (await client.score([item], options=ScoreOptions(on_too_long="truncate"))).scored()[0].score
+        turns = [ChatMessage(**_turn(message)) for message in trace.messages]
+        item = as_item(Exchange(turns[:-1], turns[-1].content, True))
+        return (await clients.get().score([item], options=ScoreOptions(on_too_long="truncate"))).scored()[0].score
 
     return reward

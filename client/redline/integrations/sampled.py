@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from redline.aclient import AsyncRewardClient
 from redline.client import RewardClient
 from redline.errors import ProtocolError
 from redline.exchange import DEFAULT_URL
 from redline.token_spans import Span, token_spans
+from redline.transcripts import prompt_of
 from redline.wire import ItemScore, ScoreItem, ScoreOptions
 
 Prompt = str | Sequence[dict[str, str]]
@@ -54,6 +57,28 @@ def read_sampled(
     return Sampled(text, [*spans, (len(text), len(text))] if is_finished else spans, is_finished)
 
 
+class ClientPerLoop:
+    """An asyncio client for every event loop: a loop's connections end with it.
+
+    Args:
+        url, key: by default ``REDLINE_URL`` and ``REDLINE_KEY`` in the environment.
+    """
+
+    def __init__(self, url: str | None = None, key: str | None = None) -> None:
+        self._url = url
+        self._key = key
+        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncRewardClient] = WeakKeyDictionary()
+
+    def get(self) -> AsyncRewardClient:
+        """The running loop's client."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._clients:
+            self._clients[loop] = AsyncRewardClient(
+                self._url or os.environ.get("REDLINE_URL", DEFAULT_URL), key=self._key or os.environ.get("REDLINE_KEY")
+            )
+        return self._clients[loop]
+
+
 class TokenRewarder:
     """A service's rewards on a policy's own tokens; the two tokenizers need not be related.
 
@@ -84,16 +109,20 @@ class TokenRewarder:
         self._options = options or ScoreOptions(on_too_long="truncate")
         self._client = client
         self._aclient = aclient
+        self._aclients = ClientPerLoop(url, key)
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def item(self, prompt: Prompt, ids: Sequence[int]) -> ScoreItem:
-        """The item that asks for the rewards of ``ids``."""
+        """The item that asks for the rewards of ``ids``.
+
+        A prompt that is text may be rendered: it is read back (``redline.transcripts``). Raises BorderError.
+        """
         sampled = read_sampled(ids, self._decode, self.end_ids, self._tokenizer.pad_token_id)
         return ScoreItem.model_validate(
             {
-                "prompt": prompt if isinstance(prompt, str) else [_turn(message) for message in prompt],
+                "prompt": prompt_of(prompt) if isinstance(prompt, str) else [_turn(message) for message in prompt],
                 "response": sampled.text,
                 "finished": sampled.is_finished,
                 "token_offsets": sampled.spans or None,
@@ -104,6 +133,7 @@ class TokenRewarder:
         """Rewards of sampled ids, in order.
 
         Raises:
+            BorderError: a rendered prompt cannot be read back.
             ItemsFailedError: one could not be scored; a failure is never a zero.
             ProtocolError, ServiceError, ConnectionFailedError: as ``RewardClient.score``.
         """
@@ -115,10 +145,9 @@ class TokenRewarder:
 
     async def ascore(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> list[TokenRewards]:
         """``score``, asynchronously."""
-        if self._aclient is None:
-            self._aclient = AsyncRewardClient(self._url, key=self._key)
+        client = self._aclient or self._aclients.get()
         items = [self.item(prompt, ids) for prompt, ids in zip(prompts, responses, strict=True)]
-        result = await self._aclient.score(items, model=self._model, options=self._options)
+        result = await client.score(items, model=self._model, options=self._options)
         return [_padded(item, len(ids)) for item, ids in zip(result.scored(), responses, strict=True)]
 
 

@@ -37,7 +37,7 @@ async def reward(args: Any, sample: Any, **options: Any) -> dict[str, Any]:
 def post_process(args: Any, samples: list[Any]) -> tuple[list[float], list[Any]]:
     """``(raw rewards, token advantages)``: the scalars for slime's logs, and a 1-D tensor a sample for ``advantages``.
 
-    Groups are ``args.n_samples_per_prompt`` samples in a row. Raises ValueError where a group has one sample.
+    A group is the samples with one ``group_index``, or ``args.n_samples_per_prompt`` in a row where they have none.
     """
     import torch
 
@@ -49,7 +49,8 @@ def post_process(args: Any, samples: list[Any]) -> tuple[list[float], list[Any]]
     for row, (one, sample) in enumerate(zip(told, samples, strict=True)):
         rewards[row, : len(one)] = one
         mask[row, : len(one)] = torch.tensor(sample.loss_mask or [1] * len(one), dtype=torch.float32)
-    groups = [row // args.n_samples_per_prompt for row in range(len(samples))]
+    marks = [getattr(sample, "group_index", None) for sample in samples]
+    groups = [row // args.n_samples_per_prompt if mark is None else mark for row, mark in enumerate(marks)]
     advantages = leave_one_out_advantages(rewards, mask, groups)
     return (
         [float(sample.reward["score"]) for sample in samples],

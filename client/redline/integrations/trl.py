@@ -78,6 +78,12 @@ class TokenGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         own = [n for n, function in enumerate(self.reward_funcs) if isinstance(function, RedlineReward)]
         if len(own) != 1:
             raise ValueError(f"TokenGRPOTrainer wants one RedlineReward among its reward_funcs, there are {len(own)}")
+        if self.scale_rewards not in ("group", "none"):
+            raise ValueError(
+                f"scale_rewards={self.scale_rewards!r}: token advantages are scaled by group, or not at all"
+            )
+        if getattr(self, "multi_objective_aggregation", "sum_then_normalize") != "sum_then_normalize":
+            raise ValueError("token advantages are made of the weighted sum of all rewards")
         self._own = own[0]
         self._gamma = gamma
         self._numbers: Tensor | None = None

@@ -1,9 +1,7 @@
-"""verl: an agent loop with token rewards, a reward manager, an advantage estimator, a reward function. verl 0.9."""
+"""verl: an agent loop with token rewards, an advantage estimator, the older reward manager. verl 0.9."""
 
 from __future__ import annotations
 
-import os
-from functools import cache
 from typing import Any
 
 import torch
@@ -12,11 +10,8 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.ppo.core_algos import register_adv_est
 
-from redline.aclient import AsyncRewardClient
-from redline.exchange import DEFAULT_URL
 from redline.integrations.credit import leave_one_out_advantages
 from redline.integrations.sampled import TokenRewarder
-from redline.wire import ScoreOptions
 
 
 class TokenRewardOutput(AgentLoopOutput):  # type: ignore[misc]
@@ -93,26 +88,3 @@ class TokenRewardManager:
         for row, told in enumerate(self._rewarder.score(prompts, ids)):
             rewards[row, : len(told.rewards)] = torch.tensor(told.rewards)
         return {"reward_tensor": rewards, "reward_extra_info": {}} if return_dict else rewards
-
-
-@cache
-def _client() -> AsyncRewardClient:
-    return AsyncRewardClient(os.environ.get("REDLINE_URL", DEFAULT_URL), key=os.environ.get("REDLINE_KEY"))
-
-
-async def compute_score(
-    data_source: str, solution_str: str, ground_truth: Any, extra_info: dict[str, Any] | None = None, **options: Any
-) -> dict[str, float]:
-    """A custom reward function, one number: ``reward.custom_reward_function.path=.../redline/integrations/verl.py``.
-
-    verl hands over no prompt; it is read from ``extra_info["prompt"]``, or whatever ``prompt_key`` in
-    ``reward_kwargs`` names.
-
-    Raises:
-        KeyError: there is no such field.
-        ItemsFailedError: the response could not be scored.
-    """
-    prompt = (extra_info or {})[options.get("prompt_key", "prompt")]
-    item = {"prompt": prompt if isinstance(prompt, str) else list(prompt), "response": solution_str}
-    result = await _client().score([item], options=ScoreOptions(on_too_long="truncate"))
-    return {"score": result.scored()[0].score}

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, PrivateAttr, Tag
+from pydantic import Discriminator, PrivateAttr, Tag, model_validator
 
 from redline.token_spans import Span, token_spans
-from redline.transcripts import BorderError, Exchange, from_whole
+from redline.transcripts import BorderError, Exchange, as_item, from_whole
 from redline.wire import ChatMessage, ScoreItem, Text
-from redline_service.dropins.protocol import Foreign, Reader, Scored, item_of
+from redline_service.dropins.protocol import Foreign, Reader, Scored
 
 Ids = list[int]
 
@@ -41,6 +41,12 @@ class _VLLMBody(Foreign):
     input: Text | list[Text] | Ids | list[Ids] | None = None
     messages: list[ChatMessage] | None = None
     use_activation: bool | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.input is None and self.messages is None:
+            raise ValueError("the body must hold 'input' or 'messages'")
+        return self
 
     def given(self) -> list[str | Ids]:
         """The inputs one by one."""
@@ -78,12 +84,25 @@ class VLLMClassifyBody(_VLLMBody):
 
     def items(self, reader: Reader) -> list[ScoreItem]:
         """Raises BorderError."""
-        return [item_of(exchange) for exchange in self.exchanges(reader)]
+        return [as_item(exchange) for exchange in self.exchanges(reader)]
 
     def reply(self, scored: Scored) -> Any:
         """``data[i].probs[-1]`` is the score."""
         rows = [{"label": "LABEL_0", "probs": [self.activated(score)], "num_classes": 1} for score in scored.scores]
         return self.page(scored, "classify", rows)
+
+
+class EmbeddingsBody(_VLLMBody):
+    """``/v1/embeddings``, as verl asks a reward model behind SGLang; ``data[-1].embedding[-1]`` is the score."""
+
+    def items(self, reader: Reader) -> list[ScoreItem]:
+        """Raises BorderError."""
+        return [as_item(exchange) for exchange in self.exchanges(reader)]
+
+    def reply(self, scored: Scored) -> Any:
+        """An embedding of one number."""
+        rows = [{"object": "embedding", "embedding": [self.activated(score)]} for score in scored.scores]
+        return self.page(scored, "embd", rows)
 
 
 class VLLMPoolingBody(_VLLMBody):
@@ -102,7 +121,7 @@ class VLLMPoolingBody(_VLLMBody):
         """Raises BorderError."""
         exchanges = self.exchanges(reader)
         if self.task == "classify":
-            return [item_of(exchange) for exchange in exchanges]
+            return [as_item(exchange) for exchange in exchanges]
         if self.messages is not None:
             raise BorderError("a reward a token of the input needs the input as text or ids, not as messages")
         self._rows = []
@@ -110,7 +129,7 @@ class VLLMPoolingBody(_VLLMBody):
         for given, exchange in zip(self.given(), exchanges, strict=True):
             count, tokens, spans = _tokens_of_response(given, exchange, reader)
             self._rows.append((count, tokens))
-            items.append(item_of(exchange, token_offsets=spans))
+            items.append(as_item(exchange, token_offsets=spans))
         return items
 
     def reply(self, scored: Scored) -> Any:
@@ -167,7 +186,7 @@ class SGLangBody(Foreign):
     def items(self, reader: Reader) -> list[ScoreItem]:
         """Raises BorderError."""
         given: Any = self.text if self.text is not None else self.input_ids
-        return [item_of(_exchange(one, reader)) for one in ([given] if self._is_one else given or [])]
+        return [as_item(_exchange(one, reader)) for one in ([given] if self._is_one else given or [])]
 
     def reply(self, scored: Scored) -> Any:
         """An object for one text, a list for a list; ``embedding[0]`` is the score."""

@@ -8,13 +8,14 @@ from pydantic import Discriminator, Tag, model_validator
 
 from redline.transcripts import (
     Exchange,
+    as_item,
     from_prompt_and_response,
     from_query_and_prompt,
     from_whole,
     without_ending,
 )
 from redline.wire import ChatMessage, ScoreItem, Text
-from redline_service.dropins.protocol import Foreign, Reader, Scored, item_of
+from redline_service.dropins.protocol import Foreign, Reader, Scored
 
 # OpenRLHF clamps what it was sent to this range, after the group's baseline
 _CLAMP = 10.0
@@ -39,9 +40,9 @@ class OpenRLHFBody(Foreign):
     def items(self, reader: Reader) -> list[ScoreItem]:
         """Raises BorderError."""
         if self.prompts is None:
-            return [item_of(from_whole(query, reader.ends)) for query in self.query]
+            return [as_item(from_whole(query, reader.ends)) for query in self.query]
         pairs = zip(self.query, self.prompts, strict=True)
-        return [item_of(from_query_and_prompt(query, prompt, reader.ends)) for query, prompt in pairs]
+        return [as_item(from_query_and_prompt(query, prompt, reader.ends)) for query, prompt in pairs]
 
     def reply(self, scored: Scored) -> Any:
         """One number a sample everywhere: a ragged value would break the caller's logging."""
@@ -76,9 +77,10 @@ class AlignAnythingBody(Foreign):
         return self
 
     def items(self, reader: Reader) -> list[ScoreItem]:
-        """Raises BorderError."""
+        """Each pair as it is."""
+        # no template has touched them: what looks like markup is what somebody wrote
         pairs = zip(self.prompts, self.responses, strict=True)
-        return [item_of(from_prompt_and_response(p, r, has_ends=False, ends=reader.ends)) for p, r in pairs]
+        return [as_item(Exchange(prompt, response, True)) for prompt, response in pairs]
 
     def reply(self, scored: Scored) -> Any:
         """A number a response."""
@@ -98,8 +100,8 @@ class SlimeBody(Foreign):
     def items(self, reader: Reader) -> list[ScoreItem]:
         """Raises BorderError."""
         if isinstance(self.prompt, str):
-            return [item_of(from_prompt_and_response(self.prompt, self.response, has_ends=True, ends=reader.ends))]
-        return [item_of(Exchange(self.prompt, *without_ending(self.response, reader.ends)))]
+            return [as_item(from_prompt_and_response(self.prompt, self.response, has_ends=True, ends=reader.ends))]
+        return [as_item(Exchange(self.prompt, *without_ending(self.response, reader.ends)))]
 
     def reply(self, scored: Scored) -> Any:
         """The number alone."""

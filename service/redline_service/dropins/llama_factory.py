@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from redline.transcripts import from_whole
+from redline.transcripts import as_item, from_whole
 from redline.wire import ScoreItem, Text
-from redline_service.dropins.protocol import Foreign, Reader, Scored, item_of
+from redline_service.dropins.protocol import Foreign, Reader, Scored
 
 
 class LLaMAFactoryBody(Foreign):
@@ -19,7 +19,7 @@ class LLaMAFactoryBody(Foreign):
 
     def items(self, reader: Reader) -> list[ScoreItem]:
         """Raises BorderError."""
-        return [item_of(from_whole(text, reader.ends)) for text in self.messages]
+        return [as_item(from_whole(text, reader.ends)) for text in self.messages]
 
     def reply(self, scored: Scored) -> Any:
         """A number a conversation."""

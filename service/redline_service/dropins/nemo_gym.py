@@ -6,9 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from redline.transcripts import BorderError, Exchange
+from redline.transcripts import BorderError, Exchange, as_item
 from redline.wire import ChatMessage, ScoreItem
-from redline_service.dropins.protocol import Reader, Scored, item_of
+from redline_service.dropins.protocol import Reader, Scored
 
 
 class NeMoGymBody(BaseModel):
@@ -27,22 +27,28 @@ class NeMoGymBody(BaseModel):
         """Raises BorderError."""
         given = self.responses_create_params.get("input")
         turns = [
-            _message(one) for one in ([{"role": "user", "content": given}] if isinstance(given, str) else given or [])
+            _message(one) for one in _list([{"role": "user", "content": given}] if isinstance(given, str) else given)
         ]
         if isinstance(instructions := self.responses_create_params.get("instructions"), str):
             turns.insert(0, ChatMessage(role="system", content=instructions))
-        said = [_message(one) for one in self.response.get("output") or [] if _is_message(one)]
+        said = [_message(one) for one in _list(self.response.get("output")) if _is_message(one)]
         if not said or said[-1].role != "assistant":
             raise BorderError("the response's output does not end with an assistant's message")
         prompt = [*turns, *said[:-1]]
         if not prompt:
             raise BorderError("responses_create_params has no input")
         is_finished = self.response.get("status") != "incomplete"
-        return [item_of(Exchange(prompt, said[-1].content, is_finished))]
+        return [as_item(Exchange(prompt, said[-1].content, is_finished))]
 
     def reply(self, scored: Scored) -> Any:
         """The body and its reward."""
         return {**self.model_dump(mode="json"), "reward": scored.scores[0]}
+
+
+def _list(given: Any) -> list[Any]:
+    if given is not None and not isinstance(given, list):
+        raise BorderError("the input or the output is no list")
+    return given or []
 
 
 def _is_message(one: Any) -> bool:
@@ -55,7 +61,7 @@ def _message(one: Any) -> ChatMessage:
     content = one.get("content")
     if isinstance(content, list):
         texts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        content = None if None in texts else "".join(map(str, texts))
+        content = "".join(map(str, texts)) if all(isinstance(text, str) for text in texts) else None
     if not isinstance(content, str):
         raise BorderError("a message holds something that is no text")
     role = {"developer": "system"}.get(str(one["role"]), str(one["role"]))

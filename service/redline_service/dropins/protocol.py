@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from redline.transcripts import Exchange
 from redline.wire import ItemScore, ScoreItem
 from redline_model.template import Encoder
 
@@ -58,10 +57,3 @@ class DropIn(Protocol):
     def reply(self, scored: Scored) -> Any:
         """JSON-ready data, in the form that the caller reads."""
         ...
-
-
-def item_of(exchange: Exchange, **more: Any) -> ScoreItem:
-    """The exchange as an item; an empty response stands for a lone end token, which is what such a policy wrote."""
-    if not exchange.response and exchange.is_finished:
-        more = {"token_offsets": [(0, 0)], **more}
-    return ScoreItem(prompt=exchange.prompt, response=exchange.response, finished=exchange.is_finished, **more)

@@ -9,10 +9,10 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from redline.transcripts import BorderError
+from redline.transcripts import KNOWN_ENDS, BorderError
 from redline.wire import ErrorCode, ItemError, ItemScore, ScoreOptions, ScoreRequest
 from redline_service.auth import require_key
-from redline_service.dropins.engines import ClassifyBody, VLLMPoolingBody
+from redline_service.dropins.engines import ClassifyBody, EmbeddingsBody, VLLMPoolingBody
 from redline_service.dropins.get_reward import GetRewardBody
 from redline_service.dropins.llama_factory import LLaMAFactoryBody
 from redline_service.dropins.nemo_gym import NeMoGymBody
@@ -41,7 +41,9 @@ async def _answer(body: DropIn, request: Request) -> Response:
     """
     engine: Engine = request.app.state.engine
     settings: ServiceSettings = request.app.state.settings
-    ends = [end for end in (settings.caller_end, engine.end_text) if end]
+    # a known end token ends its own template's turns alone: elsewhere it is text
+    own = "" if engine.end_text in KNOWN_ENDS else engine.end_text
+    ends = [end for end in (settings.caller_end, own) if end]
     try:
         items = await asyncio.to_thread(body.items, Reader(engine.encoder, ends))
     except BorderError as error:
@@ -56,7 +58,7 @@ async def _answer(body: DropIn, request: Request) -> Response:
             raise RequestError(ErrorCode(item.error.code), f"{where}{item.error.message}", retry_after_s=wait_s)
         scored.append(item)
     reply = body.reply(Scored(engine.name, scored, answer.usage.batch_tokens))
-    return as_response(json.dumps(reply, ensure_ascii=False, allow_nan=False), timing)
+    return as_response(json.dumps(reply, allow_nan=False), timing)
 
 
 @router.post("/get_reward", summary="OpenRLHF, align-anything, slime")
@@ -73,6 +75,12 @@ async def score_evaluation(body: LLaMAFactoryBody, request: Request) -> Response
 
 @router.post("/classify", summary="vLLM and verl, or SGLang")
 async def classify(body: ClassifyBody, request: Request) -> Response:
+    """A raw score an input."""
+    return await _answer(body, request)
+
+
+@router.post("/v1/embeddings", summary="verl with SGLang")
+async def embeddings(body: EmbeddingsBody, request: Request) -> Response:
     """A raw score an input."""
     return await _answer(body, request)
 

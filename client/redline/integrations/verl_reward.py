@@ -1,0 +1,33 @@
+"""verl's custom reward function, one number. verl loads it by its path, so it registers nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redline.integrations.sampled import ClientPerLoop
+from redline.transcripts import Exchange, as_item, prompt_of
+from redline.wire import ChatMessage, ScoreOptions
+
+_clients = ClientPerLoop()
+
+
+async def compute_score(
+    data_source: str, solution_str: str, ground_truth: Any, extra_info: dict[str, Any] | None = None, **options: Any
+) -> dict[str, float]:
+    """``reward.custom_reward_function.path=.../redline/integrations/verl_reward.py``.
+
+    verl hands over no prompt; it is read from ``extra_info["prompt"]``, or whatever ``prompt_key`` in
+    ``reward_kwargs`` names.
+
+    Raises:
+        KeyError: there is no such field.
+        ItemsFailedError: the response could not be scored.
+    """
+    given = (extra_info or {})[options.get("prompt_key", "prompt")]
+    if isinstance(given, str):
+        prompt = prompt_of(given)
+    else:
+        prompt = [ChatMessage(role=message["role"], content=message["content"]) for message in given]
+    item = as_item(Exchange(prompt, solution_str, True))
+    result = await _clients.get().score([item], options=ScoreOptions(on_too_long="truncate"))
+    return {"score": result.scored()[0].score}
