@@ -116,3 +116,34 @@ def test_it_loads_the_reward_function_by_path_beside_the_external_module() -> No
 
     path = Path(ours.__file__).with_name("verl_reward.py")
     assert callable(load_extern_object(str(path), "compute_score"))
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_its_reward_model_client_gets_the_native_score(
+    served: str, policy_tokenizer: Any, ids: list[list[int]], scored: list[Any], engine: str
+) -> None:
+    """``compute_score_disrm`` as the reward loop calls it, every sample at once; 4xx are fatal to it."""
+    from types import SimpleNamespace
+
+    import aiohttp
+    from verl import DataProto
+    from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
+
+    rollout = SimpleNamespace(name=engine)
+    model = SimpleNamespace(rollout=rollout, model_path="any")
+    worker = object.__new__(RewardLoopWorker)
+    worker.config = SimpleNamespace(reward=SimpleNamespace(reward_model=model))
+    worker.input_tokenizer = worker.reward_model_tokenizer = policy_tokenizer
+    worker.reward_router_address = served.removeprefix("http://")
+
+    def sample(chat: list[dict[str, str]], row: list[int]) -> Any:
+        tensors = {"responses": torch.tensor([row]), "attention_mask": torch.ones(1, len(row), dtype=torch.long)}
+        return DataProto.from_dict(tensors=tensors, non_tensors={"raw_prompt": np.array([chat], dtype=object)})
+
+    async def every() -> list[Any]:
+        return await asyncio.gather(*[worker.compute_score_disrm(sample(CHAT, row)) for row in ids])
+
+    told = [one["reward_score"] for one in asyncio.run(every())]
+    assert told == pytest.approx([one.score for one in scored], rel=1e-4)
+    with pytest.raises(aiohttp.ClientResponseError, match="422"):
+        asyncio.run(worker._post_request({"model": "any", "input": "no markup"}, "classify"))
