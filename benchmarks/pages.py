@@ -1,4 +1,4 @@
-"""The tables of docs/claims.md, real_text.md, quickstart.md and loops.md, out of the JSON files that their commands write.
+"""The tables of docs/claims.md, real_text.md, quickstart.md, loops.md, out of the JSON files that their commands write.
 
     python -m benchmarks.pages --take runs/claims/claims.json    # a benchmark's results become those of the docs
     python -m benchmarks.pages                                   # write the tables anew

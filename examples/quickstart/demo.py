@@ -148,7 +148,8 @@ class Run:
             yield url
         finally:
             server.terminate()
-            server.wait(timeout=30)
+            with contextlib.suppress(subprocess.TimeoutExpired):  # then stop() kills it
+                server.wait(timeout=30)
 
     def finish(self, stage: Stage, fingerprint: str) -> float:
         """Run ``stage`` unless it is finished; returns the seconds it took, then or now."""

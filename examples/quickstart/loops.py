@@ -13,11 +13,12 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from demo import HERE, PPO_OPTIONS, Run
+from demo import BIN, HERE, PPO_OPTIONS, Run
 from judge import judge, load_questions
 from seeds import spread, table
 
@@ -31,37 +32,43 @@ def run_seed(demo: Path, out: Path, trl_python: Path, seed: int) -> dict[str, An
     subprocess.run([*command, "--until", "rm_seq2seq"], check=True)
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
+    policies = {
+        "supervised": folder / "supervised" / "policy",
+        "redline_ppo": out / "ppo" / "policy",
+        "trl_grpo_scalar": out / "grpo_scalar",
+        "trl_grpo_tokens": out / "grpo_tokens",
+    }
+    missing = [name for name, policy in policies.items() if not (policy / "config.json").exists()]
+    if missing:
+        train(missing, folder, out, trl_python, seed)
+    figures, _ = judge(policies, load_questions(folder / "world" / "test_prompts.jsonl"), "supervised", seed)
+    return figures
+
+
+def train(names: Sequence[str], folder: Path, out: Path, trl_python: Path, seed: int) -> None:
+    """Run the loops called ``names``, one after the other, against one service of the demo's seq2seq model."""
     asked = f"--policy {folder}/supervised/policy --prompts {folder}/world/prompts.jsonl"
     run = Run(folder)
-    policies = {"supervised": folder / "supervised" / "policy"}
     try:
         with run.service(str(folder / "rm_seq2seq" / "bundle"), out / "service.log") as url:
-            ppo = f"redline ppo --url {url} {asked} --out {out}/ppo {PPO_OPTIONS.format(steps=STEPS)} --seed {seed}"
             grpo = [str(trl_python), str(HERE / "grpo.py"), "--url", url, *asked.split()]
             grpo += ["--steps", str(STEPS), "--seed", str(seed)]
-            made = {
-                "redline_ppo": (ppo, out / "ppo" / "policy"),
-                "trl_grpo_scalar": ([*grpo, "--scalar", "--out", f"{out}/grpo_scalar"], out / "grpo_scalar"),
-                "trl_grpo_tokens": ([*grpo, "--out", f"{out}/grpo_tokens"], out / "grpo_tokens"),
+            ppo = [str(BIN / "redline"), "ppo", "--url", url, *asked.split(), "--out", f"{out}/ppo"]
+            commands = {
+                "redline_ppo": [*ppo, *PPO_OPTIONS.format(steps=STEPS).split(), "--seed", str(seed)],
+                "trl_grpo_scalar": [*grpo, "--scalar", "--out", f"{out}/grpo_scalar"],
+                "trl_grpo_tokens": [*grpo, "--out", f"{out}/grpo_tokens"],
             }
-            for name, (what, policy) in made.items():
-                policies[name] = policy
-                if (policy / "config.json").exists():
-                    continue
+            for name in names:
                 started = time.perf_counter()
-                if isinstance(what, str):
-                    status = run.start(what, out / f"{name}.log").wait()
-                else:
-                    with (out / f"{name}.log").open("wb") as log:
-                        environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
-                        status = subprocess.run(what, env=environment, stdout=log, stderr=log, check=False).returncode
-                if status != 0:
-                    sys.exit(f"{name} failed with status {status}; see {out / f'{name}.log'}")
+                with (out / f"{name}.log").open("wb") as log:
+                    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+                    done = subprocess.run(commands[name], env=environment, stdout=log, stderr=log, check=False)
+                if done.returncode != 0:
+                    sys.exit(f"{name} failed with status {done.returncode}; see {out / f'{name}.log'}")
                 print(f"  seed {seed}: {name}, {time.perf_counter() - started:.0f} s", flush=True)
     finally:
         run.stop()
-    figures, _ = judge(policies, load_questions(folder / "world" / "test_prompts.jsonl"), "supervised", seed)
-    return figures
 
 
 def main() -> None:

@@ -28,8 +28,8 @@ PEERS: dict[str, list[str]] = {
         "skyrl-gym==0.4.0",
         "loguru",
         "omegaconf",
-        "antlr4-python3-runtime==4.9.3",
         "jaxtyping",
+        *_RAY,
         *_AIOHTTP,
     ],
     "verl": [
@@ -48,7 +48,9 @@ def environment(name: str) -> Path:
     if not (folder / ".ready").exists():
         venv.create(folder, with_pip=True, clear=True)
         own = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
-        (own / "project.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+        # with the .pth files in it: the project is installed by one
+        line = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
+        (own / "project.pth").write_text(line, encoding="utf-8")
         install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
         subprocess.run([*install, *PEERS[name]], check=True)
         for foreign in ("tests", "scripts"):  # some wheels bring folders that would be taken for ours
