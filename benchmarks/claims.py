@@ -78,13 +78,19 @@ def sources_digest(world: str) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
+def runs_of(group: str) -> Mapping[str, Any]:
+    """The PPO runs of a group, by name."""
+    from benchmarks.experiment.recipes import ABLATIONS, CONTROL, MAIN
+
+    return {"main": MAIN, "control": CONTROL, "ablation": ABLATIONS}[group]
+
+
 def run_job(job: Job, out: Path, budget: Budget, sources: str, few: bool) -> float:
     """Everything of one job, in a process and thread of its own; returns seconds."""
     import torch
     from transformers.utils import logging as transformers_logging
 
     from benchmarks.experiment.cell import Cell, default_modes
-    from benchmarks.experiment.recipes import ABLATIONS, CONTROL, MAIN
 
     torch.set_num_threads(1)
     transformers_logging.set_verbosity_error()
@@ -92,7 +98,7 @@ def run_job(job: Job, out: Path, budget: Budget, sources: str, few: bool) -> flo
     started = time.perf_counter()
     cell = Cell(out / job.world / f"seed-{job.seed}", job.world, job.seed, budget, sources)
     cell.judge_supervised()
-    runs = {"main": MAIN, "control": CONTROL, "ablation": ABLATIONS}[job.group]
+    runs = runs_of(job.group)
     if few:
         runs = dict(list(runs.items())[:3])
     for name, run in runs.items():
@@ -138,20 +144,33 @@ def _answers(
     out: Path, world: str, seeds: Sequence[int], wanted: Sequence[str], budget: Budget, sources: str
 ) -> dict[str, dict[str, list[Any]]]:
     """``split -> policy -> one Answers a seed``, of the ``wanted`` policies that every seed has, as now asked for."""
-    from benchmarks.experiment.cell import Cell
     from benchmarks.experiment.judging import Answers
 
     found: dict[str, list[Any]] = {}
     for name in wanted:
-        raw = []
-        for seed in seeds:
-            path = out / world / f"seed-{seed}" / "answers" / f"{name}.json"
-            one = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-            if one is not None and one["cell"] == Cell.fingerprint(world, seed, budget, sources):
-                raw.append(one)
-        if len(raw) == len(seeds):
+        raw = [_stored(out, world, seed, name, budget, sources) for seed in seeds]
+        if None not in raw:
             found[name] = raw
     return {s: {n: [Answers.model_validate(one[s]) for one in raw] for n, raw in found.items()} for s in ("id", "ood")}
+
+
+def _stored(out: Path, world: str, seed: int, name: str, budget: Budget, sources: str) -> Any:
+    """A policy's answers as now asked for; None where there are none."""
+    from benchmarks.experiment.cell import Cell
+
+    path = out / world / f"seed-{seed}" / "answers" / f"{name}.json"
+    one = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return one if one is not None and one["cell"] == Cell.fingerprint(world, seed, budget, sources) else None
+
+
+def unfinished(out: Path, jobs: Sequence[Job], budget: Budget, sources: Mapping[str, str]) -> list[str]:
+    """What of the plan has no answers yet: ``world seed: policies``."""
+    left = []
+    for job in jobs:
+        names = [n for n in runs_of(job.group) if not _stored(out, job.world, job.seed, n, budget, sources[job.world])]
+        if names:
+            left.append(f"{job.world} seed {job.seed}: {', '.join(names)}")
+    return left
 
 
 def _curves(out: Path, world: str, seeds: Sequence[int], name: str) -> list[Any]:
@@ -219,7 +238,9 @@ def rendered(claims: Mapping[str, Any]) -> str:
         value = "-" if bar["value"] is None else f"{bar['value']:.3f}"
         asked = f"{'>=' if bar['at_least'] else '<='} {bar['bar']:.3f}"
         bars.append(f"| {name} | {value} | {asked} | {'yes' if bar['is_met'] else 'no'} |")
+    left = claims.get("about", {}).get("unfinished", [])
     parts = [
+        *([f"Not run yet: {'; '.join(left)}."] if left else []),
         "\n".join(["**bars**", "", *bars]),
         head_to_head({**claims["tasks"], **claims["controls"]}),
         accuracy_table(claims["pair_accuracy"]),
@@ -250,6 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, three policies, small models: minutes")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 1; things were developed on seed 0")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes, one thread each")
+    parser.add_argument("--collect", action="store_true", help="run nothing: the tables of what is there")
     parser.add_argument("--only", choices=("main", "controls", "ablations"), action="append", help="default: all")
     args = parser.parse_args(arguments)
     # before any torch is loaded in a worker: one thread each, and none that spins while it waits
@@ -266,7 +288,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     failed: list[str] = []
     with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         # a world's main job and its ablations share models: the later one waits for the earlier
-        for wave in ([j for j in jobs if j.group != "ablation"], [j for j in jobs if j.group == "ablation"]):
+        waves = ([j for j in jobs if j.group != "ablation"], [j for j in jobs if j.group == "ablation"])
+        for wave in () if args.collect else waves:
             running = {pool.submit(run_job, job, args.out, budget, sources[job.world], args.quick): job for job in wave}
             for future in as_completed(running):
                 job = running[future]
@@ -288,6 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "budget": asdict(budget),
         "seconds": time.perf_counter() - started,
         "failed": failed,
+        "unfinished": [] if args.quick else unfinished(args.out, jobs, budget, sources),
     }
     write_json(args.out / "claims.json", claims)
     text = rendered(claims)
