@@ -110,9 +110,9 @@ class Run:
         self._children.clear()
 
     def start(self, command: str, log: Path | None = None) -> subprocess.Popen[bytes]:
-        """Start a command of the plan in the run's folder."""
+        """Start a command of the plan, or any other program, in the run's folder."""
         words = shlex.split(command)
-        program = {"python": [sys.executable], "redline": [str(BIN / "redline")]}[words[0]]
+        program = {"python": [sys.executable], "redline": [str(BIN / "redline")]}.get(words[0], words[:1])
         if words[0] == "python":
             program = [*program, str(HERE / words[1])]
         arguments = words[2:] if words[0] == "python" else words[1:]

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from demo import BIN, HERE, PPO_OPTIONS, Run
+from demo import HERE, PPO_OPTIONS, Run
 from judge import judge, load_questions
 from seeds import spread, table
 
@@ -40,32 +40,28 @@ def run_seed(demo: Path, out: Path, trl_python: Path, seed: int) -> dict[str, An
     }
     missing = [name for name, policy in policies.items() if not (policy / "config.json").exists()]
     if missing:
-        train(missing, folder, out, trl_python, seed)
+        train(missing, folder, out, trl_python.absolute(), seed)
     figures, _ = judge(policies, load_questions(folder / "world" / "test_prompts.jsonl"), "supervised", seed)
     return figures
 
 
 def train(names: Sequence[str], folder: Path, out: Path, trl_python: Path, seed: int) -> None:
     """Run the loops called ``names``, one after the other, against one service of the demo's seq2seq model."""
-    asked = f"--policy {folder}/supervised/policy --prompts {folder}/world/prompts.jsonl"
+    asked = f"--policy {folder}/supervised/policy --prompts {folder}/world/prompts.jsonl --seed {seed}"
     run = Run(folder)
     try:
-        with run.service(str(folder / "rm_seq2seq" / "bundle"), out / "service.log") as url:
-            grpo = [str(trl_python), str(HERE / "grpo.py"), "--url", url, *asked.split()]
-            grpo += ["--steps", str(STEPS), "--seed", str(seed)]
-            ppo = [str(BIN / "redline"), "ppo", "--url", url, *asked.split(), "--out", f"{out}/ppo"]
+        with run.service("rm_seq2seq/bundle", out / "service.log") as url:
+            grpo = f"{trl_python} {HERE}/grpo.py --url {url} {asked} --steps {STEPS}"
             commands = {
-                "redline_ppo": [*ppo, *PPO_OPTIONS.format(steps=STEPS).split(), "--seed", str(seed)],
-                "trl_grpo_scalar": [*grpo, "--scalar", "--out", f"{out}/grpo_scalar"],
-                "trl_grpo_tokens": [*grpo, "--out", f"{out}/grpo_tokens"],
+                "redline_ppo": f"redline ppo --url {url} {asked} --out {out}/ppo {PPO_OPTIONS.format(steps=STEPS)}",
+                "trl_grpo_scalar": f"{grpo} --scalar --out {out}/grpo_scalar",
+                "trl_grpo_tokens": f"{grpo} --out {out}/grpo_tokens",
             }
             for name in names:
                 started = time.perf_counter()
-                with (out / f"{name}.log").open("wb") as log:
-                    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
-                    done = subprocess.run(commands[name], env=environment, stdout=log, stderr=log, check=False)
-                if done.returncode != 0:
-                    sys.exit(f"{name} failed with status {done.returncode}; see {out / f'{name}.log'}")
+                status = run.start(commands[name], out / f"{name}.log").wait()
+                if status != 0:
+                    sys.exit(f"{name} failed with status {status}; see {out / f'{name}.log'}")
                 print(f"  seed {seed}: {name}, {time.perf_counter() - started:.0f} s", flush=True)
     finally:
         run.stop()

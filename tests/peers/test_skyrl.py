@@ -58,8 +58,24 @@ def test_its_validation_passes_and_its_tensors_keep_every_reward(output: dict[st
     assert sequences.shape[0] == 4
 
 
-def test_its_registry_takes_our_estimator_and_its_tensors(output: dict[str, Any], policy_tokenizer: Any) -> None:
+def its_advantages(rewards: Any, mask: Any, index: Any, estimator: str, *, grpo_norm_by_std: bool) -> Any:
+    """SkyRL's own function, by a registered estimator's name."""
     from skyrl.backends.skyrl_train.utils.ppo_utils import compute_advantages_and_returns
+
+    return compute_advantages_and_returns(
+        token_level_rewards=rewards,
+        response_mask=mask,
+        index=index,
+        adv_estimator=estimator,
+        values=None,
+        config=None,
+        grpo_norm_by_std=grpo_norm_by_std,
+        gamma=1.0,
+        lambd=1.0,
+    )
+
+
+def test_its_registry_takes_our_estimator_and_its_tensors(output: dict[str, Any], policy_tokenizer: Any) -> None:
     from skyrl.train.dataset.preprocess import convert_prompts_responses_to_batch_tensors
 
     register_estimator("redline_test")
@@ -68,39 +84,20 @@ def test_its_registry_takes_our_estimator_and_its_tensors(output: dict[str, Any]
     )
     mask, rewards = told[2], told[3]
     index = ["a", "a", "b", "b"]
-    advantages, returns = compute_advantages_and_returns(
-        token_level_rewards=rewards,
-        response_mask=mask,
-        index=index,
-        adv_estimator="redline_test",
-        values=None,
-        config=None,
-        grpo_norm_by_std=False,
-        gamma=1.0,
-        lambd=1.0,
-    )
+    advantages, returns = its_advantages(rewards, mask, index, "redline_test", grpo_norm_by_std=False)
     torch.testing.assert_close(advantages, leave_one_out_advantages(rewards, mask, index, scale=False))
     assert torch.equal(advantages, returns)
 
 
 def test_rows_that_fill_up_its_batches_get_zeros() -> None:
     from skyrl.backends.skyrl_train.training_batch import TrainingInputBatch, pad_training_input_batch
-    from skyrl.backends.skyrl_train.utils.ppo_utils import compute_advantages_and_returns
 
     register_estimator("redline_padded")
     batch = TrainingInputBatch({"rewards": torch.randn(4, 5), "response_mask": torch.ones(4, 5)})
     batch.metadata = {"uids": ["a", "a", "b", "b"]}
     padded = pad_training_input_batch(batch, 2)
-    advantages, _ = compute_advantages_and_returns(
-        token_level_rewards=padded["rewards"],
-        response_mask=padded["response_mask"],
-        index=padded.metadata["uids"],
-        adv_estimator="redline_padded",
-        values=None,
-        config=None,
-        grpo_norm_by_std=True,
-        gamma=1.0,
-        lambd=1.0,
+    advantages, _ = its_advantages(
+        padded["rewards"], padded["response_mask"], padded.metadata["uids"], "redline_padded", grpo_norm_by_std=True
     )
     assert advantages.shape == (6, 5)
     assert bool((advantages[4:] == 0).all())

@@ -47,7 +47,11 @@ class Output:
         if not _locked(self._file):
             self._file.close()
             raise CommandError(f"another process is writing {self._partial}")
-        self._resume(head)
+        try:
+            self._resume(head)
+        except CommandError:
+            self._file.close()
+            raise
 
     def _resume(self, head: str) -> None:
         """Count the whole rows, and cut off the one that was being written."""

@@ -15,21 +15,15 @@ from torch import Tensor
 
 from redline.client import RewardClient
 from redline.integrations.credit import leave_one_out_advantages
-from redline.integrations.sampled import TokenRewarder
+from redline.integrations.sampled import TokenRewarder, messages_of
 from redline.transcripts import Exchange, as_item, prompt_of, without_ending
 from redline.wire import ChatMessage, ScoreOptions
 
 
-def _prompt(log: list[dict[str, Any]]) -> list[ChatMessage]:
+def _prompt(log: list[dict[str, Any]]) -> str | list[ChatMessage]:
     """The messages of a log; its data processors render templates into their contents, which is taken back."""
     told = prompt_of("".join(message["content"] for message in log))
-    if not isinstance(told, str):
-        return told
-    return [ChatMessage(role=message["role"], content=message["content"]) for message in log]
-
-
-def _turns(log: list[dict[str, Any]]) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in _prompt(log)]
+    return messages_of(log) if isinstance(told, str) else told
 
 
 class RedlineEnvironment:
@@ -92,7 +86,7 @@ class TokenAdvantages:
         prompts, ids, starts = [], [], []
         for log in repeated_batch["message_log"]:
             last = max(n for n, message in enumerate(log) if message["role"] == "assistant")
-            prompts.append(_turns(log[:last]))
+            prompts.append(_prompt(log[:last]))
             ids.append(log[last]["token_ids"].tolist())
             starts.append(sum(len(message["token_ids"]) for message in log[:last]))
         token_rewards = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)

@@ -10,7 +10,6 @@ service itself (``--reward.remote_url http://HOST:PORT/get_reward``).
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from typing import Any
 
@@ -18,8 +17,7 @@ from openrlhf.utils.agent import SingleTurnAgentExecutor
 from torch import Tensor
 
 from redline.client import RewardClient
-from redline.exchange import DEFAULT_URL
-from redline.integrations.sampled import TokenRewarder
+from redline.integrations.sampled import TokenRewarder, address
 from redline.transcripts import as_item, from_query_and_prompt
 from redline.wire import ScoreOptions
 
@@ -28,7 +26,8 @@ TOKEN_REWARDS = "redline_token_rewards"
 
 @cache
 def _client() -> RewardClient:
-    return RewardClient(os.environ.get("REDLINE_URL", DEFAULT_URL), key=os.environ.get("REDLINE_KEY"))
+    url, key = address()
+    return RewardClient(url, key=key)
 
 
 def reward_func(queries: list[str], prompts: list[str], labels: list[Any], **options: Any) -> dict[str, Any]:

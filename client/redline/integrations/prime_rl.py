@@ -34,11 +34,11 @@ async def sampled_token_rewards(trace: Any, rewarder: TokenRewarder) -> list[flo
     return [reward for one in told for reward in one.rewards]
 
 
-def _turn(message: Any) -> dict[str, str]:
+def _turn(message: Any) -> ChatMessage:
     content = message.content
     if isinstance(content, list):
         content = "".join(getattr(part, "text", "") for part in content)
-    return {"role": str(message.role), "content": content or ""}
+    return ChatMessage(role=str(message.role), content=content or "")
 
 
 def token_algorithm(base: type, rewarder: TokenRewarder, *, scale: bool = False) -> type:
@@ -79,7 +79,7 @@ def trace_reward(url: str, key: str | None = None) -> Callable[[Any], Awaitable[
     clients = ClientPerLoop(url, key)
 
     async def reward(trace: Any) -> float:
-        turns = [ChatMessage(**_turn(message)) for message in trace.messages]
+        turns = [_turn(message) for message in trace.messages]
         item = as_item(Exchange(turns[:-1], turns[-1].content, True))
         return (await clients.get().score([item], options=ScoreOptions(on_too_long="truncate"))).scored()[0].score
 

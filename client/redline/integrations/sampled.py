@@ -15,9 +15,9 @@ from redline.errors import ProtocolError
 from redline.exchange import DEFAULT_URL
 from redline.token_spans import Span, token_spans
 from redline.transcripts import prompt_of
-from redline.wire import ItemScore, ScoreItem, ScoreOptions
+from redline.wire import ChatMessage, ItemScore, ScoreItem, ScoreOptions
 
-Prompt = str | Sequence[dict[str, str]]
+Prompt = str | Sequence[dict[str, Any] | ChatMessage]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,24 @@ def read_sampled(
     return Sampled(text, [*spans, (len(text), len(text))] if is_finished else spans, is_finished)
 
 
+def address(url: str | None = None, key: str | None = None) -> tuple[str, str | None]:
+    """Where the service is and its key; ``REDLINE_URL`` and ``REDLINE_KEY`` in the environment where not given."""
+    return url or os.environ.get("REDLINE_URL", DEFAULT_URL), key or os.environ.get("REDLINE_KEY")
+
+
+def messages_of(prompt: Prompt) -> str | list[ChatMessage]:
+    """A prompt in the wire's words: text is read back if it is rendered, messages keep their role and content.
+
+    Raises:
+        BorderError: as ``redline.transcripts.prompt_of``.
+    """
+    if isinstance(prompt, str):
+        return prompt_of(prompt)
+    return [
+        one if isinstance(one, ChatMessage) else ChatMessage(role=one["role"], content=one["content"]) for one in prompt
+    ]
+
+
 class ClientPerLoop:
     """An asyncio client for every event loop: a loop's connections end with it.
 
@@ -73,9 +91,8 @@ class ClientPerLoop:
         """The running loop's client."""
         loop = asyncio.get_running_loop()
         if loop not in self._clients:
-            self._clients[loop] = AsyncRewardClient(
-                self._url or os.environ.get("REDLINE_URL", DEFAULT_URL), key=self._key or os.environ.get("REDLINE_KEY")
-            )
+            url, key = address(self._url, self._key)
+            self._clients[loop] = AsyncRewardClient(url, key=key)
         return self._clients[loop]
 
 
@@ -102,14 +119,13 @@ class TokenRewarder:
         aclient: AsyncRewardClient | None = None,
     ) -> None:
         self._tokenizer = tokenizer
-        self._url = url or os.environ.get("REDLINE_URL", DEFAULT_URL)
-        self._key = key or os.environ.get("REDLINE_KEY")
+        self._url, self._key = address(url, key)
         self.end_ids = frozenset(end_ids if end_ids is not None else {tokenizer.eos_token_id} - {None})
         self._model = model
         self._options = options or ScoreOptions(on_too_long="truncate")
         self._client = client
         self._aclient = aclient
-        self._aclients = ClientPerLoop(url, key)
+        self._aclients = ClientPerLoop(self._url, self._key)
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
@@ -122,7 +138,7 @@ class TokenRewarder:
         sampled = read_sampled(ids, self._decode, self.end_ids, self._tokenizer.pad_token_id)
         return ScoreItem.model_validate(
             {
-                "prompt": prompt_of(prompt) if isinstance(prompt, str) else [_turn(message) for message in prompt],
+                "prompt": messages_of(prompt),
                 "response": sampled.text,
                 "finished": sampled.is_finished,
                 "token_offsets": sampled.spans or None,
@@ -149,10 +165,6 @@ class TokenRewarder:
         items = [self.item(prompt, ids) for prompt, ids in zip(prompts, responses, strict=True)]
         result = await client.score(items, model=self._model, options=self._options)
         return [_padded(item, len(ids)) for item, ids in zip(result.scored(), responses, strict=True)]
-
-
-def _turn(message: dict[str, str]) -> dict[str, str]:
-    return {"role": message["role"], "content": message["content"]}
 
 
 def _padded(item: ItemScore, count: int) -> TokenRewards:

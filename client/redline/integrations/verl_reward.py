@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from redline.integrations.sampled import ClientPerLoop
-from redline.transcripts import Exchange, as_item, prompt_of
-from redline.wire import ChatMessage, ScoreOptions
+from redline.integrations.sampled import ClientPerLoop, messages_of
+from redline.transcripts import Exchange, as_item
+from redline.wire import ScoreOptions
 
 _clients = ClientPerLoop()
 
@@ -23,11 +23,7 @@ async def compute_score(
         KeyError: there is no such field.
         ItemsFailedError: the response could not be scored.
     """
-    given = (extra_info or {})[options.get("prompt_key", "prompt")]
-    if isinstance(given, str):
-        prompt = prompt_of(given)
-    else:
-        prompt = [ChatMessage(role=message["role"], content=message["content"]) for message in given]
+    prompt = messages_of((extra_info or {})[options.get("prompt_key", "prompt")])
     item = as_item(Exchange(prompt, solution_str, True))
     result = await _clients.get().score([item], options=ScoreOptions(on_too_long="truncate"))
     return {"score": result.scored()[0].score}

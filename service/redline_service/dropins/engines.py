@@ -64,6 +64,10 @@ class _VLLMBody(Foreign):
             raise BorderError("the messages do not end with an assistant's turn: there is no response to score")
         return [Exchange(self.messages[:-1], self.messages[-1].content, True)]
 
+    def items(self, reader: Reader) -> list[ScoreItem]:
+        """Raises BorderError."""
+        return [as_item(exchange) for exchange in self.exchanges(reader)]
+
     def activated(self, score: float) -> float:
         """The score as asked for: raw, unless an activation is asked for in so many words."""
         return 1.0 / (1.0 + math.exp(-max(-700.0, min(700.0, score)))) if self.use_activation else score
@@ -82,10 +86,6 @@ class VLLMClassifyBody(_VLLMBody):
     are let pass, as an older ``activation``.
     """
 
-    def items(self, reader: Reader) -> list[ScoreItem]:
-        """Raises BorderError."""
-        return [as_item(exchange) for exchange in self.exchanges(reader)]
-
     def reply(self, scored: Scored) -> Any:
         """``data[i].probs[-1]`` is the score."""
         rows = [{"label": "LABEL_0", "probs": [self.activated(score)], "num_classes": 1} for score in scored.scores]
@@ -94,10 +94,6 @@ class VLLMClassifyBody(_VLLMBody):
 
 class EmbeddingsBody(_VLLMBody):
     """``/v1/embeddings``, as verl asks a reward model behind SGLang; ``data[-1].embedding[-1]`` is the score."""
-
-    def items(self, reader: Reader) -> list[ScoreItem]:
-        """Raises BorderError."""
-        return [as_item(exchange) for exchange in self.exchanges(reader)]
 
     def reply(self, scored: Scored) -> Any:
         """An embedding of one number."""
@@ -119,9 +115,9 @@ class VLLMPoolingBody(_VLLMBody):
 
     def items(self, reader: Reader) -> list[ScoreItem]:
         """Raises BorderError."""
-        exchanges = self.exchanges(reader)
         if self.task == "classify":
-            return [as_item(exchange) for exchange in exchanges]
+            return super().items(reader)
+        exchanges = self.exchanges(reader)
         if self.messages is not None:
             raise BorderError("a reward a token of the input needs the input as text or ids, not as messages")
         self._rows = []
