@@ -46,8 +46,6 @@ def all_figures(run: Run, policy: bool) -> dict[str, Any]:
     for detections in [d for models in blame.values() for d in models.values()]:
         for detection in detections.values():
             detection.pop("auc_resamples", None)
-    for report in [r for tests in ranking.values() for kinds in tests.values() for r in kinds.values()]:
-        report.pop("spans")
     policies = judge = None
     if policy:
         from benchmarks.experiment.real_policy import policy_figures
@@ -55,6 +53,12 @@ def all_figures(run: Run, policy: bool) -> dict[str, Any]:
         policies = run.once("policies", lambda: policy_figures(run))
         judged = run.bundle(plan.judge, "scalar")
         judge = {test: run.quality(judged, test) for test in dict.fromkeys([plan.judge, *plan.preferences])}
+    for data in plan.training:
+        for test in plan.ranked:
+            reports = {kind: run.quality(run.bundle(data, kind), test) for kind in ("seq2seq", "scalar")}
+            ranking[data].setdefault(test, {}).update(reports)
+    for report in [r for tests in ranking.values() for kinds in tests.values() for r in kinds.values()]:
+        report.pop("spans")
     return {"ranking": ranking, "blame": blame, "ahead": ahead, "policies": policies, "judge": judge}
 
 

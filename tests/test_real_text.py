@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ TINY = Plan(
     training=("marked", "chat"),
     spans=("marked",),
     preferences=("chat",),
+    ranked=("other",),
     judge="other",
     pairs=8,
     test_pairs=6,
@@ -68,6 +70,7 @@ def test_every_model_is_measured_on_every_set_and_all_blame_beside_the_base_s_su
     figures = all_figures(run, policy=False)
     assert set(figures["ranking"]) == {"marked", "chat"}
     assert all(set(tests["chat"]) == set(KINDS) for tests in figures["ranking"].values())
+    assert all(set(tests["other"]) == {"seq2seq", "scalar"} for tests in figures["ranking"].values())
     wanted = {f"{data} {kind}" for data in TINY.training for kind in (*KINDS, "red")} | {"base surprisal"}
     assert set(figures["blame"]["marked"]) == wanted
     table = rendered({**figures, "policies": None})
@@ -93,3 +96,10 @@ def test_policies_are_judged_by_a_model_of_other_data(run: Run) -> None:
     assert told["answers"]["base"]["wins_against_base"] is None  # all ties
     assert told["answers"]["ppo_seq2seq"]["kl"] is not None
     assert "| ppo_seq2seq |" in rendered(figures)
+
+
+def test_a_run_goes_on_when_more_sets_are_ranked_and_not_when_another_plan_is_asked(run: Run) -> None:
+    run.claim()
+    Run(run.out, run.base, run.data, replace(TINY, ranked=("other", "chat")), 0, "cpu").claim()
+    with pytest.raises(SystemExit, match="another plan"):
+        Run(run.out, run.base, run.data, replace(TINY, steps=3), 0, "cpu").claim()

@@ -18,6 +18,8 @@ class Plan:
     training: tuple[str, ...]
     spans: tuple[str, ...]
     preferences: tuple[str, ...]
+    # further sets on which the default and Bradley-Terry alone are asked which side is better
+    ranked: tuple[str, ...]
     judge: str
     pairs: int
     test_pairs: int
@@ -32,10 +34,12 @@ class Plan:
     learning_rate: float = 2e-5
 
 
+_OTHERS = ("dpo_mix", "oasst_rm_zh", "fine_grained_qa_prefs")
 FULL = Plan(
     training=("mlqe_postedit", "pandalm_test", "hh_helpful", "fine_grained_qa"),
     spans=("mlqe_postedit", "wmt_mqm_zhen", "fine_grained_qa"),
     preferences=("pandalm_test", "hh_helpful", "hh_harmless", "hhh_alignment", "llmbar", "tulu_bon"),
+    ranked=("alpaca_eval_gpt4_pairs", "alpaca_eval_pairs", "alpaca_eval_cross", *_OTHERS),
     judge="alpaca_eval_gpt4_pairs",
     pairs=12000,
     test_pairs=400,
@@ -52,6 +56,7 @@ REDUCED = Plan(
     training=("mlqe_postedit", "pandalm_test"),
     spans=("mlqe_postedit", "wmt_mqm_zhen", "fine_grained_qa"),
     preferences=("pandalm_test", "hhh_alignment", "llmbar"),
+    ranked=("hh_helpful", "hh_harmless", "tulu_bon", "alpaca_eval_gpt4_pairs", *_OTHERS),
     judge="hh_helpful",
     pairs=384,
     test_pairs=60,
@@ -89,7 +94,9 @@ class Run:
 
     def claim(self) -> None:
         """Make the folder this run's own. Raises SystemExit where it holds a run of another plan."""
-        own = json.dumps([asdict(self.plan), self.seed, str(self.base), str(self.data), KINDS], sort_keys=True)
+        # what is only ranked decides about no other figure, so more of it may be asked later
+        plan = {name: value for name, value in asdict(self.plan).items() if name != "ranked"}
+        own = json.dumps([plan, self.seed, str(self.base), str(self.data), KINDS], sort_keys=True)
         mark = self.out / "plan.json"
         if mark.exists() and mark.read_text(encoding="utf-8") != own:
             sys.exit(f"{self.out} holds a run with another plan, seed, base or data; choose another --out")
