@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.experiment.real_run import FULL, KINDS, REDUCED, Run
+from benchmarks.experiment.real_run import FULL, KINDS, MAIN_KINDS, REDUCED, Run
 
 # what a rewriting model's blame is read by, fixed beforehand: -log pi(y_t), for its argmax copies what it is shown
 _BLAME = "probability/sum"
@@ -32,7 +32,7 @@ def all_figures(run: Run, policy: bool) -> dict[str, Any]:
     ranking: dict[str, Any] = {}
     blame: dict[str, Any] = {test: {"base surprisal": run.surprisal(test)["spans"]} for test in plan.spans}
     for data in plan.training:
-        for kind in KINDS:
+        for kind in KINDS if data in plan.relatives else MAIN_KINDS:
             folder = run.bundle(data, kind)
             for test in dict.fromkeys([data, *plan.preferences, *plan.spans]):
                 report = run.quality(folder, test)
@@ -55,7 +55,7 @@ def all_figures(run: Run, policy: bool) -> dict[str, Any]:
         judge = {test: run.quality(judged, test) for test in dict.fromkeys([plan.judge, *plan.preferences])}
     for data in plan.training:
         for test in plan.ranked:
-            reports = {kind: run.quality(run.bundle(data, kind), test) for kind in ("seq2seq", "scalar")}
+            reports = {kind: run.quality(run.bundle(data, kind), test) for kind in MAIN_KINDS}
             ranking[data].setdefault(test, {}).update(reports)
     for report in [r for tests in ranking.values() for kinds in tests.values() for r in kinds.values()]:
         report.pop("spans")

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.experiment.real_run import KINDS, Plan, Run
+from benchmarks.experiment.real_run import KINDS, MAIN_KINDS, Plan, Run
 from benchmarks.experiment.surprisal import surprisal_scorer
 from benchmarks.real_text import all_figures, rendered
 from redline_model.template import Item
@@ -17,6 +17,7 @@ from tests.conftest import build_causal, build_tokenizer
 
 TINY = Plan(
     training=("marked", "chat"),
+    relatives=("marked",),
     spans=("marked",),
     preferences=("chat",),
     ranked=("other",),
@@ -69,9 +70,11 @@ def test_surprisal_is_the_plain_model_s(run: Run) -> None:
 def test_every_model_is_measured_on_every_set_and_all_blame_beside_the_base_s_surprisal(run: Run) -> None:
     figures = all_figures(run, policy=False)
     assert set(figures["ranking"]) == {"marked", "chat"}
-    assert all(set(tests["chat"]) == set(KINDS) for tests in figures["ranking"].values())
-    assert all(set(tests["other"]) == {"seq2seq", "scalar"} for tests in figures["ranking"].values())
-    wanted = {f"{data} {kind}" for data in TINY.training for kind in (*KINDS, "red")} | {"base surprisal"}
+    assert set(figures["ranking"]["marked"]["chat"]) == set(KINDS)
+    assert set(figures["ranking"]["chat"]["chat"]) == set(MAIN_KINDS)
+    assert all(set(tests["other"]) == set(MAIN_KINDS) for tests in figures["ranking"].values())
+    wanted = {f"marked {kind}" for kind in KINDS} | {f"chat {kind}" for kind in MAIN_KINDS}
+    wanted |= {"marked red", "chat red", "base surprisal"}
     assert set(figures["blame"]["marked"]) == wanted
     table = rendered({**figures, "policies": None})
     assert "| marked | base surprisal | probability/sum |" in table

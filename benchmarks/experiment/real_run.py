@@ -16,6 +16,8 @@ class Plan:
     """What is fitted on what, and measured where. The first training set is of marked errors, the second of chat."""
 
     training: tuple[str, ...]
+    # on which the relatives are fitted too, not the default and Bradley-Terry alone
+    relatives: tuple[str, ...]
     spans: tuple[str, ...]
     preferences: tuple[str, ...]
     # further sets on which the default and Bradley-Terry alone are asked which side is better
@@ -37,6 +39,7 @@ class Plan:
 _OTHERS = ("dpo_mix", "oasst_rm_zh", "fine_grained_qa_prefs")
 FULL = Plan(
     training=("mlqe_postedit", "pandalm_test", "hh_helpful", "fine_grained_qa"),
+    relatives=("mlqe_postedit", "pandalm_test", "hh_helpful", "fine_grained_qa"),
     spans=("mlqe_postedit", "wmt_mqm_zhen", "fine_grained_qa"),
     preferences=("pandalm_test", "hh_helpful", "hh_harmless", "hhh_alignment", "llmbar", "tulu_bon"),
     ranked=("alpaca_eval_gpt4_pairs", "alpaca_eval_pairs", "alpaca_eval_cross", *_OTHERS),
@@ -54,6 +57,7 @@ FULL = Plan(
 )
 REDUCED = Plan(
     training=("mlqe_postedit", "pandalm_test"),
+    relatives=("mlqe_postedit",),
     spans=("mlqe_postedit", "wmt_mqm_zhen", "fine_grained_qa"),
     preferences=("pandalm_test", "hhh_alignment", "llmbar"),
     ranked=("hh_helpful", "hh_harmless", "tulu_bon", "alpaca_eval_gpt4_pairs", *_OTHERS),
@@ -72,11 +76,12 @@ REDUCED = Plan(
 )
 # more would teach a small set by heart
 _MOST_EPOCHS = 3
-# the first is the default; the published objective stands beside it
+# the first two are fitted on every set
+MAIN_KINDS = ("seq2seq", "scalar")
 KINDS: dict[str, dict[str, Any]] = {
     "seq2seq": {"kind": "seq2seq", "mismatch": True},
-    "published": {"kind": "seq2seq", "mismatch": False},
     "scalar": {"kind": "scalar"},
+    "published": {"kind": "seq2seq", "mismatch": False},
     "dpo": {"kind": "dpo"},
 }
 
@@ -94,8 +99,8 @@ class Run:
 
     def claim(self) -> None:
         """Make the folder this run's own. Raises SystemExit where it holds a run of another plan."""
-        # what is only ranked decides about no other figure, so more of it may be asked later
-        plan = {name: value for name, value in asdict(self.plan).items() if name != "ranked"}
+        # these decide about no other figure, so more of them may be asked later
+        plan = {name: value for name, value in asdict(self.plan).items() if name not in {"ranked", "relatives"}}
         own = json.dumps([plan, self.seed, str(self.base), str(self.data), KINDS], sort_keys=True)
         mark = self.out / "plan.json"
         if mark.exists() and mark.read_text(encoding="utf-8") != own:

@@ -40,6 +40,7 @@ def test_a_token_is_marked_where_it_shares_a_character_with_a_span() -> None:
     assert error_tokens(offsets, [(3, 5)]).tolist() == [True, True, False, False]
     assert error_tokens(offsets, [(8, 9)]).tolist() == [False, False, True, False]
     assert error_tokens(offsets, [(4, 4)]).tolist() == [False] * 4
+    assert error_tokens(offsets, [(2, 2)]).tolist() == [False] * 4  # inside a token
     assert error_tokens(offsets, []).tolist() == [False] * 4
 
 
@@ -177,6 +178,16 @@ def test_a_trend_in_length_is_taken_out_by_the_other_half_s_curve() -> None:
     # a half whose own trend is another one keeps what the other half's curve does not explain
     crossed = _without_trend(torch.where(halves, lengths, -lengths), lengths, halves)
     assert torch.allclose(crossed[halves], 2 * lengths[halves], atol=1e-6)
+
+
+def test_one_response_of_unheard_of_length_does_not_make_a_trend() -> None:
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(5, 60, (60,), generator=generator).double()
+    lengths[7] = 600.0
+    noise = torch.randn(60, generator=generator).double()
+    free = _without_trend(noise, lengths, torch.arange(60) % 2 == 1)
+    assert abs(float(free[7] - noise[7])) < 2.0
+    assert abs(pearson(free, lengths)) < abs(pearson(noise, lengths)) + 0.2
 
 
 def test_a_temperature_is_the_other_half_s() -> None:

@@ -126,14 +126,18 @@ def _halves(keys: Sequence[str]) -> Tensor:
 
 
 def _without_trend(scores: Tensor, lengths: Tensor, halves: Tensor) -> Tensor:
-    """Scores less their LOWESS trend in length, each half's fitted on the other; all ``(N,)``."""
+    """Scores less their LOWESS trend in length, each half's fitted on the other; all ``(N,)``.
+
+    Beyond the lengths it was fitted on, a curve goes on level, as a served ``LengthCurve`` does.
+    """
     free = scores.clone()
     for half in (False, True):
         here, there = halves == half, halves != half
         there = there if there.any() else here
         if here.any():
             distinct, place = torch.unique(lengths[here], return_inverse=True)
-            free[here] = scores[here] - lowess(lengths[there], scores[there], distinct)[place]
+            known = distinct.clamp(lengths[there].min(), lengths[there].max())
+            free[here] = scores[here] - lowess(lengths[there], scores[there], known)[place]
     return free
 
 

@@ -33,8 +33,9 @@ class SpanDetection(BaseModel):
 
 
 def error_tokens(offsets: Sequence[Span], spans: Sequence[Span]) -> Tensor:
-    """True for every token ``(T,)`` that shares a character with a span; an end token's empty span shares none."""
-    return torch.tensor([any(start < e and s < end for s, e in spans) for start, end in offsets], dtype=torch.bool)
+    """True for every token ``(T,)`` that shares a character with a span; an empty token or span shares none."""
+    shared = [any(max(start, s) < min(end, e) for s, e in spans) for start, end in offsets]
+    return torch.tensor(shared, dtype=torch.bool)
 
 
 def roc_auc(blame: Tensor, marked: Tensor, weights: Tensor | None = None) -> float:
