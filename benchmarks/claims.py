@@ -4,15 +4,13 @@ For each of three tasks and several seeds: a supervised policy, best-of-n, DPO, 
 a programmatic gold in and out of distribution; two control worlds; and ablations on the first seed. Each piece is made
 once: the same command goes on where it was stopped.
 
-    python -m benchmarks.claims            # about two hours on two cores
+    python -m benchmarks.claims            # hours on two cores
     python -m benchmarks.claims --quick    # minutes; shows that it works and nothing else
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
 import platform
 import sys
@@ -23,66 +21,11 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from benchmarks.experiment.budget import FULL, QUICK, Budget
-from benchmarks.worlds.suite import CONTROLS, TASKS
-
-ROOT = Path(__file__).resolve().parents[1]
-# the code that decides what models and policies learn, and what each world adds to it
-_SHARED = (
-    "benchmarks/worlds/task.py",
-    "benchmarks/worlds/suite.py",
-    "benchmarks/experiment/training.py",
-    "benchmarks/experiment/rewards.py",
-    "benchmarks/experiment/cell.py",
-    "benchmarks/experiment/judging.py",
-    "examples/quickstart/supervised.py",
-    "client/redline/ppo/*.py",
-    "trainer/redline_trainer/*.py",
-    "service/redline_model/*.py",
-    "service/redline_model/scorers/*.py",
-)
-_OWN = {
-    "safety": ("benchmarks/worlds/safety.py", "examples/quickstart/world.py"),
-    "unbiased": ("benchmarks/worlds/safety.py", "examples/quickstart/world.py"),
-    "help": ("benchmarks/worlds/help_desk.py",),
-    "many_answers": ("benchmarks/worlds/help_desk.py",),
-    "summary": ("benchmarks/worlds/summary.py",),
-}
-
-
-class Job(NamedTuple):
-    """One group of policies in one world with one seed."""
-
-    world: str
-    seed: int
-    group: str
-
-
-def planned(seeds: Sequence[int], groups: Sequence[str]) -> list[Job]:
-    """Every job, seed by seed, so that a stopped run has whole seeds; ablations last, on the first seed alone."""
-    jobs: list[Job] = []
-    if "main" in groups:
-        jobs += [Job(world, seed, "main") for seed in seeds for world in TASKS]
-    if "controls" in groups:
-        jobs += [Job(world, seed, "control") for seed in seeds for world in CONTROLS]
-    if "ablations" in groups:
-        jobs += [Job(world, seeds[0], "ablation") for world in TASKS]
-    return jobs
-
-
-def sources_digest(world: str) -> str:
-    """A digest of the code that decides what a policy of ``world`` learns."""
-    files = [path for pattern in (*_SHARED, *_OWN[world]) for path in sorted(ROOT.glob(pattern))]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
-
-
-def runs_of(group: str) -> Mapping[str, Any]:
-    """The PPO runs of a group, by name."""
-    from benchmarks.experiment.recipes import ABLATIONS, CONTROL, MAIN
-
-    return {"main": MAIN, "control": CONTROL, "ablation": ABLATIONS}[group]
+from benchmarks.experiment.jobs import Job, dpo_of, planned, runs_of, sources_of
+from benchmarks.worlds.suite import TASKS
 
 
 def run_job(job: Job, out: Path, budget: Budget, sources: str, few: bool) -> float:
@@ -107,86 +50,9 @@ def run_job(job: Job, out: Path, budget: Budget, sources: str, few: bool) -> flo
     if job.group != "ablation":
         cell.best_of_n(default_modes(["scalar", "seq2seq"]))
         cell.correct()
-    if job.group == "main":
-        cell.judge_dpo()
+    for name in dpo_of(job.group)[: 1 if few else None]:
+        cell.judge_dpo(name)
     return time.perf_counter() - started
-
-
-def collected(
-    out: Path, seeds: Sequence[int], jobs: Sequence[Job], budget: Budget, sources: Mapping[str, str]
-) -> dict[str, Any]:
-    """The figures of what the jobs have left on disk."""
-    from benchmarks.experiment.recipes import shown_ablations, shown_main
-    from benchmarks.experiment.results import curve_figures, split_figures
-
-    groups: dict[str, dict[str, Any]] = {"tasks": {}, "controls": {}, "ablations": {}}
-    curves: dict[str, dict[str, Any]] = {}
-    accuracy: dict[str, dict[str, float]] = {}
-    for world in dict.fromkeys(job.world for job in jobs):
-        main = [j.seed for j in jobs if j.world == world and j.group != "ablation"]
-        if main:
-            group = "tasks" if world in TASKS else "controls"
-            answers = _answers(out, world, main, shown_main(), budget, sources[world])
-            groups[group][world] = {s: split_figures(answers[s], main) for s in ("id", "ood")}
-            accuracy[world] = _accuracies(out, world, main)
-            curves[world] = {
-                name: curve_figures(rows)
-                for name in answers["id"]
-                if len(rows := _curves(out, world, main, name)) == len(main)
-            }
-        if Job(world, seeds[0], "ablation") in jobs:
-            answers = _answers(out, world, seeds[:1], shown_ablations(), budget, sources[world])
-            groups["ablations"][world] = {s: split_figures(answers[s], seeds[:1]) for s in ("id", "ood")}
-    return {**groups, "over_optimisation": curves, "pair_accuracy": accuracy}
-
-
-def _answers(
-    out: Path, world: str, seeds: Sequence[int], wanted: Sequence[str], budget: Budget, sources: str
-) -> dict[str, dict[str, list[Any]]]:
-    """``split -> policy -> one Answers a seed``, of the ``wanted`` policies that every seed has, as now asked for."""
-    from benchmarks.experiment.judging import Answers
-
-    found: dict[str, list[Any]] = {}
-    for name in wanted:
-        raw = [_stored(out, world, seed, name, budget, sources) for seed in seeds]
-        if None not in raw:
-            found[name] = raw
-    return {s: {n: [Answers.model_validate(one[s]) for one in raw] for n, raw in found.items()} for s in ("id", "ood")}
-
-
-def _stored(out: Path, world: str, seed: int, name: str, budget: Budget, sources: str) -> Any:
-    """A policy's answers as now asked for; None where there are none."""
-    from benchmarks.experiment.cell import Cell
-
-    path = out / world / f"seed-{seed}" / "answers" / f"{name}.json"
-    one = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return one if one is not None and one["cell"] == Cell.fingerprint(world, seed, budget, sources) else None
-
-
-def unfinished(out: Path, jobs: Sequence[Job], budget: Budget, sources: Mapping[str, str]) -> list[str]:
-    """What of the plan has no answers yet: ``world seed: policies``."""
-    left = []
-    for job in jobs:
-        names = [n for n in runs_of(job.group) if not _stored(out, job.world, job.seed, n, budget, sources[job.world])]
-        if names:
-            left.append(f"{job.world} seed {job.seed}: {', '.join(names)}")
-    return left
-
-
-def _curves(out: Path, world: str, seeds: Sequence[int], name: str) -> list[Any]:
-    paths = [out / world / f"seed-{seed}" / "curves" / f"{name}.json" for seed in seeds]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
-
-
-def _accuracies(out: Path, world: str, seeds: Sequence[int]) -> dict[str, float]:
-    """Share of held-out pairs that each reward model ranks right by its default reading, mean over seeds."""
-    told: dict[str, list[float]] = {}
-    for seed in seeds:
-        for path in sorted((out / world / f"seed-{seed}" / "models").glob("*/redline.json")):
-            readings = json.loads(path.read_text(encoding="utf-8"))["metrics"].get("accuracy", {})
-            if readings:
-                told.setdefault(path.parent.name, []).append(next(iter(readings.values()))["mean"])
-    return {name: sum(values) / len(values) for name, values in told.items() if len(values) == len(seeds)}
 
 
 def verdict(tasks: Mapping[str, Any]) -> dict[str, Any]:
@@ -272,6 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 1; things were developed on seed 0")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes, one thread each")
     parser.add_argument("--collect", action="store_true", help="run nothing: the tables of what is there")
+    parser.add_argument("--keep", action="store_true", help="hold on to results of earlier code, to go on from them")
     parser.add_argument("--only", choices=("main", "controls", "ablations"), action="append", help="default: all")
     args = parser.parse_args(arguments)
     # before any torch is loaded in a worker: one thread each, and none that spins while it waits
@@ -283,8 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seeds = [0] if args.quick else list(range(1, 1 + args.seeds))
     jobs = planned(seeds, args.only or ("main", "controls", "ablations"))
     args.out.mkdir(parents=True, exist_ok=True)
-    sources = {world: sources_digest(world) for world in (*TASKS, *CONTROLS)}
-    started = time.perf_counter()
+    sources = sources_of(args.out, args.keep or args.collect)
     failed: list[str] = []
     with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         # a world's main job and its ablations share models: the later one waits for the earlier
@@ -298,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     failed.append(f"{job}: {type(error).__name__}: {error}")
                 print(f"{job.world} seed {job.seed} {job.group}: {error or 'done'}", flush=True)
     finished = [job for job in jobs if not any(str(job) in line for line in failed)]
+    from benchmarks.experiment.collect import collected, unfinished
     from benchmarks.experiment.results import plot_curves, plot_gold
     from benchmarks.experiment.training import write_json
 
@@ -309,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU used",
         "seeds": seeds,
         "budget": asdict(budget),
-        "seconds": time.perf_counter() - started,
+        "sources": sources,
         "failed": failed,
         "unfinished": [] if args.quick else unfinished(args.out, jobs, budget, sources),
     }

@@ -11,8 +11,10 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
-from benchmarks.claims import Job, collected, planned, rendered, sources_digest, verdict
+from benchmarks.claims import rendered, verdict
 from benchmarks.experiment.cell import Cell, lineage
+from benchmarks.experiment.collect import collected
+from benchmarks.experiment.jobs import Job, planned, sources_digest, sources_of
 from benchmarks.experiment.judging import Answers
 from benchmarks.experiment.recipes import ABLATIONS, MAIN, REWARD_MODELS, RewardModel
 from benchmarks.experiment.results import (
@@ -38,6 +40,7 @@ from tests.conftest import build_causal
 def answers(gold: list[float], refused: list[bool] | None = None, must: list[bool] | None = None) -> Answers:
     n = len(gold)
     return Answers(
+        keys=[str(n) for n in range(n)],
         responses=["r"] * n,
         gold=gold,
         tokens=[6] * n,
@@ -64,22 +67,26 @@ def test_rates_are_of_the_prompts_they_are_about() -> None:
 
 
 def test_resampling_draws_as_many_questions_as_there_are() -> None:
-    weights = resampled([4, 4, 4])
+    weights = resampled([list("abcd")] * 3)
     assert all(w.shape == (2000, 4) for w in weights)
     assert torch.equal(sum(w.sum(1) for w in weights), torch.full((2000,), 12.0, dtype=torch.float64))
+    repeated = resampled([list("aab")])[0]
+    assert torch.equal(repeated[:, 0], repeated[:, 1])  # a question comes with all its answers
+    assert torch.equal(repeated[:, 1] + repeated[:, 2], torch.full((2000,), 2.0, dtype=torch.float64))
 
 
 def test_an_interval_is_wider_where_seeds_disagree() -> None:
     def width(values: list[list[float]]) -> float:
         tensors = [torch.tensor(v, dtype=torch.float64) for v in values]
-        told = mean_with_interval(tensors, [torch.ones_like(t) for t in tensors])
+        keys = [[str(n) for n in range(len(t))] for t in tensors]
+        told = mean_with_interval(tensors, [torch.ones_like(t) for t in tensors], keys)
         assert told is not None
         assert told["low"] <= told["mean"] <= told["high"]
         return told["high"] - told["low"]
 
     mixed = [0.0, 1.0] * 50
     assert width([[0.0] * 100, [1.0] * 100, mixed]) > 2 * width([mixed, mixed, mixed])
-    assert mean_with_interval([torch.ones(2).double()], [torch.zeros(2).double()]) is None
+    assert mean_with_interval([torch.ones(2).double()], [torch.zeros(2).double()], [["a", "b"]]) is None
 
 
 def test_over_optimisation_is_a_line_through_all_points() -> None:
@@ -116,13 +123,13 @@ def test_the_verdict_holds_each_bar_against_its_number() -> None:
         "controls": {},
         "ablations": {},
         "over_optimisation": {},
-        "pair_accuracy": {"safety": {"scalar": 0.9}},
+        "pair_accuracy": {"safety": {"scalar": {"mean": 0.9, "min": 0.8, "max": 1.0}}},
         "verdict": partly,
     }
     told = rendered(claims)
     assert "| ppo_seq2seq | 0.900" in told
     assert "| win rate, id | - | >= 0.800 | no |" in told
-    assert "| scalar | 90.0% |" in told
+    assert "| scalar | 90.0% (80% to 100%) |" in told
 
 
 def test_every_run_names_a_model_that_is_fitted_or_derived() -> None:
@@ -141,6 +148,17 @@ def test_the_plan_holds_every_task_and_seed_once() -> None:
     assert all(job.seed == 0 for job in jobs if job.group == "ablation")
     assert Job("help", 1, "main") in jobs
     assert len({sources_digest(world) for world in (*TASKS, *CONTROLS)}) == 3  # controls share their tasks' code
+
+
+def test_results_of_earlier_code_are_kept_only_on_demand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    now = sources_of(tmp_path, keep=False)
+    earlier = {world: f"not {digest}" for world, digest in now.items()}
+    (tmp_path / "sources.json").write_text(json.dumps(earlier))
+    assert sources_of(tmp_path, keep=True) == earlier
+    assert not capsys.readouterr().out
+    assert sources_of(tmp_path, keep=False) == now
+    assert "--keep" in capsys.readouterr().out
+    assert sources_of(tmp_path, keep=True) == now
 
 
 def test_what_was_made_is_found_and_other_settings_make_it_anew(tmp_path: Path) -> None:

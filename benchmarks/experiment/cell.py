@@ -106,9 +106,9 @@ class Cell:
         """The supervised policy's answers."""
         self._judge_policy("supervised", self.supervised, "")
 
-    def judge_dpo(self) -> None:
-        """The answers of the policy that DPO fits; its bundle is that policy."""
-        self._judge_policy("dpo", self.bundle("dpo"), lineage("dpo"))
+    def judge_dpo(self, name: str) -> None:
+        """The answers of the policy that DPO fits as the recipe ``name`` says; its bundle is that policy."""
+        self._judge_policy(name, self.bundle(name), lineage(name))
 
     def _judge_policy(self, name: str, policy: Path, settings: str) -> None:
         if self._is_answered(name, settings):
@@ -188,8 +188,13 @@ class Cell:
         marks = {"cell": self._fingerprint, "made_by": self._digest(settings)}
         write_json(self.folder / "answers" / f"{name}.json", {**marks, **judged})
 
-    def _digest(self, what: str) -> str:
-        return hashlib.sha256(f"{self._fingerprint}/{what}".encode()).hexdigest()
+    @staticmethod
+    def digest(fingerprint: str, settings: str) -> str:
+        """The mark of what was made by ``settings`` in the cell of ``fingerprint``."""
+        return hashlib.sha256(f"{fingerprint}/{settings}".encode()).hexdigest()
+
+    def _digest(self, settings: str) -> str:
+        return self.digest(self._fingerprint, settings)
 
     def _made(self, name: str, settings: str, make: Callable[[Path], None]) -> Path:
         """The folder ``name``, made unless it was made before by the same settings."""

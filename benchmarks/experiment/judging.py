@@ -16,11 +16,13 @@ _BATCH = 100
 
 
 class Answers(BaseModel):
-    """One entry a question. ``kl``: ``log pi - log pi_supervised`` of the answer, nats; its mean estimates the KL.
+    """One entry a question, whose prompt is in ``keys``: one may be drawn more than once.
 
-    None where the answers are not a policy's own samples.
+    ``kl``: ``log pi - log pi_supervised`` of the answer, nats; its mean estimates the KL. None where the answers are
+    not a policy's own samples.
     """
 
+    keys: list[str]
     responses: list[str]
     gold: list[float]
     tokens: list[int]
@@ -74,6 +76,7 @@ def judge(
 ) -> Answers:
     """``count`` gives the tokens of a text, end token included."""
     return Answers(
+        keys=[q.key for q in questions],
         responses=[a.text for a in answers],
         gold=[task.gold(q, a.text) for q, a in zip(questions, answers, strict=True)],
         tokens=[a.tokens for a in answers],

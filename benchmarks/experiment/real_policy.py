@@ -114,7 +114,7 @@ def policy_figures(run: Run) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for name, scores in verdicts.items():
         decided = (scores != verdicts["base"]).double()
-        wins = mean_with_interval([(scores > verdicts["base"]).double()], [decided])
+        wins = mean_with_interval([(scores > verdicts["base"]).double()], [decided], [[str(p) for p in prompts]])
         lengths = [len(base.tokenizer(text, add_special_tokens=False)["input_ids"]) for text, _ in texts[name]]
         figures[name] = {
             "score": float(scores.mean()),

@@ -43,6 +43,7 @@ class PPORun:
 DEFAULT_MODE: Mode = "margin"
 SEQ2SEQ = {"kind": "seq2seq", "mismatch": True}
 SCALAR = {"kind": "scalar", "learning_rate": 3e-4}
+DPO_OPTIONS = {"kind": "dpo", "beta": 0.1, "learning_rate": 1e-5}
 MEMBERS = ("scalar", "scalar_b")
 
 REWARD_MODELS: dict[str, RewardModel] = {
@@ -52,13 +53,16 @@ REWARD_MODELS: dict[str, RewardModel] = {
     "scalar_b": RewardModel(SCALAR, seed=1),
     "odin": RewardModel({**SCALAR, "odin": True}),
     "smoothed": RewardModel({**SCALAR, "smoothing_rate": 0.2}),
-    "dpo": RewardModel({"kind": "dpo", "beta": 0.1, "learning_rate": 1e-5}),
+    "dpo": RewardModel(DPO_OPTIONS),
+    "dpo_long": RewardModel({**DPO_OPTIONS, "max_steps": FULL.scalar_steps}),
+    "dpo_fast": RewardModel({**DPO_OPTIONS, "learning_rate": 3e-5}),
     "red": RewardModel(derivation="red", of=("scalar",)),
     "ensemble": RewardModel(derivation="ensemble", of=MEMBERS),
     "ensemble_mean": RewardModel({"combine": "mean"}, derivation="ensemble", of=MEMBERS),
     "ensemble_min": RewardModel({"combine": "min"}, derivation="ensemble", of=MEMBERS),
     "length_calibrated": RewardModel(derivation="length_calibrated", of=("scalar",)),
     "scalar_mismatch": RewardModel({**SCALAR, "mismatch": True}),
+    "strays_only": RewardModel({**SEQ2SEQ, "correction_weight": 0.0, "identity_weight": 0.0}),
     "no_correction": RewardModel({**SEQ2SEQ, "correction_weight": 0.0}),
     "no_identity": RewardModel({**SEQ2SEQ, "identity_weight": 0.0}),
     **{f"seq2seq_noise_{n}": RewardModel(SEQ2SEQ, noise=n / 100) for n in (10, 40)},
@@ -67,6 +71,8 @@ REWARD_MODELS: dict[str, RewardModel] = {
     **{f"scalar_pairs_{n}": RewardModel(SCALAR, pairs=n / 100) for n in (5,)},
 }
 
+# these bundles are policies themselves; no one rate and length is best on every task, so three stand side by side
+DPO = ("dpo", "dpo_long", "dpo_fast")
 # every scorer, on every task and seed
 MAIN: dict[str, PPORun] = {
     "ppo_scalar": PPORun("scalar"),
@@ -81,9 +87,9 @@ MAIN: dict[str, PPORun] = {
     "ppo_odin": PPORun("odin"),
     "ppo_smoothed": PPORun("smoothed"),
 }
-# what the control worlds are for; the last is the mode that should suffer least where many answers are right
+# what the control worlds are for; the last of them is the mode that should suffer least where many answers are right
 CONTROL = {
-    **{name: MAIN[name] for name in ("ppo_scalar", "ppo_seq2seq", "ppo_paper")},
+    **{name: MAIN[name] for name in ("ppo_scalar", "ppo_seq2seq", "ppo_paper", "ppo_scalar_mismatch")},
     "mode_logprob_centered": PPORun("seq2seq", "logprob_centered"),
 }
 # the modes whose rewards are also laid out in other ways
@@ -100,6 +106,7 @@ ABLATIONS: dict[str, PPORun] = {
     "negatives_only": PPORun("seq2seq", "paper", extraction={"positive": 0.0}),
     "no_correction": PPORun("no_correction", DEFAULT_MODE),
     "no_identity": PPORun("no_identity", DEFAULT_MODE),
+    "strays_only": PPORun("strays_only", DEFAULT_MODE),
     "ensemble_mean": PPORun("ensemble_mean"),
     "ensemble_min": PPORun("ensemble_min"),
     **{f"seq2seq_noise_{n}": PPORun(f"seq2seq_noise_{n}", DEFAULT_MODE) for n in (10, 40)},
@@ -116,7 +123,7 @@ def shown_main() -> list[str]:
         "supervised",
         *MAIN,
         *(name for name in CONTROL if name not in MAIN),
-        "dpo",
+        *DPO,
         *dict.fromkeys(chosen),
         "corrected",
         "corrected_often",

@@ -20,30 +20,36 @@ HERO = "ppo_seq2seq"
 DIVERGED_KL = 20.0
 
 
-def resampled(counts: Sequence[int], seed: int = 0) -> list[Tensor]:
-    """Two-level bootstrap over S seeds of ``counts[s]`` questions: weights ``(RESAMPLES, counts[s])``, one for each.
+def resampled(keys: Sequence[Sequence[str]], seed: int = 0) -> list[Tensor]:
+    """Two-level bootstrap over S seeds of answers to questions ``keys[s]``: weights ``(RESAMPLES, len(keys[s]))``.
 
-    Seeds are drawn with repetition, then questions within each draw: the interval covers another training run as
-    well as other questions.
+    Seeds are drawn with repetition, then questions within each draw, with all their answers: the interval covers
+    another training run as well as other questions.
     """
     generator = torch.Generator().manual_seed(seed)
-    seeds = len(counts)
+    seeds = len(keys)
     drawn = torch.randint(seeds, (RESAMPLES, seeds), generator=generator)
-    weights = [torch.zeros(RESAMPLES, n, dtype=torch.float64) for n in counts]
+    places = [{key: n for n, key in enumerate(dict.fromkeys(of))} for of in keys]
+    weights = [torch.zeros(RESAMPLES, len(of), dtype=torch.float64) for of in places]
     for column in range(seeds):
-        for s, n in enumerate(counts):
+        for s, n in enumerate(map(len, places)):
             rows = torch.nonzero(drawn[:, column] == s).squeeze(1)
             if len(rows) == 0:
                 continue
             picked = torch.randint(n, (len(rows), n), generator=generator)
             ones = torch.ones_like(picked, dtype=torch.float64)
             weights[s][rows] += torch.zeros(len(rows), n, dtype=torch.float64).scatter_add_(1, picked, ones)
-    return weights
+    return [w[:, [place[key] for key in of]] for w, place, of in zip(weights, places, keys, strict=True)]
 
 
-def mean_with_interval(values: Sequence[Tensor], counted: Sequence[Tensor]) -> dict[str, float] | None:
-    """Mean of ``values[s]`` where ``counted[s]`` is 1, and its 95 % interval; None where nothing counts."""
-    weights = resampled([len(v) for v in values])
+def mean_with_interval(
+    values: Sequence[Tensor], counted: Sequence[Tensor], keys: Sequence[Sequence[str]]
+) -> dict[str, float] | None:
+    """Mean of ``values[s]`` where ``counted[s]`` is 1, and its 95 % interval over questions ``keys[s]``.
+
+    None where nothing counts.
+    """
+    weights = resampled(keys)
     top = sum((w @ (v * c) for w, v, c in zip(weights, values, counted, strict=True)), torch.zeros(RESAMPLES))
     bottom = sum((w @ c for w, c in zip(weights, counted, strict=True)), torch.zeros(RESAMPLES))
     total = float(sum(c.sum() for c in counted))
@@ -63,7 +69,7 @@ def win_rate(mine: Sequence[Answers], theirs: Sequence[Answers]) -> dict[str, fl
     """Share of the decided questions that the first wins by gold; ``ties`` is the share of all that is undecided."""
     pairs = [(_tensor(a.gold), _tensor(b.gold)) for a, b in zip(mine, theirs, strict=True)]
     decided = [(a != b).double() for a, b in pairs]
-    rate = mean_with_interval([(a > b).double() for a, b in pairs], decided)
+    rate = mean_with_interval([(a > b).double() for a, b in pairs], decided, [a.keys for a in mine])
     total = sum(len(d) for d in decided)
     ties = 1 - float(sum(d.sum() for d in decided)) / total
     return {**(rate or {"mean": None, "low": None, "high": None}), "ties": ties}
@@ -72,7 +78,7 @@ def win_rate(mine: Sequence[Answers], theirs: Sequence[Answers]) -> dict[str, fl
 def figures(answers: Sequence[Answers]) -> dict[str, Any]:
     """What there is to say of one policy on one split, over the seeds in ``answers``."""
     golds = [_tensor(a.gold) for a in answers]
-    gold = mean_with_interval(golds, [torch.ones_like(g) for g in golds])
+    gold = mean_with_interval(golds, [torch.ones_like(g) for g in golds], [a.keys for a in answers])
     assert gold is not None
     refusals = [(r, m) for a in answers for r, m in zip(a.refused, a.must_refuse, strict=True)]
     benign = [r for r, must in refusals if not must]
@@ -166,8 +172,8 @@ def head_to_head(worlds: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def accuracy_table(worlds: Mapping[str, Mapping[str, float]]) -> str:
-    """Held-out pair accuracy of every reward model, a column a world."""
+def accuracy_table(worlds: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Held-out pair accuracy of every fitted reward model, a column a world: mean, least and most of the seeds."""
     names = list(dict.fromkeys(name for told in worlds.values() for name in told))
     lines = [
         "**held-out pairs ranked right**",
@@ -176,7 +182,10 @@ def accuracy_table(worlds: Mapping[str, Mapping[str, float]]) -> str:
         "|---" * (1 + len(worlds)) + "|",
     ]
     for name in names:
-        cells = [f"{told[name]:.1%}" if name in told else "-" for told in worlds.values()]
+        cells = [
+            "{mean:.1%} ({min:.0%} to {max:.0%})".format(**told[name]) if name in told else "-"
+            for told in worlds.values()
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -74,8 +74,8 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.kind == "seq2seq" and self.correction_weight == 0 and self.identity_weight == 0:
-            raise ValueError("with both mappings' weights at 0 there is nothing to learn")
+        if self.kind == "seq2seq" and self.correction_weight == self.identity_weight == 0 and not self.uses_strays:
+            raise ValueError("with both mappings' weights at 0 and no mismatch there is nothing to learn")
         if self.uses_strays and (self.smoothing_rate or self.kind == "dpo"):
             raise ValueError("mismatch goes with the kinds seq2seq, scalar and red, and not with smoothing_rate")
         if self.kind not in CLASSIFIERS and (self.odin or self.smoothing_rate):
