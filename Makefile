@@ -15,7 +15,7 @@ $(SETUP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(SETUP)
 
-demo: $(SETUP)  ## the whole loop on the quickstart world, with a report (about six minutes on two cores)
+demo: $(SETUP)  ## the whole loop on the quickstart world, with a report (about eight minutes on two cores)
 	$(BIN)/python examples/quickstart/demo.py --out runs/demo
 
 test: $(SETUP)  ## every test

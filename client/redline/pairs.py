@@ -76,8 +76,13 @@ def parse_row(row: Any, where: str, *, teaches: bool = True) -> Pair:
 
 
 def _spans(value: Any, text: str) -> tuple[tuple[int, int], ...] | None:
-    """Error spans; None where there are none or the field is something else's."""
-    if not isinstance(value, list) or not all(isinstance(s, dict) and "start" in s and "end" in s for s in value):
+    """Error spans; None where there are none or the field is another thing. Raises BadRowError for one in disorder."""
+    if not isinstance(value, list):
+        return None
+    whole = [isinstance(span, dict) and "start" in span and "end" in span for span in value]
+    if not all(whole):
+        if any(whole):
+            raise BadRowError("'spans' holds one without 'start' or 'end' among others that have both")
         return None
     spans = tuple((span["start"], span["end"]) for span in value)
     for start, end in spans:

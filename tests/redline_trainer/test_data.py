@@ -230,6 +230,16 @@ def test_a_file_of_any_format_gives_back_what_was_put_in(
     }
 
 
+def test_spans_in_disorder_are_bad_rows_and_another_field_of_that_name_is_none(tmp_path: Path) -> None:
+    row = native(*TRIPLES[0])
+    mixed = [{"start": 0, "end": 1}, {"begin": 2, "end": 3}]
+    for spans in (mixed, [{"start": 0, "end": 10**6}], [{"start": 2, "end": 1}]):
+        with pytest.raises(DataError, match=r"bad rows; nothing was used\n.*span"):
+            load_pairs([write_jsonl(tmp_path / "a.jsonl", [{**row, "spans": spans}])])
+    other = load_pairs([write_jsonl(tmp_path / "b.jsonl", [{**row, "spans": ["a"]}, {**row, "spans": []}])])[0]
+    assert [pair.spans for pair in other] == [None, ()]
+
+
 def test_nothing_is_dropped_not_even_a_copy(tmp_path: Path) -> None:
     first = write_jsonl(tmp_path / "a.jsonl", [native(*TRIPLES[0])] * 3 + [native(*TRIPLES[2])])
     second = write_json(tmp_path / "b.json", [native(*TRIPLES[0]), native_chat_prompt(*TRIPLES[0])])

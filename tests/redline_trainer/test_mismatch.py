@@ -93,3 +93,7 @@ def test_only_seq2seq_has_strays_unless_asked_for() -> None:
     for refused in ({"kind": "dpo"}, {"kind": "scalar", "smoothing_rate": 0.1}):
         with pytest.raises(ValidationError, match="mismatch"):
             config(mismatch=True, **refused)
+    alone = {"correction_weight": 0, "identity_weight": 0}
+    assert config(**alone).uses_strays
+    with pytest.raises(ValidationError, match="nothing to learn"):
+        config(mismatch=False, **alone)

@@ -194,6 +194,17 @@ def test_the_odin_loss_is_its_formula(tokenizer: Any, sign: float) -> None:
     assert loss == pytest.approx(ranking + 5 * (0.7 * (abs(apart) - along) + 0.2 * cosine), rel=1e-4)
 
 
+def test_odin_says_once_that_one_pair_a_pass_is_too_few(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    scorer = build_scorer("scalar", build_scalar(len(tokenizer)), tokenizer)
+    pairs = encoded(scorer, PAIRS[:2])
+    objective = ODINObjective(scorer.model)
+    objective.loss(pairs)
+    assert not caplog.records
+    objective.loss(pairs[:1])
+    objective.loss(pairs[:1])
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
 def test_the_length_head_learns(base: str, tmp_path: Path) -> None:
     heads: list[torch.Tensor] = []
     settings = config(base, tmp_path / "rm", kind="scalar", odin=True, checkpoint_every=1, max_steps=4)

@@ -53,7 +53,7 @@ def load_pairs(sources: Sequence[str | Path]) -> tuple[list[Pair], list[DataSour
             problems.append(f"{source}: holds no pairs")
         origins.append(DataSource(name=str(source), sha256=digest, pairs=len(pairs) - before))
     if problems:
-        raise DataError(listing(problems, "bad rows; nothing was trained"))
+        raise DataError(listing(problems, "bad rows; nothing was used"))
     return pairs, origins
 
 

@@ -8,12 +8,14 @@ correlation over them, the loss of its n pairs is
       + n lambda_L (|rho(r_Q, L)| - rho(r_L, L)) + n lambda_O |cos(W_Q, W_L)|
 
 so that the length head explains what length explains and the quality head the rest. The correlations are of one
-forward pass: unlike the ranking loss, they depend on how a step is cut into passes. The cosine (not the bare inner
-product) keeps the last term independent of the heads' scale.
+forward pass: unlike the ranking loss, they depend on how a step is cut into passes, and over one pair they are 1 or
+-1 whatever the heads say, and teach nothing. The cosine (not the bare inner product) keeps the last term independent
+of the heads' scale.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +26,8 @@ from torch import Tensor, nn
 from redline_model.template import EncodedItem
 from redline_trainer.objectives import EncodedPair, ScalarObjective
 from redline_trainer.smoothing import SmoothedLabels
+
+logger = logging.getLogger(__name__)
 
 # Added to a product of variances: equal lengths correlate with nothing, and a gradient of 0/0 would be NaN.
 _EPSILON = 1e-12
@@ -57,6 +61,7 @@ class ODINObjective(ScalarObjective):
         nn.init.normal_(self.length_head.weight, std=width**-0.5)
         self._length_weight = length_weight
         self._orthogonality_weight = orthogonality_weight
+        self._has_warned = False
 
     def parameters(self) -> list[nn.Parameter]:
         """The length head's."""
@@ -74,6 +79,12 @@ class ODINObjective(ScalarObjective):
 
     def loss(self, units: Sequence[EncodedPair]) -> Tensor:
         """Summed over the comparisons, see the module."""
+        if len(units) == 1 and not self._has_warned:
+            logger.warning(
+                "a forward pass holds one pair, from which ODIN learns nothing about length; "
+                "a larger max_batch_tokens puts more into one"
+            )
+            self._has_warned = True
         sides: list[EncodedItem] = [unit.chosen for unit in units] + [unit.rejected for unit in units]
         pooled = self.forward.pooled(sides)
         quality = self.forward.read(pooled)

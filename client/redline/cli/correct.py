@@ -33,7 +33,7 @@ def correct(
     url: Url = DEFAULT_URL,
     key: Key = None,
     out: OutFile = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first rows of the file.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows of the file.")] = None,
     max_rounds: Annotated[
         int, typer.Option(min=1, max=MAX_ROUNDS, help="Rewrite the rewrite until it stays the same, so often at most.")
     ] = 1,

@@ -85,7 +85,7 @@ def length_calibrated(
     ],
     out: OutFolder,
     fraction: Annotated[float, typer.Option(help="Share of the responses in each local regression.")] = 0.3,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many pairs.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs.")] = None,
     max_batch_tokens: MaxBatchTokens = 2048,
     device: Device = "auto",
     overwrite: Overwrite = False,

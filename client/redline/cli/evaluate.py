@@ -27,8 +27,8 @@ def evaluate(
             help="Compare float32, bfloat16, float16, int8 or nf4 instead; repeatable, the first is the measure.",
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many pairs.")] = None,
-    max_batch_tokens: Annotated[int, typer.Option(help="Tokens of one forward pass.")] = 2048,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs.")] = None,
+    max_batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one forward pass.")] = 2048,
     out: Annotated[Path | None, typer.Option(help="Write the figures here as JSON, too.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a reliability plot here (PNG).")] = None,
     device: Device = "auto",
@@ -82,7 +82,8 @@ def _described(report: QualityReport) -> str:
         f"({told.prompts} prompts); the longer side is chosen in {report.longer_wins:.1%}",
         f"correlation of score and length {report.length_correlation:+.3f}; without the trend in length "
         f"{report.length_correlation_calibrated:+.3f}, and {free.mean:.1%} right [{free.low:.1%}, {free.high:.1%}]",
-        f"expected calibration error {report.expected_calibration_error:.3f} (temperature fitted on other prompts)",
+        f"expected calibration error {report.expected_calibration_error:.3f} "
+        f"(temperature fitted on {'other prompts' if told.prompts > 1 else 'the same pairs: there is one prompt'})",
     ]
     for name, found in report.spans.items():
         lines.append(

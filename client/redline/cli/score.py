@@ -37,7 +37,7 @@ def score(
     url: Url = DEFAULT_URL,
     key: Key = None,
     out: OutFile = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first rows of the file.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows of the file.")] = None,
     mode: Annotated[str | None, typer.Option(help="Extraction mode; default: the bundle's.")] = None,
     aggregate: Annotated[str | None, typer.Option(help="sum, mean or last; default: the bundle's.")] = None,
     calibrated: Annotated[bool, typer.Option(help="Scores as log-odds of preference.")] = False,
