@@ -56,6 +56,7 @@ class Batcher:
         self._executor = ThreadPoolExecutor(2, thread_name_prefix="redline-worker")
         self._feeding: asyncio.Task[None] | None = None
         self._is_rewriting = self._is_rewriting_next = False
+        self._is_stopped = False
         self._slice_s = _LEAST_SLICE_S
         self._tokens_per_s = self._unobserved_s = 0.0
 
@@ -74,7 +75,8 @@ class Batcher:
         self._feeding = asyncio.create_task(self._feed())
 
     async def stop(self) -> None:
-        """Stop feeding; jobs that still wait are cancelled."""
+        """Stop feeding; jobs that still wait are cancelled, and so are those that come later."""
+        self._is_stopped = True
         if self._feeding is not None:
             self._feeding.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -125,6 +127,9 @@ class Batcher:
         request = object() if request is None else request
         entries = self._waiting.add(items, lengths, wants_correction=wants_correction, caller=caller, request=request)
         self._changed.set()
+        if self._is_stopped:  # a request that was being tokenised meanwhile: nothing would ever answer it
+            for _, future in entries:
+                future.cancel()
         try:
             yield [future for _, future in entries]
         finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Hashable
-from concurrent.futures import Executor
 from typing import Any
 
 from redline.wire import ItemError, ResponseItem, Usage
@@ -18,6 +17,7 @@ from redline_service.encoding import encoded
 from redline_service.errors import item_error
 from redline_service.jobs import Outcome, Timing
 from redline_service.revision import Revision
+from redline_service.threads import Threads
 
 
 class Corrector:
@@ -28,7 +28,7 @@ class Corrector:
         fingerprint: of the scorer's tokenizer.
     """
 
-    def __init__(self, scorer: Scorer[Any], batcher: Batcher, threads: Executor, fingerprint: str) -> None:
+    def __init__(self, scorer: Scorer[Any], batcher: Batcher, threads: Threads, fingerprint: str) -> None:
         self._scorer = scorer
         self._batcher = batcher
         self._threads = threads
@@ -44,9 +44,8 @@ class Corrector:
         Raises:
             RequestError: OVERLOADED, see ``Batcher.run``.
         """
-        loop = asyncio.get_running_loop()
         started = time.perf_counter()
-        begun = await loop.run_in_executor(self._threads, self._begin_all, request, reading)
+        begun = await self._threads.run(self._begin_all, request, reading)
         tokenize_s = time.perf_counter() - started
         good = [one for one in begun if isinstance(one, Revision)]
         firsts = [one.item for one in good if one.item is not None]
@@ -54,7 +53,7 @@ class Corrector:
         name = object()
 
         async def revise(revision: Revision, future: asyncio.Future[Outcome]) -> None:
-            await loop.run_in_executor(self._threads, revision.take, await future)
+            await self._threads.run(revision.take, await future)
             while (item := revision.item) is not None:
                 with self._batcher.queued(
                     [item],
@@ -64,7 +63,7 @@ class Corrector:
                     request=name,
                 ) as [next_round]:
                     outcome = await next_round
-                await loop.run_in_executor(self._threads, revision.take, outcome)
+                await self._threads.run(revision.take, outcome)
 
         self._batcher.admit(sum(lengths), caller, deadline_s - tokenize_s)
         with self._batcher.queued(firsts, lengths, wants_correction=True, caller=caller, request=name) as futures:
@@ -73,7 +72,7 @@ class Corrector:
                     group.create_task(revise(revision, future))
         if any(revision.item is not None and revision.failure is None for revision in good):
             raise asyncio.CancelledError  # the batcher was stopped: the group takes its tasks' cancellation for an end
-        answers = await loop.run_in_executor(self._threads, self._answer_all, request, begun)
+        answers = await self._threads.run(self._answer_all, request, begun)
         passes = [item for revision in good for item in revision.passes]
         usage = Usage(
             scored_tokens=sum(len(item.target_ids) for item in passes),

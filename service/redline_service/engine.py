@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 import time
 from collections.abc import Hashable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from redline.alignment import align_rewards
@@ -40,6 +38,7 @@ from redline_service.correcting import Corrector
 from redline_service.encoding import encoded
 from redline_service.errors import RequestError, item_error
 from redline_service.jobs import Outcome, Timing
+from redline_service.threads import Threads
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class Engine:
             max_queued_tokens=max_queued_tokens,
             on_batch=on_batch,
         )
-        self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="redline-text")
+        self._threads = Threads(min(4, os.cpu_count() or 1))
         self._corrector = Corrector(self._scorer, self.batcher, self._threads, self.fingerprint)
 
     @property
@@ -114,7 +113,7 @@ class Engine:
     async def stop(self) -> None:
         """Stop the worker."""
         await self.batcher.stop()
-        self._threads.shutdown(wait=True)
+        self._threads.stop()
 
     def knows(self, name: str) -> bool:
         """Whether ``name`` means this model."""
@@ -155,9 +154,8 @@ class Engine:
             RequestError: the request as a whole is refused.
         """
         plan = self._plan(request)
-        loop = asyncio.get_running_loop()
         started = time.perf_counter()
-        ready = await loop.run_in_executor(self._threads, self._encode_all, request)
+        ready = await self._threads.run(self._encode_all, request)
         tokenized = time.perf_counter()
         good = [one for one in ready if isinstance(one, EncodedItem)]
         lengths = [self._scorer.length(item) for item in good]
@@ -168,7 +166,7 @@ class Engine:
             caller=caller,
             deadline_s=deadline_s - (tokenized - started),
         )
-        items = await loop.run_in_executor(self._threads, self._answer_all, request, plan, ready, outcomes)
+        items = await self._threads.run(self._answer_all, request, plan, ready, outcomes)
         response = ScoreResponse(
             model=self._ref(),
             options=AppliedOptions(

@@ -14,7 +14,7 @@ import httpx
 import pytest
 import torch
 
-from redline.wire import ResponseItem
+from redline.wire import ResponseItem, ScoreItem, ScoreRequest
 from redline.wire.correction import CorrectOptions, CorrectRequest
 from redline_model.bundle import Bundle
 from redline_model.edits import TextEdit, apply_edits
@@ -476,16 +476,31 @@ def test_all_rounds_of_a_request_take_their_turns_as_one(bundle: Bundle, monkeyp
     assert len(set(names[1:])) == 1
 
 
-def test_a_service_that_stops_breaks_a_correction_off_as_it_does_a_score(brief_bundle: Bundle) -> None:
+@pytest.mark.parametrize("wait_s", [0.0, 0.02, 0.2])  # while it is tokenised, queued, written
+def test_a_service_that_stops_breaks_a_correction_off_as_it_does_a_score(brief_bundle: Bundle, wait_s: float) -> None:
     async def run() -> None:
         engine = Engine(brief_bundle, max_batch_tokens=64)
         await engine.start()
         items = [ResponseItem(prompt=f"{PROMPT} {n}", response="Hold the round button.") for n in range(200)]
         request = CorrectRequest(items=items, options=CorrectOptions(max_rounds=4))
         working = asyncio.create_task(engine.correct(request, caller="me", deadline_s=60.0))
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(wait_s)
         await engine.stop()
         with pytest.raises(asyncio.CancelledError):
-            await working
+            await asyncio.wait_for(working, 30)
+
+    asyncio.run(run())
+
+
+def test_what_comes_to_a_stopped_service_is_cancelled_and_never_waits(brief_bundle: Bundle) -> None:
+    async def run() -> None:
+        engine = Engine(brief_bundle, max_batch_tokens=64)
+        await engine.start()
+        scoring = asyncio.create_task(engine.score(ScoreRequest(items=[ScoreItem(prompt=PROMPT, response="Hold.")])))
+        await asyncio.sleep(0)  # it is being tokenised
+        await engine.stop()
+        for late in (scoring, engine.score(ScoreRequest(items=[ScoreItem(prompt=PROMPT, response="Hold.")]))):
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(late, 30)
 
     asyncio.run(run())
