@@ -12,15 +12,16 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.experiment.real_run import FULL, KINDS, MAIN_KINDS, REDUCED, Run
+
+if TYPE_CHECKING:
+    from redline_trainer.quality import QualityReport
 
 # what a rewriting model's blame is read by, fixed beforehand: -log pi(y_t), for its argmax copies what it is shown
 _BLAME = "probability/sum"
@@ -73,6 +74,15 @@ def _ahead(models: dict[str, Any]) -> dict[str, dict[str, tuple[float, float, fl
     mine = [name for name in told if name.endswith((" seq2seq", " published"))]
     others = [name for name in told if name not in mine]
     return {name: {other: auc_difference(told[name], told[other]) for other in others} for name in mine}
+
+
+def reliability_of(figures: Mapping[str, Any], data: str) -> dict[str, QualityReport]:
+    """The reports of the models fitted on ``data``, on its own test pairs; their spans are told elsewhere."""
+    from redline_trainer.quality import QualityReport
+
+    return {
+        kind: QualityReport.model_validate({**r, "spans": {}}) for kind, r in figures["ranking"][data][data].items()
+    }
 
 
 def rendered(figures: dict[str, Any]) -> str:
@@ -146,12 +156,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from transformers.utils import logging as transformers_logging
 
     from benchmarks.experiment.training import write_json
-    from redline_trainer.quality import QualityReport, plot_reliability
+    from redline_trainer.quality import plot_reliability
 
     transformers_logging.disable_progress_bar()
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     plan = REDUCED if args.reduced else FULL
-    started = time.perf_counter()
     run = Run(
         args.out or Path(f"runs/real_text{'_reduced' if args.reduced else ''}"),
         args.base,
@@ -163,17 +172,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run.claim()
     figures = all_figures(run, not args.no_policy)
     figures["about"] = {
-        "command": " ".join(["python -m benchmarks.real_text", *(arguments or sys.argv[1:])]),
+        "command": f"python -m benchmarks.real_text --data FOLDER{' --reduced' if args.reduced else ''}",
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {device}",
         "seed": args.seed,
         "plan": asdict(plan),
-        "seconds": time.perf_counter() - started,
     }
     write_json(run.out / "real_text.json", figures)
-    chat = plan.training[1]
-    reports = {kind: QualityReport.model_validate(r) for kind, r in figures["ranking"][chat][chat].items()}
-    plot_reliability(reports, run.out / "reliability.png")
+    plot_reliability(reliability_of(figures, plan.training[1]), run.out / "reliability.png")
     text = rendered(figures)
     (run.out / "real_text.md").write_text(text, encoding="utf-8")
     print(text)

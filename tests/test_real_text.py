@@ -11,8 +11,9 @@ import torch
 
 from benchmarks.experiment.real_run import KINDS, MAIN_KINDS, Plan, Run
 from benchmarks.experiment.surprisal import surprisal_scorer
-from benchmarks.real_text import all_figures, rendered
+from benchmarks.real_text import all_figures, reliability_of, rendered
 from redline_model.template import Item
+from redline_trainer.quality import plot_reliability
 from tests.conftest import build_causal, build_tokenizer
 
 TINY = Plan(
@@ -76,6 +77,8 @@ def test_every_model_is_measured_on_every_set_and_all_blame_beside_the_base_s_su
     wanted = {f"marked {kind}" for kind in KINDS} | {f"chat {kind}" for kind in MAIN_KINDS}
     wanted |= {"marked red", "chat red", "base surprisal"}
     assert set(figures["blame"]["marked"]) == wanted
+    plot_reliability(reliability_of(figures, "chat"), run.out / "reliability.png")
+    assert (run.out / "reliability.png").exists()
     table = rendered({**figures, "policies": None})
     assert "| marked | base surprisal | probability/sum |" in table
     made = {path: path.stat().st_mtime_ns for path in (run.out / "figures").iterdir()}
