@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from redline.cli.options import Key, OutFile, Url
+from redline.cli.options import Key, Limit, OutFile, Url
 from redline.cli.output import Output
 from redline.cli.redlining import render_correction
 from redline.cli.rows import answered, fail_if_any, failures_of, row_item
@@ -33,7 +33,7 @@ def correct(
     url: Url = DEFAULT_URL,
     key: Key = None,
     out: OutFile = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows of the file.")] = None,
+    limit: Limit = None,
     max_rounds: Annotated[
         int, typer.Option(min=1, max=MAX_ROUNDS, help="Rewrite the rewrite until it stays the same, so often at most.")
     ] = 1,

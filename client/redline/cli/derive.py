@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from redline.cli.options import Device, OutFolder
+from redline.cli.options import Device, Limit, MaxBatchTokens, OutFolder
 from redline.cli.terminal import need, prepare_torch
 from redline.errors import CommandError
 
@@ -21,7 +21,6 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stand
 Pairs = Annotated[
     list[str] | None, typer.Option("--pairs", help="Pairs to calibrate the score scale on; default: no calibration.")
 ]
-MaxBatchTokens = Annotated[int, typer.Option(help="Tokens of one forward pass.")]
 
 
 @app.command("red")
@@ -85,7 +84,7 @@ def length_calibrated(
     ],
     out: OutFolder,
     fraction: Annotated[float, typer.Option(help="Share of the responses in each local regression.")] = 0.3,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs.")] = None,
+    limit: Limit = None,
     max_batch_tokens: MaxBatchTokens = 2048,
     device: Device = "auto",
     overwrite: Overwrite = False,

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from redline.cli.options import Device
+from redline.cli.options import Device, Limit, MaxBatchTokens
 from redline.cli.terminal import console, need, prepare_torch
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ def evaluate(
             help="Compare float32, bfloat16, float16, int8 or nf4 instead; repeatable, the first is the measure.",
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs.")] = None,
-    max_batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one forward pass.")] = 2048,
+    limit: Limit = None,
+    max_batch_tokens: MaxBatchTokens = 2048,
     out: Annotated[Path | None, typer.Option(help="Write the figures here as JSON, too.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a reliability plot here (PNG).")] = None,
     device: Device = "auto",

@@ -14,4 +14,6 @@ OutFile = Annotated[
     Path | None, typer.Option("--out", help="File to write, .jsonl or .parquet (default: standard output).")
 ]
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many rows.")]
+MaxBatchTokens = Annotated[int, typer.Option("--max-batch-tokens", min=1, help="Tokens of one forward pass.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from redline.cli.options import Key, OutFile, Url
+from redline.cli.options import Key, Limit, OutFile, Url
 from redline.cli.output import Output
 from redline.cli.redlining import render
 from redline.cli.rows import Asked, answered, fail_if_any, failures_of, item_of, row_item
@@ -37,7 +37,7 @@ def score(
     url: Url = DEFAULT_URL,
     key: Key = None,
     out: OutFile = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows of the file.")] = None,
+    limit: Limit = None,
     mode: Annotated[str | None, typer.Option(help="Extraction mode; default: the bundle's.")] = None,
     aggregate: Annotated[str | None, typer.Option(help="sum, mean or last; default: the bundle's.")] = None,
     calibrated: Annotated[bool, typer.Option(help="Scores as log-odds of preference.")] = False,
