@@ -123,13 +123,15 @@ class Batcher:
 
         Args:
             request: what they are part of, a request taking its turn with the caller's others; None: a new one.
+
+        Raises:
+            CancelledError: the batcher is stopped.
         """
+        if self._is_stopped:  # a request that was being tokenised meanwhile: nothing would ever answer it
+            raise asyncio.CancelledError
         request = object() if request is None else request
         entries = self._waiting.add(items, lengths, wants_correction=wants_correction, caller=caller, request=request)
         self._changed.set()
-        if self._is_stopped:  # a request that was being tokenised meanwhile: nothing would ever answer it
-            for _, future in entries:
-                future.cancel()
         try:
             yield [future for _, future in entries]
         finally:
