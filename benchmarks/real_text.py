@@ -59,7 +59,7 @@ def all_figures(run: Run, policy: bool) -> dict[str, Any]:
             reports = {kind: run.quality(run.bundle(data, kind), test) for kind in MAIN_KINDS}
             ranking[data].setdefault(test, {}).update(reports)
     for report in [r for tests in ranking.values() for kinds in tests.values() for r in kinds.values()]:
-        report.pop("spans")
+        report["spans"] = {}  # told as blame
     return {"ranking": ranking, "blame": blame, "ahead": ahead, "policies": policies, "judge": judge}
 
 
@@ -77,12 +77,10 @@ def _ahead(models: dict[str, Any]) -> dict[str, dict[str, tuple[float, float, fl
 
 
 def reliability_of(figures: Mapping[str, Any], data: str) -> dict[str, QualityReport]:
-    """The reports of the models fitted on ``data``, on its own test pairs; their spans are told elsewhere."""
+    """The reports of the models fitted on ``data``, on its own test pairs."""
     from redline_trainer.quality import QualityReport
 
-    return {
-        kind: QualityReport.model_validate({**r, "spans": {}}) for kind, r in figures["ranking"][data][data].items()
-    }
+    return {kind: QualityReport.model_validate(r) for kind, r in figures["ranking"][data][data].items()}
 
 
 def rendered(figures: dict[str, Any]) -> str:

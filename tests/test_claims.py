@@ -67,10 +67,10 @@ def test_rates_are_of_the_prompts_they_are_about() -> None:
 
 
 def test_resampling_draws_as_many_questions_as_there_are() -> None:
-    weights = resampled([list("abcd")] * 3)
+    weights = resampled((tuple("abcd"),) * 3)
     assert all(w.shape == (2000, 4) for w in weights)
     assert torch.equal(sum(w.sum(1) for w in weights), torch.full((2000,), 12.0, dtype=torch.float64))
-    repeated = resampled([list("aab")])[0]
+    repeated = resampled((tuple("aab"),))[0]
     assert torch.equal(repeated[:, 0], repeated[:, 1])  # a question comes with all its answers
     assert torch.equal(repeated[:, 1] + repeated[:, 2], torch.full((2000,), 2.0, dtype=torch.float64))
 
@@ -151,7 +151,8 @@ def test_the_plan_holds_every_task_and_seed_once() -> None:
 
 
 def test_results_of_earlier_code_are_kept_only_on_demand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    now = sources_of(tmp_path, keep=False)
+    now = sources_of(tmp_path, keep=True)  # what is begun so is known later, too
+    assert json.loads((tmp_path / "sources.json").read_text()) == now
     earlier = {world: f"not {digest}" for world, digest in now.items()}
     (tmp_path / "sources.json").write_text(json.dumps(earlier))
     assert sources_of(tmp_path, keep=True) == earlier

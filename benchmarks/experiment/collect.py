@@ -16,6 +16,36 @@ from benchmarks.experiment.results import curve_figures, split_figures
 from benchmarks.worlds.suite import TASKS
 
 
+class Shelf:
+    """What one world and seed have left at ``out``, as ``budget`` and ``sources`` now ask for it."""
+
+    def __init__(self, out: Path, world: str, seed: int, budget: Budget, sources: Mapping[str, str]) -> None:
+        self._folder = out / world / f"seed-{seed}"
+        self._fingerprint = Cell.fingerprint(world, seed, budget, sources[world])
+
+    def answers(self, name: str) -> Any:
+        """A policy's answers by split; None where there are none."""
+        one = _read(self._folder / "answers" / f"{name}.json")
+        return one if one is not None and one["cell"] == self._fingerprint else None
+
+    def curve(self, name: str) -> Any:
+        """The rows of a policy's PPO; None where it had none."""
+        return _read(self._folder / "curves" / f"{name}.json")
+
+    def accuracy(self, name: str) -> float | None:
+        """Share of held-out pairs that a reward model ranks right by its default reading; None where there is none."""
+        folder = self._folder / "models"
+        mark = folder / f"{name}.made"
+        if not mark.exists() or mark.read_text(encoding="utf-8") != Cell.digest(self._fingerprint, lineage(name)):
+            return None
+        accuracy: dict[str, dict[str, float]] = _read(folder / name / "redline.json")["metrics"]["accuracy"]
+        return next(iter(accuracy.values()))["mean"]
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
 def collected(
     out: Path, seeds: Sequence[int], jobs: Sequence[Job], budget: Budget, sources: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -26,74 +56,45 @@ def collected(
     for world in dict.fromkeys(job.world for job in jobs):
         main = [j.seed for j in jobs if j.world == world and j.group != "ablation"]
         if main:
+            shelves = [Shelf(out, world, seed, budget, sources) for seed in main]
             group = "tasks" if world in TASKS else "controls"
-            answers = _answers(out, world, main, shown_main(), budget, sources[world])
+            answers = _answers(shelves, shown_main())
             groups[group][world] = {s: split_figures(answers[s], main) for s in ("id", "ood")}
-            accuracy[world] = _accuracies(out, world, main, budget, sources[world])
-            curves[world] = {
-                name: curve_figures(rows)
-                for name in answers["id"]
-                if len(rows := _curves(out, world, main, name)) == len(main)
-            }
+            accuracy[world] = _accuracies(shelves)
+            found = {name: [shelf.curve(name) for shelf in shelves] for name in answers["id"]}
+            curves[world] = {name: curve_figures(rows) for name, rows in found.items() if None not in rows}
         if Job(world, seeds[0], "ablation") in jobs:
-            answers = _answers(out, world, seeds[:1], shown_ablations(), budget, sources[world])
+            answers = _answers([Shelf(out, world, seeds[0], budget, sources)], shown_ablations())
             groups["ablations"][world] = {s: split_figures(answers[s], seeds[:1]) for s in ("id", "ood")}
     return {**groups, "over_optimisation": curves, "pair_accuracy": accuracy}
-
-
-def _answers(
-    out: Path, world: str, seeds: Sequence[int], wanted: Sequence[str], budget: Budget, sources: str
-) -> dict[str, dict[str, list[Any]]]:
-    """``split -> policy -> one Answers a seed``, of the ``wanted`` policies that every seed has, as now asked for."""
-    found: dict[str, list[Any]] = {}
-    for name in wanted:
-        raw = [_stored(out, world, seed, name, budget, sources) for seed in seeds]
-        if None not in raw:
-            found[name] = raw
-    return {s: {n: [Answers.model_validate(one[s]) for one in raw] for n, raw in found.items()} for s in ("id", "ood")}
-
-
-def _stored(out: Path, world: str, seed: int, name: str, budget: Budget, sources: str) -> Any:
-    """A policy's answers as now asked for; None where there are none."""
-    path = out / world / f"seed-{seed}" / "answers" / f"{name}.json"
-    one = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return one if one is not None and one["cell"] == Cell.fingerprint(world, seed, budget, sources) else None
 
 
 def unfinished(out: Path, jobs: Sequence[Job], budget: Budget, sources: Mapping[str, str]) -> list[str]:
     """What of the plan has no answers yet: ``world seed: policies``."""
     left = []
     for job in jobs:
-        wanted = (*runs_of(job.group), *dpo_of(job.group))
-        names = [n for n in wanted if not _stored(out, job.world, job.seed, n, budget, sources[job.world])]
+        shelf = Shelf(out, job.world, job.seed, budget, sources)
+        names = [name for name in (*runs_of(job.group), *dpo_of(job.group)) if shelf.answers(name) is None]
         if names:
             left.append(f"{job.world} seed {job.seed}: {', '.join(names)}")
     return left
 
 
-def _curves(out: Path, world: str, seeds: Sequence[int], name: str) -> list[Any]:
-    paths = [out / world / f"seed-{seed}" / "curves" / f"{name}.json" for seed in seeds]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+def _answers(shelves: Sequence[Shelf], wanted: Sequence[str]) -> dict[str, dict[str, list[Answers]]]:
+    """``split -> policy -> one Answers a shelf``, of the ``wanted`` policies that every shelf has."""
+    found = {name: [shelf.answers(name) for shelf in shelves] for name in wanted}
+    whole = {name: raw for name, raw in found.items() if None not in raw}
+    return {s: {n: [Answers.model_validate(one[s]) for one in raw] for n, raw in whole.items()} for s in ("id", "ood")}
 
 
-def _accuracies(
-    out: Path, world: str, seeds: Sequence[int], budget: Budget, sources: str
-) -> dict[str, dict[str, float]]:
-    """Share of held-out pairs that each fitted reward model ranks right by its default reading: mean, least and most.
+def _accuracies(shelves: Sequence[Shelf]) -> dict[str, dict[str, float]]:
+    """Held-out accuracy of each fitted reward model that every shelf has: mean, least and most.
 
     A length-calibrated model is not among them: it measures itself on the pairs that its curve was fitted on.
     """
-    told: dict[str, list[float]] = {}
+    told: dict[str, dict[str, float]] = {}
     for name in (n for n, recipe in REWARD_MODELS.items() if recipe.derivation is None):
-        for seed in seeds:
-            folder = out / world / f"seed-{seed}" / "models"
-            mark = folder / f"{name}.made"
-            made_by = Cell.digest(Cell.fingerprint(world, seed, budget, sources), lineage(name))
-            if mark.exists() and mark.read_text(encoding="utf-8") == made_by:
-                metrics = json.loads((folder / name / "redline.json").read_text(encoding="utf-8"))["metrics"]
-                told.setdefault(name, []).append(next(iter(metrics["accuracy"].values()))["mean"])
-    return {
-        name: {"mean": sum(values) / len(values), "min": min(values), "max": max(values)}
-        for name, values in told.items()
-        if len(values) == len(seeds)
-    }
+        values = [value for shelf in shelves if (value := shelf.accuracy(name)) is not None]
+        if len(values) == len(shelves):
+            told[name] = {"mean": sum(values) / len(values), "min": min(values), "max": max(values)}
+    return told

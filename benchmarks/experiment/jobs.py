@@ -68,10 +68,10 @@ def sources_of(out: Path, keep: bool) -> dict[str, str]:
     """
     mark = out / "sources.json"
     now = {world: sources_digest(world) for world in (*TASKS, *CONTROLS)}
-    begun: dict[str, str] = json.loads(mark.read_text(encoding="utf-8")) if mark.exists() else now
-    if keep:
+    begun: dict[str, str] | None = json.loads(mark.read_text(encoding="utf-8")) if mark.exists() else None
+    if keep and begun is not None:
         return begun
-    if begun != now:
+    if begun not in (None, now):
         print(f"The code has changed since {out} was begun; its results are made anew. --keep holds on to them.")
     out.mkdir(parents=True, exist_ok=True)
     mark.write_text(json.dumps(now) + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ HERO = "ppo_seq2seq"
 DIVERGED_KL = 20.0
 
 
-def resampled(keys: Sequence[Sequence[str]], seed: int = 0) -> list[Tensor]:
+@lru_cache(maxsize=8)
+def resampled(keys: tuple[tuple[str, ...], ...], seed: int = 0) -> tuple[Tensor, ...]:
     """Two-level bootstrap over S seeds of answers to questions ``keys[s]``: weights ``(RESAMPLES, len(keys[s]))``.
 
     Seeds are drawn with repetition, then questions within each draw, with all their answers: the interval covers
-    another training run as well as other questions.
+    another training run as well as other questions. Kept, for every policy of a world answers the same questions.
     """
     generator = torch.Generator().manual_seed(seed)
     seeds = len(keys)
@@ -39,7 +41,7 @@ def resampled(keys: Sequence[Sequence[str]], seed: int = 0) -> list[Tensor]:
             picked = torch.randint(n, (len(rows), n), generator=generator)
             ones = torch.ones_like(picked, dtype=torch.float64)
             weights[s][rows] += torch.zeros(len(rows), n, dtype=torch.float64).scatter_add_(1, picked, ones)
-    return [w[:, [place[key] for key in of]] for w, place, of in zip(weights, places, keys, strict=True)]
+    return tuple(w[:, [place[key] for key in of]] for w, place, of in zip(weights, places, keys, strict=True))
 
 
 def mean_with_interval(
@@ -49,7 +51,7 @@ def mean_with_interval(
 
     None where nothing counts.
     """
-    weights = resampled(keys)
+    weights = resampled(tuple(map(tuple, keys)))
     top = sum((w @ (v * c) for w, v, c in zip(weights, values, counted, strict=True)), torch.zeros(RESAMPLES))
     bottom = sum((w @ c for w, c in zip(weights, counted, strict=True)), torch.zeros(RESAMPLES))
     total = float(sum(c.sum() for c in counted))
