@@ -5,20 +5,21 @@ Offsets are in characters into the response, end exclusive; an end-of-sequence t
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
-from itertools import accumulate
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 
 Span = tuple[int, int]
 # A character has at most four bytes, and few special tokens come on top.
 _SPARE_OFFSETS = 16
+# Tokens over one character: it has four bytes at most, and a normaliser makes of some up to 18 characters.
+_MAX_OVERLAP = 80
 
 
 def check_offsets(offsets: Sequence[Span], text: str) -> str | None:
     """Why ``offsets`` are not a tokenization of ``text``; None if they are.
 
     Every character but white space must be covered, spans must lie inside the text and come in order. Spans may
-    be empty and may overlap, as those of tokens within one multi-byte character do.
+    be empty and may overlap, as those of tokens within one multi-byte character do; at most 80 over one place.
     """
     if not offsets:
         return "token_offsets is empty"
@@ -26,11 +27,18 @@ def check_offsets(offsets: Sequence[Span], text: str) -> str | None:
         return f"{len(offsets)} token_offsets for {len(text)} characters: more tokens than bytes"
     covered = 0
     previous = 0
+    overlapping: list[int] = []  # where the spans over the current place end
     for index, (start, end) in enumerate(offsets):
         if not 0 <= start <= end <= len(text):
             return f"token_offsets[{index}] is [{start}, {end}]; the response has {len(text)} characters"
         if start < previous:
             return f"token_offsets[{index}] starts at {start}, before its predecessor's {previous}"
+        if start > previous:
+            overlapping = [other for other in overlapping if other > start]
+        if start < end:
+            overlapping.append(end)
+        if len(overlapping) > _MAX_OVERLAP:
+            return f"token_offsets have more than {_MAX_OVERLAP} tokens over the character {start}"
         previous = start
         if start > covered and text[covered:start].strip():
             return f"token_offsets leave out the characters {covered} to {start}"
@@ -63,14 +71,8 @@ def align_rewards(rewards: Sequence[float], spans: Sequence[Span], target_spans:
         return list(rewards)
     aligned = [0.0] * len(target_spans)
     starts = [start for start, _ in target_spans]
-    furthest = list(accumulate((end for _, end in target_spans), max))  # ends ascend only once made to
     empty_at = {start: i for i, (start, end) in enumerate(target_spans) if start == end}
-    for reward, (start, end) in zip(rewards, spans, strict=True):
-        shares: list[tuple[int, int]] = []
-        for i in range(bisect_right(furthest, start), bisect_left(starts, end)):
-            common = min(end, target_spans[i][1]) - max(start, target_spans[i][0])
-            if common > 0:
-                shares.append((i, common))
+    for reward, (_, end), shares in zip(rewards, spans, _shares(spans, target_spans), strict=True):
         if not shares:
             place = empty_at.get(end, max(0, bisect_left(starts, max(end, 1)) - 1))
             aligned[place] += reward
@@ -83,3 +85,23 @@ def align_rewards(rewards: Sequence[float], spans: Sequence[Span], target_spans:
             remaining -= part
         aligned[shares[-1][0]] += remaining
     return aligned
+
+
+def _shares(spans: Sequence[Span], target_spans: Sequence[Span]) -> Iterator[list[tuple[int, int]]]:
+    """For each source span the targets that it overlaps and the number of characters in common.
+
+    One sweep over both while the source spans' starts ascend, as a tokenizer's do: its time is linear in the spans and
+    their overlaps. A source span that starts before its predecessor begins the sweep anew.
+    """
+    current: list[int] = []  # targets that have begun and may reach beyond the current start
+    upcoming = previous = 0
+    for start, end in spans:
+        if start < previous:
+            current, upcoming = [], 0
+        previous = start
+        while upcoming < len(target_spans) and target_spans[upcoming][0] < end:
+            current.append(upcoming)
+            upcoming += 1
+        current = [i for i in current if target_spans[i][1] > start]
+        overlaps = ((i, min(end, target_spans[i][1]) - max(start, target_spans[i][0])) for i in current)
+        yield [(i, common) for i, common in overlaps if common > 0]

@@ -10,6 +10,10 @@ Decode = Callable[[Sequence[int]], str]
 _BROKEN = "\ufffd"
 # Settled tokens kept in the window: a token may be written differently at the start of a text.
 _CONTEXT = 8
+# Tokens whose text is not complete yet: a character has four bytes at most, so more than these are bytes of none.
+_MAX_PENDING = 16
+# Tokens for which decoding every prefix, quadratic in their number, is still quick.
+_MAX_QUADRATIC = 1024
 
 
 def token_spans(decode: Decode, ids: Sequence[int]) -> tuple[str, list[Span]]:
@@ -19,12 +23,19 @@ def token_spans(decode: Decode, ids: Sequence[int]) -> tuple[str, list[Span]]:
     piece by piece. A token's span holds every character of which it has a byte, as byte-level tokenizers tell it:
     tokens within one multi-byte character all get that character's span.
 
+    Linear in the number of ids for decoders that look back a few tokens at most, as those of tokenizers in use do.
+
     Args:
         decode: ids to text, special tokens included, so that nothing the policy wrote is invisible.
+
+    Raises:
+        ValueError: more than 1024 ids, and the decoder looks back further than that.
     """
     text = decode(ids)
     reached = _in_windows(decode, ids, text)
     if reached is None:
+        if len(ids) > _MAX_QUADRATIC:
+            raise ValueError(f"the spans of {len(ids)} ids cannot be found: what they decode to depends on distant ids")
         reached = [_reach(decode(ids[:count]), text, 0) for count in range(1, len(ids) + 1)]
     spans: list[Span] = []
     start = 0
@@ -59,13 +70,23 @@ def _in_windows(decode: Decode, ids: Sequence[int], text: str) -> list[tuple[int
     before, settled = "", 0  # the text of ids[anchor:whole], and where it ends in the whole text
     for count in range(1, len(ids) + 1):
         window = decode(ids[anchor:count])
+        is_long = count - whole > _MAX_PENDING
         if not window.startswith(before):
+            if is_long:
+                return None
             reached.append((settled, settled))
             continue
         piece = window[len(before) :]
         end, touched = _reach(piece, text, settled)
         reached.append((end, touched))
-        if end - settled < len(piece) or piece.endswith(_BROKEN):
+        if end - settled < len(piece):
+            if is_long:
+                return None
+            continue
+        if piece.endswith(_BROKEN):
+            if is_long:  # bytes that make no character, in the whole text either
+                anchor = max(anchor, count - _CONTEXT)
+                before, whole, settled = decode(ids[anchor:count]), count, end
             continue
         if whole - anchor >= _CONTEXT:
             anchor = whole

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from redline.marker_scan import end_before_marker, marker_at_end, overlap, start_of_content
 from redline.wire import ChatMessage, ScoreItem
 
 _ROLES = {
@@ -76,8 +77,9 @@ _STRIKE = "</s>"
 # what a template may write into the turn that it opens. An empty thought is nobody's; a begun one is the response's.
 _CLOSED_THOUGHT = re.compile(r"\A\s*(?:<think>\s*)?</think>\s*")
 _OPENER = re.compile(r"\A\s*(?:(?:<think>\s*)?</think>\s*|<think>\s*)?\Z")
-_SYSTEM_WITHIN = re.compile(r"\A\s*<<SYS>>\s*(.*?)\s*<</SYS>>\s*", re.DOTALL)
-_SYSTEM_BEFORE = re.compile(r"\A\s*\[SYSTEM_PROMPT\](.*)\[/SYSTEM_PROMPT\]\s*\Z", re.DOTALL)
+# markup of a system prompt inside the user's first turn, and before it
+_SYSTEM_WITHIN = ("<<SYS>>", "<</SYS>>")
+_SYSTEM_BEFORE = ("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")
 # templates whose turns have parts of their own, which are not told apart here
 _OTHER = re.compile(r"<\|START_(?:RESPONSE|THINKING)\|>|<\|start\|>\w+(?:<\|(?:channel|message)\|>|\s*\Z)")
 # a text that ends in a special token, or in one and a name, where a response would begin
@@ -111,18 +113,14 @@ def without_ending(text: str, ends: Sequence[str], markup: Markup | None = None)
     """
     known = [*ends, *(KNOWN_ENDS if markup is None or markup.is_words else markup.ends)]
     is_ended = False
-    while pad := _at_end(text, _PADS):
-        text, is_ended = text.rstrip()[: -len(pad)], is_ended or pad in known
-    if end := _at_end(text, known):
-        text, is_ended = text.rstrip()[: -len(end)], True
-        while end != _STRIKE and _at_end(text, [end]):  # end tokens as padding
-            text = text.rstrip()[: -len(end)]
-    return text, is_ended
-
-
-def _at_end(text: str, known: Sequence[str]) -> str | None:
-    kept = text.rstrip()
-    return next((one for one in known if one and kept.endswith(one)), None)
+    end = len(text)
+    while pad := marker_at_end(text, end, _PADS):
+        end, is_ended = end_before_marker(text, end, pad), is_ended or pad in known
+    if found := marker_at_end(text, end, known):
+        end, is_ended = end_before_marker(text, end, found), True
+        while found != _STRIKE and marker_at_end(text, end, [found]):  # end tokens as padding
+            end = end_before_marker(text, end, found)
+    return text[:end], is_ended
 
 
 def _beginning(text: str, ends: Sequence[str]) -> int:
@@ -130,11 +128,31 @@ def _beginning(text: str, ends: Sequence[str]) -> int:
     known = [one for one in (*_BEGINNINGS, *_PADS, *ends, *KNOWN_ENDS) if one]
     at = 0
     while True:
-        here = at + len(text[at:]) - len(text[at:].lstrip())
+        here = start_of_content(text, at)
         found = next((one for one in known if text.startswith(one, here)), None)
         if found is None:
             return at
         at = here + len(found)
+
+
+def _system_within(content: str) -> tuple[str, int] | None:
+    """The system prompt that a user's turn opens with, and where the turn goes on behind it; None if there is none."""
+    opening, closing = _SYSTEM_WITHIN
+    start = start_of_content(content, 0)
+    if not content.startswith(opening, start):
+        return None
+    start += len(opening)
+    end = content.find(closing, start)
+    if end < 0:
+        return None
+    return content[start:end].strip(), start_of_content(content, end + len(closing))
+
+
+def _system_before(text: str) -> str:
+    """``text`` without the markup of a system prompt, where it is one."""
+    opening, closing = _SYSTEM_BEFORE
+    is_marked = text.startswith(opening) and text.endswith(closing) and len(text) >= len(opening) + len(closing)
+    return text[len(opening) : -len(closing)] if is_marked else text
 
 
 def _role(header: re.Match[str]) -> str:
@@ -146,17 +164,17 @@ def _messages(text: str, headers: Sequence[re.Match[str]], markup: Markup, ends:
     messages: list[ChatMessage] = []
     # a system prompt without a header of its own, or the rest of a turn that was cut
     if before := without_ending(text[: headers[0].start()], ends, markup)[0].strip():
-        system = _SYSTEM_BEFORE.match(before)
-        messages.append(ChatMessage(role="system", content=system[1] if system else before))
+        messages.append(ChatMessage(role="system", content=_system_before(before)))
     for header, following in itertools.pairwise(headers):
         content = text[header.end() : following.start()]
-        while begin := _at_end(content, _BEGINNINGS):  # a begin token for every exchange
-            content = content.rstrip()[: -len(begin)]
-        content = without_ending(content, ends, markup)[0]
-        within = _SYSTEM_WITHIN.match(content) if _role(header) == "user" else None
+        end = len(content)
+        while begin := marker_at_end(content, end, _BEGINNINGS):  # a begin token for every exchange
+            end = end_before_marker(content, end, begin)
+        content = without_ending(content[:end], ends, markup)[0]
+        within = _system_within(content) if _role(header) == "user" else None
         if within:
-            messages.append(ChatMessage(role="system", content=within[1]))
-            content = content[within.end() :]
+            messages.append(ChatMessage(role="system", content=within[0]))
+            content = content[within[1] :]
         messages.append(ChatMessage(role=_role(header), content=content.strip()))
     if not messages:
         raise BorderError("the prompt is empty")
@@ -306,15 +324,12 @@ def from_query_and_prompt(query: str, prompt: str, ends: Sequence[str] = ()) -> 
 def _end_of(prompt: str, whole: str) -> int | None:
     """Where the longest end of ``prompt`` that ``whole`` begins with ends there, white space aside; None below a few
     words."""
-    asked = "".join(prompt.split())
+    wanted = "".join(prompt.split())
     places = [n for n, character in enumerate(whole) if not character.isspace()]
-    told = "".join(whole[n] for n in places)
-    least = min(40, len(asked))
-    start = asked.find(told[:least]) if least else -1
-    while start >= 0:
-        if told.startswith(asked[start:]):
-            end = places[len(asked) - start - 1] + 1
-            tail = prompt[len(prompt.rstrip()) :]
-            return end + len(tail) if whole.startswith(tail, end) else end
-        start = asked.find(told[:least], start + 1)
-    return None
+    given = "".join(whole[n] for n in places)
+    shared = overlap(wanted, given)
+    if shared == 0 or shared < min(40, len(wanted), len(given)):
+        return None
+    end = places[shared - 1] + 1
+    tail = prompt[len(prompt.rstrip()) :]
+    return end + len(tail) if whole.startswith(tail, end) else end

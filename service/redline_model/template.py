@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from jinja2 import TemplateError
@@ -23,12 +22,17 @@ from redline_model.errors import (
     TooLongError,
     UnsupportedError,
 )
+from redline_model.item_bounds import bounded_item
+from redline_model.sized_cache import SizedCache
 
 Message = dict[str, str]
 Prompt = str | Sequence[Message]
 
 # Private-use characters: no tokenizer or chat template gives them a meaning.
 _MARK = "\ue000{}\ue001"
+# Entries of the caches below, in characters and token ids together; an id takes about 36 bytes.
+_MAX_CACHED_PROMPTS = 2**21
+_MAX_CACHED_LITERALS = 2**18
 
 
 class Template(BaseModel):
@@ -136,9 +140,15 @@ class Encoder:
         framed = tokenizer("a")["input_ids"]
         at = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), 0)
         self._head_ids, self._tail_ids = list(framed[:at]), list(framed[at + len(bare) :])
-        self._literals = lru_cache(maxsize=1024)(self._lay_out)
+        # a longer text has more tokens than the model reads, whatever it says
+        self.max_chars = None if max_tokens is None else max_tokens * max(map(len, tokenizer.get_vocab()))
+        self._literals = SizedCache(
+            self._lay_out, lambda roles, ids: sum(map(len, roles)) + sum(map(len, ids)), _MAX_CACHED_LITERALS
+        )
         # several responses to one prompt come in requests of their own
-        self._prompt_ids = lru_cache(maxsize=512)(lambda text: tuple(self._text_ids(text)))
+        self._prompt_ids: SizedCache[str, tuple[int, ...]] = SizedCache(
+            lambda text: tuple(self._text_ids(text)), lambda text, ids: len(text) + len(ids), _MAX_CACHED_PROMPTS
+        )
 
     def _special(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -161,7 +171,7 @@ class Encoder:
                     messages, tokenize=False, add_generation_prompt=True, **template.chat_kwargs
                 )
             except (TemplateError, ValueError, KeyError) as error:
-                raise InvalidPromptError(f"the chat template refuses roles {list(roles)}: {error}") from error
+                raise InvalidPromptError(f"the chat template refuses roles {_shown(roles)}: {error}") from error
         else:
             turns = [
                 template.turn.format(role=r.capitalize()) + m + template.turn_end
@@ -169,12 +179,14 @@ class Encoder:
             ]
             text = "".join(turns) + template.rewrite
         literals: list[tuple[int, ...]] = []
+        start = 0
         for mark in marks:
-            before, found, text = text.partition(mark)
-            if not found:
-                raise InvalidPromptError(f"the chat template leaves out a turn of roles {list(roles)}")
-            literals.append(self._special(before))
-        literals.append(self._special(text))
+            end = text.find(mark, start)
+            if end < 0:
+                raise InvalidPromptError(f"the chat template leaves out a turn of roles {_shown(roles)}")
+            literals.append(self._special(text[start:end]))
+            start = end + len(mark)
+        literals.append(self._special(text[start:]))
         if template.style == "plain" or self.arrangement == "encoder_decoder":
             literals[0] = (*self._head_ids, *literals[0])
         if self.arrangement == "encoder_decoder":
@@ -267,6 +279,10 @@ class Encoder:
             TooLongError: it needs more than ``max_tokens`` and truncation was not asked for or does not help.
             ItemError: any other of its kinds, see ``redline_model.errors``.
         """
+        is_cut = False
+        if is_bounded and self.max_tokens is not None:
+            assert self.max_chars is not None
+            item, is_cut = bounded_item(item, self.max_tokens, self.max_chars)
         ids, spans, text, is_finished = self.encode_response(item)
         targets = [*ids, self.end_id] if is_finished else ids
         if is_finished:
@@ -281,8 +297,14 @@ class Encoder:
             prefix, request, is_truncated = self.encode_prompt(item.prompt, spare=spare)
             if self.length(len(prefix), len(ids), len(request), len(targets)) > self.max_tokens:
                 raise TooLongError(f"{reason}; its response alone is too long, and only prompts are truncated")
-        return EncodedItem(prefix, ids, request, targets, spans, text, is_finished, is_truncated)
+        return EncodedItem(prefix, ids, request, targets, spans, text, is_finished, is_truncated or is_cut)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a rewrite."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def _shown(roles: tuple[str, ...]) -> str:
+    """Roles as an error message shows them: the first few, each cut."""
+    shown = [role[:20] for role in roles[:8]]
+    return f"{shown}" if len(roles) <= 8 else f"{shown} and {len(roles) - 8} more"

@@ -11,13 +11,16 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, model_validator
 
 SCORE_PATH = "/v1/score"
 CORRECT_PATH = "/v1/correct"
 MODELS_PATH = "/v1/models"
 HEALTH_PATH = "/healthz"
 READY_PATH = "/readyz"
+# Further names of the probes, as other systems call them.
+LIVE_PATHS = (HEALTH_PATH, "/health", "/health/live")
+READY_PATHS = (READY_PATH, "/health/ready")
 METRICS_PATH = "/metrics"
 REQUEST_ID_HEADER = "X-Request-Id"
 # Seconds that the caller will wait: the service answers or sheds the request by then.
@@ -39,6 +42,16 @@ def _unicode(text: str) -> str:
 Text = Annotated[str, AfterValidator(_unicode)]
 
 
+class _FailFast(FailFast):
+    __hash__ = object.__hash__  # unions of annotated types are compared by hash
+
+
+# Validation of a list ends at its first bad element: a long list of bad ones would cost as many error objects.
+FirstError = _FailFast()
+TokenIds = Annotated[list[int], FirstError]
+_MAX_FIELDS = 100
+
+
 class ErrorSpec(NamedTuple):
     """What a caller may conclude from an error code."""
 
@@ -55,6 +68,7 @@ class ErrorCode(StrEnum):
     METHOD_NOT_ALLOWED = "method_not_allowed"
     MODEL_NOT_FOUND = "model_not_found"
     REQUEST_TOO_LARGE = "request_too_large"
+    BODY_TIMEOUT = "body_timeout"
     INVALID_PROMPT = "invalid_prompt"
     EMPTY_RESPONSE = "empty_response"
     BAD_IDS = "bad_ids"
@@ -78,6 +92,7 @@ ERROR_TABLE: dict[ErrorCode, ErrorSpec] = {
     ErrorCode.METHOD_NOT_ALLOWED: ErrorSpec(405, False),
     ErrorCode.MODEL_NOT_FOUND: ErrorSpec(404, False),
     ErrorCode.REQUEST_TOO_LARGE: ErrorSpec(413, False),
+    ErrorCode.BODY_TIMEOUT: ErrorSpec(408, True),
     ErrorCode.INVALID_PROMPT: ErrorSpec(422, False),
     ErrorCode.EMPTY_RESPONSE: ErrorSpec(422, False),
     ErrorCode.BAD_IDS: ErrorSpec(422, False),
@@ -96,6 +111,14 @@ ERROR_TABLE: dict[ErrorCode, ErrorSpec] = {
 
 class _Wire(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, data: Any) -> Any:
+        """Each unknown field is an error of its own; an object with very many is refused as a whole."""
+        if isinstance(data, dict) and len(data) > _MAX_FIELDS:
+            raise ValueError(f"an object with {len(data)} fields; at most {_MAX_FIELDS} are read")
+        return data
 
 
 class _Answer(BaseModel):
@@ -139,10 +162,10 @@ class ResponseItem(_Wire):
     """
 
     id: Text | None = None
-    prompt: Text | list[ChatMessage] | None = None
+    prompt: Text | Annotated[list[ChatMessage], FirstError] | None = None
     response: Text | None = None
-    prompt_ids: list[int] | None = None
-    response_ids: list[int] | None = None
+    prompt_ids: TokenIds | None = None
+    response_ids: TokenIds | None = None
     tokenizer_fingerprint: Text | None = None
     finished: bool = True
 
@@ -169,7 +192,7 @@ class ScoreItem(ResponseItem):
     token, an end-of-sequence token being an empty span at the end.
     """
 
-    token_offsets: list[Span] | None = None
+    token_offsets: Annotated[list[Span], FirstError] | None = None
 
     @model_validator(mode="after")
     def _offsets_into_text(self) -> Self:
@@ -197,7 +220,7 @@ class ScoreRequest(_Wire):
     """Body of ``POST /v1/score``."""
 
     model: Text = "default"
-    items: list[ScoreItem]
+    items: Annotated[list[ScoreItem], FirstError]
     options: ScoreOptions = Field(default_factory=ScoreOptions)
 
 

@@ -9,6 +9,7 @@ from pydantic import Field
 from redline.wire import (
     AppliedOptions,
     Edit,
+    FirstError,
     ItemError,
     ModelRef,
     OnTooLong,
@@ -47,7 +48,7 @@ class CorrectRequest(_Wire):
     """Body of ``POST /v1/correct``."""
 
     model: Text = "default"
-    items: list[ResponseItem]
+    items: Annotated[list[ResponseItem], FirstError]
     options: CorrectOptions = Field(default_factory=CorrectOptions)
 
 
