@@ -25,9 +25,11 @@ from redline_model.loading import (
     Placement,
     load_model,
     load_tokenizer,
+    memory_bytes,
     tokenizer_fingerprint,
 )
 from redline_model.manifest import MANIFEST, CalibrationFit, DataSource, Manifest, parse_manifest, read_manifest
+from redline_model.prefixes import DEFAULT_MEMORY_SHARE, share_bytes
 from redline_model.scorers import (
     DPOScorer,
     EnsembleScorer,
@@ -175,12 +177,14 @@ class Bundle:
         *,
         max_tokens: int | None = None,
         prefix_cache_tokens: int = 0,
+        prefix_cache_bytes: int | None = None,
     ) -> Bundle:
         """Load a bundle from a folder or a hub id.
 
         Args:
             max_tokens: read less than the bundle allows.
-            prefix_cache_tokens: tokens of prompts whose keys and values stay warm between passes, in each model.
+            prefix_cache_tokens: tokens of prompts whose keys and values are kept between passes, in each model.
+            prefix_cache_bytes: memory that these may take in all models together; None: a sixteenth of the device's.
 
         Raises:
             BundleError: it is missing, half-written or corrupt; the message names the file.
@@ -191,6 +195,9 @@ class Bundle:
         manifest = read_manifest(folder)
         limit = manifest.max_tokens if max_tokens is None else min(max_tokens, manifest.max_tokens)
         scorer = _LOADERS[manifest.kind](folder, manifest, _How(placement, limit, prefix_cache_tokens))
+        if prefix_cache_bytes is None:
+            prefix_cache_bytes = int(DEFAULT_MEMORY_SHARE * memory_bytes(scorer.model.device))
+        share_bytes(scorer.prefix_caches, prefix_cache_bytes)
         return cls(folder, manifest, scorer, placement)
 
 

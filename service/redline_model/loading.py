@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -163,6 +164,13 @@ def token_limit(config: Any, asked: int | None = None) -> int:
     if config.model_type in {"t5", "mt5", "umt5", "longt5"}:  # n_positions is not a limit there
         positions = None
     return min(x for x in (positions or asked or 4096, asked or positions or 4096))
+
+
+def memory_bytes(device: torch.device) -> int:
+    """The memory of a device; of the machine where it is the CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**33
 
 
 def is_out_of_memory(error: BaseException) -> bool:

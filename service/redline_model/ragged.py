@@ -61,6 +61,11 @@ class Past:
         kept_keys[:, start : start + keys.shape[1]] = keys
         kept_values[:, start : start + keys.shape[1]] = values
 
+    @property
+    def bytes(self) -> int:
+        """Memory of the buffers, over all layers."""
+        return sum(buffer.nbytes for pair in self._layers.values() for buffer in pair)
+
     def read(self, layer: int, length: int) -> tuple[Tensor, Tensor]:
         """The first ``length`` keys and values, ``(H, length, D)``, as views."""
         keys, values = self._layers[layer]

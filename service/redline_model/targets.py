@@ -12,7 +12,7 @@ from redline_model.batches import pack_by_length, pad, to_device
 from redline_model.causal import Branch, CausalForward, pad_branches
 from redline_model.errors import UnsupportedError
 from redline_model.logits import Head
-from redline_model.prefixes import Prefix
+from redline_model.prefixes import Prefix, PrefixCache
 from redline_model.ragged import Past
 from redline_model.template import EncodedItem
 
@@ -65,6 +65,11 @@ class CausalTargets:
         """Whether passes are without padding, and keys and values can be kept of them."""
         return self.forward is not None and self.forward.is_ragged
 
+    @property
+    def prefix_caches(self) -> tuple[PrefixCache, ...]:
+        """The cache of prompts, where there is one."""
+        return () if self.forward is None else (self.forward.cache,)
+
     def logits(
         self, items: Sequence[EncodedItem], keep: Sequence[Past | None] | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -109,6 +114,8 @@ class EncoderDecoderTargets:
     The encoder reads prompt and response in both directions, so a prompt's states depend on the response and
     nothing can be shared; what is left is like lengths together and a projection of target rows alone.
     """
+
+    prefix_caches: tuple[PrefixCache, ...] = ()
 
     def __init__(self, model: Any) -> None:
         self.model = model

@@ -17,7 +17,7 @@ from redline_service.encoding import encoded
 from redline_service.errors import item_error
 from redline_service.jobs import Outcome, Timing
 from redline_service.revision import Revision
-from redline_service.threads import Threads
+from redline_service.thread_pool import ThreadPool
 
 
 class Corrector:
@@ -28,7 +28,7 @@ class Corrector:
         fingerprint: of the scorer's tokenizer.
     """
 
-    def __init__(self, scorer: Scorer[Any], batcher: Batcher, threads: Threads, fingerprint: str) -> None:
+    def __init__(self, scorer: Scorer[Any], batcher: Batcher, threads: ThreadPool, fingerprint: str) -> None:
         self._scorer = scorer
         self._batcher = batcher
         self._threads = threads
@@ -42,9 +42,10 @@ class Corrector:
         All first rounds are let in together or none is; the rounds that follow were let in with them.
 
         Raises:
-            RequestError: OVERLOADED, see ``Batcher.run``.
+            OverloadedError: see ``Batcher.run``.
         """
         started = time.perf_counter()
+        deadline = started + deadline_s
         begun = await self._threads.run(self._begin_all, request, reading)
         tokenize_s = time.perf_counter() - started
         good = [one for one in begun if isinstance(one, Revision)]
@@ -61,15 +62,21 @@ class Corrector:
                     wants_correction=revision.wants_rewrite,
                     caller=caller,
                     request=name,
+                    deadline=deadline,
                 ) as [next_round]:
                     outcome = await next_round
                 await self._threads.run(revision.take, outcome)
 
         self._batcher.admit(sum(lengths), caller, deadline_s - tokenize_s)
-        with self._batcher.queued(firsts, lengths, wants_correction=True, caller=caller, request=name) as futures:
-            async with asyncio.TaskGroup() as group:
-                for revision, future in zip(good, futures, strict=True):
-                    group.create_task(revise(revision, future))
+        with self._batcher.queued(
+            firsts, lengths, wants_correction=True, caller=caller, request=name, deadline=deadline
+        ) as futures:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for revision, future in zip(good, futures, strict=True):
+                        group.create_task(revise(revision, future))
+            except ExceptionGroup as failed:
+                raise failed.exceptions[0] from None
         if any(revision.item is not None and revision.failure is None for revision in good):
             raise asyncio.CancelledError  # the batcher was stopped: the group takes its tasks' cancellation for an end
         answers = await self._threads.run(self._answer_all, request, begun)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -38,7 +39,9 @@ from redline_service.correcting import Corrector
 from redline_service.encoding import encoded
 from redline_service.errors import RequestError, item_error
 from redline_service.jobs import Outcome, Timing
-from redline_service.threads import Threads
+from redline_service.thread_pool import ThreadPool
+
+logger = logging.getLogger("redline.service")
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,8 @@ class Engine:
             max_queued_tokens=max_queued_tokens,
             on_batch=on_batch,
         )
-        self._threads = Threads(min(4, os.cpu_count() or 1))
-        self._corrector = Corrector(self._scorer, self.batcher, self._threads, self.fingerprint)
+        self.threads = ThreadPool(min(4, os.cpu_count() or 1), "redline-text")
+        self._corrector = Corrector(self._scorer, self.batcher, self.threads, self.fingerprint)
 
     @property
     def encoder(self) -> Encoder:
@@ -110,10 +113,11 @@ class Engine:
             raise RequestError(ErrorCode.NOT_READY, f"the model cannot score: {response.items[0].error.message}")
         self.has_scored = True
 
-    async def stop(self) -> None:
-        """Stop the worker."""
-        await self.batcher.stop()
-        self._threads.stop()
+    async def stop(self, timeout_s: float = 5.0) -> None:
+        """Stop the worker. ``timeout_s``: how long work that cannot be interrupted is waited for."""
+        await self.batcher.stop(timeout_s)
+        if not self.threads.stop(timeout_s):
+            logger.error("a text did not end within %g s of being read; the process ends without it", timeout_s)
 
     def knows(self, name: str) -> bool:
         """Whether ``name`` means this model."""
@@ -152,10 +156,11 @@ class Engine:
 
         Raises:
             RequestError: the request as a whole is refused.
+            OverloadedError: it cannot be answered in time.
         """
         plan = self._plan(request)
         started = time.perf_counter()
-        ready = await self._threads.run(self._encode_all, request)
+        ready = await self.threads.run(self._encode_all, request)
         tokenized = time.perf_counter()
         good = [one for one in ready if isinstance(one, EncodedItem)]
         lengths = [self._scorer.length(item) for item in good]
@@ -166,7 +171,7 @@ class Engine:
             caller=caller,
             deadline_s=deadline_s - (tokenized - started),
         )
-        items = await self._threads.run(self._answer_all, request, plan, ready, outcomes)
+        items = await self.threads.run(self._answer_all, request, plan, ready, outcomes)
         response = ScoreResponse(
             model=self._ref(),
             options=AppliedOptions(

@@ -1,7 +1,8 @@
-"""The service's errors, and the border where the kernel's become the wire's."""
+"""The service's errors, and how those of the scheduler and of the model become the wire's."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,14 @@ _CODES: dict[type[kernel.RedlineModelError], ErrorCode] = {
     kernel.OutOfMemoryError: ErrorCode.OUT_OF_MEMORY,
     kernel.UnsupportedError: ErrorCode.UNSUPPORTED,
 }
+
+
+class OverloadedError(Exception):
+    """The scheduler refuses work that could not be done in time, or has no room for. ``retry_after_s``: seconds."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class RequestError(Exception):
@@ -37,6 +46,11 @@ class RequestError(Exception):
     def response(self) -> ErrorResponse:
         """The body to send."""
         return ErrorResponse(error=ErrorBody.of(self.code, self.message))
+
+
+def overload_error(error: OverloadedError) -> RequestError:
+    """The scheduler's refusal as the wire knows it. Retry-After is whole seconds, from 1 to 60."""
+    return RequestError(ErrorCode.OVERLOADED, str(error), max(1, min(60, math.ceil(error.retry_after_s))))
 
 
 class ItemRefusedError(Exception):

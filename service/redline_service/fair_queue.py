@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from itertools import count
 from typing import Generic, TypeVar
 
 J = TypeVar("J")
 _ticks = count()
+_NEXT = object()  # whoever is next
 
 
 class _Turns:
@@ -22,22 +23,37 @@ class _Turns:
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Hashable]] = []
+        self._tags: dict[Hashable, tuple[float, int, Hashable]] = {}  # the entry of each flow that still counts
         self._now = 0.0
 
     def join(self, flow: Hashable) -> None:
-        heapq.heappush(self._heap, (self._now, next(_ticks), flow))
+        self._enter(flow, self._now)
+
+    def _enter(self, flow: Hashable, tag: float) -> None:
+        self._tags[flow] = (tag, next(_ticks), flow)
+        heapq.heappush(self._heap, self._tags[flow])
 
     def next(self) -> Hashable:
+        while self._tags.get(self._heap[0][2]) is not self._heap[0]:
+            heapq.heappop(self._heap)
         return self._heap[0][2]
 
-    def charge(self, cost: float, *, is_last: bool) -> None:
-        """The next flow was given ``cost``; ``is_last`` if it has nothing more."""
-        tag, _, flow = self._heap[0]
-        self._now += cost / len(self._heap)
+    def in_order(self) -> Iterator[Hashable]:
+        """All flows, the next one first; the others are sorted only if they are asked for."""
+        first = self.next()
+        yield first
+        for _, _, flow in sorted(self._tags.values()):
+            if flow != first:
+                yield flow
+
+    def charge(self, flow: Hashable, cost: float, *, is_last: bool) -> None:
+        """``flow`` was given ``cost``; ``is_last`` if it has nothing more."""
+        tag = self._tags[flow][0]
+        self._now += cost / len(self._tags)
         if is_last:
-            heapq.heappop(self._heap)
+            del self._tags[flow]
         else:
-            heapq.heapreplace(self._heap, (tag + cost, next(_ticks), flow))
+            self._enter(flow, tag + cost)
 
 
 class FairQueue(Generic[J]):
@@ -63,25 +79,32 @@ class FairQueue(Generic[J]):
         requests[request].append(job)
         self._size += 1
 
-    def peek(self) -> J:
-        """The next job. Raises IndexError on an empty queue."""
+    def peek(self, caller: Hashable = _NEXT) -> J:
+        """The next job, or the next of ``caller``. Raises IndexError on an empty queue, KeyError if it has none."""
         if not self._size:
             raise IndexError("the queue is empty")
-        turns, requests = self._callers[self._turns.next()]
+        turns, requests = self._callers[self._turns.next() if caller is _NEXT else caller]
         return requests[turns.next()][0]
 
-    def pop(self, cost: float) -> J:
-        """Take the next job; its caller and its request are charged ``cost``. Raises IndexError on an empty queue."""
-        job = self.peek()
-        caller = self._turns.next()
+    def callers(self) -> Iterator[Hashable]:
+        """Who has jobs here, the next in turn first; the queue may not change meanwhile."""
+        return self._turns.in_order() if self._size else iter(())
+
+    def __contains__(self, caller: Hashable) -> bool:
+        return caller in self._callers
+
+    def pop(self, cost: float, caller: Hashable = _NEXT) -> J:
+        """Take the next job, or the next of ``caller``; caller and request are charged ``cost``. Raises as ``peek``."""
+        job = self.peek(caller)
+        caller = self._turns.next() if caller is _NEXT else caller
         turns, requests = self._callers[caller]
         request = turns.next()
         requests[request].popleft()
         self._size -= 1
-        turns.charge(cost, is_last=not requests[request])
+        turns.charge(request, cost, is_last=not requests[request])
         if not requests[request]:
             del requests[request]
-        self._turns.charge(cost, is_last=not requests)
+        self._turns.charge(caller, cost, is_last=not requests)
         if not requests:
             del self._callers[caller]
         return job

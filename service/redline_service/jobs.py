@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -36,14 +37,15 @@ class Timing:
 class Job:
     """An item to be measured once, for everybody who sent it. Times are ``perf_counter`` seconds.
 
-    ``length``: tokens of the item. ``prefix``: what it may share with others, None if nothing. ``debt``: tokens
-    computed for it out of turn, to be charged when its turn comes.
+    ``deadline``: when the last of its callers stops waiting. ``length``: tokens of the item. ``prefix``: what it may
+    share with others, None if nothing. ``debt``: tokens computed for it out of turn, to be charged when its turn comes.
     """
 
     item: EncodedItem
     length: int
     prefix: Prefix | None
     wants_correction: bool
+    deadline: float = math.inf
     waiters: list[asyncio.Future[Outcome]] = field(default_factory=list)
     queued_at: float = field(default_factory=time.perf_counter)
     is_queued: bool = True
@@ -60,6 +62,12 @@ class Job:
     def is_wanted(self) -> bool:
         """Whether anybody still waits."""
         return any(not waiter.done() for waiter in self.waiters)
+
+    def fail(self, error: Exception) -> None:
+        """Raise ``error`` wherever the job is waited for."""
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_exception(error)
 
     def finish(self, measured: Any, correction: Any, queued_s: float, inference_s: float) -> None:
         """Tell everybody who still waits."""

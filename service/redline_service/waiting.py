@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Sequence
+import heapq
+import math
+from collections.abc import Callable, Hashable, Sequence
+from itertools import count
 from typing import Any
 
 from redline_model.prefixes import Prefix
@@ -12,6 +15,11 @@ from redline_model.template import EncodedItem
 from redline_service.fair_queue import FairQueue
 from redline_service.jobs import Job, Outcome
 
+# Of a pass's budget: as many tokens are taken from whoever is next in turn.
+_FREE_SHARE = 16
+# Beyond them another caller's job may make a pass this many times as long.
+_GROWTH = 2
+
 
 class WaitingRoom:
     """Jobs between admission and the model. Lives on the event loop.
@@ -19,6 +27,9 @@ class WaitingRoom:
     A job taken out of turn (its prompt was at hand) stays in the queue's books as a shell, and is charged when its
     turn comes; an abandoned one costs nobody anything. A job that several callers wait for stands in the queue
     of each, and whose turn comes first takes it.
+
+    A pass that begins with one caller's short job does not take another caller's much longer one along: nobody's answer
+    waits for a pass many times as long as its own work.
     """
 
     def __init__(self, scorer: Scorer[Any]) -> None:
@@ -28,6 +39,10 @@ class WaitingRoom:
         self._unfinished: dict[Hashable, Job] = {}
         self._tokens_of: dict[Hashable, int] = {}
         self._callers: dict[Job, Hashable] = {}
+        self._deadlines: list[tuple[float, int]] = []  # a heap of deadlines and the numbers of their entries
+        self._expiring: dict[int, Job] = {}  # entries that still count; of each queued job the last
+        self._entry_of: dict[Job, int] = {}
+        self._ticks = count()
         self.tokens = 0
         self.items = 0
 
@@ -39,6 +54,7 @@ class WaitingRoom:
         wants_correction: bool,
         caller: Hashable,
         request: Hashable,
+        deadline: float,
     ) -> list[tuple[Job, asyncio.Future[Outcome]]]:
         """Queue ``items`` of one request; an item that is on its way already is joined, not queued again."""
         loop = asyncio.get_running_loop()
@@ -58,18 +74,15 @@ class WaitingRoom:
                 self.items += 1
             if job.is_queued:
                 self._queues[wants_correction].push(job, caller=caller, request=request)
+            if job.is_queued and (not job.waiters or deadline > job.deadline):
+                self._set_deadline(job, deadline)
             job.waiters.append(loop.create_future())
             added.append((job, job.waiters[-1]))
         return added
 
     def has(self, *, wants_correction: bool) -> bool:
         """Whether a job of that kind waits."""
-        queue = self._queues[wants_correction]
-        while queue and not queue.peek().is_queued:
-            shell = queue.peek()
-            debt, shell.debt = shell.debt, 0
-            queue.pop(debt)
-        return bool(queue)
+        return self._has_job(self._queues[wants_correction])
 
     def tokens_ahead_of(self, caller: Hashable, tokens: int) -> int:
         """Tokens that would be scored before ``tokens`` more of ``caller``'s, everybody getting an even share."""
@@ -85,16 +98,22 @@ class WaitingRoom:
         taken: list[Job] = []
         beside: set[Prefix] = set()
         cost = length = 0
+        leader: tuple[Hashable] | None = None  # the caller whose turn it is
 
         def fits(job: Job) -> bool:
             if not taken:
                 return True
-            is_room = room is None or length + job.length <= room
-            return is_room and cost + self._scorer.cost(job.item, beside) <= max_tokens
+            if room is not None and length + job.length > room:
+                return False
+            together = cost + self._scorer.cost(job.item, beside)
+            is_short = leader == (self._callers[job],) or together <= max(_GROWTH * cost, max_tokens // _FREE_SHARE)
+            return is_short and together <= max_tokens
 
-        while self.has(wants_correction=wants_correction) and fits(self._queues[wants_correction].peek()):
-            first = self._queues[wants_correction].peek()
-            self._queues[wants_correction].pop(self._scorer.cost(first.item, beside))
+        queue = self._queues[wants_correction]
+        while (caller := self._next_caller(queue, fits)) is not None:
+            first = queue.peek(caller[0])
+            leader = leader or caller
+            queue.pop(self._scorer.cost(first.item, beside), caller[0])
             # its prompt is at hand now: the other responses to it come cheap
             siblings = () if first.prefix is None else tuple(self._siblings[wants_correction, first.prefix])
             for job in (first, *siblings):
@@ -111,6 +130,62 @@ class WaitingRoom:
                     beside.add(job.prefix)
                 self._leave(job)
         return taken
+
+    @property
+    def earliest_deadline(self) -> float:
+        """Of the queued jobs, ``perf_counter`` seconds; infinity if none has one."""
+        while self._deadlines and self._deadlines[0][1] not in self._expiring:
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else math.inf
+
+    def expire(self, before: float) -> list[Job]:
+        """Take out every queued job that nobody waits for any more at ``before`` (``perf_counter`` seconds)."""
+        expired: list[Job] = []
+        while self._deadlines and self._deadlines[0][0] < before:
+            job = self._expiring.get(heapq.heappop(self._deadlines)[1])
+            if job is not None:
+                self._leave(job)
+                self.forget(job)
+                expired.append(job)
+        return expired
+
+    def _set_deadline(self, job: Job, deadline: float) -> None:
+        job.deadline = deadline
+        self._drop_deadline(job)
+        if deadline < math.inf:
+            self._entry_of[job] = entry = next(self._ticks)
+            self._expiring[entry] = job
+            heapq.heappush(self._deadlines, (deadline, entry))
+
+    def _drop_deadline(self, job: Job) -> None:
+        if job in self._entry_of:
+            del self._expiring[self._entry_of.pop(job)]
+
+    def _next_caller(self, queue: FairQueue[Job], fits: Callable[[Job], bool]) -> tuple[Hashable] | None:
+        """The first caller in turn whose next job fits; None if there is none."""
+        if not self._has_job(queue):
+            return None
+        first = next(queue.callers())
+        if fits(queue.peek(first)):
+            return (first,)
+        for caller in list(queue.callers()):
+            while caller in queue and not queue.peek(caller).is_queued:
+                self._pop_shell(queue, caller)
+            if caller in queue and fits(queue.peek(caller)):
+                return (caller,)
+        return None
+
+    def _has_job(self, queue: FairQueue[Job]) -> bool:
+        """Whether a job waits in ``queue``; afterwards one stands first in turn."""
+        while queue and not queue.peek().is_queued:
+            self._pop_shell(queue, next(queue.callers()))
+        return bool(queue)
+
+    def _pop_shell(self, queue: FairQueue[Job], caller: Hashable) -> None:
+        """Charge a job that was taken out of turn, now that its turn has come."""
+        shell = queue.peek(caller)
+        debt, shell.debt = shell.debt, 0
+        queue.pop(debt, caller)
 
     def abandon(self, job: Job) -> None:
         """Somebody who waited has gone; if nobody is left the job leaves the queue, and others may come in."""
@@ -130,6 +205,7 @@ class WaitingRoom:
 
     def _leave(self, job: Job) -> None:
         job.is_queued = False
+        self._drop_deadline(job)
         self.tokens -= job.length
         self.items -= 1
         caller = self._callers.pop(job)

@@ -75,6 +75,8 @@ class Worker:
         try:
             return run(items)
         except Exception as error:
+            if is_out_of_memory(error) and self._free_memory():
+                return self._in_halves(run, items)
             if len(items) == 1:
                 return Timed([self._told(error)], 0.0)
             self._note(error, len(items))
@@ -117,6 +119,18 @@ class Worker:
         with self._model_is_lent:
             if self._rewriter is not None:
                 self._rewriter.drop(ticket)
+
+    def _free_memory(self) -> bool:
+        """Drop the prefix caches, which only save time; False if they are empty already."""
+        with self._model_is_lent:
+            caches = [cache for cache in self._scorer.prefix_caches if cache.bytes]
+            for cache in caches:
+                cache.clear()
+        if caches:
+            logger.warning("memory is short: the prefix cache was emptied")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return bool(caches)
 
     def _note(self, error: Exception, items: int) -> None:
         if is_out_of_memory(error) and torch.cuda.is_available():

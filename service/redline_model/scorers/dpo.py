@@ -15,7 +15,7 @@ from torch import Tensor
 
 from redline_model.errors import NonFiniteError, UnsupportedError
 from redline_model.extraction import Extraction, Mode, Reading, aggregate_rewards
-from redline_model.prefixes import Prefix
+from redline_model.prefixes import Prefix, PrefixCache
 from redline_model.rewriting import Rewriter
 from redline_model.scorers.protocol import Judgement, unsupported_correction
 from redline_model.statistics import launch_targets
@@ -73,6 +73,11 @@ class DPOScorer:
         self._reference = target_forward(reference, prefix_cache_tokens)
         # padded passes fit ragged ones, not the other way round
         self._leader = min((self._policy, self._reference), key=lambda forward: getattr(forward, "is_ragged", False))
+
+    @property
+    def prefix_caches(self) -> tuple[PrefixCache, ...]:
+        """See ``Scorer``."""
+        return self._policy.prefix_caches + self._reference.prefix_caches
 
     def length(self, item: EncodedItem) -> int:
         """Tokens each model reads for this item."""

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from redline_model.errors import UnsupportedError
 from redline_model.extraction import MODES, Aggregate, Extraction, Mode, Reading, move_score
 from redline_model.loading import tokenizer_fingerprint
-from redline_model.prefixes import Prefix
+from redline_model.prefixes import Prefix, PrefixCache
 from redline_model.rewriting import Rewriter
 from redline_model.scorers.protocol import Judgement, Scorer, unsupported_correction
 from redline_model.template import EncodedItem, Encoder
@@ -66,6 +66,11 @@ class EnsembleScorer:
         self.model = self.models[0]
         # passes are formed for one member: padded ones fit the others' too, ragged ones need not
         self._leader = min(self.members, key=_shares_prompts)
+
+    @property
+    def prefix_caches(self) -> tuple[PrefixCache, ...]:
+        """See ``Scorer``."""
+        return tuple(cache for member in self.members for cache in member.prefix_caches)
 
     def length(self, item: EncodedItem) -> int:
         """Tokens that the member reading most of this item reads."""

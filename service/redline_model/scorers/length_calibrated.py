@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from redline_model.errors import UnsupportedError
 from redline_model.extraction import Mode, Reading, move_score
-from redline_model.prefixes import Prefix
+from redline_model.prefixes import Prefix, PrefixCache
 from redline_model.rewriting import Rewriter
 from redline_model.scorers.protocol import Judgement, Scorer, all_readings, reading_key
 from redline_model.template import EncodedItem
@@ -85,6 +85,11 @@ class LengthCalibratedScorer:
         self.extraction = inner.extraction
         self.encoder = inner.encoder
         self.can_correct = inner.can_correct
+
+    @property
+    def prefix_caches(self) -> tuple[PrefixCache, ...]:
+        """See ``Scorer``."""
+        return self.inner.prefix_caches
 
     def length(self, item: EncodedItem) -> int:
         """See ``Scorer``."""

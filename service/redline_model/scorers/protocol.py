@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from redline_model.errors import UnsupportedError
 from redline_model.extraction import AGGREGATES, Extraction, Mode, Reading, choose_aggregate, choose_mode
-from redline_model.prefixes import Prefix
+from redline_model.prefixes import Prefix, PrefixCache
 from redline_model.rewriting import Correction, Rewriter
 from redline_model.template import EncodedItem, Encoder
 
@@ -37,6 +37,11 @@ class Scorer(Protocol[M]):
     model: Any
     models: tuple[Any, ...]
     can_correct: bool
+
+    @property
+    def prefix_caches(self) -> tuple[PrefixCache, ...]:
+        """The prefix caches of all models inside; to be cleared between passes only."""
+        ...
 
     def length(self, item: EncodedItem) -> int:
         """Tokens the model reads for this item."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from redline_model.causal import Branch, CausalForward
 from redline_model.errors import NonFiniteError
 from redline_model.extraction import Extraction, Mode, Reading, aggregate_rewards
-from redline_model.prefixes import Prefix
+from redline_model.prefixes import Prefix, PrefixCache
 from redline_model.rewriting import Rewriter
 from redline_model.scorers.protocol import Judgement, unsupported_correction
 from redline_model.statistics import copy_off
@@ -83,6 +83,11 @@ class ClassifierScorer(ABC, Generic[M]):
         self._forward = ScalarForward(model, prefix_cache_tokens)
         self.encoder = encoder
         self.extraction = extraction
+
+    @property
+    def prefix_caches(self) -> tuple[PrefixCache, ...]:
+        """See ``Scorer``."""
+        return (self._forward.causal.cache,)
 
     def branch(self, item: EncodedItem) -> Branch:
         """What the model reads of an item, and from where on it is the item's own."""

@@ -24,7 +24,7 @@ from redline_model.extraction import (
     divergence,
     extract,
 )
-from redline_model.prefixes import Prefix
+from redline_model.prefixes import Prefix, PrefixCache
 from redline_model.rewriting import RaggedRewriter, Rewriter, WholeRewriter
 from redline_model.scorers.protocol import Judgement
 from redline_model.statistics import launch_targets
@@ -59,6 +59,11 @@ class Seq2SeqScorer:
             bos_token_id=encoder.tokenizer.bos_token_id,
             decoder_start_token_id=start,
         )
+
+    @property
+    def prefix_caches(self) -> tuple[PrefixCache, ...]:
+        """See ``Scorer``."""
+        return self._forward.prefix_caches
 
     def length(self, item: EncodedItem) -> int:
         """Tokens the model reads for this item, source and target."""
