@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -17,13 +17,17 @@ from redline.wire import ErrorCode
 from redline_model.bundle import Bundle
 from redline_model.errors import UnsupportedError
 from redline_model.scorers import reading_key, reading_of
+from redline_service.connections import Connections
 from redline_service.engine import Engine
-from redline_service.errors import RequestError, describe_validation
+from redline_service.errors import OverloadedError, RequestError, overload_error
+from redline_service.limiter import ConcurrencyLimiter
 from redline_service.metrics import Metrics
 from redline_service.middleware import RequestMiddleware
-from redline_service.permits import Permits
 from redline_service.routes import correct, dropins, health, models, score
 from redline_service.settings import ServiceSettings
+from redline_service.thread_pool import ThreadPool
+
+logger = logging.getLogger("redline.service")
 
 _STATUS_CODES = {
     401: ErrorCode.UNAUTHORIZED,
@@ -40,6 +44,7 @@ def load_bundle(settings: ServiceSettings) -> Bundle:
         settings.placement,
         max_tokens=settings.max_tokens,
         prefix_cache_tokens=settings.prefix_cache_tokens,
+        prefix_cache_bytes=None if settings.prefix_cache_mib is None else settings.prefix_cache_mib * 2**20,
     )
     reading = reading_key(bundle.scorer, reading_of(bundle.scorer))
     if settings.scalar == "calibrated" and reading not in bundle.manifest.calibration:
@@ -47,22 +52,26 @@ def load_bundle(settings: ServiceSettings) -> Bundle:
     return bundle
 
 
-def create_app(settings: ServiceSettings, bundle: Bundle | None = None) -> FastAPI:
+def create_app(
+    settings: ServiceSettings,
+    bundle: Bundle | None = None,
+    *,
+    connections: Connections | None = None,
+    on_loaded: Callable[[Bundle], None] = lambda bundle: None,
+    on_failed: Callable[[Exception], None] | None = None,
+) -> FastAPI:
     """The application around one bundle.
 
     Args:
-        bundle: a loaded bundle; None loads ``settings.bundle`` when the application starts.
-
-    Raises (at start-up):
-        BundleError, UnsupportedError: the bundle cannot be loaded.
+        bundle: a loaded bundle, served from the start; None loads ``settings.bundle`` in the background once the
+            application has started, and requests for the model are answered 503 (``not_ready``) until then.
+        connections: closed when they are overdue, as long as the application runs.
+        on_loaded: called when the model has scored.
+        on_failed: called with the BundleError, UnsupportedError or other error if it cannot; None logs it.
     """
     metrics = Metrics()
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        loaded = bundle
-        if loaded is None:
-            loaded = await asyncio.to_thread(load_bundle, settings)
+    async def start(app: FastAPI, loaded: Bundle) -> None:
         engine = Engine(
             loaded,
             name=settings.name,
@@ -71,14 +80,41 @@ def create_app(settings: ServiceSettings, bundle: Bundle | None = None) -> FastA
             max_queued_tokens=settings.max_queued_tokens,
             on_batch=metrics.count_batch,
         )
-        metrics.watch_queue(lambda: engine.batcher.queued_items, lambda: engine.batcher.queued_tokens)
+        app.state.engine = engine
+        metrics.watch(engine)
         metrics.model.labels(settings.name, loaded.digest, loaded.scorer.kind).set(1)
+        await engine.start()
+        on_loaded(loaded)
+
+    async def load(app: FastAPI) -> None:
+        loader = ThreadPool(1, "redline-loader")
         try:
-            await engine.start()
-            app.state.engine = engine
+            await start(app, await loader.run(load_bundle, settings))
+        except Exception as error:
+            if on_failed is None:
+                logger.error("the bundle cannot be served", exc_info=error)
+            else:
+                on_failed(error)
+        finally:
+            loader.stop(0.0)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(connections.sweep())] if connections is not None else []
+        try:
+            if bundle is None:
+                tasks.append(asyncio.create_task(load(app)))
+            else:
+                await start(app, bundle)
             yield
         finally:
-            await engine.stop()
+            for task in tasks:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+            engine: Engine | None = getattr(app.state, "engine", None)
+            if engine is not None:
+                await engine.stop()
 
     app = FastAPI(
         title="Redline",
@@ -89,13 +125,14 @@ def create_app(settings: ServiceSettings, bundle: Bundle | None = None) -> FastA
     )
     app.state.settings = settings
     app.state.metrics = metrics
-    app.state.permits = Permits(settings.max_queued_requests)
+    app.state.limiter = ConcurrencyLimiter(settings.max_queued_requests)
     app.include_router(score.router)
     app.include_router(correct.router)
     app.include_router(dropins.router)
+    app.include_router(dropins.sessions)
     app.include_router(models.router)
     app.include_router(health.router)
-    app.add_middleware(RequestMiddleware, metrics=metrics, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestMiddleware, metrics=metrics)
     _add_error_handlers(app)
     return app
 
@@ -111,9 +148,9 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def refused(request: Request, error: RequestError) -> Response:
         return answer(error)
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return answer(RequestError(ErrorCode.INVALID_REQUEST, describe_validation(error.errors())))
+    @app.exception_handler(OverloadedError)
+    async def overloaded(request: Request, error: OverloadedError) -> Response:
+        return answer(overload_error(error))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:

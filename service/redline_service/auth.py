@@ -1,11 +1,9 @@
-"""Bearer keys, in a header or before the path. A key never reaches a log: it is compared and forgotten."""
+"""Bearer keys, in a header or before the path. A key is compared and forgotten; see ``logs`` for what is logged."""
 
 from __future__ import annotations
 
-import logging
 import secrets
-from collections.abc import Sequence
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
 from fastapi import Request
 from starlette.types import Scope
@@ -16,7 +14,7 @@ from redline_service.settings import ServiceSettings
 
 
 def take_key_off_path(scope: Scope) -> None:
-    """Make ``/key/KEY/rest`` a request for ``/rest`` with KEY as its bearer token, before any path is logged.
+    """Make ``/key/KEY/rest`` a request for ``/rest`` with KEY as its bearer token.
 
     For callers that cannot send headers. Slashes too many, as joined addresses have them, change nothing.
     """
@@ -31,29 +29,8 @@ def take_key_off_path(scope: Scope) -> None:
     scope["headers"] = [*others, (b"authorization", b"Bearer " + unquote_to_bytes(key))]
 
 
-class KeyFilter(logging.Filter):
-    """Strikes keys out of log records, wherever in an address a caller may have put them."""
-
-    def __init__(self, keys: Sequence[str]) -> None:
-        super().__init__()
-        self._keys = sorted({form for key in keys for form in (key, quote(key), quote(key, safe=""))}, key=len)[::-1]
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """The record, always, without keys in its message and arguments."""
-        record.msg = self._struck(record.msg)
-        if isinstance(record.args, tuple):
-            record.args = tuple(self._struck(one) for one in record.args)
-        return True
-
-    def _struck(self, told: object) -> object:
-        if isinstance(told, str):
-            for key in self._keys:
-                told = told.replace(key, "***")
-        return told
-
-
-async def require_key(request: Request) -> None:
-    """A FastAPI dependency; raises RequestError UNAUTHORIZED where keys are set and none of them was sent."""
+def check_key(request: Request) -> None:
+    """Looks at the headers alone. Raises RequestError UNAUTHORIZED where keys are set and none of them was sent."""
     settings: ServiceSettings = request.app.state.settings
     if not settings.keys:
         return

@@ -96,6 +96,11 @@ class Engine:
         return self._scorer.encoder
 
     @property
+    def prefix_cache_bytes(self) -> int:
+        """Memory of the keys and values of prompts that are kept between passes."""
+        return sum(cache.bytes for cache in self._scorer.prefix_caches)
+
+    @property
     def end_text(self) -> str | None:
         """The text of the model's own end token."""
         return self._scorer.encoder.tokenizer.eos_token  # type: ignore[no-any-return]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+
+from pydantic import ValidationError
 
 from redline.wire import ERROR_TABLE, ErrorBody, ErrorCode, ErrorResponse
 from redline_model import errors as kernel
 
+_SHOWN_ERRORS = 10
+# An answer that names what is wrong is a few lines long, however long what was sent.
+_MAX_MESSAGE = 4000
 _CODES: dict[type[kernel.RedlineModelError], ErrorCode] = {
     kernel.InvalidPromptError: ErrorCode.INVALID_PROMPT,
     kernel.EmptyResponseError: ErrorCode.EMPTY_RESPONSE,
@@ -32,7 +35,7 @@ class RequestError(Exception):
     """A whole request is refused. ``retry_after_s`` goes out as Retry-After."""
 
     def __init__(self, code: ErrorCode, message: str, retry_after_s: int | None = None) -> None:
-        message = message.encode(errors="backslashreplace").decode()  # it may quote what was no Unicode
+        message = _cut(message, _MAX_MESSAGE).encode(errors="backslashreplace").decode()  # it may quote what was sent
         super().__init__(message)
         self.code = code
         self.message = message
@@ -64,20 +67,25 @@ class ItemRefusedError(Exception):
 def item_error(error: Exception) -> ErrorBody:
     """The body that stands in an item's place. Unknown exceptions show their type, never their text."""
     if isinstance(error, ItemRefusedError):
-        return ErrorBody.of(error.code, str(error))
+        return ErrorBody.of(error.code, _cut(str(error), _MAX_MESSAGE))
     code = _CODES.get(type(error))  # type: ignore[arg-type]
     if code is None:
         return ErrorBody.of(ErrorCode.INTERNAL, f"scoring this item failed ({type(error).__name__})")
-    return ErrorBody.of(code, str(error))
+    return ErrorBody.of(code, _cut(str(error), _MAX_MESSAGE))
 
 
-def describe_validation(errors: Sequence[Any]) -> str:
-    """Pydantic's complaints as one line: where, and what is wrong; the first ten."""
+def describe_validation(error: ValidationError) -> str:
+    """Pydantic's errors as one line: where, and what is wrong; the first ten, each cut to a readable length."""
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
     parts = []
-    for error in errors[:10]:
-        where = ".".join(str(part) for part in error["loc"] if part != "body")
-        message = str(error["msg"]).removeprefix("Value error, ")
+    for one in errors[:_SHOWN_ERRORS]:
+        where = ".".join(_cut(str(part)) for part in one["loc"])
+        message = _cut(str(one["msg"]).removeprefix("Value error, "), 400)
         parts.append(f"{where}: {message}" if where else message)
-    if len(errors) > 10:
-        parts.append(f"and {len(errors) - 10} more")
+    if len(errors) > _SHOWN_ERRORS:
+        parts.append(f"and {len(errors) - _SHOWN_ERRORS} more")
     return "; ".join(parts)
+
+
+def _cut(text: str, longest: int = 60) -> str:
+    return text if len(text) <= longest else text[:longest] + "..."

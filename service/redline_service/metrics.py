@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from redline.wire import ItemError, ScoreResponse
 from redline.wire.correction import CorrectResponse, ItemCorrection
+
+if TYPE_CHECKING:
+    from redline_service.engine import Engine
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 90.0)
 _TOKENS = (64, 256, 1024, 4096, 8192, 16384, 65536)
@@ -49,10 +52,15 @@ class Metrics:
         self.in_flight = Gauge("redline_requests_in_flight", "Requests being answered", registry=self.registry)
         self.model = Gauge("redline_model_info", "The model served", ["name", "digest", "kind"], registry=self.registry)
 
-    def watch_queue(self, items: Callable[[], int], tokens: Callable[[], int]) -> None:
-        """Show the depth of the queue whenever somebody looks."""
-        Gauge("redline_queued_items", "Items waiting", registry=self.registry).set_function(items)
-        Gauge("redline_queued_tokens", "Tokens waiting", registry=self.registry).set_function(tokens)
+    def watch(self, engine: Engine) -> None:
+        """Show the depth of the queue and the prefix cache's memory whenever somebody looks."""
+        gauges = {
+            "redline_queued_items": ("Items waiting", lambda: engine.batcher.queued_items),
+            "redline_queued_tokens": ("Tokens waiting", lambda: engine.batcher.queued_tokens),
+            "redline_prefix_cache_bytes": ("Memory of the prefix caches", lambda: engine.prefix_cache_bytes),
+        }
+        for name, (text, read) in gauges.items():
+            Gauge(name, text, registry=self.registry).set_function(read)
 
     def count_batch(self, items: int, tokens: int, seconds: float) -> None:
         """One forward pass is done."""

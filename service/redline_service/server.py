@@ -2,59 +2,100 @@
 
 from __future__ import annotations
 
-import logging
+import logging.config
+import math
+import os
 import signal
 import socket
 import sys
+import threading
 
 import uvicorn
 
-from redline_service.app import create_app, load_bundle
-from redline_service.auth import KeyFilter
+from redline_model.bundle import Bundle
+from redline_service.app import create_app
+from redline_service.connections import ConnectionLimits, Connections
+from redline_service.logs import logging_config
 from redline_service.settings import ServiceSettings
 
+_BACKLOG = 4096
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket, before the model is loaded, so that a taken port fails at once. Raises OSError."""
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket: from here on nobody else can have the port. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # the protocol is named because asyncio sets TCP_NODELAY only where it is: without it, small answers on a kept
+    # connection wait for the other side's delayed acknowledgement
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-    except OSError as error:
+        listener.listen(_BACKLOG)
+    except (OSError, OverflowError) as error:
         listener.close()
-        raise OSError(error.errno, f"{error.strerror}: {host}:{port}") from error
+        raise OSError(getattr(error, "errno", None), f"{getattr(error, 'strerror', error)}: {host}:{port}") from error
     return listener
 
 
 def serve(settings: ServiceSettings) -> None:
-    """Load the bundle and serve it until a signal. Requests under way are answered first.
+    """Serve a bundle until a signal; it is loaded while probes are answered already.
+
+    Requests under way are answered first, for ``settings.drain_s`` at most. Work that does not end by then (a forward
+    pass, a text that is being tokenised) is left behind: the process ends without it.
 
     Raises:
         OSError: the address cannot be bound.
         BundleError, UnsupportedError: the bundle cannot be served.
+        KeyboardInterrupt: SIGINT, after draining.
     """
-    listener = bind(settings.host, settings.port)
-    with listener:
-        bundle = load_bundle(settings)
+    keys = [key.get_secret_value() for key in settings.keys]
+    logging.config.dictConfig(logging_config(settings.log_level, keys))
+    with listen(settings.host, settings.port) as listener:
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        url = f"http://{host}:{listener.getsockname()[1]}"
+        failure: list[Exception] = []
+
+        def loaded(bundle: Bundle) -> None:
+            info = f"{bundle.scorer.kind} model {settings.bundle} ({bundle.digest[:19]})"
+            print(f"serving {info} on {url}", file=sys.stderr, flush=True)
+
+        def failed(error: Exception) -> None:
+            failure.append(error)
+            server.should_exit = True
+
+        limits = ConnectionLimits(
+            settings.header_timeout_s, settings.idle_timeout_s, settings.write_timeout_s, settings.max_connections
+        )
+        connections = Connections(limits)
         server = uvicorn.Server(
             uvicorn.Config(
-                create_app(settings, bundle),
-                log_level=settings.log_level,
-                access_log=settings.log_level == "debug",
+                create_app(settings, connections=connections, on_loaded=loaded, on_failed=failed),
+                http=connections.protocol(),
+                ws="none",
+                log_config=None,
+                access_log=False,
                 timeout_graceful_shutdown=settings.drain_s,
-                timeout_keep_alive=75,
-                backlog=4096,
+                timeout_keep_alive=math.ceil(settings.idle_timeout_s),
+                backlog=_BACKLOG,
             )
         )
-        if settings.keys:
-            strike = KeyFilter([key.get_secret_value() for key in settings.keys])
-            for name in ("uvicorn.access", "uvicorn.error"):
-                logging.getLogger(name).addFilter(strike)
-        port = listener.getsockname()[1]
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        info = f"{bundle.scorer.kind} model {settings.bundle} ({bundle.digest[:19]})"
-        print(f"serving {info} on http://{host}:{port}", file=sys.stderr, flush=True)
         # uvicorn drains at SIGTERM and then raises it again; a drained service has ended well, with status 0
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        server.run(sockets=[listener])
+        try:
+            server.run(sockets=[listener])
+        except KeyboardInterrupt:
+            _end_if_stuck(130, "redline: interrupted")
+            raise
+        if failure:
+            raise failure[0]
+        _end_if_stuck(0)
+
+
+def _end_if_stuck(status: int, message: str | None = None) -> None:
+    """End the process now if a thread of the service still works: the interpreter's own end could wait for it."""
+    if any(thread.name.startswith("redline-") and thread.is_alive() for thread in threading.enumerate()):
+        if message is not None:
+            print(message, file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

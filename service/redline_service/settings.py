@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import os
+from typing import Any, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from redline.wire import OnTooLong
@@ -15,13 +16,20 @@ class ServiceSettings(BaseSettings):
     """Settings of a service; each may come from the environment as ``REDLINE_<NAME>``.
 
     ``max_batch_tokens``: tokens of one forward pass; by default what suits the device. ``prefix_cache_tokens``:
-    tokens of prompts that stay warm between passes. ``max_queued_requests`` and ``max_queued_tokens``: what may
-    wait; beyond either, 503. ``deadline_s``: a request is answered or shed by then, sooner if it asks so itself;
+    tokens of prompts whose keys and values are kept between passes, and ``prefix_cache_mib`` the memory that they may
+    take; by default a sixteenth of the device's. ``max_queued_requests`` and ``max_queued_tokens``: what may
+    wait; beyond either, 503. ``deadline_s``: a request is answered or refused by then, sooner if it asks so itself;
     the shortest limit of a known RL client is 100 s. ``drain_s``: how long SIGTERM waits for answers.
     ``scalar``: the one number of the drop-in endpoints; ``default`` is the bundle's aggregate, ``calibrated`` a
     log-odds. ``dropin_too_long``: what they do with a prompt that is too long. ``caller_end``: the text of the
     callers' end token where it is an unusual one. ``keys``: if any are set, every route that scores or describes
     models wants one as a bearer token.
+
+    ``max_body_bytes``: a larger request body is refused. In seconds: ``body_timeout_s``, within which a body must have
+    arrived; ``header_timeout_s``, within which a connection must have sent the headers of a request;
+    ``idle_timeout_s``, after which a kept connection without a request is closed; ``write_timeout_s``, after which a
+    connection that does not read its answer is. ``max_connections``: beyond them the connection that waited longest
+    without a request is closed; no more than the file descriptors allow.
     """
 
     model_config = SettingsConfigDict(env_prefix="REDLINE_", env_ignore_empty=True, extra="ignore")
@@ -38,16 +46,42 @@ class ServiceSettings(BaseSettings):
     max_items: int = Field(default=1024, ge=1)
     max_batch_tokens: int | None = Field(default=None, ge=1)
     prefix_cache_tokens: int = Field(default=16384, ge=0)
+    prefix_cache_mib: int | None = Field(default=None, ge=0)
     max_queued_requests: int = Field(default=2048, ge=1)
     max_queued_tokens: int = Field(default=2_000_000, ge=1)
-    max_body_bytes: int = Field(default=64 * 2**20, ge=1)
+    max_body_bytes: int = Field(default=16 * 2**20, ge=1)
     deadline_s: float = Field(default=85.0, gt=0)
+    body_timeout_s: float = Field(default=30.0, gt=0)
+    header_timeout_s: float = Field(default=10.0, gt=0)
+    idle_timeout_s: float = Field(default=75.0, gt=0)
+    write_timeout_s: float = Field(default=30.0, gt=0)
+    max_connections: int = Field(default=4096, ge=1)
     scalar: Literal["default", "sum", "mean", "last", "calibrated"] = "default"
     dropin_too_long: OnTooLong = "truncate"
     caller_end: str | None = None
     drain_s: int = Field(default=60, ge=0)
-    keys: list[SecretStr] = Field(default_factory=list)
+    keys: list[SecretStr] = Field(default_factory=list, validate_default=False)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_are_not_set_to_nothing(cls, data: Any) -> Any:
+        """An empty variable would be ignored as if it were not set, and the service would be open to everybody."""
+        for name, value in os.environ.items():
+            if name.upper() == "REDLINE_KEYS" and not value.strip():
+                raise ValueError(f"{name} is set and empty; unset it to serve without keys")
+        return data
+
+    @field_validator("keys")
+    @classmethod
+    def _keys_can_be_sent(cls, keys: list[SecretStr]) -> list[SecretStr]:
+        if not keys:
+            raise ValueError("holds no key; leave it unset to serve without keys")
+        for key in keys:
+            text = key.get_secret_value()
+            if not text or text != text.strip() or not text.isprintable():
+                raise ValueError("a key is empty, begins or ends with a space, or holds what cannot be printed")
+        return keys
 
     @property
     def placement(self) -> Placement:

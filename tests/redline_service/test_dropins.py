@@ -19,7 +19,7 @@ from redline_model.errors import UnsupportedError
 from redline_model.manifest import CalibrationFit
 from redline_model.scorers import Scorer
 from redline_service.app import load_bundle
-from redline_service.auth import KeyFilter
+from redline_service.logs import KeyRedactor
 from redline_service.settings import ServiceSettings
 from tests.conftest import write_bundle
 from tests.redline_service.conftest import with_service
@@ -327,11 +327,29 @@ def test_addresses_that_were_joined_carelessly_still_carry_their_key(ask: Ask, p
     assert ask("POST", f"http://test{path}", settings={"keys": ["secret"]}, json=body).status_code == 200
 
 
-def test_keys_are_struck_out_of_log_records() -> None:
-    strike = KeyFilter(["secret", "a/b"])
-    record = logging.LogRecord("x", 20, "", 0, '%s - "%s"', ("1.2.3.4", "POST /a?key=secret&b=a%2Fb"), None)
-    assert strike.filter(record)
-    assert record.getMessage() == '1.2.3.4 - "POST /a?key=***&b=***"'
+def logged(message: str, *keys: str, error: Exception | None = None) -> str:
+    info = None if error is None else (type(error), error, None)
+    return KeyRedactor("%(message)s", keys).format(logging.LogRecord("x", 20, "", 0, message, None, info))
+
+
+def percent(text: str, form: str = "%{:02x}") -> str:
+    return "".join(form.format(ord(character)) for character in text)
+
+
+@pytest.mark.parametrize(
+    "form", [str, str.upper, quote, percent, lambda key: percent(key, "%{:02X}"), lambda key: percent(key, "%25{:02x}")]
+)
+@pytest.mark.parametrize("key", ["secret", "a/b+c?d", 'x"y\\z', "a.c"])
+def test_keys_are_struck_out_of_log_lines_in_every_form(key: str, form: Callable[[str], str]) -> None:
+    assert logged(f"GET /key/{form(key)}/x?key={form(key)}", "other", key) == "GET /key/***/x?key=***"
+    assert logged(f"{form(key)!r}", key).strip("'\"") == "***"
+
+
+def test_keys_are_struck_out_of_tracebacks_and_nothing_else_is() -> None:
+    line = logged("failed", "a.c", error=ValueError("no a.c, but abc"))
+    assert "a.c" not in line
+    assert "abc" in line
+    assert logged("secretive a%c") == "secretive a%c"
 
 
 def test_a_key_in_the_path_reaches_no_log_and_no_metric(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from functools import partial
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
+from pydantic import ValidationError
 
 from redline.transcripts import KNOWN_ENDS, BorderError
 from redline.wire import ErrorCode, ItemError, ItemScore, ScoreOptions, ScoreRequest
-from redline_service.auth import require_key
+from redline_service.admission import REFUSALS, GuardedRoute, ModelRoute, caller_of, engine_of, time_left_s
 from redline_service.dropins.engines import ClassifyBody, EmbeddingsBody, VLLMPoolingBody
 from redline_service.dropins.get_reward import GetRewardBody
 from redline_service.dropins.llama_factory import LLaMAFactoryBody
 from redline_service.dropins.nemo_gym import NeMoGymBody
 from redline_service.dropins.protocol import DropIn, Reader, Scored
-from redline_service.engine import Engine
-from redline_service.errors import RequestError
-from redline_service.routes.answering import REFUSALS, admitted, as_response
+from redline_service.errors import RequestError, describe_validation
+from redline_service.routes.answers import count, json_response
 from redline_service.settings import ServiceSettings
 
-router = APIRouter(dependencies=[Depends(require_key)], responses=REFUSALS, tags=["drop-in"])
+router = APIRouter(route_class=ModelRoute, responses=REFUSALS, tags=["drop-in"])
+sessions = APIRouter(route_class=GuardedRoute, tags=["drop-in"])
 
 
 def scalar_options(settings: ServiceSettings) -> ScoreOptions:
@@ -39,17 +38,20 @@ async def _answer(body: DropIn, request: Request) -> Response:
     Raises:
         RequestError: the border between prompt and response cannot be told, or an item cannot be scored.
     """
-    engine: Engine = request.app.state.engine
+    engine = engine_of(request)
     settings: ServiceSettings = request.app.state.settings
     # a known end token ends its own template's turns alone: elsewhere it is text
     own = "" if engine.end_text in KNOWN_ENDS else engine.end_text
     ends = [end for end in (settings.caller_end, own) if end]
     try:
-        items = await asyncio.to_thread(body.items, Reader(engine.encoder, ends))
+        items = await engine.threads.run(body.items, Reader(engine.encoder, ends))
     except BorderError as error:
         raise RequestError(ErrorCode.INVALID_PROMPT, str(error)) from error
+    except ValidationError as error:  # a text of the body that makes no item
+        raise RequestError(ErrorCode.INVALID_REQUEST, describe_validation(error)) from error
     asked = ScoreRequest(model=engine.name, items=items, options=scalar_options(settings))
-    answer, timing = await admitted(request, partial(engine.score, asked))
+    answer, timing = await engine.score(asked, caller=caller_of(request), deadline_s=time_left_s(request))
+    count(request, answer)
     scored: list[ItemScore] = []
     for position, item in enumerate(answer.items):
         if isinstance(item, ItemError):
@@ -58,7 +60,7 @@ async def _answer(body: DropIn, request: Request) -> Response:
             raise RequestError(ErrorCode(item.error.code), f"{where}{item.error.message}", retry_after_s=wait_s)
         scored.append(item)
     reply = body.reply(Scored(engine.name, scored, answer.usage.batch_tokens))
-    return as_response(json.dumps(reply, allow_nan=False), timing)
+    return json_response(await engine.threads.run(json.dumps, reply, allow_nan=False), timing)
 
 
 @router.post("/get_reward", summary="OpenRLHF, align-anything, slime")
@@ -97,7 +99,7 @@ async def verify(body: NeMoGymBody, request: Request) -> Response:
     return await _answer(body, request)
 
 
-@router.post("/seed_session", summary="NeMo-Gym")
+@sessions.post("/seed_session", summary="NeMo-Gym")
 async def seed_session() -> dict[str, Any]:
     """Nothing to be set up: verification keeps no state."""
     return {}

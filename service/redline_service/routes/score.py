@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from redline.wire import SCORE_PATH, ScoreRequest, ScoreResponse
-from redline_service.auth import require_key
-from redline_service.engine import Engine
-from redline_service.routes.answering import REFUSALS, answered
+from redline_service.admission import REFUSALS, ModelRoute, caller_of, engine_of, time_left_s
+from redline_service.routes.answers import as_response
 
-router = APIRouter(dependencies=[Depends(require_key)])
+router = APIRouter(route_class=ModelRoute)
 
 
 @router.post(
@@ -22,5 +19,5 @@ router = APIRouter(dependencies=[Depends(require_key)])
 )
 async def score(body: ScoreRequest, request: Request) -> Response:
     """Score every item; one that cannot be scored carries its own error and the others are answered."""
-    engine: Engine = request.app.state.engine
-    return await answered(request, partial(engine.score, body))
+    answer, timing = await engine_of(request).score(body, caller=caller_of(request), deadline_s=time_left_s(request))
+    return await as_response(request, answer, timing)

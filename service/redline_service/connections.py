@@ -1,0 +1,221 @@
+"""Connections that may not stay: uvicorn's HTTP protocol with deadlines for headers, idling and reading, and a limit.
+
+uvicorn closes a kept connection that idles, and nothing else: one that never sends its headers, sends them a byte a
+second, goes on sending a body that was refused, or does not read its answer stays for ever, and each holds a file
+descriptor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
+
+logger = logging.getLogger("redline.service")
+# Bytes of a body that are taken from the network before anybody asks for them: two reads.
+_READ_BYTES = 32 * 1024
+# h11's own default: the headers of a request
+_MAX_HEADER_BYTES = 16 * 1024
+# File descriptors for everything but connections: the model's files, the event loop, logs.
+_RESERVED_DESCRIPTORS = 64
+# Pieces of a chunked body that may come, and bytes that they must then have on the average: each costs as much work as
+# some thousand bytes.
+_FREE_PIECES = 256
+_LEAST_PIECE = 32
+_SWEEP_S = 0.5
+_FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """Seconds, and how many connections there may be; see ``ServiceSettings``."""
+
+    header_timeout_s: float = 10.0
+    idle_timeout_s: float = 75.0
+    write_timeout_s: float = 30.0
+    max_connections: int = 4096
+
+    def within_descriptors(self) -> int:
+        """``max_connections``, or fewer where the process may not open as many files."""
+        soft = -1 if resource is None else resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if soft < 0:  # unlimited, or not known
+            return self.max_connections
+        return max(1, min(self.max_connections, soft - _RESERVED_DESCRIPTORS))
+
+
+class Connections:
+    """All connections of a server that wait for a request, in the order in which they began to wait."""
+
+    def __init__(self, limits: ConnectionLimits) -> None:
+        self.limits = limits
+        self.limit = limits.within_descriptors()
+        self.open: set[LimitedProtocol] = set()
+        # those that never sent a request, and those between two requests; the longest wait first
+        self._new: dict[LimitedProtocol, None] = {}
+        self._kept: dict[LimitedProtocol, None] = {}
+
+    def protocol(self) -> type[LimitedProtocol]:
+        """The protocol class for ``uvicorn.Config(http=...)``: uvicorn makes one object a connection."""
+        connections = self
+
+        class Protocol(LimitedProtocol):
+            registry = connections
+
+        return Protocol
+
+    def waits(self, connection: LimitedProtocol) -> None:
+        """``connection`` begins to wait for a request."""
+        (self._kept if connection.requests else self._new)[connection] = None
+
+    def works(self, connection: LimitedProtocol) -> None:
+        """``connection`` has a request now, or is gone."""
+        self._new.pop(connection, None)
+        self._kept.pop(connection, None)
+
+    def make_room(self) -> bool:
+        """Close the connection that has waited longest, those that never asked for anything first."""
+        for waiting in (self._new, self._kept):
+            for connection in waiting:
+                connection.drop()
+                return True
+        return False
+
+    async def sweep(self) -> None:
+        """Close what is overdue, twice a second, until cancelled."""
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            now = time.monotonic()
+            for connection in list(self.open):
+                if connection.is_overdue(now, self.limits):
+                    connection.drop()
+
+
+class LimitedProtocol(H11Protocol):
+    """One connection."""
+
+    registry: Connections
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.requests = 0
+        self._is_refused = False
+        self._waiting_since = time.monotonic()
+        self._headers_since: float | None = None
+        self._unread_since: float | None = None
+        self._unread = 0
+        self.conn = _BoundedPieces(h11.SERVER, _MAX_HEADER_BYTES)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """asyncio's hook."""
+        registry = self.registry
+        if len(registry.open) >= registry.limit and not registry.make_room():
+            transport.write(_FULL)
+            transport.close()
+            self._is_refused = True
+            return
+        super().connection_made(transport)
+        transport.max_size = _READ_BYTES  # type: ignore[attr-defined]
+        registry.open.add(self)
+        registry.waits(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio's hook."""
+        self.registry.open.discard(self)
+        self.registry.works(self)
+        if not self._is_refused:
+            super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """asyncio's hook."""
+        if self._is_refused:
+            return
+        if self._headers_since is None and not self.is_busy and self.conn.their_state is h11.IDLE:
+            self._headers_since = time.monotonic()
+        before = self.cycle
+        super().data_received(data)
+        if self.cycle is not before:
+            self.requests += 1
+            self._headers_since = None
+            if self.is_busy:
+                self.registry.works(self)
+        if self.is_busy and len(self.cycle.body) >= _READ_BYTES:
+            self.flow.pause_reading()  # until the endpoint asks for more
+
+    def on_response_complete(self) -> None:
+        """uvicorn's hook."""
+        before = self.cycle
+        self._waiting_since = time.monotonic()
+        self._headers_since = None
+        self.registry.waits(self)
+        super().on_response_complete()
+        if self.cycle is not before:  # the next request had come already
+            self.requests += 1
+            self.registry.works(self)
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's answer to what is no HTTP; where an answer has begun there is no place for another."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.transport.is_closing():
+            super().send_400_response(msg)
+        else:
+            self.drop()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is being read or answered; its own deadlines count then."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def is_overdue(self, now: float, limits: ConnectionLimits) -> bool:
+        """Whether the other side has been given long enough. ``now``: ``time.monotonic`` seconds."""
+        if self._is_unread(now, limits.write_timeout_s):
+            return True
+        if self.is_busy:
+            return False
+        if self.conn.their_state is h11.SEND_BODY:  # the rest of a body that was answered without it
+            return now - self._waiting_since > limits.header_timeout_s
+        if self._headers_since is not None:
+            return now - self._headers_since > limits.header_timeout_s
+        limit_s = limits.idle_timeout_s if self.requests else limits.header_timeout_s
+        return now - self._waiting_since > limit_s
+
+    def _is_unread(self, now: float, write_timeout_s: float) -> bool:
+        """Whether nothing of what was written has been read for too long."""
+        unread = self.transport.get_write_buffer_size()
+        if unread == 0 or unread < self._unread or self._unread_since is None:
+            self._unread_since = now
+        self._unread = unread
+        return unread > 0 and now - self._unread_since > write_timeout_s
+
+    def drop(self) -> None:
+        """Close at once, whatever is still to be written."""
+        self.registry.works(self)
+        self.registry.open.discard(self)
+        self.transport.abort()
+
+
+class _BoundedPieces(h11.Connection):
+    """h11's connection, which refuses bodies in very many very small chunks."""
+
+    _pieces = _bytes = 0
+
+    def next_event(self) -> Any:
+        """h11's; raises RemoteProtocolError."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._pieces = self._bytes = 0
+        elif isinstance(event, h11.Data):
+            self._pieces += 1
+            self._bytes += len(event.data)
+            if self._pieces > _FREE_PIECES + self._bytes / _LEAST_PIECE:
+                self._pieces = self._bytes = 0
+                raise h11.RemoteProtocolError("the body comes in too small pieces")
+        return event

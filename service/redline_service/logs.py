@@ -1,0 +1,69 @@
+"""What the service logs, and that no key is in it.
+
+Nothing that a caller sends is logged as it came: the access log names routes, not paths. Keys are struck out of every
+line on top of that, in plain and in percent-encoded form, wherever they came from.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+import re
+from collections.abc import Sequence
+from typing import Any
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class KeyRedactor(logging.Formatter):
+    """Formats a record as usual, its traceback included, and replaces keys by ``***``.
+
+    A key is found in any mixture of plain and percent-encoded characters, in upper or lower case, and behind the
+    backslashes of a quoted string.
+    """
+
+    def __init__(self, format: str, keys: Sequence[str] = ()) -> None:
+        super().__init__(format)
+        longest_first = sorted(set(keys), key=len, reverse=True)
+        self._keys = re.compile("|".join(map(_any_form, longest_first)), re.IGNORECASE) if longest_first else None
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line to be written."""
+        line = super().format(record)
+        return line if self._keys is None else self._keys.sub("***", line)
+
+
+def _any_form(key: str) -> str:
+    """A pattern of fixed choices for each character: linear in the text."""
+
+    def forms(character: str) -> str:
+        percent = "".join(f"%(?:25)?{byte:02x}" for byte in character.encode())
+        escaped = "".join(rf"\\x{byte:02x}" for byte in character.encode())
+        code = ord(character)
+        return rf"(?:\\?{re.escape(character)}|{percent}|{escaped}|\\x{code:02x}|\\u{code:04x})"
+
+    return "".join(map(forms, key))
+
+
+def access_line(method: str, route: str, status: int, seconds: float) -> str:
+    """A line of the access log. ``route`` is a route's pattern, never a path."""
+    shown = method if method in _METHODS else "OTHER"
+    return f'"{shown} {route}" {status} {1000 * seconds:.1f} ms'
+
+
+def logging_config(level: str, keys: Sequence[str]) -> dict[str, Any]:
+    """For ``logging.config.dictConfig``: one handler on standard error for the service and for uvicorn."""
+    own = {"handlers": ["stderr"], "level": level.upper(), "propagate": False}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"redacted": {"()": KeyRedactor, "format": "%(levelname)s: %(message)s", "keys": list(keys)}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "redacted"}},
+        "loggers": {
+            "redline": own,
+            "uvicorn": own,
+            "uvicorn.error": {"level": level.upper()},
+            "uvicorn.access": {"handlers": [], "propagate": False},  # it logs paths
+            "asyncio": own,
+        },
+    }
