@@ -67,6 +67,30 @@ def build_bundle(out: Path, model_folder: Path | None, seed: int) -> tuple[Path,
         torch.manual_seed(seed)
         model, tokenizer = LlamaForCausalLM(shape_config("0.1B")), built_tokenizer()
         weights = "random weights of SmolLM2-135M's shape"
+    return _saved(out, model, tokenizer, weights)
+
+
+def build_tiny_bundle(out: Path, seed: int) -> tuple[Path, str]:
+    """A seq2seq bundle at ``out`` whose model takes next to no time (2 layers, hidden size 64), and what it is."""
+    torch.manual_seed(seed)
+    tokenizer = built_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    return _saved(out, LlamaForCausalLM(config), tokenizer, "random weights, 2 layers, hidden size 64")
+
+
+def _saved(out: Path, model: Any, tokenizer: Any, weights: str) -> tuple[Path, str]:
     manifest = Manifest(
         kind="seq2seq",
         base_model=weights,

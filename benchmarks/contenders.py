@@ -132,6 +132,7 @@ class Server:
 
     def __init__(self, name: str, command: list[str], port: int, ready: str, **environment: str) -> None:
         self.name = name
+        self.port = port
         self._url = f"http://127.0.0.1:{port}"
         self._process = subprocess.Popen(
             command, env={**os.environ, **SETTINGS, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -194,10 +195,10 @@ class Server:
 class RedlineHttp(Server):
     """``redline serve``."""
 
-    def __init__(self, bundle: Path) -> None:
+    def __init__(self, bundle: Path, **environment: str) -> None:
         port = free_port()
         command = [str(Path(sys.executable).with_name("redline")), "serve", str(bundle), "--port", str(port)]
-        super().__init__("redline_http", command, port, "/readyz", REDLINE_DEADLINE_S="3600")
+        super().__init__("redline_http", command, port, "/readyz", **{"REDLINE_DEADLINE_S": "3600", **environment})
 
     def request(self, call: Call, mode: str) -> tuple[str, dict[str, Any]]:
         """See ``Server``."""

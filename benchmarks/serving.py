@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import platform
 import statistics
@@ -39,6 +38,9 @@ from benchmarks.contenders import (
     reset_peak,
     resume,
 )
+from benchmarks.outcomes import percentile
+from benchmarks.overload import FULL, QUICK, measure_overload
+from benchmarks.overload_report import print_overload
 from benchmarks.report import print_table, write_plot
 from benchmarks.workloads import Texts, Workload, build_workloads, group
 from redline_model.bundle import Bundle
@@ -46,12 +48,6 @@ from redline_model.template import EncodedItem, Item
 
 # two best logits closer than this may be told apart differently by two correct computations
 _TIE = 1e-4
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The least value that ``share`` of all do not exceed."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def figures(runs: Sequence[Run], scored: Sequence[int], peak: float, shares: Sequence[float]) -> dict[str, Any]:
@@ -232,6 +228,7 @@ def main() -> None:
             for contender in contenders:
                 resume(contender)
                 contender.stop()
+        under_load = measure_overload(path, bundle, texts, QUICK if args.quick else FULL, args.seed)
     report = {
         "date": time.strftime("%Y-%m-%d"),
         "redline": version("redline-rm"),
@@ -244,12 +241,14 @@ def main() -> None:
         "workloads": results,
         "score_difference_alone_or_together": difference,
         "growth": grown,
+        **under_load,
         "minutes": (time.perf_counter() - started) / 60,
     }
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "serving.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     write_plot(report, args.out / "serving.png")
     print_table(report)
+    print_overload(report)
     print(f"wrote {args.out / 'serving.json'} and {args.out / 'serving.png'} in {report['minutes']:.1f} minutes")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +13,13 @@ import torch
 
 from benchmarks import bundles, gpu
 from benchmarks.ceiling import body_parameters, fewest_operations
+from benchmarks.load_generator import Outcome, Recording, Stream, generate, request_template
+from benchmarks.outcomes import KINDS, beyond_the_model, goodput, percentile, short_beside_long, steady_rate
+from benchmarks.overload import QUICK, arrivals, chosen_deadline, measure_overload
+from benchmarks.overload_report import print_overload
 from benchmarks.reference_server import left_padded
 from benchmarks.report import markdown
-from benchmarks.serving import exactness, figures, percentile
+from benchmarks.serving import exactness, figures
 from benchmarks.training import collate, example
 from benchmarks.workloads import Texts, build_workloads
 from redline_model.bundle import Bundle
@@ -106,3 +112,130 @@ def test_figures_are_medians_over_turns() -> None:
 
 def test_nothing_here_needs_an_accelerator() -> None:
     assert gpu.nominal_peak(torch.device("cpu")) is None
+
+
+def scored(due: float, took: float, items: int = 1, **timing_ms: float) -> Outcome:
+    return Outcome(due, due, due + took, 200, scored=items, timing_ms=timing_ms)
+
+
+def test_goodput_counts_what_was_due_in_the_window_and_scored_within_the_deadline() -> None:
+    outcomes = [
+        scored(0.5, 0.1, 2),  # before the window
+        scored(1.0, 1.0, 2),  # exactly at its deadline
+        Outcome(1.1, 1.9, 2.2, 200, scored=2),  # sent late by the generator, in time by its own clock alone: late
+        scored(1.2, 0.3, 1),  # one item of two has an error in its place
+        Outcome(1.3, 1.3, 1.31, 503, "overloaded", retry_after="1"),
+        Outcome(1.4, 1.4, 1.43, 429, "", retry_after="1"),
+        Outcome(1.5, 1.5, 1.51, 503, "overloaded"),
+        Outcome(1.6, 1.6, 2.7, 503, "timed_out", retry_after="5"),
+        Outcome(1.7, 1.7, 1.8, 500, "internal"),
+        Outcome(1.8, 1.8, 1.8, 0),
+        Outcome(2.9, 2.9, 4.9, -1),
+        scored(3.0, 0.1, 2),  # after it
+    ]
+    found = goodput(outcomes, items=2, deadline_s=1.0, from_s=1.0, until_s=3.0)
+    counts = {kind: share * found["items"] for kind, share in found["shares"].items()}
+    assert counts == pytest.approx({**dict.fromkeys(KINDS, 2), "in_time": 3, "item_errors": 1, "refused": 4}, rel=1e-9)
+    assert found["items"] == 20
+    assert found["offered_items_per_s"] == 10
+    assert found["in_time_items_per_s"] == 1.5
+    assert found["refused"]["p95_ms"] == pytest.approx(30)
+    assert found["answers"]["503 overloaded"] == 2
+    assert found["sent_late"]["p95_ms"] == pytest.approx(800)
+
+
+def test_capacity_is_counted_between_the_ends_of_bursts() -> None:
+    # four items each half second: the window's ends lie between bursts
+    bursts = [scored(0.0, 0.5 * n) for n in range(1, 13) for _ in range(4)]
+    assert steady_rate(bursts, 1.2, 4.9) == pytest.approx(8)
+    with pytest.raises(ValueError, match="no item"):
+        steady_rate(bursts, 7.0, 9.0)
+
+
+def test_the_rest_of_a_small_request_is_without_the_model() -> None:
+    found = beyond_the_model([scored(0, 0.010, inference=4.0), scored(1, 0.020, inference=18.0), Outcome(2, 2, 3, 503)])
+    assert (found["requests"], found["not_scored"]) == (3, 1)
+    assert found["beyond_the_model"] == pytest.approx({"p50_ms": 2, "p95_ms": 6})
+
+
+def test_short_items_are_held_to_three_times_alone_and_one_batch() -> None:
+    alone, long = [scored(0, 0.010)], [scored(0, 1.0, inference=200.0)]
+    assert short_beside_long(alone, [scored(0, 0.229)], long)["is_within_bound"]
+    assert not short_beside_long(alone, [scored(0, 0.231)], long)["is_within_bound"]
+    assert not short_beside_long(alone, [scored(0, 0.01), Outcome(0, 0, 0.01, 503)], long)["is_within_bound"]
+
+
+def test_arrivals_are_seeded_and_as_many_as_the_rate_says() -> None:
+    times = arrivals(200, 10, seed=3)
+    assert times == arrivals(200, 10, seed=3) == sorted(times)
+    assert len(times) == pytest.approx(2000, rel=0.1)
+    assert chosen_deadline(100, 50, 2000, 1.0) == 1.6
+    assert chosen_deadline(1000, 50, 2000, 1.0) == 1.0
+
+
+def test_the_load_generator_against_a_scripted_service() -> None:
+    """Every text is new, answers are read whatever their shape, and connections are kept until they break."""
+    bodies: list[dict[str, Any]] = []
+    connections = 0
+
+    def answer(status: str, body: bytes, *headers: str) -> bytes:
+        head = "".join(f"{line}\r\n" for line in (f"HTTP/1.1 {status}", f"content-length: {len(body)}", *headers))
+        return head.encode() + b"\r\n" + body
+
+    good = answer(
+        "200 OK", b'{"items": [{"score": 0.5}, {"error": {}}]}', "server-timing: queue;dur=1.0, inference;dur=2.5"
+    )
+    busy = answer("503 Busy", b'{"error": {"code": "overloaded"}}', "Retry-After: 3", "Connection: close")
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                size = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+                bodies.append(json.loads(await reader.readexactly(size)))
+                kind = len(bodies)
+                if kind == 3:  # cut off
+                    writer.write(good[:-5])
+                    break
+                if kind == 4:  # silent
+                    continue
+                for part in (busy,) if kind == 2 else (good[:30], good[30:]):
+                    writer.write(part)
+                    await asyncio.sleep(0.01)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        writer.close()
+
+    async def run() -> Recording:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server:
+            template = request_template("/v1/score", [{"prompt": "ä", "response": "b"}] * 2, {"X-Deadline-S": "1"})
+            at = [0.0, 0.1, 0.2, 0.3, 0.8, 0.9]
+            return await generate(server.sockets[0].getsockname()[1], [Stream([template], 7, at_s=at, give_up_s=0.4)])
+
+    recording = asyncio.run(run())
+    found = sorted(recording.outcomes[0], key=lambda outcome: outcome.due_s)
+    assert [o.status for o in found] == [200, 503, 0, -1, 200, 200]
+    assert [o.scored for o in found] == [1, 0, 0, 0, 1, 1]
+    assert found[0].timing_ms == {"queue": 1.0, "inference": 2.5}
+    assert (found[1].code, found[1].retry_after) == ("overloaded", "3")
+    assert connections == 4  # the last two requests had one together
+    assert [body["items"][0]["prompt"] for body in bodies] == [f"{n:08d} ä" for n in range(7, 13)]
+
+
+def test_the_overload_benchmark_runs_against_a_service(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, _ = bundles.build_tiny_bundle(tmp_path / "bundle", 0)
+    bundle = Bundle.load(path)
+    least = replace(QUICK, capacity_s=0.6, window_s=0.6, sequential=5, beside=5, loads=(2.0,), variants=("single",))
+    texts = Texts(bundle.scorer.encoder.tokenizer, None, seed=0)
+    found = json.loads(json.dumps(measure_overload(path, bundle, texts, replace(least, deadline_s=0.5), 0)))
+    run = found["overload"]["variants"]["single"]["loads"]["2"]
+    assert sum(run["shares"].values()) == pytest.approx(1)
+    assert run["items"] > 0
+    assert found["sequential"]["requests"] == 5
+    assert found["sequential"]["latency"]["p50_ms"] > found["sequential"]["beyond_the_model"]["p50_ms"] > 0
+    assert found["short_beside_long"]["short_requests"] == {"alone": 5, "beside": 5, "not_scored": 0}
+    print_overload(found)
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80

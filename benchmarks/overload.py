@@ -1,0 +1,300 @@
+"""The service under more load than it can serve, at small requests one after the other, and with two unlike callers.
+
+    python -m benchmarks.overload --out runs/bench [--quick] [--model FOLDER | --tiny]
+
+``overload``: goodput at 1, 1.5 and 2 times the capacity, which is measured before and after each in a closed loop.
+Requests arrive at random times, however many are unanswered, each with ``X-Deadline-S``. The load
+begins one deadline before the time that counts and goes on one deadline after it, so that what counts is the steady
+state: neither an empty queue at the start nor the quiet after the last request is to the service's credit.
+``sequential``: small requests on one kept connection. ``short_beside_long``: a caller's short items, one after the
+other, while another caller's long items are under way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bundles import build_bundle, build_tiny_bundle
+from benchmarks.contenders import RedlineHttp
+from benchmarks.load_generator import Outcome, Recording, Stream, request_template, run_apart
+from benchmarks.outcomes import beyond_the_model, goodput, short_beside_long, steady_rate
+from benchmarks.overload_report import print_overload
+from benchmarks.workloads import Texts
+from redline.wire import DEADLINE_HEADER, SCORE_PATH
+from redline_model.bundle import Bundle
+from redline_model.template import Item
+from redline_service.engine import default_batch_tokens
+
+# name -> items a request, and whether they are responses to one prompt
+VARIANTS = {"single": (1, False), "batches": (8, False), "groups": (8, True)}
+# tokens of the prompt and of the response of a short item, without the serial number before each
+_SHORT_PROMPT, _SHORT_RESPONSE = (16, 32), (10, 20)
+_TEMPLATES = 64
+_LONG_UNDER_WAY = 8
+# kept by the other caller: callers are told apart by their address
+_OTHER_ADDRESS = "127.0.0.2"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long each part takes.
+
+    Args:
+        capacity_s: seconds of closed loop that count, after half as many to warm up.
+        window_s: seconds of each load that count.
+        sequential: small requests one after the other.
+        beside: short requests alone, and as many beside the long ones, within ``beside_s`` seconds each.
+        items_under_way: in the closed loop that measures the capacity, over 16 connections or more.
+        deadline_s: the least ``X-Deadline-S``.
+    """
+
+    capacity_s: float
+    window_s: float
+    sequential: int
+    beside: int
+    beside_s: float
+    loads: tuple[float, ...] = (1.0, 1.5, 2.0)
+    variants: tuple[str, ...] = ("single", "batches")
+    items_under_way: int = 64
+    deadline_s: float = 1.0
+
+
+QUICK = Budget(capacity_s=3, window_s=6, sequential=50, beside=50, beside_s=15)
+FULL = Budget(capacity_s=10, window_s=20, sequential=200, beside=200, beside_s=40, variants=tuple(VARIANTS))
+
+
+class Load:
+    """Requests against one service, every text of them new."""
+
+    def __init__(self, service: RedlineHttp, bundle: Bundle, texts: Texts) -> None:
+        self._service, self._encoder, self._scorer = service, bundle.scorer.encoder, bundle.scorer
+        self._texts = texts
+        self._serial = 0
+
+    def short(self, variant: str) -> list[list[dict[str, str]]]:
+        """Items of requests of a variant, without serial numbers."""
+        count, has_one_prompt = VARIANTS[variant]
+        passage, length = self._texts.passage, self._texts.length
+        requests = []
+        for _ in range(_TEMPLATES):
+            prompts = [f"{i} {passage(length(*_SHORT_PROMPT))}" for i in range(count)]
+            responses = [f"{i} {passage(length(*_SHORT_RESPONSE))}" for i in range(count)]
+            chosen = prompts[:1] * count if has_one_prompt else prompts
+            requests.append([{"prompt": p, "response": r} for p, r in zip(chosen, responses, strict=True)])
+        return requests
+
+    def long(self, tokens: int) -> list[list[dict[str, str]]]:
+        """Requests of one item of nearly ``tokens`` tokens, never more."""
+        requests = []
+        for _ in range(_TEMPLATES):
+            share = 0.25
+            while True:
+                item = {key: self._texts.passage(round(share * tokens)) for key in ("prompt", "response")}
+                if self.tokens([item]) <= tokens:
+                    break
+                share *= 0.97
+            requests.append([item])
+        return requests
+
+    def tokens(self, items: Sequence[dict[str, str]]) -> int:
+        """Tokens of ``items`` for the model, with their serial numbers."""
+        numbered = [Item(f"00000000 {item['prompt']}", f"00000000 {item['response']}") for item in items]
+        return sum(self._scorer.length(self._encoder.encode(item)) for item in numbered)
+
+    def stream(self, contents: Sequence[list[dict[str, str]]], deadline_s: float | None = None, **how: Any) -> Stream:
+        """A stream of requests with ``contents`` in turn, and serial numbers that no other stream has."""
+        headers = {} if deadline_s is None else {DEADLINE_HEADER: f"{deadline_s:g}"}
+        templates = [request_template(SCORE_PATH, items, headers) for items in contents]
+        self._serial += 1_000_000
+        return Stream(templates, self._serial, **how)
+
+    def run(self, *streams: Stream, seconds: float) -> tuple[Recording, dict[str, float]]:
+        """Run streams that should end within about ``seconds``; also how many cores were busy meanwhile, by whom."""
+        started, all_before, service_before = time.perf_counter(), busy_s(), sum(map(cpu_s, self._service.pids()))
+        found = run_apart(self._service.port, streams, timeout_s=3 * seconds + 300)
+        took, service = time.perf_counter() - started, sum(map(cpu_s, self._service.pids())) - service_before
+        others = busy_s() - all_before - service - found.cpu_seconds
+        time.sleep(0.5)  # what the generator left behind is dropped by the service meanwhile
+        use = {"service": service / took, "generator": found.cpu_seconds / took, "others": max(0.0, others / took)}
+        return found, use
+
+    def capacity(self, requests: Sequence[list[dict[str, str]]], budget: Budget) -> float:
+        """Items a second in a closed loop."""
+        lead = budget.capacity_s / 2
+        until = lead + budget.capacity_s
+        connections = max(16, budget.items_under_way // len(requests[0]))
+        found, _ = self.run(self.stream(requests, connections=connections, until_s=until), seconds=until)
+        return steady_rate(found.outcomes[0], lead, until)
+
+
+def busy_s() -> float:
+    """Seconds for which all cores together were busy since the machine started (Linux)."""
+    user, nice, system, _, _, irq, softirq = map(int, Path("/proc/stat").read_text().split(maxsplit=8)[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds of processor that a process took so far (Linux)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
+    """Times of a Poisson process with ``rate`` arrivals a second, over ``seconds``."""
+    draw, at, times = random.Random(seed), 0.0, []
+    while (at := at + draw.expovariate(rate)) < seconds:
+        times.append(at)
+    return times
+
+
+def chosen_deadline(capacity: float, item_tokens: float, batch_tokens: int, least_s: float) -> float:
+    """Seconds: about the time of four full batches, at least ``least_s``."""
+    return max(least_s, math.ceil(40 * batch_tokens / (capacity * item_tokens)) / 10)
+
+
+def loads(load: Load, variant: str, budget: Budget, seed: int, batch_tokens: int, deadline: float | None) -> Any:
+    """One variant at every load; ``deadline`` None: chosen by its capacity.
+
+    On a shared machine the capacity moves, so that it is measured before and after each load: the first says how much
+    is sent, the mean of both is what the goodput is a share of.
+    """
+    items, has_one_prompt = VARIANTS[variant]
+    requests = load.short(variant)
+    item_tokens = load.tokens([item for one in requests for item in one]) / (items * len(requests))
+    before = load.capacity(requests, budget)
+    deadline = deadline or chosen_deadline(before, item_tokens, batch_tokens, budget.deadline_s)
+    runs = {}
+    for times in budget.loads:
+        print(f"  overload {variant:8} {times:g} x {before:.1f} items/s", file=sys.stderr)
+        until = deadline + max(budget.window_s, deadline)
+        at = arrivals(times * before / items, until + deadline, seed)
+        found, use = load.run(
+            load.stream(requests, deadline, at_s=at, give_up_s=2 * deadline), seconds=until + 3 * deadline
+        )
+        after = load.capacity(requests, budget)
+        run = goodput(found.outcomes[0], items=items, deadline_s=deadline, from_s=deadline, until_s=until)
+        capacity = statistics.fmean((before, after))
+        runs[f"{times:g}"] = {
+            "goodput": run["in_time_items_per_s"] / capacity,
+            "offered": run["offered_items_per_s"] / capacity,
+            "capacity_items_per_s": {"before": before, "after": after, "mean": capacity},
+            **run,
+            "connections": found.connections[0],
+            "cores": use,
+        }
+        before = after
+    return {
+        "items_a_request": items,
+        "has_one_prompt": has_one_prompt,
+        "tokens_an_item": item_tokens,
+        "deadline_s": deadline,
+        "loads": runs,
+    }
+
+
+def sequential(load: Load, budget: Budget) -> dict[str, Any]:
+    """Single short items on one kept connection, after five that do not count."""
+    found, _ = load.run(load.stream(load.short("single"), connections=1, requests=budget.sequential + 5), seconds=60)
+    return beyond_the_model(found.outcomes[0][5:])
+
+
+def two_callers(load: Load, budget: Budget, long_tokens: int) -> dict[str, Any]:
+    """Short items of one caller alone, and beside another caller's long ones."""
+    one_after_another: dict[str, Any] = {"connections": 1, "requests": budget.beside, "source": _OTHER_ADDRESS}
+    short, long = load.short("single"), load.long(long_tokens)
+
+    def stream(from_s: float) -> Stream:
+        return load.stream(short, **one_after_another, from_s=from_s, until_s=from_s + budget.beside_s)
+
+    alone = load.run(stream(0.0), seconds=budget.beside_s)[0].outcomes[0]
+    others = load.stream(long, connections=_LONG_UNDER_WAY, is_background=True)
+    lead = budget.capacity_s / 2
+    found, _ = load.run(others, stream(lead), seconds=lead + budget.beside_s)
+    beside, outcomes = found.outcomes[1], found.outcomes[0]
+    first = beside[0].sent_s
+    tokens = load.tokens([item for one in long for item in one]) / len(long)
+    during: list[Outcome] = [o for o in outcomes if o.ended_s >= first] or outcomes
+    return {"tokens_a_long_item": tokens, **short_beside_long(alone, beside, during)}
+
+
+def measure_overload(path: Path, bundle: Bundle, texts: Texts, budget: Budget, seed: int) -> dict[str, Any]:
+    """The three parts, each on a service just started with its own defaults.
+
+    Args:
+        path: of ``bundle``, which is used here for its tokenizer alone.
+    """
+    # REDLINE_* of the environment count, and threads that wait do not spin: as `redline serve` starts by itself
+    service = RedlineHttp(path, GOMP_SPINCOUNT="0", REDLINE_DEADLINE_S="85")
+    default = default_batch_tokens(bundle.scorer.model.device.type)
+    batch_tokens = int(os.environ.get("REDLINE_MAX_BATCH_TOKENS", default))
+    try:
+        load = Load(service, bundle, texts)
+        small = sequential(load, budget)
+        variants: dict[str, Any] = {}
+        deadline = None
+        for variant in budget.variants:
+            variants[variant] = loads(load, variant, budget, seed, batch_tokens, deadline)
+            deadline = variants[variant]["deadline_s"]
+        limit = min(bundle.scorer.encoder.max_tokens or batch_tokens, batch_tokens)
+        beside = two_callers(load, budget, limit)
+    finally:
+        service.stop()
+    return {
+        "overload": {"seed": seed, "budget": asdict(budget), "batch_tokens": batch_tokens, "variants": variants},
+        "sequential": small,
+        "short_beside_long": beside,
+    }
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="where overload.json goes")
+    parser.add_argument("--model", type=Path, help="model folder; default models/smollm2, else random weights")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a model of 2 layers: what is measured is the service itself"
+    )
+    parser.add_argument("--texts", type=Path, default=Path("../shared/data"), help="folder of preference pairs")
+    parser.add_argument("--loads", type=float, nargs="+", help="only these multiples of the capacity")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), help="only these kinds of requests")
+    parser.add_argument("--deadline-s", type=float, help="the least X-Deadline-S; default 1")
+    parser.add_argument("--quick", action="store_true", help="shorter")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    started = time.perf_counter()
+    asked = {"loads": args.loads, "variants": args.variants, "deadline_s": args.deadline_s}
+    budget = replace(QUICK if args.quick else FULL, **{key: value for key, value in asked.items() if value})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bundle"
+        path, weights = build_tiny_bundle(path, args.seed) if args.tiny else build_bundle(path, args.model, args.seed)
+        bundle = Bundle.load(path)
+        texts = Texts(bundle.scorer.encoder.tokenizer, None if args.tiny else args.texts, args.seed)
+        report = {
+            "date": time.strftime("%Y-%m-%d"),
+            "redline": version("redline-rm"),
+            "cores": os.cpu_count(),
+            "weights": weights,
+            "quick": args.quick,
+            **measure_overload(path, bundle, texts, budget, args.seed),
+        }
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "overload.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print_overload(report)
+    print(f"wrote {args.out / 'overload.json'} in {(time.perf_counter() - started) / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()
