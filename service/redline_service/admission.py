@@ -37,10 +37,14 @@ def engine_of(request: Request) -> Engine:
 
 
 def caller_of(request: Request) -> Hashable:
-    """Who shares the model with others: the machine that asks, and the key it holds where keys count."""
+    """Who shares the model with others."""
     settings: ServiceSettings = request.app.state.settings
-    key = request.headers.get("authorization") if settings.keys else None
-    return key, request.client.host if request.client else None
+    return caller_name(settings, request.headers.get("authorization", "").encode("latin-1"), request.client)
+
+
+def caller_name(settings: ServiceSettings, authorization: bytes, client: tuple[str, int] | None) -> Hashable:
+    """The machine that asks, and the key it holds where keys count."""
+    return authorization if settings.keys else None, client[0] if client else None
 
 
 def time_left_s(request: Request) -> float:
@@ -66,9 +70,9 @@ class GuardedRoute(APIRoute):
 class ModelRoute(GuardedRoute):
     """A route whose endpoint takes ``body`` and ``request`` and uses the model.
 
-    The request gets a slot or is refused, and is refused too if what waits already takes longer than its caller will;
-    then its body is read and parsed. All of it, and the endpoint, happens before the request's deadline, and ends
-    when the caller hangs up. ``request.state.deadline`` is the deadline in ``perf_counter`` seconds.
+    The request gets a slot or is refused; then its body is read and parsed. All of it, and the endpoint, happens before
+    the request's deadline, and ends when the caller hangs up. ``request.state.deadline`` is the deadline in
+    ``perf_counter`` seconds. Overload is noticed before that, by ``RequestMiddleware``.
     """
 
     def get_route_handler(self) -> Handler:
@@ -80,13 +84,12 @@ class ModelRoute(GuardedRoute):
             check_key(request)
             settings: ServiceSettings = request.app.state.settings
             limiter: ConcurrencyLimiter = request.app.state.limiter
-            deadline_s = min(settings.deadline_s, _requested_deadline_s(request))
+            deadline_s = min(settings.deadline_s, requested_deadline_s(request.headers.get(DEADLINE_HEADER)))
             with limiter.slot():
                 try:
                     async with asyncio.timeout(deadline_s):
                         request.state.deadline = time.perf_counter() + deadline_s
                         engine = engine_of(request)
-                        engine.batcher.admit(0, caller_of(request), deadline_s)
                         raw = await read_body(
                             request, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
                         )
@@ -103,9 +106,8 @@ class ModelRoute(GuardedRoute):
         return handle
 
 
-def _requested_deadline_s(request: Request) -> float:
+def requested_deadline_s(sent: str | None) -> float:
     """How long the caller says it will wait, infinity if it says nothing. Raises RequestError INVALID_REQUEST."""
-    sent = request.headers.get(DEADLINE_HEADER)
     if sent is None:
         return math.inf
     try:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -17,12 +17,13 @@ from redline.wire import ErrorCode
 from redline_model.bundle import Bundle
 from redline_model.errors import UnsupportedError
 from redline_model.scorers import reading_key, reading_of
+from redline_service.admission import ModelRoute
 from redline_service.connections import Connections
 from redline_service.engine import Engine
 from redline_service.errors import OverloadedError, RequestError, overload_error
 from redline_service.limiter import ConcurrencyLimiter
 from redline_service.metrics import Metrics
-from redline_service.middleware import RequestMiddleware
+from redline_service.middleware import RequestMiddleware, error_response
 from redline_service.routes import correct, dropins, health, models, score
 from redline_service.settings import ServiceSettings
 from redline_service.thread_pool import ThreadPool
@@ -112,7 +113,7 @@ def create_app(
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
-            engine: Engine | None = getattr(app.state, "engine", None)
+            engine: Engine | None = app.state.engine
             if engine is not None:
                 await engine.stop()
 
@@ -124,15 +125,14 @@ def create_app(
         redirect_slashes=False,  # the middleware takes them off; a redirect would lose a key before the path
     )
     app.state.settings = settings
+    app.state.engine = None
     app.state.metrics = metrics
     app.state.limiter = ConcurrencyLimiter(settings.max_queued_requests)
-    app.include_router(score.router)
-    app.include_router(correct.router)
-    app.include_router(dropins.router)
-    app.include_router(dropins.sessions)
-    app.include_router(models.router)
-    app.include_router(health.router)
-    app.add_middleware(RequestMiddleware, metrics=metrics)
+    routers = (score.router, correct.router, dropins.router, dropins.sessions, models.router, health.router)
+    for router in routers:
+        app.include_router(router)
+    model_paths = frozenset(r.path for router in routers for r in router.routes if isinstance(r, ModelRoute))
+    app.add_middleware(RequestMiddleware, metrics=metrics, model_paths=model_paths)
     _add_error_handlers(app)
     return app
 
@@ -140,22 +140,18 @@ def create_app(
 def _add_error_handlers(app: FastAPI) -> None:
     """Every error leaves in the one shape of the wire."""
 
-    def answer(error: RequestError) -> Response:
-        headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
-        return JSONResponse(error.response().model_dump(), error.status, headers)
-
     @app.exception_handler(RequestError)
     async def refused(request: Request, error: RequestError) -> Response:
-        return answer(error)
+        return error_response(error)
 
     @app.exception_handler(OverloadedError)
     async def overloaded(request: Request, error: OverloadedError) -> Response:
-        return answer(overload_error(error))
+        return error_response(overload_error(error))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         code = _STATUS_CODES.get(error.status_code, ErrorCode.INVALID_REQUEST)
-        return answer(RequestError(code, str(error.detail)))
+        return error_response(RequestError(code, str(error.detail)))
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, error: ClientDisconnect) -> Response:

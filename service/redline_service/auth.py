@@ -29,15 +29,19 @@ def take_key_off_path(scope: Scope) -> None:
     scope["headers"] = [*others, (b"authorization", b"Bearer " + unquote_to_bytes(key))]
 
 
+def is_authorized(settings: ServiceSettings, authorization: bytes) -> bool:
+    """Whether the bytes of an Authorization header hold one of the keys, or no keys are set."""
+    if not settings.keys:
+        return True
+    scheme, _, sent = authorization.partition(b" ")
+    is_known = [secrets.compare_digest(key.get_secret_value().encode(), sent.strip()) for key in settings.keys]
+    return scheme.lower() == b"bearer" and any(is_known)
+
+
 def check_key(request: Request) -> None:
     """Looks at the headers alone. Raises RequestError UNAUTHORIZED where keys are set and none of them was sent."""
     settings: ServiceSettings = request.app.state.settings
-    if not settings.keys:
-        return
-    scheme, _, sent = request.headers.get("Authorization", "").partition(" ")
-    given = sent.strip().encode("latin-1")  # the bytes that came
-    is_known = [secrets.compare_digest(key.get_secret_value().encode(), given) for key in settings.keys]
-    if scheme.lower() != "bearer" or not any(is_known):
+    if not is_authorized(settings, request.headers.get("Authorization", "").encode("latin-1")):
         raise RequestError(
             ErrorCode.UNAUTHORIZED, "this service wants a key: send 'Authorization: Bearer KEY', or ask below /key/KEY"
         )

@@ -170,11 +170,15 @@ class Batcher:
                 future.cancel()
                 self._waiting.abandon(job)
 
-    def admit(self, tokens: int, caller: Hashable, deadline_s: float) -> None:
-        """Let a request of ``tokens`` in, or refuse it. Raises OverloadedError as ``run`` does."""
+    def admit(self, tokens: float, caller: Hashable, deadline_s: float, *, preparing: float = 0) -> None:
+        """Let a request of ``tokens`` in, or refuse it. Raises OverloadedError as ``run`` does.
+
+        Args:
+            preparing: tokens, about, of requests that were let in and are not in the queue yet.
+        """
         if self.queued_tokens and self.queued_tokens + tokens > self._max_queued_tokens:
             raise OverloadedError("too many tokens are waiting to be scored")
-        ahead = self._under_way + self._waiting.tokens_ahead_of(caller, tokens)
+        ahead = preparing + self._under_way + self._waiting.tokens_ahead_of(caller, tokens)
         # with nothing in front it is tried, whatever the estimate: a wrong one can then correct itself
         if ahead and (wait_s := self._throughput.seconds_for(ahead + tokens)) > _PLANNED_SHARE * deadline_s:
             raise OverloadedError(

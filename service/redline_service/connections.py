@@ -13,8 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 try:
     import resource
@@ -24,14 +23,11 @@ except ImportError:  # not on Windows
 logger = logging.getLogger("redline.service")
 # Bytes of a body that are taken from the network before anybody asks for them: two reads.
 _READ_BYTES = 32 * 1024
-# h11's own default: the headers of a request
-_MAX_HEADER_BYTES = 16 * 1024
+# Of one request; the parser itself has no bound.
+_MAX_HEADER_BYTES = 32 * 1024
+_MAX_HEADERS = 128
 # File descriptors for everything but connections: the model's files, the event loop, logs.
 _RESERVED_DESCRIPTORS = 64
-# Pieces of a chunked body that may come, and bytes that they must then have on the average: each costs as much work as
-# some thousand bytes.
-_FREE_PIECES = 256
-_LEAST_PIECE = 32
 _SWEEP_S = 0.5
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
@@ -100,7 +96,7 @@ class Connections:
                     connection.drop()
 
 
-class LimitedProtocol(H11Protocol):
+class LimitedProtocol(HttpToolsProtocol):
     """One connection."""
 
     registry: Connections
@@ -109,11 +105,12 @@ class LimitedProtocol(H11Protocol):
         super().__init__(*args, **kwargs)
         self.requests = 0
         self._is_refused = False
+        self._is_in_headers = self._is_in_body = False
+        self._header_bytes = 0
         self._waiting_since = time.monotonic()
         self._headers_since: float | None = None
         self._unread_since: float | None = None
         self._unread = 0
-        self.conn = _BoundedPieces(h11.SERVER, _MAX_HEADER_BYTES)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """asyncio's hook."""
@@ -139,35 +136,52 @@ class LimitedProtocol(H11Protocol):
         """asyncio's hook."""
         if self._is_refused:
             return
-        if self._headers_since is None and not self.is_busy and self.conn.their_state is h11.IDLE:
+        if self._headers_since is None and not self.is_busy and not self._is_in_body:
             self._headers_since = time.monotonic()
-        before = self.cycle
+        self._header_bytes += len(data) if self._is_in_headers else 0
         super().data_received(data)
-        if self.cycle is not before:
-            self.requests += 1
-            self._headers_since = None
-            if self.is_busy:
-                self.registry.works(self)
+        if self._is_in_headers and self._header_bytes > _MAX_HEADER_BYTES:
+            self.send_400_response("The headers are too large.")
         if self.is_busy and len(self.cycle.body) >= _READ_BYTES:
             self.flow.pause_reading()  # until the endpoint asks for more
 
+    def on_message_begin(self) -> None:
+        """The parser's hook: the first byte of a request."""
+        self._is_in_headers, self._header_bytes = True, 0
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """The parser's hook, for trailers behind a body, too. Raises ValueError, which is answered 400."""
+        if len(self.headers) >= _MAX_HEADERS:
+            raise ValueError("too many headers")
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The parser's hook."""
+        self._is_in_headers, self._is_in_body = False, True
+        self._headers_since = None
+        self.requests += 1
+        super().on_headers_complete()
+        self.registry.works(self)
+
+    def on_message_complete(self) -> None:
+        """The parser's hook: the last byte of a request."""
+        self._is_in_body = False
+        super().on_message_complete()
+
     def on_response_complete(self) -> None:
         """uvicorn's hook."""
-        before = self.cycle
         self._waiting_since = time.monotonic()
-        self._headers_since = None
-        self.registry.waits(self)
+        if not self.pipeline:
+            self.registry.waits(self)
         super().on_response_complete()
-        if self.cycle is not before:  # the next request had come already
-            self.requests += 1
-            self.registry.works(self)
 
     def send_400_response(self, msg: str) -> None:
-        """uvicorn's answer to what is no HTTP; where an answer has begun there is no place for another."""
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.transport.is_closing():
-            super().send_400_response(msg)
-        else:
+        """uvicorn's answer to what is no HTTP; behind an answer that was begun there is no place for another."""
+        if self._is_in_body and self.cycle.response_started:
             self.drop()
+        elif not self.transport.is_closing():
+            super().send_400_response(msg)
 
     @property
     def is_busy(self) -> bool:
@@ -180,7 +194,7 @@ class LimitedProtocol(H11Protocol):
             return True
         if self.is_busy:
             return False
-        if self.conn.their_state is h11.SEND_BODY:  # the rest of a body that was answered without it
+        if self._is_in_body:  # the rest of a body that was answered without it
             return now - self._waiting_since > limits.header_timeout_s
         if self._headers_since is not None:
             return now - self._headers_since > limits.header_timeout_s
@@ -200,22 +214,3 @@ class LimitedProtocol(H11Protocol):
         self.registry.works(self)
         self.registry.open.discard(self)
         self.transport.abort()
-
-
-class _BoundedPieces(h11.Connection):
-    """h11's connection, which refuses bodies in very many very small chunks."""
-
-    _pieces = _bytes = 0
-
-    def next_event(self) -> Any:
-        """h11's; raises RemoteProtocolError."""
-        event = super().next_event()
-        if isinstance(event, h11.Request):
-            self._pieces = self._bytes = 0
-        elif isinstance(event, h11.Data):
-            self._pieces += 1
-            self._bytes += len(event.data)
-            if self._pieces > _FREE_PIECES + self._bytes / _LEAST_PIECE:
-                self._pieces = self._bytes = 0
-                raise h11.RemoteProtocolError("the body comes in too small pieces")
-        return event

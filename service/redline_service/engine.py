@@ -44,6 +44,10 @@ from redline_service.thread_pool import ThreadPool
 logger = logging.getLogger("redline.service")
 
 
+# of each request in the average size of all
+_USUAL_WEIGHT = 0.02
+
+
 @dataclass(frozen=True)
 class _Plan:
     """The options of a request after the bundle's defaults were filled in."""
@@ -80,6 +84,7 @@ class Engine:
         self.max_items = max_items
         self.fingerprint = bundle.tokenizer_fingerprint
         self.has_scored = False
+        self._usual_tokens = 0.0  # of a request, a moving average
         self._scorer = bundle.scorer
         self.batcher = Batcher(
             self._scorer,
@@ -123,6 +128,15 @@ class Engine:
         await self.batcher.stop(timeout_s)
         if not self.threads.stop(timeout_s):
             logger.error("a text did not end within %g s of being read; the process ends without it", timeout_s)
+
+    def check_load(self, caller: Hashable, deadline_s: float) -> None:
+        """Refuse a request of usual size that could not be answered in time; of what it asks nothing is known yet.
+
+        Raises:
+            OverloadedError: see ``Batcher.run``.
+        """
+        preparing = self.threads.pending * self._usual_tokens
+        self.batcher.admit(self._usual_tokens, caller, deadline_s, preparing=preparing)
 
     def knows(self, name: str) -> bool:
         """Whether ``name`` means this model."""
@@ -169,6 +183,7 @@ class Engine:
         tokenized = time.perf_counter()
         good = [one for one in ready if isinstance(one, EncodedItem)]
         lengths = [self._scorer.length(item) for item in good]
+        self._usual_tokens += _USUAL_WEIGHT * (sum(lengths) - self._usual_tokens)
         outcomes = await self.batcher.run(
             good,
             lengths,

@@ -46,6 +46,11 @@ class _Turns:
             if flow != first:
                 yield flow
 
+    def due(self, within: float) -> list[Hashable]:
+        """The flows whose tags are at most ``within`` beyond the next one's."""
+        latest = self._tags[self.next()][0] + within
+        return [flow for tag, _, flow in self._tags.values() if tag <= latest]
+
     def charge(self, flow: Hashable, cost: float, *, is_last: bool) -> None:
         """``flow`` was given ``cost``; ``is_last`` if it has nothing more."""
         tag = self._tags[flow][0]
@@ -89,6 +94,10 @@ class FairQueue(Generic[J]):
     def callers(self) -> Iterator[Hashable]:
         """Who has jobs here, the next in turn first; the queue may not change meanwhile."""
         return self._turns.in_order() if self._size else iter(())
+
+    def callers_due(self, within: float) -> list[Hashable]:
+        """Who would be next if up to ``within`` more of cost had been given to those before them."""
+        return self._turns.due(within) if self._size else []
 
     def __contains__(self, caller: Hashable) -> bool:
         return caller in self._callers

@@ -19,6 +19,7 @@ from redline_service.logs import logging_config
 from redline_service.settings import ServiceSettings
 
 _BACKLOG = 4096
+_SWITCH_S = 0.0005
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -81,6 +82,8 @@ def serve(settings: ServiceSettings) -> None:
         )
         # uvicorn drains at SIGTERM and then raises it again; a drained service has ended well, with status 0
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # the event loop gives up the interpreter's lock at every system call; it is to have it back soon
+        sys.setswitchinterval(_SWITCH_S)
         try:
             server.run(sockets=[listener])
         except KeyboardInterrupt:

@@ -24,6 +24,7 @@ class ThreadPool:
     def __init__(self, threads: int, name: str) -> None:
         self._tasks: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
         self._is_stopped = False
+        self.pending = 0  # calls that wait or run; counted by the event loop
         self._threads = [threading.Thread(target=self._work, daemon=True, name=name) for _ in range(threads)]
         for thread in self._threads:
             thread.start()
@@ -38,7 +39,11 @@ class ThreadPool:
             raise asyncio.CancelledError
         future: Future[R] = Future()
         self._tasks.put((future, lambda: work(*args, **kwargs)))
-        return await asyncio.wrap_future(future)
+        self.pending += 1
+        try:
+            return await asyncio.wrap_future(future)
+        finally:
+            self.pending -= 1
 
     def stop(self, timeout_s: float) -> bool:
         """Start nothing more, and wait for what runs; False if something still runs after ``timeout_s``."""

@@ -18,7 +18,7 @@ from redline_service.jobs import Job, Outcome
 # Of a pass's budget: as many tokens are taken from whoever is next in turn.
 _FREE_SHARE = 16
 # Beyond them another caller's job may make a pass this many times as long.
-_GROWTH = 2
+_GROWTH = 3
 
 
 class WaitingRoom:
@@ -28,8 +28,9 @@ class WaitingRoom:
     turn comes; an abandoned one costs nobody anything. A job that several callers wait for stands in the queue
     of each, and whose turn comes first takes it.
 
-    A pass that begins with one caller's short job does not take another caller's much longer one along: nobody's answer
-    waits for a pass many times as long as its own work.
+    Among the callers whose turn comes within a pass the one with the shortest job goes first, and another caller's much
+    longer job is not taken along: nobody's answer waits for a pass many times as long as its own work. Everybody is
+    still charged, so that over some passes the shares are even.
     """
 
     def __init__(self, scorer: Scorer[Any]) -> None:
@@ -84,7 +85,7 @@ class WaitingRoom:
         """Whether a job of that kind waits."""
         return self._has_job(self._queues[wants_correction])
 
-    def tokens_ahead_of(self, caller: Hashable, tokens: int) -> int:
+    def tokens_ahead_of(self, caller: Hashable, tokens: float) -> float:
         """Tokens that would be scored before ``tokens`` more of ``caller``'s, everybody getting an even share."""
         own = self._tokens_of.get(caller, 0)
         return own + sum(min(theirs, own + tokens) for other, theirs in self._tokens_of.items() if other != caller)
@@ -110,7 +111,7 @@ class WaitingRoom:
             return is_short and together <= max_tokens
 
         queue = self._queues[wants_correction]
-        while (caller := self._next_caller(queue, fits)) is not None:
+        while (caller := self._next_caller(queue, fits) if leader else self._leader(queue, max_tokens)) is not None:
             first = queue.peek(caller[0])
             leader = leader or caller
             queue.pop(self._scorer.cost(first.item, beside), caller[0])
@@ -160,6 +161,18 @@ class WaitingRoom:
     def _drop_deadline(self, job: Job) -> None:
         if job in self._entry_of:
             del self._expiring[self._entry_of.pop(job)]
+
+    def _leader(self, queue: FairQueue[Job], max_tokens: int) -> tuple[Hashable] | None:
+        """Whose job a pass of ``max_tokens`` begins with; None if nothing waits."""
+        if not self._has_job(queue):
+            return None
+        first = next(queue.callers())
+        lengths = {first: queue.peek(first).length}
+        for caller in queue.callers_due(max_tokens):
+            if (job := queue.peek(caller)).is_queued:
+                lengths[caller] = job.length
+        shortest = min(lengths, key=lambda caller: lengths[caller])
+        return (shortest if lengths[shortest] * _GROWTH <= lengths[first] else first,)
 
     def _next_caller(self, queue: FairQueue[Job], fits: Callable[[Job], bool]) -> tuple[Hashable] | None:
         """The first caller in turn whose next job fits; None if there is none."""
