@@ -26,9 +26,10 @@ _READ_BYTES = 32 * 1024
 # Of one request; the parser itself has no bound.
 _MAX_HEADER_BYTES = 32 * 1024
 _MAX_HEADERS = 128
-# File descriptors for everything but connections: the model's files, the event loop, logs.
-_RESERVED_DESCRIPTORS = 64
+# File descriptors for everything but connections: the libraries', the model's files, connections just accepted.
+_RESERVED_DESCRIPTORS = 128
 _SWEEP_S = 0.5
+_LAST_BODY_S = 2.0
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
@@ -182,6 +183,12 @@ class LimitedProtocol(HttpToolsProtocol):
             self.drop()
         elif not self.transport.is_closing():
             super().send_400_response(msg)
+
+    def shutdown(self) -> None:
+        """uvicorn's hook: the server ends once its connections have. A body that is still coming has a moment left."""
+        super().shutdown()
+        if self._is_in_body:
+            self.loop.call_later(_LAST_BODY_S, lambda: self.drop() if self._is_in_body else None)
 
     @property
     def is_busy(self) -> bool:

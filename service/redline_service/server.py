@@ -19,6 +19,8 @@ from redline_service.logs import logging_config
 from redline_service.settings import ServiceSettings
 
 _BACKLOG = 4096
+# None of them is known to the limit on connections before all are accepted.
+_ACCEPTED_AT_ONCE = 32
 _SWITCH_S = 0.0005
 
 
@@ -36,6 +38,15 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise OSError(getattr(error, "errno", None), f"{getattr(error, 'strerror', error)}: {host}:{port}") from error
     return listener
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server; asyncio accepts few connections at a time, and the kernel holds many."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(_BACKLOG)  # asyncio has set it to the number that it accepts at a time
 
 
 def serve(settings: ServiceSettings) -> None:
@@ -68,7 +79,7 @@ def serve(settings: ServiceSettings) -> None:
             settings.header_timeout_s, settings.idle_timeout_s, settings.write_timeout_s, settings.max_connections
         )
         connections = Connections(limits)
-        server = uvicorn.Server(
+        server = _Server(
             uvicorn.Config(
                 create_app(settings, connections=connections, on_loaded=loaded, on_failed=failed),
                 http=connections.protocol(),
@@ -77,7 +88,7 @@ def serve(settings: ServiceSettings) -> None:
                 access_log=False,
                 timeout_graceful_shutdown=settings.drain_s,
                 timeout_keep_alive=math.ceil(settings.idle_timeout_s),
-                backlog=_BACKLOG,
+                backlog=_ACCEPTED_AT_ONCE,
             )
         )
         # uvicorn drains at SIGTERM and then raises it again; a drained service has ended well, with status 0
