@@ -34,7 +34,7 @@ ALLOWED = {
 }
 # third parties that may be imported when a module of the package is imported
 THIRD_PARTY = {
-    "redline": {"httpx", "pydantic"},
+    "redline": {"httpx", "httpcore", "pydantic"},  # httpcore: the half of httpx that owns the connections
     "redline_model": {"torch", "transformers", "pydantic", "jinja2"},
     "redline_service": {
         "torch",

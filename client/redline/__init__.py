@@ -16,6 +16,7 @@ from redline.alignment import align_rewards, check_offsets
 from redline.client import RewardClient
 from redline.columns import ScoreColumns
 from redline.errors import (
+    AnswerTooLargeError,
     CommandError,
     ConnectionFailedError,
     ItemsFailedError,
@@ -33,6 +34,7 @@ from redline.wire.correction import CorrectOptions, ItemCorrection
 
 __all__ = [
     "NO_RETRY",
+    "AnswerTooLargeError",
     "AsyncRewardClient",
     "BestOf",
     "ChatMessage",

@@ -11,6 +11,8 @@ from typing import Any, Self, TypeVar
 import httpx
 from pydantic import BaseModel
 
+from redline.answer_body import MAX_ANSWER_BYTES, Answer, AnswerReader
+from redline.answer_checks import checked_model
 from redline.errors import ConnectionFailedError, RedlineError, ServiceError
 from redline.exchange import (
     CONCURRENCY,
@@ -18,15 +20,19 @@ from redline.exchange import (
     DEFAULT_URL,
     ITEMS_PER_REQUEST,
     Batch,
+    Ready,
+    check_settings,
     connection_error,
     correcting,
     headers_for,
     is_too_much_at_once,
+    model_path,
+    new_request,
     parse,
     scoring,
 )
 from redline.results import CorrectResult, Result, ScoreResult
-from redline.retry import NO_RETRY, OnWait, RetryPolicy
+from redline.retry import NO_RETRY, Attempts, OnWait, RetryPolicy
 from redline.wire import (
     MODELS_PATH,
     READY_PATH,
@@ -43,22 +49,23 @@ A = TypeVar("A", bound=BaseModel)
 R = TypeVar("R", bound=Result[Any])
 
 
-class _Ready(BaseModel):
-    status: str
-
-
 class AsyncRewardClient:
     """Scores and corrects responses with a Redline service; keeps its connections; close it or use ``async with``.
 
     Args:
         url: where the service is.
         key: sent as a bearer token.
-        timeout_s: of one HTTP request.
+        timeout_s: of one HTTP request, from connecting to the last byte of its answer, whatever the server does.
         retry: what to do when a request fails with something that may pass; ``NO_RETRY`` turns it off.
         items_per_request: larger batches are split.
         concurrency: requests of one call under way at once.
+        max_answer_bytes: of one answer, inflated; a larger one is AnswerTooLargeError.
         on_wait: called with the error and the seconds before each wait.
         transport: for tests; an ``httpx`` transport in place of the network.
+
+    Raises:
+        ProtocolError: ``url`` is no http(s) address, or the key cannot stand in a header.
+        ValueError: ``timeout_s`` or ``max_answer_bytes`` is not above 0.
     """
 
     def __init__(
@@ -70,20 +77,24 @@ class AsyncRewardClient:
         retry: RetryPolicy = RetryPolicy(),
         items_per_request: int = ITEMS_PER_REQUEST,
         concurrency: int = CONCURRENCY,
+        max_answer_bytes: int = MAX_ANSWER_BYTES,
         on_wait: OnWait = lambda error, wait_s: None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        check_settings(timeout_s, max_answer_bytes)
         self.url = url.rstrip("/")
+        self._timeout_s = timeout_s
         self._retry = retry
+        self._max_answer_bytes = max_answer_bytes
         self._items_per_request = items_per_request
         self._concurrency = concurrency
         self._on_wait = on_wait
         try:
             self._http = httpx.AsyncClient(
-                base_url=self.url, headers=headers_for(key, timeout_s), timeout=timeout_s, transport=transport
+                base_url=self.url, headers=headers_for(key), timeout=timeout_s, transport=transport
             )
         except httpx.InvalidURL as error:
-            raise connection_error(error, url) from error
+            raise connection_error(error, url, timeout_s) from error
 
     async def __aenter__(self) -> Self:
         return self
@@ -127,11 +138,12 @@ class AsyncRewardClient:
         return await self._ask_all(correcting(items, model, options))
 
     async def _ask_all(self, batch: Batch[R]) -> R:
+        call = self._attempts()
         permits = asyncio.Semaphore(self._concurrency)
 
         async def ask_part(part: Sequence[int]) -> None:
             async with permits:
-                await self._ask_part(batch, part)
+                await self._ask_part(batch, part, call.for_part())
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -141,34 +153,33 @@ class AsyncRewardClient:
             raise failed.exceptions[0] from None
         return batch.result()
 
-    async def _ask_part(self, batch: Batch[Any], part: Sequence[int]) -> None:
+    async def _ask_part(self, batch: Batch[Any], part: Sequence[int], attempts: Attempts) -> None:
         waiting = list(part)
-        policy = self._retry.for_items()
-        started = time.monotonic()
-        attempt = 0
         while waiting:
-            attempt += 1
-            is_divisible = len(waiting) > 1
             try:
                 response = await self._ask(
-                    batch.answer, "POST", batch.path, batch.body(waiting), is_divisible=is_divisible
+                    batch.answer, "POST", batch.path, batch.body(waiting), attempts, is_divisible=len(waiting) > 1
                 )
             except ServiceError as error:
                 if not is_too_much_at_once(error, len(waiting)):
                     raise
                 middle = len(waiting) // 2
-                await self._ask_part(batch, waiting[:middle])
-                await self._ask_part(batch, waiting[middle:])
+                for half in (waiting[:middle], waiting[middle:]):
+                    if attempts.is_out_of_time:
+                        raise
+                    await self._ask_part(batch, half, attempts.for_half())
                 return
             failed = batch.add(waiting, response)
             if not failed:
                 return
             failure = ServiceError(next(iter(failed.values())), 200)
-            wait = policy.wait_s(failure, attempt, time.monotonic() - started)
+            wait = attempts.wait_after_items_s(failure)
             if wait is None:
                 return  # the items keep their errors
             self._on_wait(failure, wait)
             await asyncio.sleep(wait)
+            if attempts.is_out_of_time:
+                return
             waiting = list(failed)
 
     async def score_one(
@@ -187,51 +198,64 @@ class AsyncRewardClient:
 
     async def models(self) -> list[ModelInfo]:
         """What is served."""
-        return (await self._ask(ModelList, "GET", MODELS_PATH)).models
+        answer = await self._ask(ModelList, "GET", MODELS_PATH, None, self._attempts())
+        return [checked_model(info) for info in answer.models]
 
     async def model(self, name: str = "default") -> ModelInfo:
         """One model: limits, defaults, calibration, tokenizer fingerprint."""
-        return await self._ask(ModelInfo, "GET", f"{MODELS_PATH}/{name}")
+        return checked_model(await self._ask(ModelInfo, "GET", model_path(name), None, self._attempts()), name)
 
     async def wait_until_ready(self, timeout_s: float = 120.0, poll_s: float = 0.2) -> None:
         """Return once the service has a model that scores. Raises ConnectionFailedError after ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
         while True:
+            left_s = max(0.1, deadline - time.monotonic())
             try:
-                await self._ask(_Ready, "GET", READY_PATH, retry=NO_RETRY)
+                await self._ask(Ready, "GET", READY_PATH, None, Attempts(NO_RETRY, min(self._timeout_s, left_s)))
                 return
             except RedlineError as error:
                 if time.monotonic() + poll_s > deadline:
                     raise ConnectionFailedError(f"{self.url} was not ready within {timeout_s:g} s: {error}") from error
             await asyncio.sleep(poll_s)
 
+    def _attempts(self) -> Attempts:
+        """Of a call that begins now."""
+        return Attempts(self._retry, self._timeout_s)
+
     async def _ask(
-        self,
-        answer: type[A],
-        method: str,
-        path: str,
-        body: Any = None,
-        *,
-        retry: RetryPolicy | None = None,
-        is_divisible: bool = False,
+        self, answer: type[A], method: str, path: str, body: Any, attempts: Attempts, *, is_divisible: bool = False
     ) -> A:
-        policy = retry or self._retry
-        started = time.monotonic()
-        attempt = 0
         while True:
-            attempt += 1
             failure: RedlineError
             try:
-                return parse(await self._http.request(method, path, json=body), answer)
-            except (httpx.HTTPError, httpx.InvalidURL) as error:
-                failure = connection_error(error, self.url)
-                failure.__cause__ = error
+                return parse(await self._send(method, path, body, attempts.request_timeout_s), answer)
             except RedlineError as error:
                 failure = error
             if is_divisible and is_too_much_at_once(failure):
                 raise failure
-            wait = policy.wait_s(failure, attempt, time.monotonic() - started)
+            wait = attempts.wait_after_request_s(failure)
             if wait is None:
                 raise failure
             self._on_wait(failure, wait)
             await asyncio.sleep(wait)
+            if attempts.is_out_of_time:
+                raise failure
+
+    async def _send(self, method: str, path: str, body: Any, timeout_s: float) -> Answer:
+        """One request and the whole of its answer, within ``timeout_s``."""
+        try:
+            request = new_request(self._http, method, path, body, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                response = await self._http.send(request, stream=True)
+                try:
+                    reader = AnswerReader(response, self._max_answer_bytes)
+                    if response.is_stream_consumed:
+                        reader.add_decoded(response.content)
+                    else:
+                        async for piece in response.aiter_raw():
+                            reader.add(piece)
+                    return reader.answer()
+                finally:
+                    await response.aclose()
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+            raise connection_error(error, self.url, timeout_s) from error

@@ -10,7 +10,10 @@ from typing import Any, Self, TypeVar
 import httpx
 from pydantic import BaseModel
 
+from redline.answer_body import MAX_ANSWER_BYTES, Answer, AnswerReader
+from redline.answer_checks import checked_model
 from redline.background import DaemonPool
+from redline.deadlines import enforce_deadlines, request_deadline
 from redline.errors import ConnectionFailedError, RedlineError, ServiceError
 from redline.exchange import (
     CONCURRENCY,
@@ -18,15 +21,19 @@ from redline.exchange import (
     DEFAULT_URL,
     ITEMS_PER_REQUEST,
     Batch,
+    Ready,
+    check_settings,
     connection_error,
     correcting,
     headers_for,
     is_too_much_at_once,
+    model_path,
+    new_request,
     parse,
     scoring,
 )
 from redline.results import CorrectResult, Result, ScoreResult
-from redline.retry import NO_RETRY, OnWait, RetryPolicy
+from redline.retry import NO_RETRY, Attempts, OnWait, RetryPolicy
 from redline.wire import (
     MODELS_PATH,
     READY_PATH,
@@ -43,22 +50,23 @@ A = TypeVar("A", bound=BaseModel)
 R = TypeVar("R", bound=Result[Any])
 
 
-class _Ready(BaseModel):
-    status: str
-
-
 class RewardClient:
     """Scores and corrects responses with a Redline service. Thread-safe; keeps its connections; close it.
 
     Args:
         url: where the service is.
         key: sent as a bearer token.
-        timeout_s: of one HTTP request.
+        timeout_s: of one HTTP request, from connecting to the last byte of its answer, whatever the server does.
         retry: what to do when a request fails with something that may pass; ``NO_RETRY`` turns it off.
         items_per_request: larger batches are split.
         concurrency: requests of one call under way at once.
+        max_answer_bytes: of one answer, inflated; a larger one is AnswerTooLargeError.
         on_wait: called with the error and the seconds before each wait.
         transport: for tests; an ``httpx`` transport in place of the network.
+
+    Raises:
+        ProtocolError: ``url`` is no http(s) address, or the key cannot stand in a header.
+        ValueError: ``timeout_s`` or ``max_answer_bytes`` is not above 0.
     """
 
     def __init__(
@@ -70,20 +78,25 @@ class RewardClient:
         retry: RetryPolicy = RetryPolicy(),
         items_per_request: int = ITEMS_PER_REQUEST,
         concurrency: int = CONCURRENCY,
+        max_answer_bytes: int = MAX_ANSWER_BYTES,
         on_wait: OnWait = lambda error, wait_s: None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
+        check_settings(timeout_s, max_answer_bytes)
         self.url = url.rstrip("/")
+        self._timeout_s = timeout_s
         self._retry = retry
+        self._max_answer_bytes = max_answer_bytes
         self._items_per_request = items_per_request
         self._concurrency = concurrency
         self._on_wait = on_wait
         try:
             self._http = httpx.Client(
-                base_url=self.url, headers=headers_for(key, timeout_s), timeout=timeout_s, transport=transport
+                base_url=self.url, headers=headers_for(key), timeout=timeout_s, transport=transport
             )
         except httpx.InvalidURL as error:
-            raise connection_error(error, url) from error
+            raise connection_error(error, url, timeout_s) from error
+        enforce_deadlines(self._http)
 
     def __enter__(self) -> Self:
         return self
@@ -127,42 +140,44 @@ class RewardClient:
         return self._ask_all(correcting(items, model, options))
 
     def _ask_all(self, batch: Batch[R]) -> R:
+        call = self._attempts()
         parts = batch.parts(self._items_per_request)
         if len(parts) <= 1:
             for part in parts:
-                self._ask_part(batch, part)
+                self._ask_part(batch, part, call)
         else:
             with DaemonPool(min(self._concurrency, len(parts))) as pool:
-                for future in [pool.submit(self._ask_part, batch, part) for part in parts]:
+                for future in [pool.submit(self._ask_part, batch, part, call.for_part()) for part in parts]:
                     future.result()
         return batch.result()
 
-    def _ask_part(self, batch: Batch[Any], part: Sequence[int]) -> None:
+    def _ask_part(self, batch: Batch[Any], part: Sequence[int], attempts: Attempts) -> None:
         waiting = list(part)
-        policy = self._retry.for_items()
-        started = time.monotonic()
-        attempt = 0
         while waiting:
-            attempt += 1
-            is_divisible = len(waiting) > 1
             try:
-                response = self._ask(batch.answer, "POST", batch.path, batch.body(waiting), is_divisible=is_divisible)
+                response = self._ask(
+                    batch.answer, "POST", batch.path, batch.body(waiting), attempts, is_divisible=len(waiting) > 1
+                )
             except ServiceError as error:
                 if not is_too_much_at_once(error, len(waiting)):
                     raise
                 middle = len(waiting) // 2
-                self._ask_part(batch, waiting[:middle])
-                self._ask_part(batch, waiting[middle:])
+                for half in (waiting[:middle], waiting[middle:]):
+                    if attempts.is_out_of_time:
+                        raise
+                    self._ask_part(batch, half, attempts.for_half())
                 return
             failed = batch.add(waiting, response)
             if not failed:
                 return
             failure = ServiceError(next(iter(failed.values())), 200)
-            wait = policy.wait_s(failure, attempt, time.monotonic() - started)
+            wait = attempts.wait_after_items_s(failure)
             if wait is None:
                 return  # the items keep their errors
             self._on_wait(failure, wait)
             time.sleep(wait)
+            if attempts.is_out_of_time:
+                return
             waiting = list(failed)
 
     def score_one(
@@ -181,51 +196,65 @@ class RewardClient:
 
     def models(self) -> list[ModelInfo]:
         """What is served."""
-        return self._ask(ModelList, "GET", MODELS_PATH).models
+        answer = self._ask(ModelList, "GET", MODELS_PATH, None, self._attempts())
+        return [checked_model(info) for info in answer.models]
 
     def model(self, name: str = "default") -> ModelInfo:
         """One model: limits, defaults, calibration, tokenizer fingerprint."""
-        return self._ask(ModelInfo, "GET", f"{MODELS_PATH}/{name}")
+        return checked_model(self._ask(ModelInfo, "GET", model_path(name), None, self._attempts()), name)
 
     def wait_until_ready(self, timeout_s: float = 120.0, poll_s: float = 0.2) -> None:
         """Return once the service has a model that scores. Raises ConnectionFailedError after ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
         while True:
+            left_s = max(0.1, deadline - time.monotonic())
             try:
-                self._ask(_Ready, "GET", READY_PATH, retry=NO_RETRY)
+                self._ask(Ready, "GET", READY_PATH, None, Attempts(NO_RETRY, min(self._timeout_s, left_s)))
                 return
             except RedlineError as error:
                 if time.monotonic() + poll_s > deadline:
                     raise ConnectionFailedError(f"{self.url} was not ready within {timeout_s:g} s: {error}") from error
             time.sleep(poll_s)
 
+    def _attempts(self) -> Attempts:
+        """Of a call that begins now."""
+        return Attempts(self._retry, self._timeout_s)
+
     def _ask(
-        self,
-        answer: type[A],
-        method: str,
-        path: str,
-        body: Any = None,
-        *,
-        retry: RetryPolicy | None = None,
-        is_divisible: bool = False,
+        self, answer: type[A], method: str, path: str, body: Any, attempts: Attempts, *, is_divisible: bool = False
     ) -> A:
-        policy = retry or self._retry
-        started = time.monotonic()
-        attempt = 0
         while True:
-            attempt += 1
             failure: RedlineError
             try:
-                return parse(self._http.request(method, path, json=body), answer)
-            except (httpx.HTTPError, httpx.InvalidURL) as error:
-                failure = connection_error(error, self.url)
-                failure.__cause__ = error
+                return parse(self._send(method, path, body, attempts.request_timeout_s), answer)
             except RedlineError as error:
                 failure = error
             if is_divisible and is_too_much_at_once(failure):
                 raise failure
-            wait = policy.wait_s(failure, attempt, time.monotonic() - started)
+            wait = attempts.wait_after_request_s(failure)
             if wait is None:
                 raise failure
             self._on_wait(failure, wait)
             time.sleep(wait)
+            if attempts.is_out_of_time:
+                raise failure
+
+    def _send(self, method: str, path: str, body: Any, timeout_s: float) -> Answer:
+        """One request and the whole of its answer, within ``timeout_s``."""
+        try:
+            request = new_request(self._http, method, path, body, timeout_s)
+            with request_deadline(timeout_s) as deadline:
+                response = self._http.send(request, stream=True)
+                try:
+                    reader = AnswerReader(response, self._max_answer_bytes)
+                    if response.is_stream_consumed:
+                        reader.add_decoded(response.content)
+                    else:
+                        for piece in response.iter_raw():
+                            reader.add(piece)
+                            deadline.check()
+                    return reader.answer()
+                finally:
+                    response.close()
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise connection_error(error, self.url, timeout_s) from error

@@ -3,6 +3,7 @@
 RedlineError
 ├── ConnectionFailedError   no answer came: unreachable, reset, timed out
 ├── ProtocolError           an answer came that is not Redline's contract
+│   └── AnswerTooLargeError it was larger than the client accepts
 ├── ServiceError            the service refused the request: code, status, retryable
 ├── ItemsFailedError        the request was answered, some of its items could not be
 ├── ModelChangedError       the service answers with other weights than before
@@ -14,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from redline.wire import ErrorBody
+
+_LONGEST_MESSAGE = 1000
 
 
 class RedlineError(Exception):
@@ -28,6 +31,10 @@ class ProtocolError(RedlineError):
     """The answer is not one that a Redline service gives."""
 
 
+class AnswerTooLargeError(ProtocolError):
+    """The answer is larger than the client's ``max_answer_bytes``; reading it was stopped."""
+
+
 class ServiceError(RedlineError):
     """The service refused a request.
 
@@ -37,7 +44,7 @@ class ServiceError(RedlineError):
     def __init__(
         self, body: ErrorBody, status: int, retry_after_s: float | None = None, request_id: str | None = None
     ) -> None:
-        super().__init__(f"{body.message} ({body.code}, HTTP {status})")
+        super().__init__(f"{_one_line(body.message)} ({_one_line(body.code)}, HTTP {status})")
         self.code = body.code
         self.status = status
         self.is_retryable = body.retryable
@@ -51,7 +58,9 @@ class ItemsFailedError(RedlineError):
     def __init__(self, failures: Sequence[tuple[int, ErrorBody]]) -> None:
         position, body = failures[0]
         more = f", and {len(failures) - 1} more" if len(failures) > 1 else ""
-        super().__init__(f"item {position} could not be answered: {body.message} ({body.code}){more}")
+        super().__init__(
+            f"item {position} could not be answered: {_one_line(body.message)} ({_one_line(body.code)}){more}"
+        )
         self.failures = list(failures)
 
 
@@ -61,3 +70,9 @@ class ModelChangedError(RedlineError):
 
 class CommandError(RedlineError):
     """A command cannot go on."""
+
+
+def _one_line(text: str) -> str:
+    """What a service wrote, fit to be shown: on one line, without control characters, not at any length."""
+    shown = text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}..."
+    return "".join(c if c.isprintable() else " " for c in shown)

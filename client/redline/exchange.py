@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Generic, TypeVar
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Generic, Literal, TypeVar
+from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from redline.answer_body import ACCEPTED_ENCODINGS, Answer
+from redline.answer_checks import check_answer, check_same, check_unmixed
 from redline.errors import ConnectionFailedError, ProtocolError, RedlineError, ServiceError
 from redline.results import CorrectResult, Result, ScoreResult
 from redline.wire import (
     CORRECT_PATH,
     DEADLINE_HEADER,
+    MODELS_PATH,
     REQUEST_ID_HEADER,
     SCORE_PATH,
     ErrorBody,
@@ -33,16 +40,43 @@ R = TypeVar("R", bound=Result[Any])
 DEFAULT_URL = "http://127.0.0.1:8000"
 # Longer than a service takes to answer or to shed (85 s).
 DEFAULT_TIMEOUT_S = 100.0
+_LONGEST_TIMEOUT_S = 1e9  # what sockets take
 ITEMS_PER_REQUEST = 64
 CONCURRENCY = 8
 
 
-def headers_for(key: str | None, timeout_s: float) -> dict[str, str]:
+def check_settings(timeout_s: float, max_answer_bytes: int) -> None:
+    """Raise ValueError where a client cannot keep to these."""
+    if not 0 < timeout_s <= _LONGEST_TIMEOUT_S:
+        raise ValueError(f"timeout_s is {timeout_s}; it must be above 0 and at most {_LONGEST_TIMEOUT_S:g}")
+    if max_answer_bytes < 1:
+        raise ValueError(f"max_answer_bytes is {max_answer_bytes}; it must be above 0")
+
+
+def headers_for(key: str | None) -> dict[str, str]:
     """The headers of every request. Raises ProtocolError where the key cannot stand in one."""
     if key is not None and not (key.isascii() and key.isprintable()):
         raise ProtocolError("the key holds characters that an HTTP header cannot carry")
-    headers = {DEADLINE_HEADER: f"{timeout_s:g}"}
+    headers = {"Accept-Encoding": ACCEPTED_ENCODINGS}
     return headers if key is None else {**headers, "Authorization": f"Bearer {key}"}
+
+
+def new_request(
+    http: httpx.Client | httpx.AsyncClient, method: str, path: str, body: Any, timeout_s: float
+) -> httpx.Request:
+    """A request that tells the service how long its answer is waited for."""
+    return http.build_request(method, path, json=body, headers={DEADLINE_HEADER: f"{timeout_s:g}"}, timeout=timeout_s)
+
+
+def model_path(name: str) -> str:
+    """Where the model ``name`` is described."""
+    return f"{MODELS_PATH}/{quote(name)}"
+
+
+class Ready(BaseModel):
+    """Answer to ``GET /readyz`` of a service that is ready."""
+
+    status: Literal["ready"]
 
 
 def as_items(items: Iterable[ResponseItem | dict[str, Any]], kind: type[Item]) -> list[Item]:
@@ -61,44 +95,58 @@ def as_items(items: Iterable[ResponseItem | dict[str, Any]], kind: type[Item]) -
     return checked
 
 
-def parse(response: httpx.Response, answer: type[A]) -> A:
-    """The typed answer in ``response``.
+def parse(answer: Answer, kind: type[A]) -> A:
+    """The typed answer in ``answer``.
 
     Raises:
         ServiceError: the service refused.
         ProtocolError: this is not a Redline service's answer.
     """
-    if response.is_success:
+    if answer.is_success:
         try:
-            return answer.model_validate_json(response.content)
+            parsed = kind.model_validate_json(answer.body, strict=True)
         except ValidationError as error:
-            raise ProtocolError(f"{response.request.url} did not answer as a Redline service does") from error
+            raise ProtocolError(f"{answer.url} did not answer as a Redline service does") from error
+        if isinstance(parsed, (ScoreResponse, CorrectResponse)):
+            check_unmixed(answer.body)
+        return parsed
     try:
-        body = ErrorResponse.model_validate_json(response.content).error
+        body = ErrorResponse.model_validate_json(answer.body, strict=True).error
     except ValidationError as error:
-        if response.status_code in {502, 503, 504}:  # a proxy in front of a service that is away
-            raise ConnectionFailedError(f"{response.request.url} answered HTTP {response.status_code}") from error
-        raise ProtocolError(
-            f"{response.request.url} answered HTTP {response.status_code} without a Redline error"
-        ) from error
-    raise ServiceError(body, response.status_code, _retry_after(response), response.headers.get(REQUEST_ID_HEADER))
+        if answer.status in {502, 503, 504}:  # a proxy in front of a service that is away
+            raise ConnectionFailedError(f"{answer.url} answered HTTP {answer.status}") from error
+        raise ProtocolError(f"{answer.url} answered HTTP {answer.status} without a Redline error") from error
+    raise ServiceError(body, answer.status, retry_after_s(answer.headers), answer.headers.get(REQUEST_ID_HEADER))
 
 
-def connection_error(error: httpx.HTTPError | httpx.InvalidURL, url: str) -> RedlineError:
-    """httpx's exception as ours, once, at the border it crosses."""
+def connection_error(
+    error: httpx.HTTPError | httpx.InvalidURL | TimeoutError, url: str, timeout_s: float
+) -> RedlineError:
+    """An exception of httpx's, or of the deadline's, as ours, once, at the border it crosses."""
     if isinstance(error, (httpx.UnsupportedProtocol, httpx.InvalidURL)):
         return ProtocolError(f"{url!r} is not an http(s) address")
-    if isinstance(error, httpx.TimeoutException):
-        return ConnectionFailedError(f"no answer from {url} in time ({type(error).__name__})")
+    if isinstance(error, (httpx.TimeoutException, TimeoutError)):
+        return ConnectionFailedError(f"no answer from {url} within {timeout_s:.3g} s ({type(error).__name__})")
     return ConnectionFailedError(f"{url} cannot be reached: {str(error) or type(error).__name__}")
 
 
-def _retry_after(response: httpx.Response) -> float | None:
-    value = response.headers.get("Retry-After")
+def retry_after_s(headers: httpx.Headers) -> float | None:
+    """How long the service asks to wait: a number of seconds or a date; None if it does not say, or not clearly."""
+    value = headers.get("Retry-After", "")
     try:
-        return None if value is None else max(0.0, float(value))
+        seconds = float(value)
     except ValueError:
-        return None  # the HTTP-date form; our own waits do
+        seconds = _seconds_until(value, headers.get("Date"))
+    return None if math.isnan(seconds) else max(0.0, seconds)
+
+
+def _seconds_until(date: str, now: str | None) -> float:
+    """From ``now``, or from this machine's time, until ``date``; NaN where it is no date."""
+    try:
+        began = datetime.now(UTC) if now is None else parsedate_to_datetime(now)
+        return (parsedate_to_datetime(date) - began).total_seconds()
+    except (ValueError, TypeError, OverflowError):  # TypeError: only one of them has a time zone
+        return math.nan
 
 
 def is_too_much_at_once(error: RedlineError, items: int = 2) -> bool:
@@ -144,10 +192,14 @@ class Batch(Generic[R]):
         return self._request.model_copy(update={"items": items}).model_dump(mode="json", exclude_none=True)
 
     def add(self, positions: Sequence[int], response: ScoreResponse | CorrectResponse) -> dict[int, ErrorBody]:
-        """Take an answer; returns the errors that are retryable, by position. Raises ProtocolError."""
-        if len(response.items) != len(positions):
-            raise ProtocolError(f"{len(response.items)} answers for {len(positions)} items")
+        """Take an answer; returns the errors that are retryable, by position.
+
+        Raises:
+            ProtocolError: it cannot be an answer to what was asked, or not of the service that gave the others.
+        """
+        check_answer(self._request, positions, response)
         self._responses.append(response)
+        check_same(self._responses[0], response)
         answered = list(zip(positions, response.items, strict=True))
         for position, item in answered:
             self._items[position] = item

@@ -1,10 +1,12 @@
-"""When to ask again, and how long to wait before: one small decision, shared by both clients."""
+"""When to ask again, how long to wait before, and how long a request may take: decided here for both clients."""
 
 from __future__ import annotations
 
+import math
 import random
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from redline.errors import ConnectionFailedError, RedlineError, ServiceError
 from redline.wire import ErrorCode
@@ -17,9 +19,11 @@ OnWait = Callable[[RedlineError, float], None]
 class RetryPolicy:
     """Exponential waits with full jitter, Retry-After honoured, capped.
 
-    ``max_attempts``: tries in all; None for no bound. ``patience_s``: no new try begins later than this after
-    the first; None for no bound. ``first_wait_s``, ``longest_wait_s``: the range of waits. A Retry-After is
-    waited for up to ``longest_wait_s``. ``has_jitter`` False makes waits deterministic.
+    ``max_attempts``: tries in all; None for no bound. ``patience_s``: seconds from the start of the call (of ``score``,
+    ``correct``, ``model``, ...) after which no new try begins and no wait goes on, and what a request that is
+    repeated may still take at most; None for no bound. However many requests a call takes, they share this time, and a
+    call that needs no second try is not bounded by it. ``first_wait_s``, ``longest_wait_s``: the range of waits. A
+    Retry-After is waited for up to ``longest_wait_s``. ``has_jitter`` False makes waits deterministic.
     """
 
     max_attempts: int | None = 5
@@ -49,6 +53,68 @@ class RetryPolicy:
 
 
 NO_RETRY = RetryPolicy(max_attempts=1)
+
+
+@dataclass
+class Attempts:
+    """The attempts at one part of a call, on the clock of the whole call.
+
+    The clients ask for ``request_timeout_s`` before each request, and for the wait after each failure. A part that is
+    sent in halves goes on with ``for_half``: its halves have as many tries left as it had itself.
+
+    Args:
+        timeout_s: what a request may take.
+        started_s: when the call began, by ``time.monotonic``.
+    """
+
+    policy: RetryPolicy
+    timeout_s: float
+    started_s: float = field(default_factory=time.monotonic)
+    failed_requests: int = 0
+    failed_items: int = 0
+    is_first: bool = True
+
+    def for_part(self) -> Attempts:
+        """Of another part of the same call, which has not been tried."""
+        return replace(self, failed_requests=0, failed_items=0, is_first=True)
+
+    def for_half(self) -> Attempts:
+        """Of a half of this part, which the service found too large."""
+        return replace(self, is_first=False)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds left of the policy's patience; infinite where it has no bound."""
+        if self.policy.patience_s is None:
+            return math.inf
+        return self.policy.patience_s - (time.monotonic() - self.started_s)
+
+    @property
+    def is_out_of_time(self) -> bool:
+        """Whether no further try may begin."""
+        return self.left_s <= 0
+
+    @property
+    def request_timeout_s(self) -> float:
+        """What the next request may take: all of ``timeout_s`` if it is the first, else no more than is left."""
+        return self.timeout_s if self.is_first else max(0.001, min(self.timeout_s, self.left_s))
+
+    def wait_after_request_s(self, error: RedlineError) -> float | None:
+        """Count a request that failed with ``error``: seconds to wait before the next, None to give up."""
+        self.failed_requests += 1
+        return self._wait_s(self.policy, error, self.failed_requests)
+
+    def wait_after_items_s(self, error: RedlineError) -> float | None:
+        """Count a request that was answered, with ``error`` for some of its items: as ``wait_after_request_s``."""
+        self.failed_items += 1
+        return self._wait_s(self.policy.for_items(), error, self.failed_items)
+
+    def _wait_s(self, policy: RetryPolicy, error: RedlineError, attempt: int) -> float | None:
+        self.is_first = False
+        tries = self.failed_requests + self.failed_items
+        if self.policy.max_attempts is not None and tries >= self.policy.max_attempts:
+            return None
+        return policy.wait_s(error, attempt, time.monotonic() - self.started_s)
 
 
 def is_retryable(error: RedlineError) -> bool:

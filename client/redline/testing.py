@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from statistics import fmean
 
 import httpx
 
@@ -36,6 +37,7 @@ from redline.wire import (
     ModelRef,
     ResponseItem,
     ScoreItem,
+    ScoreOptions,
     ScoreRequest,
     ScoreResponse,
     Usage,
@@ -49,6 +51,12 @@ from redline.wire.correction import (
     ItemCorrection,
 )
 
+_AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
+    "sum": sum,
+    "mean": fmean,
+    "last": lambda rewards: rewards[-1],
+}
+
 
 class FakeService:
     """Answers ``/v1/score``, ``/v1/correct``, ``/v1/models`` and ``/readyz`` as a service would.
@@ -57,9 +65,10 @@ class FakeService:
         reward: of each word of a response.
         end_reward: of ending there.
         rewrite: of a whole response; by default every response stays as it is.
-        digest: what it calls its weights; set it anew to play a swapped model.
+        digest: what it calls its weights, with or without ``sha256:``; set it anew to play a swapped model.
 
-    ``requests`` and ``corrections`` are what it was asked on the two paths.
+    ``requests`` and ``corrections`` are what it was asked on the two paths. It aggregates as it is asked, by ``sum`` if
+    it is not, calls any mode its own, and its calibration leaves scores as they are.
     """
 
     def __init__(
@@ -95,9 +104,15 @@ class FakeService:
         if request.url.path == SCORE_PATH:
             asked = ScoreRequest.model_validate(json.loads(request.content))
             self.requests.append(asked)
-            items = [self._judge(item) for item in asked.items]
+            if asked.options.aggregate not in {None, *_AGGREGATES}:
+                return _refusal(422, ErrorCode.UNSUPPORTED, f"the fake has no aggregate {asked.options.aggregate!r}")
+            items = [self._score(item, asked.options) for item in asked.items]
             usage.scored_tokens = sum(len(item.rewards) for item in items if isinstance(item, ItemScore))
-            options = AppliedOptions(mode=asked.options.mode, aggregate="sum", calibrated=False)
+            options = AppliedOptions(
+                mode=asked.options.mode,
+                aggregate=asked.options.aggregate or "sum",
+                calibrated=asked.options.calibrated,
+            )
             answer = ScoreResponse(model=self._model(asked.model), options=options, items=items, usage=usage)
         elif request.url.path == CORRECT_PATH:
             wanted = CorrectRequest.model_validate(json.loads(request.content))
@@ -106,28 +121,41 @@ class FakeService:
             options = AppliedOptions(mode=None, aggregate="sum", calibrated=False)
             answer = CorrectResponse(model=self._model(wanted.model), options=options, items=corrected, usage=usage)
         else:
-            body = ErrorResponse(error=ErrorBody.of(ErrorCode.NOT_FOUND, "the fake has no such endpoint"))
-            return httpx.Response(404, json=body.model_dump())
+            return _refusal(404, ErrorCode.NOT_FOUND, "the fake has no such endpoint")
         return httpx.Response(200, json=answer.model_dump(mode="json", exclude_none=True))
 
     def _info(self, name: str) -> ModelInfo:
         return ModelInfo(
             name=name,
-            digest=self.digest,
+            digest=self._digest(),
             kind="seq2seq",
             base_model="fake",
             tokenizer_fingerprint="sha256:words",
             limits=ModelLimits(max_tokens=0, max_items=1024),
             default_aggregate="sum",
             modes=[],
-            aggregates=["sum"],
+            aggregates=list(_AGGREGATES),
             calibration={},
             dtype="float32",
             device="cpu",
         )
 
     def _model(self, name: str) -> ModelRef:
-        return ModelRef(name=name, digest=self.digest, kind="seq2seq")
+        return ModelRef(name=name, digest=self._digest(), kind="seq2seq")
+
+    def _digest(self) -> str:
+        return self.digest if self.digest.startswith("sha256:") else f"sha256:{self.digest}"
+
+    def _score(self, item: ScoreItem, options: ScoreOptions) -> ItemResult:
+        score = self._judge(item)
+        if not isinstance(score, ItemScore):
+            return score
+        score.score = _AGGREGATES[options.aggregate or "sum"](score.rewards)
+        if options.correction:
+            response = item.response or ""
+            score.correction, score.correction_complete = self._rewrite(response), True
+            score.edits = _edits(response, score.correction)
+        return score
 
     def _correct(self, item: ResponseItem, options: CorrectOptions) -> CorrectionResult:
         before = self._judge(ScoreItem.model_validate(item.payload()))
@@ -151,7 +179,7 @@ class FakeService:
             correction=last,
             ended=ended,
             rounds=len(texts) - 1,
-            edits=[] if first == last else [Edit(op="replace", start=0, end=len(first), text=last)],
+            edits=_edits(first, last),
             score_before=before.score,
             score_after=after.score if isinstance(after, ItemScore) and is_told else None,
         )
@@ -165,9 +193,19 @@ class FakeService:
         if item.finished:
             spans.append((len(text), len(text)))
             rewards.append(self._end_reward)
+        if not spans and item.token_offsets is None:
+            return ItemError(id=item.id, error=ErrorBody.of(ErrorCode.EMPTY_RESPONSE, "the response has no words"))
         if item.token_offsets is not None:
             problem = check_offsets(item.token_offsets, text) if text else None
             if problem is not None:
                 return ItemError(id=item.id, error=ErrorBody.of(ErrorCode.BAD_OFFSETS, problem))
             rewards, spans = align_rewards(rewards, spans, item.token_offsets), list(item.token_offsets)
         return ItemScore(id=item.id, score=sum(rewards), rewards=rewards, offsets=spans)
+
+
+def _edits(before: str, after: str) -> list[Edit]:
+    return [] if before == after else [Edit(op="replace", start=0, end=len(before), text=after)]
+
+
+def _refusal(status: int, code: ErrorCode, message: str) -> httpx.Response:
+    return httpx.Response(status, json=ErrorResponse(error=ErrorBody.of(code, message)).model_dump())

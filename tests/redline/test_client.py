@@ -126,11 +126,12 @@ def connect(request: pytest.FixtureRequest) -> Connect:
 # --- a service in a few lines: the score of a response is its length, each character a reward of 1 --------
 
 
-def scored(response: str) -> dict[str, Any]:
+def scored(response: str, token_offsets: list[list[int]] | None = None) -> dict[str, Any]:
+    offsets = token_offsets or [[n, n + 1] for n in range(len(response))]
     return {
         "score": float(len(response)),
-        "rewards": [1.0] * len(response),
-        "offsets": [[n, n + 1] for n in range(len(response))],
+        "rewards": [float(end - start) for start, end in offsets],
+        "offsets": offsets,
     }
 
 
@@ -138,10 +139,15 @@ def failed(code: ErrorCode) -> dict[str, Any]:
     return {"error": ErrorBody.of(code, f"it is {code.value}").model_dump()}
 
 
-def answer(items: list[dict[str, Any]], digest: str = "sha256:1") -> httpx.Response:
+def answer(
+    items: list[dict[str, Any]],
+    digest: str = "sha256:1",
+    name: str = "default",
+    options: dict[str, Any] | None = None,
+) -> httpx.Response:
     body = {
-        "model": {"name": "default", "digest": digest, "kind": "seq2seq"},
-        "options": {"mode": "paper", "aggregate": "sum", "calibrated": False},
+        "model": {"name": name, "digest": digest, "kind": "seq2seq"},
+        "options": {"mode": "paper", "aggregate": "sum", "calibrated": False, **(options or {})},
         "items": items,
         "usage": {"scored_tokens": 1, "batch_tokens": 2},
     }
@@ -187,11 +193,13 @@ class Service:
                 scripted.status_code, headers=scripted.headers, content=scripted.content
             )  # a new one: a client binds the one it gets to its own kind of stream
         assert (request.method, request.url.path) == ("POST", SCORE_PATH)
-        return answer([self._judge(response) for response in responses_in(request)], self.digest)
+        asked = json.loads(request.content)
+        options = {"calibrated": asked["options"]["calibrated"]}
+        return answer([self._judge(item) for item in asked["items"]], self.digest, asked["model"], options)
 
-    def _judge(self, response: str) -> dict[str, Any]:
-        waiting = self._items.get(response)
-        return waiting.pop(0) if waiting else scored(response)
+    def _judge(self, item: dict[str, Any]) -> dict[str, Any]:
+        waiting = self._items.get(item["response"])
+        return waiting.pop(0) if waiting else scored(item["response"], item.get("token_offsets"))
 
     @property
     def batches(self) -> list[list[str]]:

@@ -122,7 +122,8 @@ class _Wire(BaseModel):
 
 
 class _Answer(BaseModel):
-    """Answers tolerate fields of a newer server."""
+    """Answers tolerate fields of a newer server. Their lists fail at the first wrong element: a client must not
+    collect an error for each of the millions that a broken server may send."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
@@ -244,13 +245,13 @@ class ItemScore(_Answer):
 
     id: str | None = None
     score: float
-    rewards: list[float]
-    offsets: list[Span]
+    rewards: Annotated[list[float], Field(fail_fast=True)]
+    offsets: Annotated[list[Span], Field(fail_fast=True)]
     diverged_at: int | None = None
     truncated: bool = False
     correction: str | None = None
     correction_complete: bool | None = None
-    edits: list[Edit] | None = None
+    edits: list[Edit] | None = Field(default=None, fail_fast=True)
 
 
 class ItemError(_Answer):
@@ -291,7 +292,7 @@ class ScoreResponse(_Answer):
 
     model: ModelRef
     options: AppliedOptions
-    items: list[Annotated[ItemResult, Field(union_mode="left_to_right")]]
+    items: Annotated[list[Annotated[ItemResult, Field(union_mode="left_to_right")]], Field(fail_fast=True)]
     usage: Usage
 
 
@@ -322,8 +323,8 @@ class ModelInfo(_Answer):
     limits: ModelLimits
     default_mode: str | None = None
     default_aggregate: str
-    modes: list[str]
-    aggregates: list[str]
+    modes: Annotated[list[str], Field(fail_fast=True)]
+    aggregates: Annotated[list[str], Field(fail_fast=True)]
     calibration: dict[str, Calibration]
     dtype: str
     device: str
@@ -333,4 +334,4 @@ class ModelInfo(_Answer):
 class ModelList(_Answer):
     """Answer to ``GET /v1/models``."""
 
-    models: list[ModelInfo]
+    models: Annotated[list[ModelInfo], Field(fail_fast=True)]
