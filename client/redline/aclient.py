@@ -32,7 +32,7 @@ from redline.exchange import (
     scoring,
 )
 from redline.results import CorrectResult, Result, ScoreResult
-from redline.retry import NO_RETRY, Attempts, OnWait, RetryPolicy
+from redline.retry import NO_RETRY, Attempts, OnWait, RetryPolicy, is_retryable
 from redline.wire import (
     MODELS_PATH,
     READY_PATH,
@@ -160,14 +160,18 @@ class AsyncRewardClient:
                 response = await self._ask(
                     batch.answer, "POST", batch.path, batch.body(waiting), attempts, is_divisible=len(waiting) > 1
                 )
-            except ServiceError as error:
+            except RedlineError as error:
                 if not is_too_much_at_once(error, len(waiting)):
+                    if attempts.failed_items and is_retryable(error):
+                        return  # these items were answered before: they keep their errors
                     raise
                 middle = len(waiting) // 2
                 for half in (waiting[:middle], waiting[middle:]):
                     if attempts.is_out_of_time:
+                        if attempts.failed_items:
+                            return
                         raise
-                    await self._ask_part(batch, half, attempts.for_half())
+                    await self._ask_part(batch, half, attempts.for_half(error))
                 return
             failed = batch.add(waiting, response)
             if not failed:
@@ -226,16 +230,15 @@ class AsyncRewardClient:
         self, answer: type[A], method: str, path: str, body: Any, attempts: Attempts, *, is_divisible: bool = False
     ) -> A:
         while True:
-            failure: RedlineError
             try:
                 return parse(await self._send(method, path, body, attempts.request_timeout_s), answer)
             except RedlineError as error:
-                failure = error
-            if is_divisible and is_too_much_at_once(failure):
-                raise failure
-            wait = attempts.wait_after_request_s(failure)
-            if wait is None:
-                raise failure
+                if is_divisible and is_too_much_at_once(error):
+                    raise
+                wait = attempts.wait_after_request_s(error)
+                failure = attempts.failure or error
+                if wait is None:
+                    raise failure  # noqa: B904
             self._on_wait(failure, wait)
             await asyncio.sleep(wait)
             if attempts.is_out_of_time:

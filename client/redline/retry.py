@@ -65,6 +65,8 @@ class Attempts:
     Args:
         timeout_s: what a request may take.
         started_s: when the call began, by ``time.monotonic``.
+
+    ``failure``: what to raise if nothing more is tried.
     """
 
     policy: RetryPolicy
@@ -73,14 +75,15 @@ class Attempts:
     failed_requests: int = 0
     failed_items: int = 0
     is_first: bool = True
+    failure: RedlineError | None = None
 
     def for_part(self) -> Attempts:
         """Of another part of the same call, which has not been tried."""
-        return replace(self, failed_requests=0, failed_items=0, is_first=True)
+        return replace(self, failed_requests=0, failed_items=0, is_first=True, failure=None)
 
-    def for_half(self) -> Attempts:
-        """Of a half of this part, which the service found too large."""
-        return replace(self, is_first=False)
+    def for_half(self, error: RedlineError) -> Attempts:
+        """Of a half of this part, which the service found too large and refused with ``error``."""
+        return replace(self, is_first=False, failure=error)
 
     @property
     def left_s(self) -> float:
@@ -111,6 +114,9 @@ class Attempts:
 
     def _wait_s(self, policy: RetryPolicy, error: RedlineError, attempt: int) -> float | None:
         self.is_first = False
+        # a request that was given up at the end of the time says less than the failure before it
+        if self.failure is None or not (isinstance(error, ConnectionFailedError) and self.is_out_of_time):
+            self.failure = error
         tries = self.failed_requests + self.failed_items
         if self.policy.max_attempts is not None and tries >= self.policy.max_attempts:
             return None
