@@ -21,6 +21,7 @@ from redline.exchange import (
     ITEMS_PER_REQUEST,
     Batch,
     Ready,
+    base_url,
     check_settings,
     connection_error,
     correcting,
@@ -28,6 +29,7 @@ from redline.exchange import (
     is_too_much_at_once,
     model_path,
     new_request,
+    no_cookies,
     parse,
     scoring,
 )
@@ -89,12 +91,13 @@ class AsyncRewardClient:
         self._items_per_request = items_per_request
         self._concurrency = concurrency
         self._on_wait = on_wait
-        try:
-            self._http = httpx.AsyncClient(
-                base_url=self.url, headers=headers_for(key), timeout=timeout_s, transport=transport
-            )
-        except httpx.InvalidURL as error:
-            raise connection_error(error, url, timeout_s) from error
+        self._http = httpx.AsyncClient(
+            base_url=base_url(url),
+            headers=headers_for(key),
+            timeout=timeout_s,
+            cookies=no_cookies(),
+            transport=transport,
+        )
 
     async def __aenter__(self) -> Self:
         return self

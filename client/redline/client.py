@@ -22,6 +22,7 @@ from redline.exchange import (
     ITEMS_PER_REQUEST,
     Batch,
     Ready,
+    base_url,
     check_settings,
     connection_error,
     correcting,
@@ -29,6 +30,7 @@ from redline.exchange import (
     is_too_much_at_once,
     model_path,
     new_request,
+    no_cookies,
     parse,
     scoring,
 )
@@ -90,12 +92,13 @@ class RewardClient:
         self._items_per_request = items_per_request
         self._concurrency = concurrency
         self._on_wait = on_wait
-        try:
-            self._http = httpx.Client(
-                base_url=self.url, headers=headers_for(key), timeout=timeout_s, transport=transport
-            )
-        except httpx.InvalidURL as error:
-            raise connection_error(error, url, timeout_s) from error
+        self._http = httpx.Client(
+            base_url=base_url(url),
+            headers=headers_for(key),
+            timeout=timeout_s,
+            cookies=no_cookies(),
+            transport=transport,
+        )
         enforce_deadlines(self._http)
 
     def __enter__(self) -> Self:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import quote
 
@@ -53,12 +54,33 @@ def check_settings(timeout_s: float, max_answer_bytes: int) -> None:
         raise ValueError(f"max_answer_bytes is {max_answer_bytes}; it must be above 0")
 
 
+def base_url(url: str) -> httpx.URL:
+    """``url`` as what every path is appended to. Raises ProtocolError if it is malformed."""
+    try:
+        parsed = httpx.URL(url.rstrip("/"))
+        is_valid = parsed.host is not None and (parsed.port or 0) < 2**16  # decoding the host may fail, too
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise _no_address(url) from error
+    if not is_valid:
+        raise _no_address(url)
+    return parsed
+
+
+def _no_address(url: str) -> ProtocolError:
+    return ProtocolError(f"{url!r} is not an http(s) address")
+
+
 def headers_for(key: str | None) -> dict[str, str]:
     """The headers of every request. Raises ProtocolError where the key cannot stand in one."""
     if key is not None and not (key.isascii() and key.isprintable()):
         raise ProtocolError("the key holds characters that an HTTP header cannot carry")
     headers = {"Accept-Encoding": ACCEPTED_ENCODINGS}
     return headers if key is None else {**headers, "Authorization": f"Bearer {key}"}
+
+
+def no_cookies() -> CookieJar:
+    """Takes no cookie: a service sets none, and one that no header can carry would spoil every request after it."""
+    return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
 
 
 def new_request(
@@ -124,7 +146,7 @@ def connection_error(
 ) -> RedlineError:
     """An exception of httpx's, or of the deadline's, as ours, once, at the border it crosses."""
     if isinstance(error, (httpx.UnsupportedProtocol, httpx.InvalidURL)):
-        return ProtocolError(f"{url!r} is not an http(s) address")
+        return _no_address(url)
     if isinstance(error, (httpx.TimeoutException, TimeoutError)):
         return ConnectionFailedError(f"no answer from {url} within {timeout_s:.3g} s ({type(error).__name__})")
     return ConnectionFailedError(f"{url} cannot be reached: {str(error) or type(error).__name__}")

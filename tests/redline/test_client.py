@@ -588,7 +588,13 @@ def test_a_service_out_of_reach_is_tried_again_and_then_reported(connect: Connec
     assert isinstance(caught.value.__cause__, type(error))
 
 
-@pytest.mark.parametrize("url", ["ftp://redline.test", "redline.test", "", "http://[::1", "http://redline.test:port"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *["ftp://redline.test", "redline.test", "", "http://[::1", "http://redline.test:port"],
+        *["http://redline.test:99999", "http://xn--.test", "http://redline.test/\x00"],
+    ],
+)
 def test_what_is_no_address_is_said_and_not_retried(connect: Connect, url: str) -> None:
     waits: list[float] = []
     with pytest.raises(ProtocolError, match=r"not an http\(s\) address"):

@@ -1,0 +1,518 @@
+"""An answer that cannot be one to what was asked is an error, and never a reward; both clients."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from redline import CorrectOptions, ProtocolError, RedlineError, RetryPolicy, ScoreOptions, ServiceError
+from redline.answer_checks import offsets_problem
+from redline.exchange import retry_after_s
+from redline.testing import FakeService
+from redline.wire import MODELS_PATH, SCORE_PATH
+from tests.redline.raw_server import RawServer, call, http, receive_request
+from tests.tokenizer_families import TOKENIZERS, tokenizer_of
+
+Answer = dict[str, Any]
+Change = Callable[[Answer], None]
+TEXT = "Hold the naïve 世界 button."
+SPANS = [[0, 4], [4, 8], [8, 14], [14, 17], [17, 25], [25, 25]]
+ITEMS: list[dict[str, Any]] = [
+    {"id": "a", "prompt": "p", "response": TEXT},
+    {"prompt": "p", "response": TEXT, "token_offsets": SPANS},
+    {"id": "c", "prompt": "p", "response_ids": [5, 6, 7], "tokenizer_fingerprint": "sha256:words"},
+]
+FAKE = FakeService(lambda word: float(len(word)), end_reward=0.5, rewrite=lambda text: text.replace("naïve", "round"))
+
+
+@pytest.fixture(params=[False, True], ids=["blocking", "asyncio"])
+def is_async(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+def fake_answer(request: httpx.Request) -> Answer:
+    """What a service that is right answers; the fake has no ids, so the item of ids is answered here."""
+    body: Answer = json.loads(FAKE.transport.handler(request).content)  # type: ignore[union-attr]
+    for item, answer in zip(json.loads(request.content)["items"], body["items"], strict=True):
+        if "response_ids" in item and request.url.path == SCORE_PATH:
+            answer.pop("error")
+            answer.update(score=3.0, rewards=[1.0, 0.5, 1.5], offsets=[[0, 2], [2, 4], [4, 4]], diverged_at=2)
+        elif "response_ids" in item:
+            answer.pop("error")
+            answer.update(correction="x", ended="max_rounds", rounds=2, edits=[], score_before=1.0)
+    return body
+
+
+def asked(is_async: bool, change: Change, use: Callable[[Any], Any], **settings: Any) -> Any:
+    """``use(client)``, its service's answers changed."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        body = fake_answer(request)
+        change(body)
+        return httpx.Response(200, json=body)
+
+    return call(is_async, use, transport=httpx.MockTransport(answer), **settings)
+
+
+def scored(is_async: bool, change: Change, options: ScoreOptions | None = None, **settings: Any) -> Any:
+    model = settings.pop("model", "default")
+    items = settings.pop("items", ITEMS)
+    return asked(is_async, change, lambda client: client.score(items, model=model, options=options), **settings)
+
+
+def set_in(item: int, **fields: Any) -> Change:
+    def change(body: Answer) -> None:
+        body["items"][item].update(copy.deepcopy(fields))
+
+    return change
+
+
+def set_at(*keys: Any, to: Any) -> Change:
+    def change(body: Answer) -> None:
+        for key in keys[:-1]:
+            body = body[key]
+        body[keys[-1]] = to
+
+    return change
+
+
+def without(*keys: Any) -> Change:
+    def change(body: Answer) -> None:
+        for key in keys[:-1]:
+            body = body[key]
+        del body[keys[-1]]
+
+    return change
+
+
+def reverse_items(body: Answer) -> None:
+    body["items"].reverse()
+
+
+def swap_first_two(body: Answer) -> None:
+    body["items"][:2] = body["items"][1::-1]
+
+
+def nothing(body: Answer) -> None:
+    pass
+
+
+WORDS = [[0, 4], [4, 8], [8, 14], [14, 17], [17, 25]]  # the fake's spans but for the end token
+
+
+def test_what_a_service_answers_is_believed(is_async: bool) -> None:
+    result = scored(is_async, nothing)
+    assert [item.score for item in result.scored()] == [21.5, 21.5, 3.0]
+    assert result.scored()[1].offsets == [tuple(span) for span in SPANS]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda body: body["items"].pop(), "2 answers for 3 items"),
+        (lambda body: body["items"].append(body["items"][0]), "4 answers for 3 items"),
+        (reverse_items, "item 0: its id is 'c' where 'a' was sent"),
+        (swap_first_two, "item 0: its id is None where 'a' was sent"),
+        (set_in(0, id="b"), "item 0: its id is 'b' where 'a' was sent"),
+        (without("items", 0, "id"), "item 0: its id is None where 'a' was sent"),
+        (set_in(1, id=""), "item 1: its id is '' where None was sent"),
+        (set_in(0, id="x" * 100_000), "item 0: its id is 'xxx"),
+        (set_in(1, rewards=[21.5]), "item 1: 1 rewards and 6 offsets"),
+        (set_in(0, rewards=[], offsets=[]), "item 0: it has no rewards"),
+        (set_in(0, offsets=WORDS), "item 0: 6 rewards and 5 offsets"),
+        # the caller's own tokens
+        (set_in(1, offsets=[*WORDS, [24, 25]]), "item 1: its offsets are not the token_offsets that were sent"),
+        (set_in(1, rewards=[21.5], offsets=[[0, 25]]), "item 1: its offsets are not the token_offsets"),
+        # the model's tokens
+        (set_in(0, offsets=[*WORDS, [25, 26]]), r"item 0: offsets\[5\] is \[25, 26\], and the response has 25"),
+        (set_in(0, offsets=[[-1, 4], *WORDS[1:], [25, 25]]), r"item 0: offsets\[0\] is \[-1, 4\]"),
+        (set_in(0, offsets=[[4, 0], *WORDS[1:], [25, 25]]), r"item 0: offsets\[0\] is \[4, 0\]"),
+        (
+            set_in(0, offsets=[[0, 8], [4, 8], [3, 14], [14, 17], [17, 25], [25, 25]]),
+            r"item 0: offsets\[2\] starts before its predecessor",
+        ),
+        (
+            set_in(0, offsets=[[0, 4], [4, 8], [8, 14], [16, 17], [17, 25], [25, 25]]),
+            "leave out the characters 14 to 16",
+        ),
+        (set_in(0, offsets=[[0, 4]] * 6), "item 0: its offsets leave out the characters 4 to 25"),
+        (set_in(0, offsets=[[0, 10**300]] * 6), "item 0: offsets"),
+        # ids
+        (set_in(2, rewards=[3.0], offsets=[[0, 4]], diverged_at=0), "item 2: 1 rewards for 3 response_ids"),
+        (set_in(2, offsets=[[0, 2], [4, 4], [2, 4]]), r"item 2: offsets\[2\] starts before"),
+        (set_in(2, offsets=[[0, 2], [2, 1], [4, 4]]), r"item 2: offsets\[1\]"),
+        (set_in(2, diverged_at=3), "item 2: diverged_at is 3 of 3 tokens"),
+        (set_in(0, diverged_at=-1), "item 0: diverged_at is -1"),
+        (set_in(1, diverged_at=-1), "item 1: diverged_at is -1"),
+        (set_in(0, truncated=True), "item 0: it was truncated, which was not asked for"),
+        (set_in(0, score=22.5), "item 0: its score is 22.5 and the sum of its rewards 21.5"),
+        (set_in(1, score=-21.5), "item 1: its score is -21.5 and the sum of its rewards 21.5"),
+        (set_in(0, score=1e308, rewards=[1e308, 1e308, 0, 0, 0, 0]), "item 0: its score is 1e\\+308"),
+        (set_in(0, error={"code": "too_long", "message": "m", "retryable": False}), "both an error and a result"),
+        # the model and the options
+        (set_at("model", "name", to=""), "does not name the model"),
+        (set_at("model", "kind", to=""), "does not name the model"),
+        (set_at("model", "digest", to=""), "digest"),
+        (set_at("model", "digest", to="sha256:"), "digest"),
+        (set_at("model", "digest", to="md5:0123"), "digest"),
+        (set_at("model", "digest", to="sha256:one two"), "digest"),
+        (set_at("options", "calibrated", to=True), "option calibrated is True where False was asked for"),
+    ],
+)
+def test_a_score_that_cannot_be_right_is_an_error(change: Change, reason: str, is_async: bool) -> None:
+    with pytest.raises(ProtocolError, match=reason) as caught:
+        scored(is_async, change)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "reason"),
+    [
+        (set_at("options", "mode", to="paper"), ScoreOptions(mode="margin"), "option mode is 'paper' where 'margin'"),
+        (without("options", "mode"), ScoreOptions(mode="margin"), "option mode is None"),
+        (set_at("options", "aggregate", to="sum"), ScoreOptions(aggregate="mean"), "option aggregate is 'sum'"),
+        (set_at("options", "calibrated", to=False), ScoreOptions(calibrated=True), "option calibrated is False"),
+        (without("items", 0, "correction"), ScoreOptions(correction=True), "item 0: a correction was asked for"),
+        (without("items", 0, "edits"), ScoreOptions(correction=True), "item 0: a correction was asked for"),
+        (without("items", 0, "correction_complete"), ScoreOptions(correction=True), "item 0: a correction was asked"),
+        (set_in(0, correction="Hold it."), ScoreOptions(correction=True), "item 0: its edits do not lead to"),
+        (set_in(0, edits=[]), ScoreOptions(correction=True), "item 0: its edits do not lead to"),
+    ],
+)
+def test_options_are_answered_as_they_were_asked(
+    change: Change, options: ScoreOptions, reason: str, is_async: bool
+) -> None:
+    assert len(scored(is_async, nothing, options, items=ITEMS[:2]).scored()) == 2
+    with pytest.raises(ProtocolError, match=reason):
+        scored(is_async, change, options, items=ITEMS[:2])
+
+
+def test_the_model_that_was_asked_answers(is_async: bool) -> None:
+    assert scored(is_async, nothing, model="other").model.name == "other"
+    assert scored(is_async, set_at("model", "name", to="other")).model.name == "other"  # the default is any
+    with pytest.raises(ProtocolError, match="model 'other' was asked for and 'default' answered"):
+        scored(is_async, set_at("model", "name", to="default"), model="other")
+
+
+def test_truncation_that_was_asked_for_is_believed(is_async: bool) -> None:
+    result = scored(is_async, set_in(0, truncated=True), ScoreOptions(on_too_long="truncate"))
+    assert result.scored()[0].truncated
+
+
+def test_a_calibrated_score_is_not_the_sum_of_its_rewards(is_async: bool) -> None:
+    options = ScoreOptions(calibrated=True)
+    assert scored(is_async, set_in(0, score=-1.0), options).scored()[0].score == -1.0
+
+
+def test_rounding_is_no_fault(is_async: bool) -> None:
+    assert scored(is_async, set_in(0, score=21.5 + 1e-5)).scored()[0].score == 21.5 + 1e-5
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("kind", "dpo"), ("name", "other"), ("mode", "paper"), ("aggregate", "last"), ("digest", "sha256:other")],
+)
+def test_one_call_is_answered_by_one_model_in_one_way(path: str, value: str, is_async: bool) -> None:
+    answers = 0
+
+    def change(body: Answer) -> None:
+        nonlocal answers
+        answers += 1
+        if answers == 2:
+            body["model" if path in body["model"] else "options"][path] = value
+
+    settings: dict[str, Any] = {"items": ITEMS[:2], "items_per_request": 1, "concurrency": 1}
+    if path == "digest":  # the bundle was swapped meanwhile: told, and no fault
+        assert scored(is_async, change, **settings).digests == ("sha256:fake", "sha256:other")
+        return
+    with pytest.raises(ProtocolError, match="one call was answered"):
+        scored(is_async, change, **settings)
+
+
+# --- corrections ----------------------------------------------------------------------------------------------
+
+ROUNDS = CorrectOptions(max_rounds=2)
+CORRECTED = TEXT.replace("naïve", "round")
+
+
+def corrected(is_async: bool, change: Change, options: CorrectOptions = ROUNDS) -> Any:
+    items = [{name: value for name, value in item.items() if name != "token_offsets"} for item in ITEMS]
+    return asked(is_async, change, lambda client: client.correct(items, options=options))
+
+
+def test_corrections_that_a_service_gives_are_believed(is_async: bool) -> None:
+    result = corrected(is_async, nothing).corrected()
+    assert [(one.correction, one.ended, one.rounds) for one in result] == [
+        (CORRECTED, "fixed_point", 2),
+        (CORRECTED, "fixed_point", 2),
+        ("x", "max_rounds", 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (set_in(0, rounds=0), "item 0: 0 rounds where 1 to 2"),
+        (set_in(0, rounds=3), "item 0: 3 rounds where 1 to 2"),
+        (set_in(2, rounds=1), "item 2: it ended after 1 of 2 rounds"),
+        (set_in(0, ended="exhausted"), "did not answer as a Redline service does"),
+        (set_in(0, correction="Hold it."), "item 0: its edits do not lead to its correction"),
+        (set_in(0, edits=[]), "item 0: its edits do not lead to its correction"),
+        (set_in(0, edits=[{"op": "delete", "start": 24, "end": 26, "text": ""}]), r"item 0: edits\[0\] is out of"),
+        (
+            set_in(0, edits=[{"op": "insert", "start": n, "end": n, "text": "a"} for n in (3, 2)]),
+            r"edits\[1\] is out of",
+        ),
+        (set_in(2, edits=[{"op": "delete", "start": 3, "end": 2, "text": ""}]), r"item 2: edits\[0\] is out of order"),
+        (without("items", 0, "score_after"), "item 0: fixed_point without score_after"),
+        (set_in(0, rounds=1), "item 0: fixed_point after 1 rounds, and the correction is not the response"),
+        (set_in(0, ended="cycle", rounds=1), "item 0: cycle after 1 rounds"),
+        (set_in(0, ended="cycle"), "item 0: cycle after 2 rounds, and the correction is not the response"),
+        (set_in(0, ended="too_long"), "item 0: a score_after of a correction that is too_long"),
+        (set_in(0, truncated=True), "item 0: it was truncated"),
+        (set_in(1, id="b"), "item 1: its id is 'b' where None was sent"),
+        (set_in(1, error={"code": "too_long", "message": "m", "retryable": False}), "both an error and a result"),
+        (set_at("options", "calibrated", to=True), "option calibrated"),
+        (reverse_items, "item 0: its id"),
+    ],
+)
+def test_a_correction_that_cannot_be_right_is_an_error(change: Change, reason: str, is_async: bool) -> None:
+    with pytest.raises(ProtocolError, match=reason):
+        corrected(is_async, change)
+
+
+# --- what is not even of the right form -------------------------------------------------------------------------
+
+
+def sent(body: bytes, use: Callable[[Any], Any], is_async: bool, status: int = 200, **headers: str) -> Any:
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(status, content=body, headers=headers)
+
+    return call(is_async, use, transport=httpx.MockTransport(answer))
+
+
+GOOD = json.dumps(
+    {
+        "model": {"name": "default", "digest": "sha256:1", "kind": "seq2seq"},
+        "options": {"aggregate": "sum", "calibrated": False},
+        "items": [{"score": 7.0, "rewards": [7.0], "offsets": [[0, 1]], "diverged_at": 0}],
+        "usage": {"scored_tokens": 1, "batch_tokens": 1},
+    }
+).encode()
+SEVEN = b'"score": 7.0'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"null",
+        b"<!doctype html><title>Sign in</title>",
+        b"\xff\xfe" + GOOD,
+        GOOD.replace(b"default", b"\xc3\x28"),
+        GOOD.replace(b"default", b"\\ud800"),
+        GOOD[:-1],
+        GOOD + GOOD,
+        *(
+            GOOD.replace(SEVEN, b'"score": ' + value)
+            for value in [
+                b"NaN",
+                b"Infinity",
+                b"-Infinity",
+                b"1e999",
+                b"9" * 400,
+                b"9" * 5000,
+                b'"7.0"',
+                b"true",
+                b"null",
+            ]
+        ),
+        GOOD.replace(b"[7.0]", b'["7.0"]'),
+        GOOD.replace(b"[7.0]", b"[true]"),
+        GOOD.replace(b"[7.0]", b"[NaN]"),
+        GOOD.replace(b"[7.0]", b"7.0"),
+        GOOD.replace(b"[[0, 1]]", b"[[0, 1, 2]]"),
+        GOOD.replace(b"[[0, 1]]", b"[[0.5, 1]]"),
+        GOOD.replace(b"[[0, 1]]", b"[" * 100_000),
+        GOOD.replace(b"[[0, 1]]", b"[" * 100_000 + b"]" * 100_000),
+        GOOD.replace(SEVEN, b'"new": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b", " + SEVEN),
+        GOOD.replace(b'"diverged_at": 0', b'"diverged_at": 0.0'),
+        GOOD.replace(b"false", b'"no"'),
+    ],
+    ids=lambda body: body[:40],
+)
+def test_what_has_not_the_form_of_an_answer_is_one_line(body: bytes, is_async: bool) -> None:
+    def use(client: Any) -> Any:
+        return client.score([{"prompt": "p", "response": "r"}])
+
+    assert sent(GOOD, use, is_async).scored()[0].score == 7.0
+    with pytest.raises(ProtocolError, match="did not answer as a Redline service does") as caught:
+        sent(body, use, is_async)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("retryable", ["yes", 1, None, "false"])
+def test_whether_an_error_may_pass_is_said_with_true_or_false(retryable: Any, is_async: bool) -> None:
+    error = {"code": "some_new_code", "message": "m", "retryable": retryable}
+    with pytest.raises(ProtocolError, match="HTTP 500 without a Redline error"):
+        sent(json.dumps({"error": error}).encode(), lambda client: client.models(), is_async, status=500)
+    with pytest.raises(ProtocolError):
+        scored(is_async, set_at("items", to=[{"id": "a", "error": error}]), items=ITEMS[:1])
+
+
+def test_codes_of_a_newer_service_are_tolerated_and_messages_are_one_line(is_async: bool) -> None:
+    error = {"code": "some_new_code", "message": "one\ntwo\x1b[31m" + "x" * 10**6, "retryable": False}
+    with pytest.raises(ServiceError) as caught:
+        sent(json.dumps({"error": error}).encode(), lambda client: client.models(), is_async, status=418)
+    assert caught.value.code == "some_new_code"
+    assert str(caught.value).startswith("one two [31mxxx")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1200
+
+
+def test_a_model_s_description_is_of_the_model_that_was_asked_about(is_async: bool) -> None:
+    info = json.loads(FAKE.transport.handler(httpx.Request("GET", f"http://x{MODELS_PATH}/a")).content)  # type: ignore[union-attr]
+    body = json.dumps(info).encode()
+    assert sent(body, lambda client: client.model("a"), is_async).name == "a"
+    assert sent(body, lambda client: client.model(), is_async).name == "a"
+    with pytest.raises(ProtocolError, match="model 'b' was asked for and 'a' answered"):
+        sent(body, lambda client: client.model("b"), is_async)
+    for field, value in [("digest", "1"), ("kind", ""), ("name", "")]:
+        wrong = json.dumps({"models": [{**info, field: value}]}).encode()
+        with pytest.raises(ProtocolError, match="cannot be right"):
+            sent(wrong, lambda client: client.models(), is_async)
+
+
+def test_the_name_of_a_model_is_one_part_of_the_path(is_async: bool) -> None:
+    seen: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(str(request.url))
+        return httpx.Response(404, html="")
+
+    with pytest.raises(ProtocolError):
+        call(is_async, lambda client: client.model("a?b#c"), transport=httpx.MockTransport(answer))
+    assert seen[0].endswith(f"{MODELS_PATH}/a%3Fb%23c")
+
+
+def test_only_ready_is_ready(is_async: bool) -> None:
+    def wait(client: Any) -> Any:
+        return client.wait_until_ready(timeout_s=0.05, poll_s=0.02)
+
+    sent(b'{"status": "ready", "error": 1, "items": 3}', wait, is_async)
+    with pytest.raises(RedlineError, match="not ready"):
+        sent(b'{"status": "loading"}', wait, is_async)
+
+
+@pytest.mark.parametrize(
+    ("value", "date", "seconds"),
+    [
+        ("3", None, 3.0),
+        ("0.5", None, 0.5),
+        ("-5", None, 0.0),
+        ("nan", None, None),
+        ("1e999", None, float("inf")),
+        ("soon", None, None),
+        ("", None, None),
+        ("Wed, 21 Oct 2037 07:28:30 GMT", "Wed, 21 Oct 2037 07:28:00 GMT", 30.0),
+        ("Wed, 21 Oct 2037 07:28:00 GMT", "Wed, 21 Oct 2037 07:28:30 GMT", 0.0),
+        ("Wed, 21 Oct 2037 07:28:00 GMT", "yesterday", None),
+        ("Wed, 21 Oct 2037 07:28:00 -0000", "Wed, 21 Oct 2037 07:28:00 GMT", None),
+        ("Wed, 99 Oct 2037 07:28:00 GMT", None, None),
+        ("Wed, 21 Oct 99999999999 07:28:00 GMT", None, None),
+        ("Wed, 21 Oct 1999 07:28:00 GMT", None, 0.0),
+    ],
+)
+def test_retry_after_in_any_form(value: str, date: str | None, seconds: float | None) -> None:
+    headers = httpx.Headers({"Retry-After": value, **({} if date is None else {"Date": date})})
+    assert retry_after_s(headers) == seconds
+
+
+def test_a_date_to_retry_after_is_waited_for(is_async: bool) -> None:
+    answers = [http(b'{"error": {"code": "overloaded", "message": "m", "retryable": true}}', status="503 Busy")]
+    headers = ["Date: Wed, 21 Oct 2037 07:28:00 GMT", "Retry-After: Wed, 21 Oct 2037 07:28:09 GMT"]
+    answers[0] = answers[0].replace(b"Busy\r\n", b"Busy\r\n" + "\r\n".join([*headers, ""]).encode())
+    answers.append(http(b'{"models": []}'))
+    waits: list[float] = []
+
+    def send(connection: socket.socket) -> None:
+        while answers:
+            receive_request(connection)
+            connection.sendall(answers.pop(0))
+
+    retry = RetryPolicy(first_wait_s=0.0, longest_wait_s=0.05)
+    with RawServer(send) as server:
+        call(
+            is_async,
+            lambda client: client.models(),
+            url=server.url,
+            retry=retry,
+            on_wait=lambda error, wait_s: waits.append(wait_s),
+        )
+    assert waits == [0.05]
+
+
+# --- any bytes at all -------------------------------------------------------------------------------------------
+
+_STATUS_LINES = b"""HTTP/1.1 200 OK|HTTP/1.0 200|HTTP/1.1 999 \xff|HTTP/9 200 OK|HTTP/1.1 -1 no
+HTTP/1.1 302 Found|HTTP/1.1 307 T|HTTP/1.1 204 No|HTTP/1.1 503 Busy|HTTP/1.1 101 Switch""".replace(b"\n", b"|").split(
+    b"|"
+)
+_HEADERS = (
+    b"""Location: http://[::1|Location: \xff\xfe|Location: //\x00|Location: mailto:a|Location: /%s|: |
+Content-Length: 5|Content-Length: -1|Content-Length: 1e9|Content-Length: %s|Transfer-Encoding: chunked
+Content-Encoding: gzip|Content-Encoding: \xff|Content-Type: ;;\xff|Retry-After: 9e999|Retry-After: Wed, 21 Oct
+X-Request-Id: \xff|Set-Cookie: \xff=;;|Date: \xff""".replace(b"%s", b"9" * 5000)
+    .replace(b"\n", b"|")
+    .split(b"|")
+)
+_BODIES = [
+    *[b"", b"{}", b'{"models": []}', b"5\r\n12345\r\n0\r\n\r\n", b"fffffffff\r\n", b"\x00", b"\n", b"\x1f\x8b\x08\x00"],
+    b'{"error": {"code": "x", "message": "\\ud800", "retryable": false}}',
+]
+
+
+def random_answer(rng: random.Random) -> bytes:
+    head = [rng.choice(_STATUS_LINES), *rng.choices(_HEADERS, k=rng.randrange(4))]
+    return b"\r\n".join([*head, b"", b"".join(rng.choices(_BODIES, k=rng.randrange(3)))])
+
+
+def test_whatever_bytes_come_back_the_error_is_one_of_ours(is_async: bool) -> None:
+    rng = random.Random(14)
+    answers = [random_answer(rng) for _ in range(60)]
+    waiting = iter(answers)
+
+    def send(connection: socket.socket) -> None:
+        receive_request(connection)
+        connection.sendall(next(waiting))
+
+    with RawServer(send) as server:
+        for answer in answers:
+            try:
+                assert call(is_async, lambda client: client.models(), url=server.url, timeout_s=5.0) == []
+            except RedlineError as error:
+                assert "\n" not in str(error), answer
+
+
+# --- offsets of real tokenizers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", TOKENIZERS)
+def test_offsets_that_tokenizers_give_are_never_refused(family: str) -> None:
+    rng = random.Random(family)
+    letters = "abcXYZ 019 \n\t.,'é\u0301\u200b\u00ad\x00\x07日本語한국рус🙂\u200d👧½ﬁ①Ⅷनमस्ते عَرَ\ufeff\ue000\u0e33ñÅǅßİŉ"
+    tokenizer = tokenizer_of(family)
+    for _ in range(500):
+        text = "".join(rng.choices(letters, k=rng.randrange(1, 13)))
+        found = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+        spans = [tuple(span) for span in found["offset_mapping"]]
+        if spans:
+            assert offsets_problem([*spans, (len(text), len(text))], text) is None, (text, spans)
