@@ -502,6 +502,27 @@ def test_whatever_bytes_come_back_the_error_is_one_of_ours(is_async: bool) -> No
                 assert "\n" not in str(error), answer
 
 
+def test_a_cookie_is_not_taken_and_spoils_no_later_request(is_async: bool) -> None:
+    heads: list[bytes] = []
+
+    def send(connection: socket.socket) -> None:
+        for _ in range(2):
+            heads.append(receive_request(connection))
+            connection.sendall(http(b'{"models": []}').replace(b"OK\r\n", b"OK\r\nSet-Cookie: \xff=1\r\n"))
+
+    def twice(client: Any) -> Any:
+        assert client.models() == []
+        return client.models()
+
+    async def twice_async(client: Any) -> Any:
+        assert await client.models() == []
+        return await client.models()
+
+    with RawServer(send) as server:
+        assert call(is_async, twice_async if is_async else twice, url=server.url) == []
+    assert b"cookie" not in heads[1].lower()
+
+
 # --- offsets of real tokenizers ---------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from redline import AnswerTooLargeError, ConnectionFailedError, ProtocolError, RedlineError
 from redline.answer_body import AnswerReader
@@ -227,7 +228,7 @@ def test_millions_of_wrong_elements_are_one_error(items: str, is_async: bool) ->
     ).encode()
     tracemalloc.start()
     try:
-        with pytest.raises(ProtocolError):
+        with pytest.raises(ProtocolError) as caught:
             call(
                 is_async,
                 lambda client: client.score([{"prompt": "p", "response": "r"}]),
@@ -237,3 +238,5 @@ def test_millions_of_wrong_elements_are_one_error(items: str, is_async: bool) ->
     finally:
         tracemalloc.stop()
     assert error_bytes < 20 * MIB
+    assert isinstance(caught.value.__cause__, ValidationError)
+    assert caught.value.__cause__.error_count() < 10
