@@ -153,7 +153,8 @@ class AsyncRewardClient:
                 for part in batch.parts(self._items_per_request):
                     group.create_task(ask_part(part))
         except ExceptionGroup as failed:
-            raise failed.exceptions[0] from None
+            first = failed.exceptions[0]
+            raise first from first.__cause__
         return batch.result()
 
     async def _ask_part(self, batch: Batch[Any], part: Sequence[int], attempts: Attempts) -> None:
