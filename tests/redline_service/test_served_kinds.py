@@ -8,10 +8,13 @@ from typing import Any
 import httpx
 import pytest
 
+from redline.exchange import correcting, scoring
 from redline.pairs import Pair
+from redline.wire import ScoreOptions, ScoreResponse
+from redline.wire.correction import CorrectOptions, CorrectResponse
 from redline_model.bundle import Bundle
 from redline_model.derive import derive_ensemble, derive_red
-from redline_model.scorers import all_readings
+from redline_model.scorers import all_readings, reading_key
 from redline_model.template import Item
 from redline_trainer.length_calibration import derive_length_calibrated, measure_on
 from tests.conftest import build_dpo, build_scalar, build_scorer, write_bundle
@@ -110,3 +113,55 @@ def test_bundles_may_be_moved(served: dict[str, Bundle], tmp_path: Path) -> None
         assert Bundle.load(moved).digest == served["ensemble"].digest
     finally:
         moved.rename(served["ensemble"].folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_client_believes_what_a_kind_answers(kind: str, served: dict[str, Bundle]) -> None:
+    bundle = served[kind]
+    ids = bundle.scorer.encoder.tokenizer("Hold it.", add_special_tokens=False)["input_ids"]
+    by_id = {"prompt": PROMPT, "tokenizer_fingerprint": bundle.tokenizer_fingerprint}
+    end = bundle.scorer.encoder.tokenizer.eos_token_id
+    items = [
+        *(
+            {"id": str(n), "prompt": PROMPT, "response": text}
+            for n, text in enumerate([*RESPONSES, " é\u0301\u200b\n"])
+        ),
+        {"prompt": PROMPT, "response": "Hold the", "finished": False},
+        {"id": "", "prompt": PROMPT, "response": "Hold it.", "token_offsets": [(0, 2), (1, 4), (4, 8), (8, 8)]},
+        {"prompt": PROMPT, "response": "", "token_offsets": [(0, 0)]},
+        {**by_id, "response_ids": ids},
+        {**by_id, "response_ids": [*ids, end]},
+        {**by_id, "response_ids": [*ids[:1], *ids]},
+        {"prompt": PROMPT, "response": ""},
+    ]
+    for number, reading in enumerate(all_readings(bundle.scorer)):
+        key = reading_key(bundle.scorer, reading)
+        for is_calibrated in {False, key in bundle.manifest.calibration}:
+            options = ScoreOptions(
+                mode=reading.mode,
+                aggregate=reading.aggregate,
+                calibrated=is_calibrated,
+                correction=bundle.scorer.can_correct and number == 0,
+            )
+            batch = scoring(items, "default", options)
+            answer = ask(bundle, batch.path, batch.body(range(len(items))))
+            batch.add(range(len(items)), ScoreResponse.model_validate_json(answer.content, strict=True))
+            assert [position for position, _ in batch.result().failures] == [len(items) - 1]  # the empty response
+
+
+@pytest.mark.parametrize("kind", ["length_calibrated seq2seq"])
+def test_the_client_believes_the_corrections_of_a_kind(kind: str, served: dict[str, Bundle]) -> None:
+    bundle = served[kind]
+    ids = bundle.scorer.encoder.tokenizer("Hold it.", add_special_tokens=False)["input_ids"]
+    items = [
+        *({"id": str(n), "prompt": PROMPT, "response": text} for n, text in enumerate(RESPONSES)),
+        {"prompt": PROMPT, "response": "Hold the", "finished": False},
+        {"prompt": PROMPT, "response_ids": ids, "tokenizer_fingerprint": bundle.tokenizer_fingerprint},
+    ]
+    for max_rounds in (1, 4):
+        for score_after in (False, True):
+            options = CorrectOptions(max_rounds=max_rounds, score_after=score_after)
+            batch = correcting(items, "default", options)
+            answer = ask(bundle, batch.path, batch.body(range(len(items))))
+            batch.add(range(len(items)), CorrectResponse.model_validate_json(answer.content, strict=True))
+            assert batch.result().failures == []
