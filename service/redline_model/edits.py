@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from difflib import SequenceMatcher
 from typing import Literal, NamedTuple
+
+from redline_model.word_diff import Match, matches_between
 
 _PIECES = re.compile(r"\s+|\w+|[^\w\s]")
 
@@ -19,15 +20,23 @@ class TextEdit(NamedTuple):
 
 
 def edits_between(response: str, correction: str) -> list[TextEdit]:
-    """The word-level edits, in order and without overlap, that turn ``response`` into ``correction``."""
+    """The word-level edits, in order and without overlap, that turn ``response`` into ``correction``.
+
+    The time is bounded: two texts that are long and have little in common are one replacement, in part or in whole.
+    """
     source, target = _PIECES.findall(response), _PIECES.findall(correction)
     starts = [0]
     for piece in source:
         starts.append(starts[-1] + len(piece))
     edits: list[TextEdit] = []
-    for op, i, j, k, m in SequenceMatcher(None, source, target, autojunk=False).get_opcodes():
-        if op == "insert" or op == "delete" or op == "replace":
-            edits.append(TextEdit(op, starts[i], starts[j], "".join(target[k:m])))
+    i = k = 0  # what stands before is kept or in an edit
+    for match in [*matches_between(source, target), Match(len(source), len(target), 0)]:
+        text = "".join(target[k : match.start_b])
+        if i < match.start_a or text:
+            op: Literal["insert", "delete", "replace"]
+            op = "insert" if i == match.start_a else "replace" if text else "delete"
+            edits.append(TextEdit(op, starts[i], starts[match.start_a], text))
+        i, k = match.start_a + match.size, match.start_b + match.size
     return edits
 
 
