@@ -14,15 +14,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from redline_model.bounded_json import one_line
 from redline_model.card import model_card
 from redline_model.compiling import compile_layers
-from redline_model.errors import BundleError
+from redline_model.errors import BundleError, RedlineModelError
 from redline_model.extraction import Extraction
 from redline_model.folders import check_free, file_digest, make_portable, replace_folder, write_atomically
 from redline_model.loading import (
     DECODER_ONLY,
     Kind,
     Placement,
+    is_out_of_memory,
     load_model,
     load_tokenizer,
     memory_bytes,
@@ -63,6 +65,7 @@ __all__ = [
 
 REFERENCE = "reference"  # where a dpo bundle keeps what its policy started from
 INNER = "inner"  # where a length-calibrated bundle keeps the bundle that it corrects
+MAX_DEPTH = 8  # of bundles inside bundles
 
 
 def member_folder(number: int) -> str:
@@ -107,6 +110,7 @@ class _How(NamedTuple):
     placement: Placement
     max_tokens: int
     prefix_cache_tokens: int
+    depth: int = 0
 
     def model(self, folder: Path, kind: Kind) -> Any:
         """The weights in ``folder``."""
@@ -117,13 +121,16 @@ class _How(NamedTuple):
 
     def part(self, folder: Path) -> Scorer[Any]:
         """The scorer of a bundle inside another, whose files were held against the outer manifest already."""
+        if self.depth == MAX_DEPTH:
+            raise BundleError(f"{folder} is a bundle inside more than {MAX_DEPTH} others")
         manifest = parse_manifest(folder)
-        return _LOADERS[manifest.kind](folder, manifest, self)
+        return _LOADERS[manifest.kind](folder, manifest, self._replace(depth=self.depth + 1))
 
 
 def _load_own(folder: Path, manifest: Manifest, how: _How) -> Scorer[Any]:
     model = how.model(folder, manifest.kind)
-    encoder = make_encoder(manifest.kind, model.config, load_tokenizer(folder), manifest.template, how.max_tokens)
+    tokenizer = load_tokenizer(folder, manifest.template.chat_kwargs)
+    encoder = make_encoder(manifest.kind, model.config, tokenizer, manifest.template, how.max_tokens)
     own: dict[str, Any] = {}
     if manifest.kind == "dpo":
         own = {"reference": how.model(folder / REFERENCE, "dpo"), "beta": manifest.beta}
@@ -194,7 +201,14 @@ class Bundle:
         folder = locate(source)
         manifest = read_manifest(folder)
         limit = manifest.max_tokens if max_tokens is None else min(max_tokens, manifest.max_tokens)
-        scorer = _LOADERS[manifest.kind](folder, manifest, _How(placement, limit, prefix_cache_tokens))
+        try:
+            scorer = _LOADERS[manifest.kind](folder, manifest, _How(placement, limit, prefix_cache_tokens))
+        except RedlineModelError:
+            raise
+        except Exception as error:  # a configuration that can be loaded and not be computed with
+            if is_out_of_memory(error):
+                raise
+            raise BundleError(f"{folder} cannot be used: {one_line(error)}") from error
         if prefix_cache_bytes is None:
             prefix_cache_bytes = int(DEFAULT_MEMORY_SHARE * memory_bytes(scorer.model.device))
         share_bytes(scorer.prefix_caches, prefix_cache_bytes)

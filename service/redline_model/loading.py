@@ -6,13 +6,17 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from redline_model.bounded_json import one_line
 from redline_model.errors import BundleError, UnsupportedError
+from redline_model.model_folder import ADAPTER_CONFIG, check_folder, check_weights, no_code
+from redline_model.template_check import check_chat_template
 
 Quantization = Literal["int8", "nf4"]
 Kind = Literal["seq2seq", "scalar", "red", "dpo", "ensemble", "length_calibrated"]
@@ -75,14 +79,25 @@ def quantization_config(quantization: Quantization, compute_dtype: torch.dtype) 
     )
 
 
-def load_tokenizer(source: str | Path) -> Any:
-    """The tokenizer of a folder or hub id; raises BundleError where there is none."""
+def load_tokenizer(source: str | Path, template_settings: Mapping[str, Any] | None = None) -> Any:
+    """The tokenizer of a folder or hub id, its chat template tried.
+
+    Args:
+        template_settings: what its chat template will be rendered with; None tries the usual settings.
+
+    Raises:
+        BundleError: there is none, it needs code of its own, or its chat template never ends.
+    """
     from transformers import AutoTokenizer
 
+    if Path(source).is_dir():
+        check_folder(Path(source))
     try:
-        return AutoTokenizer.from_pretrained(str(source))
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise BundleError(f"no tokenizer can be loaded from {source}: {_first_line(error)}") from error
+        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+    except Exception as error:  # damaged files raise anything, a bare Exception from Rust among them
+        raise _not_loaded("tokenizer", source, error) from error
+    check_chat_template(tokenizer, source, template_settings)
+    return tokenizer
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -95,13 +110,19 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def load_config(source: str | Path) -> Any:
-    """The transformers configuration of a folder or hub id; raises BundleError where there is none."""
+    """The transformers configuration of a folder or hub id.
+
+    Raises:
+        BundleError: there is none, it is damaged, or it needs code of its own.
+    """
     from transformers import AutoConfig
 
+    if Path(source).is_dir():
+        check_folder(Path(source))
     try:
-        return AutoConfig.from_pretrained(str(source))
-    except (OSError, ValueError, KeyError) as error:
-        raise BundleError(f"no model configuration can be loaded from {source}: {_first_line(error)}") from error
+        return AutoConfig.from_pretrained(str(source), trust_remote_code=False)
+    except Exception as error:  # every model's configuration has checks of its own
+        raise _not_loaded("model configuration", source, error) from error
 
 
 def load_model(source: str | Path, kind: Kind, placement: Placement, *, must_be_complete: bool = False) -> Any:
@@ -110,10 +131,12 @@ def load_model(source: str | Path, kind: Kind, placement: Placement, *, must_be_
     ``seq2seq``: causal or encoder-decoder LM. ``scalar``, ``red``: sequence classification with one label.
     ``dpo``: causal LM.
 
-    ``must_be_complete``: weights that are missing are an error, not a fresh draw (a scalar head on a new base is one).
+    ``must_be_complete``: as a bundle has to be. Weights that are missing are an error, not a fresh draw (a scalar head
+    on a new base is one), and only safetensors are read; a base may have PyTorch's own format, without code.
 
     Raises:
-        BundleError: the weights cannot be read, or some are missing.
+        BundleError: the weights cannot be read, some are missing, they are not those of the configuration, or the
+            model needs code of its own.
         UnsupportedError: an encoder-decoder model as a kind that is decoder-only, or an impossible device.
     """
     from transformers import (
@@ -137,21 +160,46 @@ def load_model(source: str | Path, kind: Kind, placement: Placement, *, must_be_
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         extra["quantization_config"] = quantization_config(placement.quantization, placement.torch_dtype())
         extra["device_map"] = {"": device}
+    if must_be_complete:
+        if (Path(source) / ADAPTER_CONFIG).exists():
+            raise BundleError(f"{source} holds {ADAPTER_CONFIG}: an adapter has to be merged into its model first")
+        extra["use_safetensors"] = True
+    if Path(source).is_dir():
+        is_quantized = getattr(config, "quantization_config", None) is not None
+        check_weights(Path(source), config, model_class, is_quantized=is_quantized)
     try:
         model, told = model_class.from_pretrained(
-            str(source), dtype=placement.torch_dtype(), output_loading_info=True, **extra
+            str(source),
+            dtype=placement.torch_dtype(),
+            output_loading_info=True,
+            trust_remote_code=False,
+            weights_only=True,
+            **extra,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # safetensors raises a bare subclass of Exception on corrupt files
         if is_out_of_memory(error):
             raise
-        raise BundleError(f"no {kind} weights can be loaded from {source}: {_first_line(error)}") from error
-    except Exception as error:  # safetensors raises a bare subclass of Exception on corrupt files
-        raise BundleError(f"the weights in {source} cannot be read: {_first_line(error)}") from error
+        raise _not_loaded(f"{kind} weights", source, error) from error
     if must_be_complete and told["missing_keys"]:
         raise BundleError(f"{source} lacks weights of a {kind} model: {', '.join(sorted(told['missing_keys'])[:3])}")
     if placement.quantization is None:
         model = model.to(device)
     return model.eval()
+
+
+def check_policy(source: str | Path) -> None:
+    """Check what ``load_tokenizer`` and ``load_model`` check, without loading a causal language model's weights.
+
+    Raises:
+        BundleError: the folder is damaged, or the model or its tokenizer cannot be used.
+    """
+    from transformers import AutoModelForCausalLM
+
+    load_tokenizer(source, {})
+    if Path(source).is_dir():
+        config = load_config(source)
+        is_quantized = getattr(config, "quantization_config", None) is not None
+        check_weights(Path(source), config, AutoModelForCausalLM, is_quantized=is_quantized)
 
 
 def token_limit(config: Any, asked: int | None = None) -> int:
@@ -181,5 +229,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _not_loaded(what: str, source: str | Path, error: Exception) -> BundleError:
+    # transformers says so in a text alone, for configurations, models and tokenizers
+    if "trust_remote_code" in str(error):
+        return BundleError(no_code(source))
+    reason = "it is nested too deep" if isinstance(error, RecursionError) else one_line(error)
+    if "ignore_mismatched_sizes" in str(error):
+        reason = "they have other shapes than the configuration describes"
+    return BundleError(f"no {what} can be loaded from {source}: {reason}")

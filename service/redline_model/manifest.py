@@ -6,20 +6,23 @@ import hashlib
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from string import Formatter
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from redline_model.bounded_json import one_line, read_object
 from redline_model.errors import BundleError, UnsupportedError
 from redline_model.extraction import Extraction
-from redline_model.folders import file_digest
+from redline_model.folder_listing import check_files
 from redline_model.loading import Kind
 from redline_model.scorers import EnsembleOptions, LengthCalibration
 from redline_model.template import Template
 
 MANIFEST = "redline.json"
 FORMAT_VERSION = 1
-_READ_BY_TRANSFORMERS = {".json", ".safetensors", ".bin", ".jinja", ".model", ".txt", ".py"}
+_MAX_VALUES = 100_000  # in a manifest; one of a single model has about a hundred
+_MAX_TEXT = 100_000  # characters of a piece of the template
 # the field that a kind has and no other
 _OWN_FIELDS: dict[Kind, str] = {
     "dpo": "beta",
@@ -58,7 +61,7 @@ class Manifest(BaseModel):
     format_version: int = Field(default=FORMAT_VERSION, ge=1)
     kind: Kind
     base_model: str
-    max_tokens: int = Field(ge=1)
+    max_tokens: int = Field(ge=1, lt=2**31)
     template: Template
     extraction: Extraction
     beta: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -90,7 +93,7 @@ class Manifest(BaseModel):
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of ``folder`` after every file was held against it. Raises BundleError, UnsupportedError."""
     manifest = parse_manifest(folder)
-    _check_files(folder, manifest)
+    check_files(folder, manifest.files, MANIFEST)
     return manifest
 
 
@@ -99,38 +102,28 @@ def parse_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise BundleError(f"{folder} is not a complete bundle: {MANIFEST} is missing")
+    raw = read_object(path, max_values=_MAX_VALUES, is_strict=True)
+    if isinstance(raw.get("format_version"), int) and raw["format_version"] > FORMAT_VERSION:
+        found = one_line(raw["format_version"])
+        raise UnsupportedError(f"{path} has format {found}; this Redline reads up to {FORMAT_VERSION}: upgrade it")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path} is not JSON: {error}") from error
-    if isinstance(raw, dict) and isinstance(raw.get("format_version"), int) and raw["format_version"] > FORMAT_VERSION:
-        raise UnsupportedError(
-            f"{path} has format {raw['format_version']}; this Redline reads up to {FORMAT_VERSION}: upgrade it"
-        )
-    try:
-        return Manifest.model_validate(raw)
+        manifest = Manifest.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "it as a whole"
-        raise BundleError(f"{path} is not a bundle's manifest: {where}: {first['msg']}") from error
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = one_line(".".join(map(str, first["loc"])) or "it as a whole")
+        raise BundleError(f"{path} is not a bundle's manifest: {where}: {one_line(first['msg'])}") from error
+    _check_template(path, manifest.template)
+    return manifest
 
 
-def _check_files(folder: Path, manifest: Manifest) -> None:
-    path = folder / MANIFEST
-    if not manifest.files:
-        raise BundleError(f"{path} lists no files")
-    if not any(name.endswith(".safetensors") for name in manifest.files):
-        raise BundleError(f"{path} lists no weights")
-    for file in folder.rglob("*"):
-        name = file.relative_to(folder).as_posix()
-        is_read = file.suffix in _READ_BY_TRANSFORMERS and not any(p.startswith(".") for p in Path(name).parts)
-        if file.is_file() and is_read and name != MANIFEST and name not in manifest.files:
-            raise BundleError(
-                f"{folder} holds {name}, which {MANIFEST} does not list: it would change the model unnoticed"
-            )
-    for name, expected in sorted(manifest.files.items()):
-        file = folder / name
-        if not file.is_file():
-            raise BundleError(f"{folder} is not a complete bundle: {name} is missing")
-        if file_digest(file) != expected:
-            raise BundleError(f"{folder} is corrupt: {name} does not match its digest in {MANIFEST}")
+def _check_template(path: Path, template: Template) -> None:
+    """The template's pieces are short, and its turns name nothing but the role."""
+    for name in ("instruction", "turn", "turn_end", "rewrite"):
+        if len(getattr(template, name)) > _MAX_TEXT:
+            raise BundleError(f"{path}: template.{name} has more than {_MAX_TEXT} characters")
+    try:
+        fields = [field for _, *field in Formatter().parse(template.turn) if field[0] is not None]
+    except ValueError as error:
+        raise BundleError(f"{path}: template.turn is no format: {one_line(error)}") from error
+    if any(field != ["role", "", None] for field in fields):
+        raise BundleError(f"{path}: template.turn may name {{role}} and nothing else")
