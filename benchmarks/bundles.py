@@ -59,7 +59,8 @@ def build_bundle(out: Path, model_folder: Path | None, seed: int) -> tuple[Path,
     folder = model_folder or Path("models/smollm2")
     model: Any
     if folder.is_dir():
-        model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), load_tokenizer(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+        tokenizer = load_tokenizer(folder)
         weights = folder.name
     elif model_folder is not None:
         raise SystemExit(f"there is no model at {model_folder}")

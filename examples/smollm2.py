@@ -36,8 +36,8 @@ def gguf_folder() -> Path:
 def convert(out: Path) -> None:
     """Write model and tokenizer to ``out``."""
     folder = str(gguf_folder())
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=FILE)
-    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=FILE, trust_remote_code=False)
+    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32, trust_remote_code=False)
     # a model that came out of a GGUF file calls itself quantised and will not be saved: pour it into a fresh one
     config = copy.deepcopy(loaded.config)
     if hasattr(config, "quantization_config"):
@@ -58,8 +58,8 @@ def main() -> None:
         print(f"{args.out} is there already")
         return
     convert(args.out)
-    written = AutoTokenizer.from_pretrained(str(args.out))
-    model = AutoModelForCausalLM.from_pretrained(str(args.out)).eval()
+    written = AutoTokenizer.from_pretrained(str(args.out), trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(str(args.out), trust_remote_code=False).eval()
     text = written.apply_chat_template(
         [{"role": "user", "content": "What is the capital of France?"}], tokenize=False, add_generation_prompt=True
     )

@@ -174,7 +174,7 @@ class Cell:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return AutoTokenizer.from_pretrained(str(self.supervised))
+        return AutoTokenizer.from_pretrained(str(self.supervised), trust_remote_code=False)
 
     def _count(self, text: str) -> int:
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"]) + 1

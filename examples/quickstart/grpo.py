@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     asked = [json.loads(line)["prompt"] for line in args.prompts.read_text(encoding="utf-8").splitlines()]
-    tokenizer = AutoTokenizer.from_pretrained(args.policy)
+    tokenizer = AutoTokenizer.from_pretrained(args.policy, trust_remote_code=False)
     trainer = (GRPOTrainer if args.scalar else TokenGRPOTrainer)(
         model=args.policy,
         reward_funcs=RedlineReward(args.url, tokenizer),

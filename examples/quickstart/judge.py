@@ -51,7 +51,7 @@ def judge(
     """Figures of every policy, and what it answered. Win rates leave ties out and say how many there were."""
     responses = {name: answers(path, questions, seed) for name, path in policies.items()}
     golds = {name: [gold(q, r) for q, r in zip(questions, rs, strict=True)] for name, rs in responses.items()}
-    tokenizer = AutoTokenizer.from_pretrained(str(policies[baseline]))
+    tokenizer = AutoTokenizer.from_pretrained(str(policies[baseline]), trust_remote_code=False)
 
     def tokens(texts: Sequence[str]) -> float:
         return sum(len(tokenizer(t, add_special_tokens=False)["input_ids"]) + 1 for t in texts) / len(texts)

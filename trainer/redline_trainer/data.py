@@ -10,6 +10,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,10 @@ def _hub_rows(source: str) -> Iterator[tuple[str, Any]]:
         raise DataError(f"{source}: there is no such file")
     from datasets import load_dataset
 
+    # data sets before version 4 ask on the terminal whether to run code that comes with the data
+    no_code = {"trust_remote_code": False} if "trust_remote_code" in signature(load_dataset).parameters else {}
     try:
-        rows = load_dataset(name, split=split or "train")
+        rows = load_dataset(name, split=split or "train", **no_code)
     except Exception as error:  # datasets raises a dozen unrelated types for "cannot be had"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"{source}: no such file, and no such hub data set: {reason}") from error

@@ -58,7 +58,9 @@ def ppo(
     from redline.ppo import CausalPolicy, PPOConfig, PPOLoop, RemoteRewards
     from redline.ppo.prompts import load_prompts
     from redline.ppo.report import write_report
+    from redline_model.loading import check_policy
 
+    check_policy(policy)
     choices: dict[str, Any] = {"advantage": advantage, "on_model_change": on_model_change}
     config = PPOConfig(
         steps=steps,

@@ -19,7 +19,7 @@ from redline.integrations.sampled import TokenRewarder
 def _rewarder(tokenizer_path: str) -> TokenRewarder:
     from transformers import AutoTokenizer
 
-    return TokenRewarder(AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=True))
+    return TokenRewarder(AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=False))
 
 
 async def reward(args: Any, sample: Any, **options: Any) -> dict[str, Any]:

@@ -79,18 +79,23 @@ class CausalPolicy:
         """A policy from a folder or hub id, with a fresh LoRA adapter if ``lora_rank`` is given.
 
         Raises:
-            CommandError: it cannot be loaded.
+            CommandError: it cannot be loaded, or needs code of its own.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(source))
-            model = AutoModelForCausalLM.from_pretrained(str(source), dtype=torch.float32).to(name)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise CommandError(
-                f"no policy can be loaded from {source}: {str(error).strip().splitlines()[0]}"
-            ) from error
+            tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                str(source), dtype=torch.float32, trust_remote_code=False, weights_only=True
+            ).to(name)
+        except Exception as error:  # damaged files raise anything
+            if "trust_remote_code" in str(error):
+                raise CommandError(
+                    f"{source} needs code of its own, and Redline does not run code from model folders"
+                ) from error
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise CommandError(f"no policy can be loaded from {source}: {reason}") from error
         if lora_rank is not None:
             from peft import LoraConfig, TaskType, get_peft_model
 
