@@ -25,6 +25,8 @@ _STATUSES = (401, 404, 408, 413, 422, 503)
 REFUSALS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for status in _STATUSES}
 # Bodies up to this size are parsed on the event loop: handing them to a thread takes longer.
 _SMALL_BODY = 16 * 1024
+# Of the time for which a caller waits: this share, and at most so many seconds, are for the answer's way back.
+_MARGIN_SHARE, _MARGIN_S = 0.05, 0.5
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -84,7 +86,9 @@ class ModelRoute(GuardedRoute):
             check_key(request)
             settings: ServiceSettings = request.app.state.settings
             limiter: ConcurrencyLimiter = request.app.state.limiter
-            deadline_s = min(settings.deadline_s, requested_deadline_s(request.headers.get(DEADLINE_HEADER)))
+            requested_s = requested_deadline_s(request.headers.get(DEADLINE_HEADER))
+            # the answer is to be there before its caller has hung up
+            deadline_s = min(settings.deadline_s, requested_s - min(_MARGIN_SHARE * requested_s, _MARGIN_S))
             with limiter.slot():
                 try:
                     async with asyncio.timeout(deadline_s):

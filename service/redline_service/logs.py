@@ -54,6 +54,8 @@ def access_line(method: str, route: str, status: int, seconds: float) -> str:
 def logging_config(level: str, keys: Sequence[str]) -> dict[str, Any]:
     """For ``logging.config.dictConfig``: one handler on standard error for the service and for uvicorn."""
     own = {"handlers": ["stderr"], "level": level.upper(), "propagate": False}
+    # what uvicorn tells at "info" is of its own life; the service says itself where it serves what
+    uvicorn = {**own, "level": "WARNING" if level == "info" else level.upper()}
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -61,8 +63,8 @@ def logging_config(level: str, keys: Sequence[str]) -> dict[str, Any]:
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "redacted"}},
         "loggers": {
             "redline": own,
-            "uvicorn": own,
-            "uvicorn.error": {"level": level.upper()},
+            "uvicorn": uvicorn,
+            "uvicorn.error": {"level": uvicorn["level"]},
             "uvicorn.access": {"handlers": [], "propagate": False},  # it logs paths
             "asyncio": own,
         },

@@ -45,7 +45,7 @@ async def read_body(request: Request, *, max_bytes: int, timeout_s: float) -> by
                     raise too_large
     except TimeoutError as error:
         reason = f"the body did not arrive within {timeout_s:g} s"
-        raise RequestError(ErrorCode.BODY_TIMEOUT, reason, retry_after_s=1) from error
+        raise RequestError(ErrorCode.BODY_TIMEOUT, reason) from error
     return bytes(body)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 SCORE_PATH = "/v1/score"
 CORRECT_PATH = "/v1/correct"
@@ -41,13 +41,8 @@ def _unicode(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_unicode)]
 
-
-class _FailFast(FailFast):
-    __hash__ = object.__hash__  # unions of annotated types are compared by hash
-
-
 # Validation of a list ends at its first bad element: a long list of bad ones would cost as many error objects.
-FirstError = _FailFast()
+FirstError = Field(fail_fast=True)
 TokenIds = Annotated[list[int], FirstError]
 _MAX_FIELDS = 100
 
@@ -92,7 +87,7 @@ ERROR_TABLE: dict[ErrorCode, ErrorSpec] = {
     ErrorCode.METHOD_NOT_ALLOWED: ErrorSpec(405, False),
     ErrorCode.MODEL_NOT_FOUND: ErrorSpec(404, False),
     ErrorCode.REQUEST_TOO_LARGE: ErrorSpec(413, False),
-    ErrorCode.BODY_TIMEOUT: ErrorSpec(408, True),
+    ErrorCode.BODY_TIMEOUT: ErrorSpec(408, False),
     ErrorCode.INVALID_PROMPT: ErrorSpec(422, False),
     ErrorCode.EMPTY_RESPONSE: ErrorSpec(422, False),
     ErrorCode.BAD_IDS: ErrorSpec(422, False),
@@ -245,13 +240,13 @@ class ItemScore(_Answer):
 
     id: str | None = None
     score: float
-    rewards: Annotated[list[float], Field(fail_fast=True)]
-    offsets: Annotated[list[Span], Field(fail_fast=True)]
+    rewards: Annotated[list[float], FirstError]
+    offsets: Annotated[list[Span], FirstError]
     diverged_at: int | None = None
     truncated: bool = False
     correction: str | None = None
     correction_complete: bool | None = None
-    edits: list[Edit] | None = Field(default=None, fail_fast=True)
+    edits: Annotated[list[Edit], FirstError] | None = None
 
 
 class ItemError(_Answer):
@@ -292,7 +287,7 @@ class ScoreResponse(_Answer):
 
     model: ModelRef
     options: AppliedOptions
-    items: Annotated[list[Annotated[ItemResult, Field(union_mode="left_to_right")]], Field(fail_fast=True)]
+    items: Annotated[list[Annotated[ItemResult, Field(union_mode="left_to_right")]], FirstError]
     usage: Usage
 
 
@@ -323,8 +318,8 @@ class ModelInfo(_Answer):
     limits: ModelLimits
     default_mode: str | None = None
     default_aggregate: str
-    modes: Annotated[list[str], Field(fail_fast=True)]
-    aggregates: Annotated[list[str], Field(fail_fast=True)]
+    modes: Annotated[list[str], FirstError]
+    aggregates: Annotated[list[str], FirstError]
     calibration: dict[str, Calibration]
     dtype: str
     device: str
@@ -334,4 +329,4 @@ class ModelInfo(_Answer):
 class ModelList(_Answer):
     """Answer to ``GET /v1/models``."""
 
-    models: Annotated[list[ModelInfo], Field(fail_fast=True)]
+    models: Annotated[list[ModelInfo], FirstError]

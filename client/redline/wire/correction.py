@@ -66,7 +66,7 @@ class ItemCorrection(_Answer):
     correction: str
     ended: Ended
     rounds: int
-    edits: Annotated[list[Edit], Field(fail_fast=True)]
+    edits: Annotated[list[Edit], FirstError]
     score_before: float
     score_after: float | None = None
     truncated: bool = False
@@ -90,5 +90,5 @@ class CorrectResponse(_Answer):
 
     model: ModelRef
     options: AppliedOptions
-    items: Annotated[list[Annotated[CorrectionResult, Field(union_mode="left_to_right")]], Field(fail_fast=True)]
+    items: Annotated[list[Annotated[CorrectionResult, Field(union_mode="left_to_right")]], FirstError]
     usage: Usage
