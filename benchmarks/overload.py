@@ -53,11 +53,11 @@ class Budget:
     """How long each part takes.
 
     Args:
-        capacity_s: seconds of closed loop that count, after half as many to warm up.
+        capacity_s: seconds of closed loop that count, after half as many to warm up; more where the model is slow.
         window_s: seconds of each load that count.
         sequential: small requests one after the other.
         beside: short requests alone, and as many beside the long ones, within ``beside_s`` seconds each.
-        items_under_way: in the closed loop that measures the capacity, over 16 connections or more.
+        items_under_way: in the closed loop that measures the capacity, each request on a connection of its own.
         deadline_s: the least ``X-Deadline-S``.
     """
 
@@ -67,13 +67,15 @@ class Budget:
     beside: int
     beside_s: float
     loads: tuple[float, ...] = (1.0, 1.5, 2.0)
-    variants: tuple[str, ...] = ("single", "batches")
+    variants: tuple[str, ...] = ("single",)
     items_under_way: int = 64
     deadline_s: float = 1.0
 
 
 QUICK = Budget(capacity_s=3, window_s=6, sequential=50, beside=50, beside_s=15)
 FULL = Budget(capacity_s=10, window_s=20, sequential=200, beside=200, beside_s=40, variants=tuple(VARIANTS))
+# where the model takes next to no time, more must be under way until the service has no idle moment
+TINY = {"variants": ("single", "batches"), "items_under_way": 96}
 
 
 class Load:
@@ -83,6 +85,7 @@ class Load:
         self._service, self._encoder, self._scorer = service, bundle.scorer.encoder, bundle.scorer
         self._texts = texts
         self._serial = 0
+        self.capacity_s = 0.0
 
     def short(self, variant: str) -> list[list[dict[str, str]]]:
         """Items of requests of a variant, without serial numbers."""
@@ -132,12 +135,16 @@ class Load:
         return found, use
 
     def capacity(self, requests: Sequence[list[dict[str, str]]], budget: Budget) -> float:
-        """Items a second in a closed loop."""
-        lead = budget.capacity_s / 2
-        until = lead + budget.capacity_s
-        connections = max(16, budget.items_under_way // len(requests[0]))
-        found, _ = self.run(self.stream(requests, connections=connections, until_s=until), seconds=until)
-        return steady_rate(found.outcomes[0], lead, until)
+        """Items a second in a closed loop, measured for longer until each connection was answered twice on average."""
+        connections = budget.items_under_way // len(requests[0])
+        while True:
+            lead, until = self.capacity_s / 2, 1.5 * self.capacity_s
+            stream = self.stream(requests, connections=connections, until_s=until)
+            outcomes = self.run(stream, seconds=until)[0].outcomes[0]
+            answers = sum(o.scored > 0 and lead < o.ended_s <= until for o in outcomes)
+            if answers >= 2 * connections or (answers and self.capacity_s > 60):
+                return steady_rate(outcomes, lead, until)
+            self.capacity_s *= 1.5
 
 
 def busy_s() -> float:
@@ -178,7 +185,7 @@ def loads(load: Load, variant: str, budget: Budget, seed: int, batch_tokens: int
     deadline = deadline or chosen_deadline(before, item_tokens, batch_tokens, budget.deadline_s)
     runs = {}
     for times in budget.loads:
-        print(f"  overload {variant:8} {times:g} x {before:.1f} items/s", file=sys.stderr)
+        print(f"  overload {variant:8} {times:g} x {before:.1f} items/s, deadline {deadline:g} s", file=sys.stderr)
         until = deadline + max(budget.window_s, deadline)
         at = arrivals(times * before / items, until + deadline, seed)
         found, use = load.run(
@@ -243,6 +250,8 @@ def measure_overload(path: Path, bundle: Bundle, texts: Texts, budget: Budget, s
     try:
         load = Load(service, bundle, texts)
         small = sequential(load, budget)
+        # all that is under way, one item after the other at half the time each: about what they take in batches
+        load.capacity_s = max(budget.capacity_s, budget.items_under_way * small["latency"]["p50_ms"] / 1000 / 2)
         variants: dict[str, Any] = {}
         deadline = None
         for variant in budget.variants:
@@ -271,12 +280,13 @@ def main() -> None:
     parser.add_argument("--loads", type=float, nargs="+", help="only these multiples of the capacity")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), help="only these kinds of requests")
     parser.add_argument("--deadline-s", type=float, help="the least X-Deadline-S; default 1")
-    parser.add_argument("--quick", action="store_true", help="shorter")
+    parser.add_argument("--quick", action="store_true", help="shorter, and single requests alone unless --tiny")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     started = time.perf_counter()
     asked = {"loads": args.loads, "variants": args.variants, "deadline_s": args.deadline_s}
-    budget = replace(QUICK if args.quick else FULL, **{key: value for key, value in asked.items() if value})
+    own: dict[str, Any] = TINY if args.tiny else {}
+    budget = replace(QUICK if args.quick else FULL, **{**own, **{key: value for key, value in asked.items() if value}})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bundle"
         path, weights = build_tiny_bundle(path, args.seed) if args.tiny else build_bundle(path, args.model, args.seed)
