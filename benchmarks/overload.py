@@ -44,6 +44,8 @@ VARIANTS = {"single": (1, False), "batches": (8, False), "groups": (8, True)}
 _SHORT_PROMPT, _SHORT_RESPONSE = (16, 32), (10, 20)
 _TEMPLATES = 64
 _LONG_UNDER_WAY = 8
+# seconds of a closed loop after which its rate is taken as it is
+_ENOUGH_S = 30.0
 # kept by the other caller: callers are told apart by their address
 _OTHER_ADDRESS = "127.0.0.2"
 
@@ -135,14 +137,17 @@ class Load:
         return found, use
 
     def capacity(self, requests: Sequence[list[dict[str, str]]], budget: Budget) -> float:
-        """Items a second in a closed loop, measured for longer until each connection was answered twice on average."""
+        """Items a second in a closed loop, measured for longer where fewer than two answers a connection came.
+
+        Half a minute is enough where any came: a slow model on a busy machine must not take hours.
+        """
         connections = budget.items_under_way // len(requests[0])
         while True:
             lead, until = self.capacity_s / 2, 1.5 * self.capacity_s
             stream = self.stream(requests, connections=connections, until_s=until)
             outcomes = self.run(stream, seconds=until)[0].outcomes[0]
             answers = sum(o.scored > 0 and lead < o.ended_s <= until for o in outcomes)
-            if answers >= 2 * connections or (answers and self.capacity_s > 60):
+            if answers >= 2 * connections or (answers and self.capacity_s >= _ENOUGH_S):
                 return steady_rate(outcomes, lead, until)
             self.capacity_s *= 1.5
 
@@ -213,8 +218,9 @@ def loads(load: Load, variant: str, budget: Budget, seed: int, batch_tokens: int
 
 
 def sequential(load: Load, budget: Budget) -> dict[str, Any]:
-    """Single short items on one kept connection, after five that do not count."""
-    found, _ = load.run(load.stream(load.short("single"), connections=1, requests=budget.sequential + 5), seconds=60)
+    """Single short items on one kept connection, after five that do not count; for at most a minute."""
+    stream = load.stream(load.short("single"), requests=budget.sequential + 5, until_s=60)
+    found, _ = load.run(stream, seconds=60)
     return beyond_the_model(found.outcomes[0][5:])
 
 
@@ -251,7 +257,8 @@ def measure_overload(path: Path, bundle: Bundle, texts: Texts, budget: Budget, s
         load = Load(service, bundle, texts)
         small = sequential(load, budget)
         # all that is under way, one item after the other at half the time each: about what they take in batches
-        load.capacity_s = max(budget.capacity_s, budget.items_under_way * small["latency"]["p50_ms"] / 1000 / 2)
+        expected_s = budget.items_under_way * small["latency"]["p50_ms"] / 1000 / 2
+        load.capacity_s = max(budget.capacity_s, min(_ENOUGH_S, expected_s))
         variants: dict[str, Any] = {}
         deadline = None
         for variant in budget.variants:

@@ -9,8 +9,9 @@ from rich.table import Table
 
 from benchmarks.outcomes import KINDS
 
-# what makes a run doubtful: the generator's lateness as a share of the deadline, and the capacity's drift
-_LATE, _DRIFT = 0.1, 0.25
+# what makes a run doubtful: the generator's lateness as a share of the deadline, the capacity's drift, cores that other
+# processes took
+_LATE, _DRIFT, _OTHERS = 0.1, 0.25, 0.5
 
 
 def _ms(found: dict[str, float] | None) -> str:
@@ -51,8 +52,8 @@ def notes(variants: dict[str, Any]) -> list[str]:
                 f"  {times}x: {before:.0f} items/s before, {after:.0f} after, {run['connections']} connections"
             )
             lines += [f"      {number} x {answer}" for answer, number in run["answers"].items()]
-            if abs(before - after) > _DRIFT * capacity["mean"]:
-                lines.append(f"      IN DOUBT: speed changed; others took {cores['others']:.1f} cores")
+            if abs(before - after) > _DRIFT * capacity["mean"] or cores["others"] > _OTHERS:
+                lines.append(f"      IN DOUBT: other processes took {cores['others']:.1f} cores")
             if late is not None and late["p95_ms"] > 1000 * _LATE * deadline:
                 lines.append(f"      IN DOUBT: requests were sent late, p95 {late['p95_ms']:.0f} ms")
     return lines

@@ -212,8 +212,8 @@ def test_the_load_generator_against_a_scripted_service() -> None:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         async with server:
             template = request_template("/v1/score", [{"prompt": "ä", "response": "b"}] * 2, {"X-Deadline-S": "1"})
-            at = [0.0, 0.1, 0.2, 0.3, 0.8, 0.9]
-            return await generate(server.sockets[0].getsockname()[1], [Stream([template], 7, at_s=at, give_up_s=0.4)])
+            stream = Stream([template], 7, requests=6, give_up_s=1.0)
+            return await generate(server.sockets[0].getsockname()[1], [stream])
 
     recording = asyncio.run(run())
     found = sorted(recording.outcomes[0], key=lambda outcome: outcome.due_s)
