@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from redline.errors import CommandError
+from redline.row_files import Problems, UnreadableRowError, parse_json, read_lines
 
 T = TypeVar("T")
 Row = tuple[str, dict[str, Any]]
@@ -35,62 +33,67 @@ class CheckedRows(Generic[T]):
         parse: ``(where, row)`` to whatever is wanted of it; raises CommandError where a row will not do.
 
     Raises:
-        CommandError: it cannot be read, holds nothing, or holds rows that will not do (all of them told).
+        CommandError: it cannot be read, holds nothing, or holds rows that will not do (all of them counted, the first
+            in full).
     """
 
     def __init__(self, path: Path, parse: Callable[[str, dict[str, Any]], T], limit: int | None = None) -> None:
         self.path = path
         self._parse = parse
         self._limit = limit
-        problems: list[str] = []
+        problems = new_problems()
         digest = hashlib.sha256()
         self.count = 0
-        for where, line in _lines(path, limit):
-            digest.update(line.encode())
-            self.count += 1
-            try:
-                parse(where, _row(where, line))
-            except CommandError as error:
-                problems.append(str(error))
+        try:
+            for where, line in self._lines():
+                digest.update(line[:-2] + b"\n" if line.endswith(b"\r\n") else line)
+                self.count += 1
+                try:
+                    parse(where, _row(where, line))
+                except CommandError as error:
+                    problems.add(str(error))
+                if problems.is_full:
+                    break
+        except CommandError as error:
+            problems.add(str(error))
         refuse_if_any(problems)
         if not self.count:
             raise CommandError(f"{path}: holds no rows")
         self.sha256 = digest.hexdigest()
 
     def __iter__(self) -> Iterator[tuple[str, T]]:
-        for where, line in _lines(self.path, self._limit):
+        for where, line in self._lines():
             yield where, self._parse(where, _row(where, line))
 
-
-def _lines(path: Path, limit: int | None) -> Iterator[tuple[str, str]]:
-    opener = gzip.open if path.name.endswith(".gz") else open
-    count = 0
-    try:
-        with opener(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if limit is not None and count >= limit:
+    def _lines(self) -> Iterator[tuple[str, bytes]]:
+        try:
+            for count, found in enumerate(read_lines(self.path)):
+                if self._limit is not None and count >= self._limit:
                     return
-                if line.strip():
-                    count += 1
-                    yield f"{path}:{number}", line
-    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
-        raise CommandError(f"{path}: cannot be read: {error}") from error
+                yield found
+        except UnreadableRowError as error:
+            raise CommandError(str(error)) from error
 
 
-def _row(where: str, line: str) -> dict[str, Any]:
+def _row(where: str, line: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-        if "\\u" in line:
-            json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
-    except (ValueError, RecursionError) as error:
-        raise CommandError(f"{where}: not JSON: {error}") from error
+        row = parse_json(line)
+    except ValueError as error:
+        raise CommandError(f"{where}: {error}") from error
     if not isinstance(row, dict):
         raise CommandError(f"{where}: a row must be an object")
     return row
 
 
-def refuse_if_any(problems: Sequence[str]) -> None:
+def new_problems() -> Problems:
+    """None so far, of those that ``refuse_if_any`` takes."""
+    return Problems(_SHOWN)
+
+
+def refuse_if_any(problems: Problems) -> None:
     """Raise CommandError with all problems, the first ten in full."""
-    if problems:
-        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise CommandError("; ".join(problems[:_SHOWN]) + more)
+    if problems.count:
+        more = f"; and {problems.count - _SHOWN} more" if problems.count > _SHOWN else ""
+        if problems.is_full:
+            more = f"; and more: reading stopped at {problems.count}"
+        raise CommandError("; ".join(problems.first) + more)

@@ -5,16 +5,14 @@ Every bad row is reported, with file, line and reason, before anything else happ
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from redline.pairs import BadRowError, Pair, parse_row
+from redline.row_files import Problems, UnreadableRowError, parse_json, read_lines, read_list
 from redline_model.errors import DataError
 from redline_model.folders import file_digest
 from redline_model.manifest import DataSource
@@ -35,59 +33,51 @@ def load_pairs(sources: Sequence[str | Path]) -> tuple[list[Pair], list[DataSour
     """
     pairs: list[Pair] = []
     origins: list[DataSource] = []
-    problems: list[str] = []
+    problems = Problems(MAX_REPORTED)
     for source in sources:
         before = len(pairs)
-        digest: str | None
-        if Path(source).is_file():
-            rows, digest = _file_rows(Path(source)), file_digest(Path(source))
-        else:
-            rows, digest = _hub_rows(str(source)), None
+        is_file = Path(source).exists() and not Path(source).is_dir()
+        rows = _file_rows(Path(source)) if is_file else _hub_rows(str(source))
         for where, row in rows:
             try:
                 if isinstance(row, BadRowError):
                     raise row
                 pairs.append(parse_row(row, where))
             except BadRowError as error:
-                problems.append(f"{where}: {error}")
-        if len(pairs) == before and not problems:
-            problems.append(f"{source}: holds no pairs")
+                problems.add(f"{where}: {error}")
+            if problems.is_full:
+                raise DataError(listing(problems, "bad rows; nothing was used"))
+        if len(pairs) == before and not problems.count:
+            problems.add(f"{source}: holds no pairs")
+        digest = file_digest(Path(source)) if is_file else None
         origins.append(DataSource(name=str(source), sha256=digest, pairs=len(pairs) - before))
-    if problems:
+    if problems.count:
         raise DataError(listing(problems, "bad rows; nothing was used"))
     return pairs, origins
 
 
-def listing(problems: Sequence[str], what: str) -> str:
+def listing(problems: Problems, what: str) -> str:
     """``N what`` and the problems, one a line, the first fifty."""
-    shown = list(problems[:MAX_REPORTED])
-    if len(problems) > MAX_REPORTED:
-        shown.append(f"... and {len(problems) - MAX_REPORTED} more")
-    return "\n  ".join([f"{len(problems)} {what}", *shown])
+    shown = list(problems.first)
+    if problems.count > len(shown):
+        shown.append(f"... and {problems.count - len(shown)} more")
+    return "\n  ".join([f"{problems.counted} {what}", *shown])
 
 
 def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
     if not path.name.endswith(_SUFFIXES):
         raise DataError(f"{path}: unknown data format; this reads {', '.join(_SUFFIXES)} and hub ids")
-    opener = gzip.open if path.name.endswith(".gz") else open
     try:
-        with opener(path, "rb") as file:
-            if path.name.removesuffix(".gz").endswith(".json"):
-                rows = json.loads(file.read())
-                if not isinstance(rows, list):
-                    raise DataError(f"{path}: a .json file must hold a list of rows")
-                yield from ((f"{path}:row {n}", row) for n, row in enumerate(rows, 1))
-                return
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    try:
-                        yield f"{path}:{number}", json.loads(line)
-                    except (ValueError, RecursionError) as error:
-                        yield f"{path}:{number}", BadRowError(f"not JSON: {error}")
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON: {error}") from error
+        if path.name.removesuffix(".gz").endswith(".json"):
+            yield from read_list(path)
+            return
+        for where, line in read_lines(path):
+            try:
+                yield where, parse_json(line)
+            except ValueError as error:
+                yield where, BadRowError(str(error))
+    except UnreadableRowError as error:
+        yield error.where, BadRowError(error.reason)
 
 
 def _hub_rows(source: str) -> Iterator[tuple[str, Any]]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from redline.pairs import Pair
+from redline.row_files import Problems
 from redline_model.bundle import make_encoder, make_scorer, save_bundle
 from redline_model.errors import DataError, ItemError, RedlineModelError, TooLongError
 from redline_model.extraction import Extraction
@@ -25,7 +26,7 @@ from redline_model.template import Encoder, Item
 from redline_trainer.adapters import merged, trainable_model
 from redline_trainer.checkpoint import resume, run_identity, save_checkpoint, saved_step
 from redline_trainer.config import TrainConfig
-from redline_trainer.data import listing, split_by_prompt
+from redline_trainer.data import MAX_REPORTED, listing, split_by_prompt
 from redline_trainer.evaluate import Evaluation, evaluate
 from redline_trainer.objectives import EncodedPair, Objective, with_strays
 from redline_trainer.recipes import bundle_parts, frozen_reference, make_objective, scorer_options, template_for
@@ -78,7 +79,7 @@ def encode_pairs(encoder: Encoder, pairs: Sequence[Pair], on_too_long: str) -> t
         DataError: listing every pair that cannot be used, all at once.
     """
     encoded: list[EncodedPair] = []
-    problems: list[str] = []
+    problems = Problems(MAX_REPORTED)
     skipped = 0
     for number, pair in enumerate(pairs):
         try:
@@ -88,10 +89,12 @@ def encode_pairs(encoder: Encoder, pairs: Sequence[Pair], on_too_long: str) -> t
             if on_too_long == "skip":
                 skipped += 1
             else:
-                problems.append(f"{pair.where}: {error}")
+                problems.add(f"{pair.where}: {error}")
         except ItemError as error:
-            problems.append(f"{pair.where}: {error}")
-    if problems:
+            problems.add(f"{pair.where}: {error}")
+        if problems.is_full:
+            break
+    if problems.count:
         raise DataError(listing(problems, "pairs cannot be used; nothing was trained"))
     return encoded, skipped
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from redline.jsonl import read_rows, refuse_if_any
+from redline.jsonl import new_problems, read_rows, refuse_if_any
 from redline.ppo.protocols import Prompt
 
 
@@ -15,13 +15,13 @@ def load_prompts(path: Path) -> list[Prompt]:
         CommandError: listing the rows that have none, or that the file cannot be read.
     """
     prompts: list[Prompt] = []
-    problems: list[str] = []
+    problems = new_problems()
     for where, row in read_rows(path):
         prompt = row.get("prompt")
         if isinstance(prompt, str) or (isinstance(prompt, list) and prompt and all(map(_is_message, prompt))):
             prompts.append(prompt)
         else:
-            problems.append(f"{where}: no 'prompt' of text or messages")
+            problems.add(f"{where}: no 'prompt' of text or messages")
     refuse_if_any(problems)
     return prompts
 
