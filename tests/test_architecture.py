@@ -22,7 +22,7 @@ SOURCES = {
 # package -> the modules of other packages of ours that it may import
 ALLOWED = {
     "redline": (),
-    "redline_model": ("redline.token_spans",),
+    "redline_model": ("redline.token_spans", "redline.files"),
     "redline_service": (
         "redline.wire",
         "redline.alignment",
@@ -30,7 +30,7 @@ ALLOWED = {
         "redline.transcripts",
         "redline_model",
     ),
-    "redline_trainer": ("redline.pairs", "redline_model"),
+    "redline_trainer": ("redline.pairs", "redline.files", "redline.row_files", "redline_model"),
 }
 # third parties that may be imported when a module of the package is imported
 THIRD_PARTY = {

@@ -7,19 +7,18 @@ others (an ensemble, a wrapper) holds them whole, each in a sub-folder.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from redline.files import atomic_folder, write_text
 from redline_model.bounded_json import one_line
 from redline_model.card import model_card
 from redline_model.compiling import compile_layers
 from redline_model.errors import BundleError, RedlineModelError
 from redline_model.extraction import Extraction
-from redline_model.folders import check_free, file_digest, make_portable, replace_folder, write_atomically
+from redline_model.folders import check_free, file_digest, make_portable
 from redline_model.loading import (
     DECODER_ONLY,
     Kind,
@@ -271,25 +270,21 @@ def write_bundle(
 
     Raises:
         BundleError: something stands at ``out`` already, and ``overwrite`` is not set.
+        OSError: it cannot be written; nothing is left of it.
     """
     out = Path(out)
     check_free(out, overwrite=overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with atomic_folder(out) as temporary:
         fill(temporary)
         manifest = manifest.model_copy(update={"redline_version": _own_version()})
         (temporary / "README.md").write_text(model_card(manifest.model_dump(mode="json")), encoding="utf-8")
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
         digests = {p.relative_to(temporary).as_posix(): file_digest(p) for p in files}
         manifest = manifest.model_copy(update={"files": digests})
-        write_atomically(temporary / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+        write_text(temporary / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
         # a bundle is made to be handed on; safetensors writes its files for their owner alone
         for path in [temporary, *temporary.rglob("*")]:
             path.chmod(0o755 if path.is_dir() else 0o644)
-        replace_folder(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return manifest
 
 

@@ -4,39 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
+from redline.files import check_parent_writable, write_text
 from redline_model.errors import BundleError
 
 
 def check_free(out: Path, *, overwrite: bool) -> None:
-    """Raise BundleError if something stands at ``out`` that is not to be replaced."""
+    """Raise BundleError if a folder cannot be written at ``out``, or something stands there that is not replaced."""
     if out.exists() and not overwrite:
         raise BundleError(f"{out} exists already; choose another folder or ask to overwrite")
-
-
-def replace_folder(new: Path, out: Path) -> None:
-    """Put ``new`` in the place of ``out`` by renames, so that ``out`` is never half there."""
-    if out.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-        out.replace(old / "it")
-        new.replace(out)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        new.replace(out)
+    if out.exists() and not out.is_dir():
+        raise BundleError(f"{out} is not a folder, and only a folder is replaced by a bundle")
+    if out.name in {"", ".."}:
+        raise BundleError(f"{out} is not the name of a folder to write")
+    try:
+        check_parent_writable(out)
+    except OSError as error:
+        raise BundleError(f"{out}: {error.strerror}") from error
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write and flush ``text`` beside ``path``, then rename over it."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write ``text``, whole or not at all. Raises OSError."""
+    write_text(path, text)
 
 
 def file_digest(path: Path) -> str:

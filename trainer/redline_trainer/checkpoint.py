@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from redline.files import atomic_file
 from redline_model.errors import RedlineModelError
 from redline_trainer.adapters import learned_state, load_learned_state
 from redline_trainer.config import TrainConfig
@@ -32,7 +33,7 @@ def run_identity(config: TrainConfig, pairs: Sequence[EncodedPair]) -> str:
 def save_checkpoint(
     path: Path, identity: str, step: int, model: Any, optimizer: torch.optim.Optimizer, objective: Objective[Any]
 ) -> None:
-    """Write everything the next step depends on, atomically."""
+    """Write everything the next step depends on, atomically. Raises OSError."""
     state = {
         "identity": identity,
         "step": step,
@@ -44,9 +45,8 @@ def save_checkpoint(
         "python_rng": random.getstate(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    torch.save(state, temporary)
-    temporary.replace(path)
+    with atomic_file(path, is_only_writer=True) as file:
+        torch.save(state, file)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from redline.files import atomic_file
 from redline.pairs import Pair
 from redline_model.errors import DataError
 from redline_model.extraction import Reading
@@ -177,7 +178,7 @@ def reliability(probabilities: Tensor) -> list[ReliabilityBin]:
 
 
 def plot_reliability(reports: dict[str, QualityReport], path: Path) -> None:
-    """Observed against predicted probability, a line a report."""
+    """Observed against predicted probability, a line a report. Raises OSError."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -194,4 +195,5 @@ def plot_reliability(reports: dict[str, QualityReport], path: Path) -> None:
     axes.legend(fontsize=8)
     axes.grid(alpha=0.25)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with atomic_file(path) as file:
+        figure.savefig(file, dpi=110, format="png")

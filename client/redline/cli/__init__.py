@@ -13,4 +13,7 @@ def main() -> None:
         if error.name not in {"typer", "rich"}:
             raise
         sys.exit("redline: the command line needs its extra: pip install 'redline-rm[cli]'")
+    except KeyboardInterrupt:
+        print("redline: interrupted", file=sys.stderr)
+        sys.exit(130)
     run()

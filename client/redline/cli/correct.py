@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +13,7 @@ from redline.cli.options import Key, Limit, OutFile, Url
 from redline.cli.output import Output
 from redline.cli.redlining import render_correction
 from redline.cli.rows import answered, fail_if_any, failures_of, row_item
+from redline.cli.terminal import is_terminal
 from redline.client import RewardClient
 from redline.errors import CommandError
 from redline.exchange import DEFAULT_URL
@@ -64,10 +64,10 @@ def correct(
             fail_if_any(output.failures, rows.count, "not corrected")
         elif prompt is not None and response is not None:
             result = client.correct_one(prompt, response, options=options)
-            if out is not None or not sys.stdout.isatty():
+            if out is not None or not is_terminal():
                 with Output(out, {}) as output:
                     output.write("the response", _json(result), [])
-            if sys.stdout.isatty():
+            if is_terminal():
                 Console().print(render_correction(response, result))
         else:
             raise CommandError("--prompt and --response go together")

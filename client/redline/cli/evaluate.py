@@ -11,6 +11,7 @@ from rich.table import Table
 
 from redline.cli.options import Device, Limit, MaxBatchTokens
 from redline.cli.terminal import console, need, prepare_torch
+from redline.files import check_file_writable, write_text
 
 if TYPE_CHECKING:
     from redline_trainer.precision import PrecisionTable
@@ -47,6 +48,9 @@ def evaluate(
         raise DataError("--plot goes with the measurement of one bundle, without --precision")
     if plot is not None and plot.suffix != ".png":
         raise DataError(f"--plot writes a PNG; {plot} does not end in .png")
+    for path in (out, plot):
+        if path is not None:
+            check_file_writable(path)
     loaded = load_pairs(pairs)[0][:limit]
     if not loaded:
         raise DataError("there are no pairs to measure on")
@@ -72,7 +76,7 @@ def evaluate(
 def _write(out: Path | None, text: str) -> None:
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text + "\n", encoding="utf-8")
+        write_text(out, text + "\n")
 
 
 def _described(report: QualityReport) -> str:

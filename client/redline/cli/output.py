@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from redline.cli.terminal import need
+from redline.cli.terminal import need, write_stdout
 from redline.errors import CommandError
+from redline.files import RecordingFile, atomic_file, check_file_writable, is_special, open_special
+from redline.row_files import Problems
 
 _ROW_GROUP = 4096
+_MAX_LINE_BYTES = 256 * 2**20  # of an answer with a number or two for every token of the longest row
 
 
 def is_parquet(out: Path | None) -> bool:
@@ -25,79 +30,113 @@ class Output:
 
     Rows are kept in ``OUT.partial`` and are given their name, as JSONL or Parquet, when all are there. A run that was
     killed leaves that file: the same command goes on behind its last whole row. ``done``: rows that are there already.
+    An ``out`` that is no regular file (a pipe, a terminal, /dev/stdout) gets each row as it comes.
 
     Args:
         asked: what the answers are answers to; a partial file of anything else is refused.
 
     Raises:
         CommandError: there is a partial file of something else, or another process writes it.
+        OSError: ``out`` cannot be written.
     """
 
     def __init__(self, out: Path | None, asked: Mapping[str, Any]) -> None:
         self.out = out
         self.done = 0
-        self.failures: list[tuple[str, str]] = []
+        self.failures = Problems(1)
+        self._special: RecordingFile | None = None
+        self._partial: Path | None = None
         if out is None:
             return
         if is_parquet(out):
             need("parquet", "pyarrow")
-        self._partial = out.with_name(out.name + ".partial")
-        head = json.dumps({"redline_partial": 1, **asked}, sort_keys=True, ensure_ascii=False)
-        self._file = self._partial.open("a", encoding="utf-8")
-        if not _locked(self._file):
-            self._file.close()
-            raise CommandError(f"another process is writing {self._partial}")
+            if is_special(out):
+                raise CommandError(f"{out}: Parquet needs a regular file")
+        self._special = open_special(out)
+        if self._special is None:
+            check_file_writable(out)
+            self._begin(out.with_name(out.name + ".partial"), asked)
+
+    def _begin(self, partial: Path, asked: Mapping[str, Any]) -> None:
+        if is_special(partial):
+            raise CommandError(f"{partial} is not a regular file; remove it")
+        self._partial = partial
         try:
-            self._resume(head)
-        except CommandError:
+            descriptor = os.open(partial, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.out)) from error
+        self._file = RecordingFile(descriptor, "ab")
+        head = json.dumps({"redline_partial": 1, **asked}, sort_keys=True, ensure_ascii=False)
+        try:
+            if not _locked(self._file):
+                raise CommandError(f"another process is writing {partial}")
+            self._resume(partial, head.encode() + b"\n")
+        except BaseException:
             self._file.close()
             raise
 
-    def _resume(self, head: str) -> None:
+    def _resume(self, partial: Path, head: bytes) -> None:
         """Count the whole rows, and cut off the one that was being written."""
         whole = 0
-        with self._partial.open("rb") as lines:
-            for number, line in enumerate(lines):
-                if not line.endswith(b"\n"):
-                    break
-                if number == 0 and line.decode(errors="replace").rstrip("\n") != head:
+        with partial.open("rb") as lines:
+            number = 0
+            while (line := lines.readline(_MAX_LINE_BYTES)).endswith(b"\n"):
+                if number == 0 and line != head:
                     raise CommandError(
-                        f"{self._partial} holds answers to something else (another file, model or options); "
+                        f"{partial} holds answers to something else (another file, model or options); "
                         "finish that run or remove it"
                     )
                 whole += len(line)
                 if number:
-                    self._note(json.loads(line))
+                    self._note(*_answer(partial, number + 1, line)[:2])
                     self.done += 1
+                number += 1
         self._file.truncate(whole)
         if whole == 0:
-            self._file.write(head + "\n")
-            self._file.flush()
+            self._append(head)
         if self.done:
-            print(f"{self._partial}: {self.done} rows are there, going on", file=sys.stderr)
+            print(f"{partial}: {self.done} rows are there, going on", file=sys.stderr)
 
-    def _note(self, line: Mapping[str, Any]) -> None:
-        self.failures += [(line["where"], why) for why in line["failed"]]
+    def _append(self, line: bytes) -> None:
+        """Write a whole line, or none of it."""
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            self._file.write(line)
+        except BaseException:
+            with suppress(OSError):
+                self._file.truncate(size)
+            raise
+
+    def _note(self, where: str, failed: list[str]) -> None:
+        for why in failed:
+            self.failures.add(f"{where}: {why}")
 
     def write(self, where: str, row: Mapping[str, Any], failed: list[str]) -> None:
-        """One more row. ``where`` it came from, and why answers in it failed, if any did."""
-        line = {"where": where, "failed": failed, "row": row}
-        self._note(line)
-        self.done += 1
+        """One more row. ``where`` it came from, and why answers in it failed, if any did. Raises OSError."""
+        data = _line(row)
         if self.out is None:
-            print(json.dumps(row, ensure_ascii=False), flush=True)
+            write_stdout(data)
         else:
-            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            self._file.flush()
+            try:
+                if self._special is not None:
+                    self._special.write(data)
+                else:
+                    self._append(_line({"where": where, "failed": failed, "row": row}))
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self.out)) from error
+        self._note(where, failed)
+        self.done += 1
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Every row of the partial file; none where rows go to standard output."""
-        if self.out is None:
+        """Every row of the partial file; none where rows are written as they come."""
+        if self._partial is None:
             return
-        with self._partial.open(encoding="utf-8") as lines:
-            next(lines)
-            for line in lines:
-                yield json.loads(line)["row"]
+        with self._partial.open("rb") as lines:
+            lines.readline()
+            number = 1
+            while line := lines.readline(_MAX_LINE_BYTES):
+                number += 1
+                yield _answer(self._partial, number, line)[2]
 
     def __enter__(self) -> Self:
         return self
@@ -105,27 +144,45 @@ class Output:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.out is None:
+        if self._special is not None:
+            self._special.close()
+        if self.out is None or self._partial is None:
             return
-        self._file.close()
-        if error is not None:
-            if self.done:
-                print(f"{self._partial} keeps {self.done} rows; the same command goes on", file=sys.stderr)
-            else:
+        try:
+            if error is None:
+                self._finish(self.out)
                 self._partial.unlink()
-            return
-        finished = self.out.with_name(self.out.name + ".finished")
-        if is_parquet(self.out):
-            _write_parquet(finished, self.rows)
-        else:
-            with finished.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows())
-        finished.replace(self.out)
-        self._partial.unlink()
-        print(f"wrote {self.out}: {self.done} rows")
+                print(f"wrote {self.out}: {self.done} rows")
+            elif not self.done:
+                self._partial.unlink()
+            else:
+                print(f"{self._partial} keeps {self.done} rows; the same command goes on", file=sys.stderr)
+        finally:
+            self._file.close()  # the lock goes with it
+
+    def _finish(self, out: Path) -> None:
+        with atomic_file(out) as file:
+            if is_parquet(out):
+                _write_parquet(file, self.rows)
+            else:
+                file.writelines(map(_line, self.rows()))
 
 
-def _locked(file: IO[str]) -> bool:
+def _line(row: Mapping[str, Any]) -> bytes:
+    # half a surrogate pair stays the escape that it came as
+    return json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
+
+
+def _answer(partial: Path, number: int, line: bytes) -> tuple[str, list[str], dict[str, Any]]:
+    """Where a row came from, why answers in it failed, and the row itself. Raises CommandError."""
+    try:
+        held = json.loads(line)
+        return held["where"], held["failed"], held["row"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CommandError(f"{partial}:{number}: is damaged; remove the file to start over") from error
+
+
+def _locked(file: IO[bytes] | RecordingFile) -> bool:
     """Whether the file is this process's alone from now on; always, where there are no locks."""
     try:
         import fcntl
@@ -138,7 +195,7 @@ def _locked(file: IO[str]) -> bool:
     return True
 
 
-def _write_parquet(path: Path, rows: Callable[[], Iterator[dict[str, Any]]]) -> None:
+def _write_parquet(file: IO[bytes], rows: Callable[[], Iterator[dict[str, Any]]]) -> None:
     """Rows as Parquet, a row group at a time. The schema is that of all rows: some fields stand in few.
 
     Ids are text: a file may have numbers here and words there.
@@ -151,7 +208,7 @@ def _write_parquet(path: Path, rows: Callable[[], Iterator[dict[str, Any]]]) -> 
         names = dict.fromkeys(name for row in group for name in row)
         found = pa.table({name: [row.get(name) for row in group] for name in names}).schema
         schema = pa.unify_schemas([schema, found], promote_options="permissive")
-    with pq.ParquetWriter(path, schema) as writer:
+    with pq.ParquetWriter(file, schema) as writer:
         for group in _groups(rows()):
             columns = {name: [row.get(name) for row in group] for name in schema.names}
             writer.write_table(pa.table(columns, schema=schema))

@@ -15,6 +15,7 @@ from redline.cli.terminal import console, need, prepare_torch, progress_bar
 from redline.client import RewardClient
 from redline.errors import CommandError, RedlineError
 from redline.exchange import DEFAULT_URL
+from redline.files import check_parent_writable, write_text
 from redline.retry import RetryPolicy
 from redline.wire import ScoreOptions
 
@@ -82,6 +83,12 @@ def ppo(
             f"waiting {wait_s:.1f} s for the reward service: {error}", style="yellow", highlight=False, soft_wrap=True
         )
 
+    if out.exists() and not out.is_dir():
+        raise CommandError(f"{out}: Not a directory")
+    check_parent_writable(out / "policy")
+    questions = load_prompts(prompts)
+    with prompts.open("rb") as file:
+        prompts_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     retry = RetryPolicy(max_attempts=None, patience_s=patience_s)
     with RewardClient(url, key=key, retry=retry, on_wait=waiting) as client:
         served = client.model()
@@ -98,11 +105,11 @@ def ppo(
                 client,
                 options=ScoreOptions(mode=mode, calibrated=calibrated, on_too_long="truncate" if truncate else "error"),
             ),
-            load_prompts(prompts),
+            questions,
             config,
             identity={
                 "policy": policy,
-                "prompts": hashlib.sha256(prompts.read_bytes()).hexdigest(),
+                "prompts": prompts_sha256,
                 "lora_rank": lora_rank,
                 "max_new_tokens": max_new_tokens,
                 "temperature": temperature,
@@ -120,9 +127,8 @@ def ppo(
         if loop.steps_done:
             console.print(f"resuming at step {loop.steps_done}")
         out.mkdir(parents=True, exist_ok=True)
-        log = MetricsLog(out, resumed_at=loop.steps_done)
         loop.digest = loop.digest or served.digest
-        with progress_bar("ppo", steps) as bar:
+        with MetricsLog(out, resumed_at=loop.steps_done) as log, progress_bar("ppo", steps) as bar:
 
             def show(metrics: dict[str, float], sampled: Sequence[Rollout], scores: Scores) -> None:
                 log.write(metrics)
@@ -136,7 +142,6 @@ def ppo(
 
             loop.callbacks.append(show)
             loop.train(checkpoint, checkpoint_every)
-        log.close()
     loop.policy.save(out / "policy")
     summary = write_report(out)
     print(
@@ -159,4 +164,4 @@ def _write_samples(path: Path, rollouts: Sequence[Rollout], scores: Scores) -> N
         }
         for rollout, item in zip(rollouts, scores.items, strict=True)
     ]
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

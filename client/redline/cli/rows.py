@@ -15,6 +15,7 @@ from redline.cli.terminal import progress_bar
 from redline.errors import CommandError
 from redline.exchange import as_items
 from redline.jsonl import CheckedRows
+from redline.row_files import Problems
 from redline.wire import ItemError, ResponseItem
 
 Item = TypeVar("Item", bound=ResponseItem)
@@ -84,6 +85,8 @@ def answered(
             while len(ahead) < 2 and (part := list(islice(left, block))):
                 ahead.append((part, pool.submit(ask, [item for _, asked in part for item in asked.items])))
             if not ahead:
+                if done < rows.count:
+                    raise CommandError(f"{rows.path}: has fewer rows than at the start; it was changed meanwhile")
                 return
             part, future = ahead.popleft()
             answers = iter(future.result())
@@ -93,11 +96,11 @@ def answered(
             bar.update(done, "")
 
 
-def fail_if_any(told: Sequence[tuple[str, str]], total: int, what: str) -> None:
-    """Raise CommandError where there are failures ``(where, why)``; ``what`` as in "2 of 9 not scored"."""
-    if told:
-        more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
-        raise CommandError(f"{len(told)} of {total} {what}: {told[0][0]}: {told[0][1]}{more}")
+def fail_if_any(failures: Problems, total: int, what: str) -> None:
+    """Raise CommandError where there are failures; ``what`` as in "2 of 9 not scored"."""
+    if failures.count:
+        more = f" (and {failures.count - 1} more)" if failures.count > 1 else ""
+        raise CommandError(f"{failures.count} of {total} {what}: {failures.first[0]}{more}")
 
 
 def failures_of(answers: Sequence[BaseModel]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,7 @@ from redline.cli.options import Key, Limit, OutFile, Url
 from redline.cli.output import Output
 from redline.cli.redlining import render
 from redline.cli.rows import Asked, answered, fail_if_any, failures_of, item_of, row_item
+from redline.cli.terminal import is_terminal
 from redline.client import RewardClient
 from redline.errors import CommandError
 from redline.exchange import DEFAULT_URL
@@ -103,7 +105,10 @@ def _pair_items(where: str, row: dict[str, Any]) -> Asked[ScoreItem]:
     except BadRowError as error:
         raise CommandError(f"{where}: {error}") from error
     sides = [{"prompt": pair.prompt, "response": text} for text in (pair.chosen, pair.rejected)]
-    return Asked(row.get("id"), [item_of(where, side, ScoreItem) for side in sides])
+    name = row.get("id")
+    if not isinstance(name, (str, int, float, NoneType)):
+        raise CommandError(f"{where}: 'id' must be text or a number")
+    return Asked(name, [item_of(where, side, ScoreItem) for side in sides])
 
 
 def _score_pairs(client: RewardClient, rows: Rows, options: ScoreOptions, out: Path | None) -> None:
@@ -129,8 +134,8 @@ def _score_pairs(client: RewardClient, rows: Rows, options: ScoreOptions, out: P
 def _score_one(client: RewardClient, prompt: str, response: str, options: ScoreOptions, out: Path | None) -> None:
     item = ScoreItem(prompt=prompt, response=response)
     result = client.score([item], options=options).scored()[0]
-    if out is not None or not sys.stdout.isatty():
+    if out is not None or not is_terminal():
         with Output(out, {}) as output:
             output.write("the response", _json(result), [])
-    if sys.stdout.isatty():
+    if is_terminal():
         Console().print(render(response, result))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -15,6 +16,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from redline.errors import CommandError
 
 console = Console(stderr=True)
+
+
+def is_terminal() -> bool:
+    """Whether somebody sees what is printed; standard output may also be closed."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def write_stdout(data: bytes) -> None:
+    """Write ``data`` to standard output at once. Raises OSError that names it."""
+    try:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 def need(extra: str, *modules: str) -> None:

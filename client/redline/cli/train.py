@@ -67,6 +67,7 @@ def train(
     need("train", "torch", "transformers", "peft", "datasets", "safetensors")
     prepare_torch()
     from redline_model.errors import DataError
+    from redline_model.folders import check_free
     from redline_trainer.config import TrainConfig
     from redline_trainer.data import load_pairs
     from redline_trainer.train import StepReport, resumable_step
@@ -106,6 +107,7 @@ def train(
         seed=seed,
         **settings,
     )
+    check_free(out, overwrite=overwrite)
     loaded, problems = [], []
     for sources in (pairs, held_out or []):
         try:
@@ -130,11 +132,18 @@ def train(
             bar.resize(report.steps)
             bar.update(report.step, f"loss {report.loss:.3f}  {report.tokens / report.seconds:,.0f} tokens/s")
 
-        result = fit(
-            config, training, held_out=measuring if held_out else None, data=data, observers=[show], overwrite=overwrite
-        )
-    if log is not None:
-        log.close()
+        try:
+            result = fit(
+                config,
+                training,
+                held_out=measuring if held_out else None,
+                data=data,
+                observers=[show],
+                overwrite=overwrite,
+            )
+        finally:
+            if log is not None:
+                log.close()
     if result.skipped_pairs:
         print(f"left out {result.skipped_pairs} pairs that are too long, as asked")
     if result.evaluation is not None:

@@ -8,19 +8,19 @@ from typing import Any
 import torch
 
 from redline.errors import CommandError
+from redline.files import atomic_file
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` and torch's generators, atomically."""
+    """Write ``state`` and torch's generators, atomically. Raises OSError."""
     whole = {
         **state,
         "torch_rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    torch.save(whole, temporary)
-    temporary.replace(path)
+    with atomic_file(path, is_only_writer=True) as file:
+        torch.save(whole, file)
 
 
 def read_checkpoint(path: Path, identity: dict[str, object]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from redline.errors import CommandError
+from redline.files import atomic_folder
 from redline.ppo.protocols import Prompt, Rollout, TokenOutputs
 from redline.token_spans import token_spans
 
@@ -234,12 +235,13 @@ class CausalPolicy:
         self.value_head.load_state_dict(state["value_head"])
 
     def save(self, folder: Path) -> None:
-        """The policy alone, adapter merged, with its own generation settings."""
+        """The policy alone, adapter merged, with its own generation settings. Raises OSError."""
         model = copy.deepcopy(self.model).merge_and_unload() if self._has_adapter else self.model
         sampling = model.generation_config
         model.generation_config = self._generation_config
         try:
-            model.save_pretrained(folder)
+            with atomic_folder(folder) as temporary:
+                model.save_pretrained(temporary)
+                self.tokenizer.save_pretrained(temporary)
         finally:
             model.generation_config = sampling
-        self.tokenizer.save_pretrained(folder)

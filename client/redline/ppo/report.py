@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from redline.files import atomic_file, write_text
 from redline.metrics_log import read_metrics
 
 _PANELS = {
@@ -42,7 +43,7 @@ def fit_line(x: Sequence[float], y: Sequence[float]) -> Line | None:
 
 
 def write_report(folder: Path) -> dict[str, Any]:
-    """Write ``summary.json`` and ``plots.png`` from ``metrics.jsonl``; returns the summary.
+    """Write ``summary.json`` and ``plots.png`` from ``metrics.jsonl``; returns the summary. Raises OSError.
 
     The score against sqrt(KL) is fitted by a line, as arXiv 2204.05862 finds it to be one.
     """
@@ -58,7 +59,7 @@ def write_report(folder: Path) -> dict[str, Any]:
         "score_against_sqrt_kl": None if line is None else line._asdict(),
         "seconds": {part: sum(row[f"seconds_{part}"] for row in rows) for part in ("rollout", "scoring", "update")},
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     _plot(rows, folder / "plots.png")
     return summary
 
@@ -76,4 +77,5 @@ def _plot(rows: Sequence[dict[str, float]], path: Path) -> None:
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25)
-    figure.savefig(path, dpi=110)
+    with atomic_file(path) as file:
+        figure.savefig(file, dpi=110, format="png")
