@@ -11,17 +11,7 @@ from redline.errors import CommandError
 from redline.row_files import Problems, UnreadableRowError, parse_json, read_lines
 
 T = TypeVar("T")
-Row = tuple[str, dict[str, Any]]
 _SHOWN = 10
-
-
-def read_rows(path: Path, limit: int | None = None) -> list[Row]:
-    """``(file:line, row)`` of every row, blank lines left out, at most ``limit``.
-
-    Raises:
-        CommandError: it cannot be read, holds nothing, or holds lines that are no objects (all of them told).
-    """
-    return [(where, row) for where, row in CheckedRows(path, lambda where, row: row, limit)]
 
 
 class CheckedRows(Generic[T]):
@@ -41,7 +31,7 @@ class CheckedRows(Generic[T]):
         self.path = path
         self._parse = parse
         self._limit = limit
-        problems = new_problems()
+        problems = Problems(_SHOWN)
         digest = hashlib.sha256()
         self.count = 0
         try:
@@ -56,7 +46,7 @@ class CheckedRows(Generic[T]):
                     break
         except CommandError as error:
             problems.add(str(error))
-        refuse_if_any(problems)
+        _refuse_if_any(problems)
         if not self.count:
             raise CommandError(f"{path}: holds no rows")
         self.sha256 = digest.hexdigest()
@@ -85,12 +75,7 @@ def _row(where: str, line: bytes) -> dict[str, Any]:
     return row
 
 
-def new_problems() -> Problems:
-    """None so far, of those that ``refuse_if_any`` takes."""
-    return Problems(_SHOWN)
-
-
-def refuse_if_any(problems: Problems) -> None:
+def _refuse_if_any(problems: Problems) -> None:
     """Raise CommandError with all problems, the first ten in full."""
     if problems.count:
         more = f"; and {problems.count - _SHOWN} more" if problems.count > _SHOWN else ""

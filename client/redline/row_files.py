@@ -149,7 +149,9 @@ class _ElementReader:
                     told = error.msg if isinstance(error, json.JSONDecodeError) else _told(error)
                     raise UnreadableRowError(self.where, f"not JSON: {told}") from error
             else:
-                if after < len(self._text) or self._is_end:  # elsewhere a number may go on
+                # "-1.5e" at the end of what was read may be the start of -1.5e-7
+                margin = 3 if isinstance(value, (int, float)) else 1
+                if after + margin <= len(self._text) or self._is_end:
                     self._at = after
                     return value
             self._read_more()

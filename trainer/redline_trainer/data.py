@@ -49,7 +49,7 @@ def load_pairs(sources: Sequence[str | Path]) -> tuple[list[Pair], list[DataSour
                 raise DataError(listing(problems, "bad rows; nothing was used"))
         if len(pairs) == before and not problems.count:
             problems.add(f"{source}: holds no pairs")
-        digest = file_digest(Path(source)) if is_file else None
+        digest = file_digest(Path(source)) if Path(source).is_file() else None
         origins.append(DataSource(name=str(source), sha256=digest, pairs=len(pairs) - before))
     if problems.count:
         raise DataError(listing(problems, "bad rows; nothing was used"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from redline.cli.options import Device, Limit, MaxBatchTokens, OutFolder
-from redline.cli.terminal import need, prepare_torch
+from redline.cli.terminal import need, prepare_torch, say
 from redline.errors import CommandError
 
 if TYPE_CHECKING:
@@ -128,5 +128,5 @@ def _measure(pairs: list[str] | None, max_batch_tokens: int) -> Measure | None:
 
 def _report(manifest: Manifest, out: Path) -> None:
     for name, interval in list(manifest.metrics.get("accuracy", {}).items())[:1]:
-        print(f"{name} ranks {interval['mean']:.1%} of {interval['pairs']} pairs right")
-    print(f"wrote {out} ({manifest.kind} bundle, {manifest.digest()[:19]})")
+        say(f"{name} ranks {interval['mean']:.1%} of {interval['pairs']} pairs right")
+    say(f"wrote {out} ({manifest.kind} bundle, {manifest.digest()[:19]})")

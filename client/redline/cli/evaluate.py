@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from redline.cli.options import Device, Limit, MaxBatchTokens
-from redline.cli.terminal import console, need, prepare_torch
+from redline.cli.terminal import console, need, prepare_torch, say
 from redline.files import check_file_writable, write_text
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def evaluate(
         _write(out, report.model_dump_json(indent=2, exclude={"spans": {"__all__": {"auc_resamples"}}}))
         if plot is not None:
             plot_reliability({bundle: report}, plot)
-        print(_described(report))
+        say(_described(report))
         return
     table = None
     for table in compare_precisions(bundle, loaded, precision, device=device, max_batch_tokens=max_batch_tokens):
@@ -70,7 +70,7 @@ def evaluate(
         )
     assert table is not None
     _write(out, table.model_dump_json(indent=2))
-    print(_rendered(table))
+    say(_rendered(table))
 
 
 def _write(out: Path | None, text: str) -> None:

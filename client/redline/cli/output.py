@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from redline.cli.terminal import need, write_stdout
+from redline.cli.terminal import need, say, write_stdout
 from redline.errors import CommandError
 from redline.files import RecordingFile, atomic_file, check_file_writable, is_special, open_special
 from redline.row_files import Problems
@@ -152,7 +152,7 @@ class Output:
             if error is None:
                 self._finish(self.out)
                 self._partial.unlink()
-                print(f"wrote {self.out}: {self.done} rows")
+                say(f"wrote {self.out}: {self.done} rows")
             elif not self.done:
                 self._partial.unlink()
             else:

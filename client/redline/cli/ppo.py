@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from redline.cli.options import Device, Key, OutFolder, Seed, Url
-from redline.cli.terminal import console, need, prepare_torch, progress_bar
+from redline.cli.terminal import console, need, prepare_torch, progress_bar, say
 from redline.client import RewardClient
 from redline.errors import CommandError, RedlineError
 from redline.exchange import DEFAULT_URL
@@ -144,11 +144,11 @@ def ppo(
             loop.train(checkpoint, checkpoint_every)
     loop.policy.save(out / "policy")
     summary = write_report(out)
-    print(
+    say(
         f"score {summary['first_score']:.3f} -> {summary['last_score']:.3f}, "
         f"KL {summary['last_kl']:.2f} nats a response after {steps} steps"
     )
-    print(f"wrote {out}: policy/, metrics.jsonl, samples.jsonl, summary.json, plots.png, tensorboard/")
+    say(f"wrote {out}: policy/, metrics.jsonl, samples.jsonl, summary.json, plots.png, tensorboard/")
 
 
 def _write_samples(path: Path, rollouts: Sequence[Rollout], scores: Scores) -> None:

@@ -35,6 +35,14 @@ def write_stdout(data: bytes) -> None:
         raise OSError(error.errno, error.strerror, "standard output") from error
 
 
+def say(text: str) -> None:
+    """Print a line on standard output at once. Raises OSError that names it."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
 def need(extra: str, *modules: str) -> None:
     """Raise CommandError naming the extra to install unless every module is there."""
     missing = [module for module in modules if find_spec(module) is None]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from redline.cli.options import Device, OutFolder, Seed
-from redline.cli.terminal import console, need, prepare_torch, progress_bar
+from redline.cli.terminal import console, need, prepare_torch, progress_bar, say
 from redline.metrics_log import MetricsLog
 
 
@@ -145,17 +145,17 @@ def train(
             if log is not None:
                 log.close()
     if result.skipped_pairs:
-        print(f"left out {result.skipped_pairs} pairs that are too long, as asked")
+        say(f"left out {result.skipped_pairs} pairs that are too long, as asked")
     if result.evaluation is not None:
         for name, interval in list(result.evaluation.accuracy.items())[:1]:
-            print(
+            say(
                 f"held out: {name} ranks {interval.mean:.1%} of {interval.pairs} pairs right "
                 f"[{interval.low:.1%}, {interval.high:.1%}] ({interval.prompts} prompts)"
             )
         if result.evaluation.correction_loss is not None:
-            print(
+            say(
                 f"held out: correction {result.evaluation.correction_loss:.4f} and identity "
                 f"{result.evaluation.identity_loss:.4f} nats a token, "
                 f"exact copies {result.evaluation.identity_copy_rate:.1%}"
             )
-    print(f"wrote {result.out} (bundle, {result.training_pairs} pairs) and {folder} (logs)")
+    say(f"wrote {result.out} (bundle, {result.training_pairs} pairs) and {folder} (logs)")

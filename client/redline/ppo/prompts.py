@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from redline.jsonl import new_problems, read_rows, refuse_if_any
+from redline.errors import CommandError
+from redline.jsonl import CheckedRows
 from redline.ppo.protocols import Prompt
 
 
@@ -14,16 +16,14 @@ def load_prompts(path: Path) -> list[Prompt]:
     Raises:
         CommandError: listing the rows that have none, or that the file cannot be read.
     """
-    prompts: list[Prompt] = []
-    problems = new_problems()
-    for where, row in read_rows(path):
-        prompt = row.get("prompt")
-        if isinstance(prompt, str) or (isinstance(prompt, list) and prompt and all(map(_is_message, prompt))):
-            prompts.append(prompt)
-        else:
-            problems.add(f"{where}: no 'prompt' of text or messages")
-    refuse_if_any(problems)
-    return prompts
+    return [prompt for _, prompt in CheckedRows(path, _prompt)]
+
+
+def _prompt(where: str, row: dict[str, Any]) -> Prompt:
+    prompt = row.get("prompt")
+    if isinstance(prompt, str) or (isinstance(prompt, list) and prompt and all(map(_is_message, prompt))):
+        return prompt
+    raise CommandError(f"{where}: no 'prompt' of text or messages")
 
 
 def _is_message(value: object) -> bool:
