@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.commands import LAUNCH
+
 pytestmark = pytest.mark.loop
 DEMO = Path(__file__).resolve().parents[1] / "examples/quickstart/demo.py"
 SMALL = ["--supervised-steps", "20", "--rm-steps", "4", "--ppo-steps", "2"]
@@ -20,7 +22,14 @@ SMALL = ["--supervised-steps", "20", "--rm-steps", "4", "--ppo-steps", "2"]
 
 def start(out: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, str(DEMO), "--out", str(out), *SMALL],
+        [
+            *LAUNCH,
+            sys.executable,
+            str(DEMO),
+            "--out",
+            str(out),
+            *SMALL,
+        ],  # SIGINT has its effect whatever the tests' own
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

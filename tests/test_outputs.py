@@ -230,7 +230,11 @@ def test_training_on_a_full_disk(home: Path, here: Here, tmp_path: Path) -> None
 def test_a_bundle_has_a_place_before_anything_is_trained(home: Path, here: Here, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept")
     os.mkfifo(tmp_path / "pipe")
-    cases = {tmp_path / "file" / "rm": "Not a directory", tmp_path / "file": "is not a folder", tmp_path / "pipe": "is not"}
+    cases = {
+        tmp_path / "file" / "rm": "Not a directory",
+        tmp_path / "file": "is not a folder",
+        tmp_path / "pipe": "is not",
+    }
     for out, reason in cases.items():
         status, said = here(*train_command(home, out, "--overwrite"))
         assert (status, said.count("\n")) == (1, 1)

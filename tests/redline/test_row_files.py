@@ -18,7 +18,15 @@ from redline.cli.rows import row_item
 from redline.errors import CommandError
 from redline.jsonl import CheckedRows
 from redline.ppo.prompts import load_prompts
-from redline.row_files import MAX_PROBLEMS, MAX_ROW_BYTES, Problems, UnreadableRowError, parse_json, read_lines, read_list
+from redline.row_files import (
+    MAX_PROBLEMS,
+    MAX_ROW_BYTES,
+    Problems,
+    UnreadableRowError,
+    parse_json,
+    read_lines,
+    read_list,
+)
 from redline.wire import ScoreItem
 from redline_model.errors import DataError
 from redline_trainer.data import load_pairs
@@ -93,7 +101,10 @@ def test_a_line_without_end_is_refused_in_bounded_memory(
     path = tmp_path / "rows.jsonl.gz"
     member = gzip.compress(start * (64 * MiB // len(start)), 1)
     path.write_bytes(gzip.compress(GOOD + b"\n") + member * 16)
-    with peak_below(6 * MAX_ROW_BYTES), pytest.raises(Refused, match=r"rows.jsonl.gz:2: .*longer than 16,777,216 bytes"):
+    with (
+        peak_below(6 * MAX_ROW_BYTES),
+        pytest.raises(Refused, match=r"rows.jsonl.gz:2: .*longer than 16,777,216 bytes"),
+    ):
         read(path)
 
 
@@ -131,7 +142,9 @@ def test_where_a_list_is_cut_into_chunks_does_not_matter(
         assert list(read_list(path)) == [(f"{path}:row {n}", value) for n, value in enumerate(expected, 1)]
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[", "[1", "[1,", "[1,]", "[,1]", "[1 2]", "[1]]", "[1] x", "[1", '["a', "[nul]"])
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[", "[1", "[1,", "[1,]", "[,1]", "[1 2]", "[1]]", "[1] x", "[1", '["a', "[nul]"]
+)
 def test_what_is_no_list_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(text)

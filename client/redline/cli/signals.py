@@ -94,16 +94,20 @@ def _watch(reading: socket.socket, handler: _Handler) -> None:
             number = data[0]
             if number in _DEFAULTS and signal.getsignal(number) is handler:
                 time.sleep(GRACE_S)
-                discard_unfinished()
-                leave(_stopped(number))
+                leave(_stopped(number), has_time=False)
 
 
-def leave(stopped: Stopped) -> NoReturn:
-    """End the process now, without waiting for any thread: neither at a lock, nor for output that nobody reads."""
+def leave(stopped: Stopped, *, has_time: bool = True) -> NoReturn:
+    """End the process now, without waiting for any thread or for output that nobody reads.
+
+    Args:
+        has_time: for the exit functions that libraries have registered.
+    """
     with suppress(BaseException):
         discard_unfinished()
         _announce(stopped)
-        atexit._run_exitfuncs()
+        if has_time:
+            atexit._run_exitfuncs()
     os._exit(stopped.status)
 
 
