@@ -26,7 +26,7 @@ from tests.conftest import build_causal, build_tokenizer
 PROMPTLY_S = 6.0  # measured: 0.1 to 2.2 s on an idle machine
 ENDS = {signal.SIGINT: (130, "redline: interrupted"), signal.SIGTERM: (143, "redline: terminated")}
 both = pytest.mark.parametrize("number", list(ENDS), ids=["SIGINT", "SIGTERM"])
-# the commands that load torch take a few seconds to start
+# one signal of the two is enough every time where a test takes seconds
 slowly = pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.faults)], ids=["SIGTERM", "SIGINT"]
 )
@@ -152,7 +152,7 @@ def test_what_is_done_is_kept(number: signal.Signals, home: Path, tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
 
 
-@both
+@slowly
 def test_output_that_nobody_reads(number: signal.Signals, home: Path, answering: str, tmp_path: Path) -> None:
     reading, writing = os.pipe()
     with ended(start("score", str(home / "rows.jsonl"), "--url", answering, stdout=writing)) as process:
@@ -174,8 +174,10 @@ def test_output_that_nobody_reads(number: signal.Signals, home: Path, answering:
 
 @slowly
 def test_ppo_waiting_for_a_service(number: signal.Signals, home: Path, overloaded: str, tmp_path: Path) -> None:
-    arguments = f"ppo --url {overloaded} --policy {home}/base --prompts {home}/rows.jsonl --out {tmp_path}/out".split()
-    arguments += "--rollouts 4 --minibatch 4 --sample-batch 4 --max-new-tokens 8".split()
+    arguments = (
+        f"ppo --url {overloaded} --policy {home}/base --prompts {home}/rows.jsonl --out {tmp_path}/out "
+        "--rollouts 4 --minibatch 4 --sample-batch 4 --max-new-tokens 8"
+    ).split()
     with ended(start(*arguments)) as process:
         assert process.stderr is not None
         for line in process.stderr:
@@ -197,8 +199,10 @@ def test_training(number: signal.Signals, home: Path, tmp_path: Path) -> None:
 
 @slowly
 def test_sampling(number: signal.Signals, home: Path, answering: str, tmp_path: Path) -> None:
-    ppo = f"ppo --url {answering} --policy {home}/base --prompts {home}/rows.jsonl --out {tmp_path}/ppo".split()
-    ppo += "--rollouts 64 --sample-batch 64 --max-new-tokens 400 --checkpoint-every 1".split()
+    ppo = (
+        f"ppo --url {answering} --policy {home}/base --prompts {home}/rows.jsonl --out {tmp_path}/ppo "
+        "--rollouts 64 --sample-batch 64 --max-new-tokens 400 --checkpoint-every 1"
+    ).split()
     with ended(start(*ppo)) as process:
         wait_for((tmp_path / "ppo/metrics.jsonl").exists)
         time.sleep(0.5)
@@ -226,14 +230,19 @@ command.run()
 """
 CASES = {
     "a thread that is joined": "threading.Thread(target=time.sleep, args=(60,)).start(); time.sleep(60)",
-    "a call that takes every exception": "exec('while True:\\n try: time.sleep(60)\\n except BaseException: pass')",
     "a call into C without an end": "__import__('hashlib').pbkdf2_hmac('sha256', b'x', b'y', 2**31 - 1)",
+    "a call that takes every exception": "exec('while True:\\n try: time.sleep(60)\\n except BaseException: pass')",
     "an exit function that waits": "__import__('atexit').register(time.sleep, 60); time.sleep(60)",
     "a clean-up that waits": "exec('try: time.sleep(60)\\nfinally: time.sleep(60)')",
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+HEAVIER = list(CASES)[2:]
+
+
+@pytest.mark.parametrize(
+    "case", [*list(CASES)[:2], *(pytest.param(case, marks=pytest.mark.faults) for case in HEAVIER)]
+)
 def test_what_cannot_be_stopped_is_not_waited_for(case: str, tmp_path: Path) -> None:
     program = STUBBORN.format(work=CASES[case])
     command = [*LAUNCH, sys.executable, "-c", program, str(tmp_path / "out")]
@@ -255,7 +264,7 @@ def test_several_signals_are_one(home: Path, silent: Silent, tmp_path: Path) -> 
         for _ in range(20):
             process.send_signal(signal.SIGTERM)
             time.sleep(0.001)
-        out, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=60)
     assert process.returncode in {130, 143}  # which of two that come at once is seen first is not ours to say
     assert re.fullmatch("redline: (interrupted|terminated)\n", said)
     assert list(tmp_path.iterdir()) == []

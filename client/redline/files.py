@@ -10,6 +10,7 @@ A symbolic link is followed: its target is replaced and the link stays. What is 
 from __future__ import annotations
 
 import errno
+import glob
 import io
 import os
 import re
@@ -70,7 +71,7 @@ def atomic_file(path: Path, *, is_only_writer: bool = False) -> Iterator[BinaryI
         return
     target = _followed(path)
     if is_only_writer:
-        for stale in target.parent.glob(f".{target.name[:_NAME_SHOWN]}.*.tmp"):
+        for stale in target.parent.glob(f".{glob.escape(target.name[:_NAME_SHOWN])}.*.tmp"):
             stale.unlink(missing_ok=True)
     temporary = _temporary_name(target)
     with _temporary(temporary):

@@ -25,6 +25,8 @@ from types import FrameType
 
 from data import INSTRUCTION
 
+from redline.files import write_text
+
 HERE = Path(__file__).resolve().parent
 BIN = Path(sys.executable).parent
 # What both reward models and both policies get alike.
@@ -163,7 +165,7 @@ class Run:
         if not begun.exists() or begun.read_text() != fingerprint:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        begun.write_text(fingerprint)
+        write_text(begun, fingerprint)
         started = time.perf_counter()
         with self.service(stage.bundle, folder / "service.log") as url:
             for command in stage.commands:
@@ -173,7 +175,7 @@ class Run:
                 if status != 0:
                     sys.exit(f"stage {stage.name!r} failed with status {status}; run again to go on from here")
         seconds = time.perf_counter() - started
-        done.write_text(json.dumps({"fingerprint": fingerprint, "seconds": seconds}))
+        write_text(done, json.dumps({"fingerprint": fingerprint, "seconds": seconds}))
         return seconds
 
 

@@ -210,7 +210,7 @@ def test_a_failure_to_write_directly_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (tmp_path / "file").open() as only_for_reading:
         name = f"/dev/fd/{only_for_reading.fileno()}"
-        with pytest.raises(OSError, match="not open for writing|Bad file descriptor"):
+        with pytest.raises(OSError, match=r"not open for writing|Bad file descriptor"):
             write_text(Path(name), "text")
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

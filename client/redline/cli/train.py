@@ -9,6 +9,7 @@ import typer
 
 from redline.cli.options import Device, OutFolder, Seed
 from redline.cli.terminal import console, need, prepare_torch, progress_bar, say
+from redline.files import check_file_writable
 from redline.metrics_log import MetricsLog
 
 
@@ -108,6 +109,8 @@ def train(
         **settings,
     )
     check_free(out, overwrite=overwrite)
+    folder = logs or out.with_name(f"{out.name}-logs")
+    check_file_writable(folder / "metrics.jsonl")
     loaded, problems = [], []
     for sources in (pairs, held_out or []):
         try:
@@ -117,7 +120,6 @@ def train(
     if problems:
         raise DataError("\n".join(problems))
     (training, data), (measuring, _) = loaded
-    folder = logs or out.with_name(f"{out.name}-logs")
     resumed_at = resumable_step(out)
     if resumed_at:
         console.print(f"resuming at step {resumed_at}")
