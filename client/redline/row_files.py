@@ -178,7 +178,9 @@ def parse_json(line: bytes) -> Any:
         text = line.decode()
         value = _DECODER.decode(text)
         if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("is not valid Unicode: it holds half a surrogate pair") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {_told(error)}") from error
     return value
@@ -189,8 +191,6 @@ def _told(error: Exception) -> str:
         return "nested too deeply"
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8: {error.reason} at byte {error.start}"
-    if isinstance(error, UnicodeEncodeError):
-        return "it holds half a surrogate pair"
     return str(error)
 
 
