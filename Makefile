@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.ready
 
-.PHONY: demo test test-peers static check format smollm2 bench claims real-text loops seeds clean help
+.PHONY: demo test test-faults test-peers static check format smollm2 bench claims real-text loops seeds clean help
 
 help:  ## what there is to make
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -19,7 +19,10 @@ demo: $(SETUP)  ## the whole loop on the quickstart world, with a report (about 
 	$(BIN)/python examples/quickstart/demo.py --out runs/demo
 
 test: $(SETUP)  ## every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not faults'
+
+test-faults: $(SETUP)  ## heavier forms of the fault tests: 20,000 mutated requests, slow attacks (about ten minutes)
+	$(BIN)/python -m pytest -m faults --timeout=900
 
 test-peers: $(SETUP)  ## other projects' own code against a running service, each in an environment under .peers/
 	$(BIN)/python tests/peers/run.py $(PEERS)
