@@ -46,6 +46,7 @@ _TEMPLATES = 64
 _LONG_UNDER_WAY = 8
 # seconds of a closed loop after which its rate is taken as it is
 _ENOUGH_S = 30.0
+_LONGEST_DEADLINE_S = 30.0
 # kept by the other caller: callers are told apart by their address
 _OTHER_ADDRESS = "127.0.0.2"
 
@@ -173,8 +174,8 @@ def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
 
 
 def chosen_deadline(capacity: float, item_tokens: float, batch_tokens: int, least_s: float) -> float:
-    """Seconds: about the time of four full batches, at least ``least_s``."""
-    return max(least_s, math.ceil(40 * batch_tokens / (capacity * item_tokens)) / 10)
+    """Seconds: about the time of four full batches, at least ``least_s`` and at most half a minute."""
+    return max(least_s, min(_LONGEST_DEADLINE_S, math.ceil(40 * batch_tokens / (capacity * item_tokens)) / 10))
 
 
 def loads(load: Load, variant: str, budget: Budget, seed: int, batch_tokens: int, deadline: float | None) -> Any:

@@ -171,6 +171,7 @@ def test_arrivals_are_seeded_and_as_many_as_the_rate_says() -> None:
     assert len(times) == pytest.approx(2000, rel=0.1)
     assert chosen_deadline(100, 50, 2000, 1.0) == 1.6
     assert chosen_deadline(1000, 50, 2000, 1.0) == 1.0
+    assert chosen_deadline(1, 50, 2000, 1.0) == 30.0
 
 
 def test_the_load_generator_against_a_scripted_service() -> None:
