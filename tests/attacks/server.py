@@ -133,20 +133,21 @@ def exchange(connection: socket.socket, raw: bytes, timeout_s: float = 20.0) -> 
             if not received:
                 break
             left = left[:0]
-        answer = parsed(received, time.perf_counter() - started)
+        answer = parsed(received, time.perf_counter() - started, has_body=not raw.startswith(b"HEAD "))
         if answer is not None:
             return answer
     return parsed(received, time.perf_counter() - started) or Answer(0, {}, b"", time.perf_counter() - started)
 
 
-def parsed(received: bytes, seconds: float) -> Answer | None:
+def parsed(received: bytes, seconds: float, *, has_body: bool = True) -> Answer | None:
     """The answer, once all of it is there."""
+    received = received.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
     head, found, body = received.partition(b"\r\n\r\n")
     if not found:
         return None
     first, *lines = head.decode("latin-1").split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    if len(body) < int(headers.get("content-length", 0)):
+    if has_body and len(body) < int(headers.get("content-length", 0)):
         return None
     return Answer(int(first.split()[1]), headers, body, seconds)
 

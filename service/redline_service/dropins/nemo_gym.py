@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -41,8 +42,17 @@ class NeMoGymBody(BaseModel):
         return [as_item(Exchange(prompt, said[-1].content, is_finished))]
 
     def reply(self, scored: Scored) -> Any:
-        """The body and its reward."""
-        return {**self.model_dump(mode="json"), "reward": scored.scores[0]}
+        """The body as it came, and its reward. Numbers beyond what JSON can spell come back as null."""
+        given = {"responses_create_params": self.responses_create_params, "response": self.response}
+        return {**_finite({**given, **(self.model_extra or {})}), "reward": scored.scores[0]}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _list(given: Any) -> list[Any]:

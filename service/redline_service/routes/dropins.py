@@ -59,8 +59,12 @@ async def _answer(body: DropIn, request: Request) -> Response:
             wait_s = 1 if item.error.retryable else None
             raise RequestError(ErrorCode(item.error.code), f"{where}{item.error.message}", retry_after_s=wait_s)
         scored.append(item)
-    reply = body.reply(Scored(engine.name, scored, answer.usage.batch_tokens))
-    return json_response(await engine.threads.run(json.dumps, reply, allow_nan=False), timing)
+    result = Scored(engine.name, scored, answer.usage.batch_tokens)
+    return json_response(await engine.threads.run(_rendered, body, result), timing)
+
+
+def _rendered(body: DropIn, scored: Scored) -> str:
+    return json.dumps(body.reply(scored), allow_nan=False)
 
 
 @router.post("/get_reward", summary="OpenRLHF, align-anything, slime")
