@@ -28,10 +28,11 @@ _LEAST_SLICE_S = 0.02
 # The share of its deadline within which a request must be expected to be scored; the rest is for what the estimate
 # does not know: noise, and the way there and back.
 _PLANNED_SHARE = 0.7
-# A pass takes this share of the time that the most urgent waiting job has left, but is never shorter than the full pass
-# divided by the second number.
+# A pass takes this share of the time that callers wait, but is never shorter than the full pass divided by the second
+# number.
 _PASS_SHARE = 0.25
 _SMALLEST_PASS = 8
+_DEADLINE_WEIGHT = 0.05
 
 BatchObserver = Callable[[int, int, float], None]  # items, tokens computed, seconds
 
@@ -75,6 +76,7 @@ class Batcher:
         self._is_stopped = False
         self._slice_s = _LEAST_SLICE_S
         self._throughput = Throughput()
+        self._usual_deadline_s = 60.0  # of a request, a moving average
         self._under_way = 0  # tokens of the passes that run
         self._busy_since = 0.0  # when the last pass ended, or when the model was last given work after a pause
 
@@ -185,6 +187,8 @@ class Batcher:
                 f"this could be scored in about {wait_s:.1f} s, and it is wanted in {deadline_s:.1f} s",
                 wait_s - _PLANNED_SHARE * deadline_s,
             )
+        if deadline_s < math.inf:
+            self._usual_deadline_s += _DEADLINE_WEIGHT * (deadline_s - self._usual_deadline_s)
 
     async def _feed(self) -> None:
         lanes: set[asyncio.Task[None]] = set()
@@ -225,13 +229,14 @@ class Batcher:
         return None
 
     def _pass_tokens(self) -> int:
-        """Tokens of the next pass: fewer where a job's deadline is near, for everybody waits for the whole pass."""
-        left_s = self._waiting.earliest_deadline - time.perf_counter()
-        rate = self._throughput.tokens_per_s
-        if not rate or left_s == math.inf:
-            return self._max_batch_tokens
+        """Tokens of the next pass: fewer where callers wait for less than some full passes.
+
+        It goes by the deadlines that requests come with. What is left of them would make passes the smaller, and so
+        the slower, the more there is to do.
+        """
+        tokens = self._throughput.tokens_per_s * self._usual_deadline_s * _PASS_SHARE
         least = self._max_batch_tokens // _SMALLEST_PASS
-        return min(self._max_batch_tokens, max(least, int(rate * left_s * _PASS_SHARE)))
+        return min(self._max_batch_tokens, max(least, int(tokens))) if tokens else self._max_batch_tokens
 
     async def _score(self, jobs: Sequence[Job]) -> None:
         """A pass; more than one where the model has to pad."""

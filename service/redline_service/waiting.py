@@ -132,13 +132,6 @@ class WaitingRoom:
                 self._leave(job)
         return taken
 
-    @property
-    def earliest_deadline(self) -> float:
-        """Of the queued jobs, ``perf_counter`` seconds; infinity if none has one."""
-        while self._deadlines and self._deadlines[0][1] not in self._expiring:
-            heapq.heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else math.inf
-
     def expire(self, before: float) -> list[Job]:
         """Take out every queued job that nobody waits for any more at ``before`` (``perf_counter`` seconds)."""
         expired: list[Job] = []
