@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 
 def run_on_terminal(*arguments: str) -> tuple[int, str, str, float, int]:
@@ -25,11 +27,24 @@ def run_on_terminal(*arguments: str) -> tuple[int, str, str, float, int]:
     )
     timer = threading.Timer(60, process.kill)
     timer.start()
+    peak = 0
+    is_over = threading.Event()
+
+    def watch() -> None:
+        # what wait4 reports counts the process that forked, too
+        nonlocal peak
+        while not is_over.wait(0.05):
+            found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())
+            peak = max(peak, int(found[1]) // 1024 if found else 0)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     try:
         assert process.stdout is not None
         output = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        is_over.set()
+        watcher.join()
+        process.wait(60)
         process.stdout.close()
         took = time.monotonic() - started
         os.set_blocking(controller, False)
@@ -38,7 +53,8 @@ def run_on_terminal(*arguments: str) -> tuple[int, str, str, float, int]:
         except BlockingIOError:
             shown = ""
     finally:
+        is_over.set()
         timer.cancel()
         os.close(terminal)
         os.close(controller)
-    return process.returncode, output, shown, took, usage.ru_maxrss // 1024
+    return process.returncode, output, shown, took, peak

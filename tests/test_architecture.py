@@ -42,6 +42,7 @@ THIRD_PARTY = {
         "starlette",
         "uvicorn",
         "pydantic",
+        "pydantic_core",
         "pydantic_settings",
         "prometheus_client",
     },

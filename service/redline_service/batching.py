@@ -65,7 +65,7 @@ class Batcher:
         self._max_batch_tokens = max_batch_tokens
         self._max_queued_tokens = max_queued_tokens
         self._on_batch = on_batch
-        self._waiting = WaitingRoom(scorer)
+        self._waiting = WaitingRoom(scorer, request_quantum=max_batch_tokens)
         self._rewrites: dict[int, tuple[Job, Any]] = {}
         self._changed = asyncio.Event()
         # on a GPU a pass is launched while the one before it runs; on a CPU a pass formed early only holds up others

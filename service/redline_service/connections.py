@@ -29,7 +29,7 @@ _MAX_HEADERS = 128
 # File descriptors for everything but connections: the libraries', the model's files, connections just accepted.
 _RESERVED_DESCRIPTORS = 128
 _SWEEP_S = 0.5
-_LAST_BODY_S = 2.0
+_LAST_BODY_S = 5.0
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 

@@ -19,9 +19,14 @@ class _Turns:
     Virtual time is how far an even share has come: what is given to one flow moves it on by that over the number
     of flows, also while nothing but newcomers is served. A newcomer starts from there, so neither idling nor
     asking anew earns credit.
+
+    Args:
+        quantum: a flow whose turn it is keeps it until it was given so much.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, quantum: float = 0.0) -> None:
+        self._quantum = quantum
+        self._given: dict[Hashable, float] = {}  # to flows that keep their turn
         self._heap: list[tuple[float, int, Hashable]] = []
         self._tags: dict[Hashable, tuple[float, int, Hashable]] = {}  # the entry of each flow that still counts
         self._now = 0.0
@@ -53,18 +58,27 @@ class _Turns:
 
     def charge(self, flow: Hashable, cost: float, *, is_last: bool) -> None:
         """``flow`` was given ``cost``; ``is_last`` if it has nothing more."""
-        tag = self._tags[flow][0]
         self._now += cost / len(self._tags)
+        given = self._given.pop(flow, 0.0) + cost
         if is_last:
             del self._tags[flow]
+        elif given < self._quantum:
+            self._given[flow] = given
         else:
-            self._enter(flow, tag + cost)
+            self._enter(flow, self._tags[flow][0] + given)
 
 
 class FairQueue(Generic[J]):
-    """Jobs by caller and request, first in first out within a request. Not thread-safe."""
+    """Jobs by caller and request, first in first out within a request. Not thread-safe.
 
-    def __init__(self) -> None:
+    Args:
+        request_quantum: cost of a request that is taken before another request of the same caller has a turn. Requests
+            that cost less are finished in the order in which they came: if all were begun at once, all would be late
+            together.
+    """
+
+    def __init__(self, request_quantum: float = 0.0) -> None:
+        self._request_quantum = request_quantum
         self._turns = _Turns()
         self._callers: dict[Hashable, tuple[_Turns, dict[Hashable, deque[J]]]] = {}
         self._size = 0
@@ -75,7 +89,7 @@ class FairQueue(Generic[J]):
     def push(self, job: J, *, caller: Hashable, request: Hashable) -> None:
         """Queue a job."""
         if caller not in self._callers:
-            self._callers[caller] = (_Turns(), {})
+            self._callers[caller] = (_Turns(self._request_quantum), {})
             self._turns.join(caller)
         turns, requests = self._callers[caller]
         if request not in requests:

@@ -33,9 +33,11 @@ class WaitingRoom:
     still charged, so that over some passes the shares are even.
     """
 
-    def __init__(self, scorer: Scorer[Any]) -> None:
+    def __init__(self, scorer: Scorer[Any], request_quantum: float = 0.0) -> None:
         self._scorer = scorer
-        self._queues: dict[bool, FairQueue[Job]] = {False: FairQueue(), True: FairQueue()}
+        self._queues: dict[bool, FairQueue[Job]] = {
+            wants_correction: FairQueue(request_quantum) for wants_correction in (False, True)
+        }
         self._siblings: dict[tuple[bool, Prefix], dict[Job, None]] = {}
         self._unfinished: dict[Hashable, Job] = {}
         self._tokens_of: dict[Hashable, int] = {}
