@@ -11,7 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from redline.wire import ErrorCode
 from redline_model.bundle import Bundle
@@ -20,10 +19,11 @@ from redline_model.scorers import reading_key, reading_of
 from redline_service.admission import ModelRoute
 from redline_service.connections import Connections
 from redline_service.engine import Engine
-from redline_service.errors import OverloadedError, RequestError, overload_error
+from redline_service.error_responses import ANSWERED, error_response
+from redline_service.errors import RequestError
 from redline_service.limiter import ConcurrencyLimiter
 from redline_service.metrics import Metrics
-from redline_service.middleware import RequestMiddleware, error_response
+from redline_service.middleware import RequestMiddleware
 from redline_service.routes import correct, dropins, health, models, score
 from redline_service.settings import ServiceSettings
 from redline_service.thread_pool import ThreadPool
@@ -131,8 +131,9 @@ def create_app(
     routers = (score.router, correct.router, dropins.router, dropins.sessions, models.router, health.router)
     for router in routers:
         app.include_router(router)
-    model_paths = frozenset(r.path for router in routers for r in router.routes if isinstance(r, ModelRoute))
-    app.add_middleware(RequestMiddleware, metrics=metrics, model_paths=model_paths)
+    model_routes = [route for router in routers for route in router.routes if isinstance(route, ModelRoute)]
+    handlers = {route.path: route.get_route_handler() for route in model_routes}
+    app.add_middleware(RequestMiddleware, metrics=metrics, handlers=handlers)
     _add_error_handlers(app)
     return app
 
@@ -140,22 +141,16 @@ def create_app(
 def _add_error_handlers(app: FastAPI) -> None:
     """Every error leaves in the one shape of the wire."""
 
-    @app.exception_handler(RequestError)
-    async def refused(request: Request, error: RequestError) -> Response:
+    async def answer(request: Request, error: Exception) -> Response:
         return error_response(error)
 
-    @app.exception_handler(OverloadedError)
-    async def overloaded(request: Request, error: OverloadedError) -> Response:
-        return error_response(overload_error(error))
+    for kind in ANSWERED:
+        app.add_exception_handler(kind, answer)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         code = _STATUS_CODES.get(error.status_code, ErrorCode.INVALID_REQUEST)
         return error_response(RequestError(code, str(error.detail)))
-
-    @app.exception_handler(ClientDisconnect)
-    async def gone(request: Request, error: ClientDisconnect) -> Response:
-        return Response(status_code=499)  # nobody reads it; the access log and the metrics do
 
 
 def _own_version() -> str:

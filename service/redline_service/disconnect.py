@@ -36,3 +36,5 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
         if not task.done():
             task.cancel()
             await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # looked at, or asyncio would log it as lost

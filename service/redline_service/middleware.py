@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from starlette.responses import JSONResponse
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from redline.wire import DEADLINE_HEADER, REQUEST_ID_HEADER, ErrorCode
-from redline_service.admission import caller_name, requested_deadline_s
+from redline_service.admission import Handler, caller_name, requested_deadline_s
 from redline_service.auth import is_authorized, take_key_off_path
-from redline_service.errors import OverloadedError, RequestError, overload_error
+from redline_service.error_responses import ANSWERED, error_response
+from redline_service.errors import RequestError
 from redline_service.logs import access_line
 from redline_service.metrics import Metrics
 
@@ -28,23 +30,21 @@ class _Route(NamedTuple):
     path: str
 
 
-def error_response(error: RequestError) -> JSONResponse:
-    """An error in the one shape of the wire."""
-    headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
-    return JSONResponse(error.response().model_dump(), error.status, headers)
-
-
 class RequestMiddleware:
     """Takes or makes ``X-Request-Id``, counts routes and latencies, answers what failed. Reads no body.
 
-    Under overload it refuses requests for the model on their headers alone, before anything else is done for them: what
-    a refused request costs is taken from those that are served.
+    Requests for the model go to their handlers directly: FastAPI's own way to a route costs more than all of the
+    service's. Under overload they are refused on their headers alone, before anything else is done for them: what a
+    refused request costs is taken from those that are served.
+
+    Args:
+        handlers: of POST requests for the model, by path.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, model_paths: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, handlers: Mapping[str, Handler]) -> None:
         self._app = app
         self._metrics = metrics
-        self._model_paths = model_paths
+        self._handlers = handlers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -69,12 +69,12 @@ class RequestMiddleware:
 
         self._metrics.in_flight.inc()
         try:
-            refusal = self._refusal(scope, headers) if scope["path"] in self._model_paths else None
-            if refusal is not None:
+            handler = self._handlers.get(scope["path"]) if scope["method"] == "POST" else None
+            if handler is None:
+                await self._app(scope, receive, labelled)
+            else:
                 scope["route"] = _Route(scope["path"])
-                await refusal(scope, receive, labelled)
-                return
-            await self._app(scope, receive, labelled)
+                await (await self._answer(handler, scope, headers, receive))(scope, receive, labelled)
         except Exception as error:  # here, not further out, so that this answer too has its id
             logger.error("a request failed", exc_info=error)
             if status:  # it has begun already: the connection ends without its rest
@@ -90,18 +90,15 @@ class RequestMiddleware:
             if logger.isEnabledFor(logging.DEBUG):
                 logger.debug(access_line(scope["method"], route, status or 500, seconds))
 
-    def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> JSONResponse | None:
-        """The answer to a request that could not be served in time; None if it could, or is wrong in another way."""
+    async def _answer(self, handler: Handler, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> Response:
+        """What ``handler`` answers, or the refusal of a request that it could not answer in time."""
         state = scope["app"].state
         authorization = headers.get(b"authorization", b"")
-        if state.engine is None or scope["method"] != "POST" or not is_authorized(state.settings, authorization):
-            return None
         try:
-            deadline_s = requested_deadline_s(headers.get(_DEADLINE_HEADER, b"inf").decode("latin-1"))
-            caller = caller_name(state.settings, authorization, scope["client"])
-            state.engine.check_load(caller, min(state.settings.deadline_s, deadline_s))
-        except RequestError:
-            return None
-        except OverloadedError as error:
-            return error_response(overload_error(error))
-        return None
+            if state.engine is not None and is_authorized(state.settings, authorization):
+                deadline_s = requested_deadline_s(headers.get(_DEADLINE_HEADER, b"inf").decode("latin-1"))
+                caller = caller_name(state.settings, authorization, scope["client"])
+                state.engine.check_load(caller, min(state.settings.deadline_s, deadline_s))
+            return await handler(Request(scope, receive))
+        except ANSWERED as error:
+            return error_response(error)

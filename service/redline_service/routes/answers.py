@@ -10,10 +10,15 @@ from redline_service.admission import engine_of
 from redline_service.jobs import Timing
 from redline_service.metrics import Metrics
 
+# Tokens of an answer that takes less time to write than to hand to a thread.
+_SMALL_ANSWER = 1000
+
 
 async def as_response(request: Request, answer: ScoreResponse | CorrectResponse, timing: Timing) -> Response:
     """JSON in the wire's own form."""
     count(request, answer)
+    if answer.usage.scored_tokens <= _SMALL_ANSWER:
+        return json_response(to_json(answer), timing)
     return json_response(await engine_of(request).threads.run(to_json, answer), timing)
 
 
