@@ -25,9 +25,10 @@ logger = logging.getLogger("redline.service")
 _REWRITE_BATCHES = 4
 # A rewrite's writing is interrupted for scoring after at least this long.
 _LEAST_SLICE_S = 0.02
-# The share of its deadline within which a request must be expected to be scored; the rest is for what the estimate
-# does not know: noise, and the way there and back.
-_PLANNED_SHARE = 0.7
+# The share of its deadline within which a request must be expected to be scored: when it arrives, and when it has been
+# tokenised. The second is larger, so that work which was begun is seldom thrown away.
+PLANNED_SHARE = 0.6
+_LATEST_SHARE = 0.9
 # A pass takes this share of the time that callers wait, but is never shorter than the full pass divided by the second
 # number.
 _PASS_SHARE = 0.25
@@ -172,20 +173,23 @@ class Batcher:
                 future.cancel()
                 self._waiting.abandon(job)
 
-    def admit(self, tokens: float, caller: Hashable, deadline_s: float, *, preparing: float = 0) -> None:
+    def admit(
+        self, tokens: float, caller: Hashable, deadline_s: float, *, preparing: float = 0, share: float = _LATEST_SHARE
+    ) -> None:
         """Let a request of ``tokens`` in, or refuse it. Raises OverloadedError as ``run`` does.
 
         Args:
             preparing: tokens, about, of requests that were let in and are not in the queue yet.
+            share: of ``deadline_s``, within which it must be expected to be scored; the rest is for noise.
         """
         if self.queued_tokens and self.queued_tokens + tokens > self._max_queued_tokens:
             raise OverloadedError("too many tokens are waiting to be scored")
         ahead = preparing + self._under_way + self._waiting.tokens_ahead_of(caller, tokens)
         # with nothing in front it is tried, whatever the estimate: a wrong one can then correct itself
-        if ahead and (wait_s := self._throughput.seconds_for(ahead + tokens)) > _PLANNED_SHARE * deadline_s:
+        if ahead and (wait_s := self._throughput.seconds_for(ahead + tokens)) > share * deadline_s:
             raise OverloadedError(
                 f"this could be scored in about {wait_s:.1f} s, and it is wanted in {deadline_s:.1f} s",
-                wait_s - _PLANNED_SHARE * deadline_s,
+                wait_s - share * deadline_s,
             )
         if deadline_s < math.inf:
             self._usual_deadline_s += _DEADLINE_WEIGHT * (deadline_s - self._usual_deadline_s)

@@ -34,7 +34,7 @@ from redline_model.errors import RedlineModelError, UnsupportedError
 from redline_model.extraction import AGGREGATES, Reading
 from redline_model.scorers import Correction, reading_key, reading_of
 from redline_model.template import EncodedItem, Encoder
-from redline_service.batching import Batcher, BatchObserver
+from redline_service.batching import PLANNED_SHARE, Batcher, BatchObserver
 from redline_service.correcting import Corrector
 from redline_service.encoding import encoded
 from redline_service.errors import RequestError, item_error
@@ -136,7 +136,7 @@ class Engine:
             OverloadedError: see ``Batcher.run``.
         """
         preparing = self.threads.pending * self._usual_tokens
-        self.batcher.admit(self._usual_tokens, caller, deadline_s, preparing=preparing)
+        self.batcher.admit(self._usual_tokens, caller, deadline_s, preparing=preparing, share=PLANNED_SHARE)
 
     def knows(self, name: str) -> bool:
         """Whether ``name`` means this model."""
