@@ -69,7 +69,7 @@ def serve(settings: ServiceSettings) -> None:
         failure: list[Exception] = []
 
         def loaded(bundle: Bundle) -> None:
-            # a collection that looks through all of torch and the model takes a fifth of a second, and would do so again
+            # a collection that looks through torch and the model takes a fifth of a second, and would do so again
             # and again under load
             gc.collect()
             gc.freeze()
