@@ -13,6 +13,7 @@ import typer
 from benchmarks.pages import RENDERERS, filled, stored
 from redline.cli.app import app
 from redline.wire import ERROR_TABLE
+from redline_service.settings import ServiceSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/*.md")])
@@ -77,3 +78,33 @@ def test_tables_of_results_are_what_their_json_says(name: str) -> None:
         assert page.count(f"<!-- {name} -->") == 1, "a place for them, while there are none"
     else:
         assert filled(page, name, results) == page, "run python -m benchmarks.pages"
+
+
+def test_every_test_that_the_security_page_names_exists() -> None:
+    page = (ROOT / "docs/security.md").read_text(encoding="utf-8")
+    named = 0
+    for cell in re.findall(r"^\|.*\| ([^|]+) \|$", page, re.MULTILINE):
+        for reference in re.findall(r"`((?:tests/[\w/.]+)?(?:::\w+)?)`", cell):
+            file, _, name = reference.partition("::")
+            path = ROOT / (file or "tests/attacks/test_service_attacks.py")
+            assert path.exists(), reference
+            assert not name or f"def {name}(" in path.read_text(encoding="utf-8"), reference
+            named += 1
+    assert named > 30
+
+
+def test_the_security_page_states_the_defaults() -> None:
+    page = (ROOT / "docs/security.md").read_text(encoding="utf-8")
+    fields = ServiceSettings.model_fields
+    stated = {
+        "body_timeout_s": "30 s (`REDLINE_BODY_TIMEOUT_S`)",
+        "header_timeout_s": "10 s (`REDLINE_HEADER_TIMEOUT_S`)",
+        "idle_timeout_s": "75 s (`REDLINE_IDLE_TIMEOUT_S`)",
+        "write_timeout_s": "30 s without progress (`REDLINE_WRITE_TIMEOUT_S`)",
+        "max_connections": "4096 (`REDLINE_MAX_CONNECTIONS`)",
+    }
+    for name, text in stated.items():
+        assert text in page
+        assert float(text.split()[0]) == fields[name].default
+    assert fields["max_body_bytes"].default == 16 * 2**20
+    assert "16 MiB (`REDLINE_MAX_BODY_BYTES`)" in page

@@ -218,6 +218,40 @@ def test_a_batch_that_does_not_fit_is_split_and_only_what_cannot_fit_fails(
     assert torch.allclose(good[0].logprob, measured[0].logprob, atol=1e-4)
 
 
+def test_the_prefix_cache_is_emptied_before_anything_fails_for_want_of_memory(bundle: Bundle) -> None:
+    loaded = Bundle.load(bundle.folder, prefix_cache_tokens=1000)
+    [cache] = loaded.scorer.prefix_caches
+    body = {"items": several(3)}
+
+    class Short:
+        """Has no memory for a pass as long as the cache holds something."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(loaded.scorer, name)
+
+        def launch(self, items: Sequence[EncodedItem]) -> Callable[[], list[Any]]:
+            if is_short and cache.bytes:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return loaded.scorer.launch(items)
+
+    is_short = False
+    short = Bundle(loaded.folder, loaded.manifest, Short(), loaded.placement)
+
+    async def work(http: httpx.AsyncClient) -> tuple[float, Any]:
+        nonlocal is_short
+        await http.post("/v1/score", json=BODY)
+        text = (await http.get("/metrics")).text
+        held = float(
+            next(line for line in text.splitlines() if line.startswith("redline_prefix_cache_bytes ")).split()[1]
+        )
+        is_short = True
+        return held, (await http.post("/v1/score", json=body)).json()["items"]
+
+    held, items = with_service(short, work)
+    assert held > 0
+    assert all("score" in item for item in items)
+
+
 def test_out_of_memory_is_a_retryable_error_of_its_item(bundle: Bundle) -> None:
     fussy = Bundle(bundle.folder, bundle.manifest, Fussy(bundle.scorer, room=1), bundle.placement)
     body = {"items": [{"prompt": "p", "response": text} for text in ("fine", "giant", "cursed", "good")]}

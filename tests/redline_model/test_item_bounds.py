@@ -1,0 +1,78 @@
+"""Sizes are looked at before anything is tokenised, and a cut that is made early gives the same ids as a late one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from redline_model.errors import TooLongError
+from redline_model.scorers import Scorer
+from redline_model.template import Encoder, Item
+
+
+class Counting:
+    """A tokenizer that counts the characters that it is given."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.characters = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, text: str, **how: Any) -> Any:
+        self.characters += len(text)
+        return self._tokenizer(text, **how)
+
+
+@pytest.fixture
+def encoder(causal_scorer: Scorer[Any], tokenizer: Any) -> Encoder:
+    kept = causal_scorer.encoder
+    return Encoder(
+        Counting(tokenizer), kept.template, arrangement=kept.arrangement, vocab_size=kept.vocab_size, max_tokens=64
+    )
+
+
+LONG = "How do I reset my router? " * 100_000
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        Item("p", LONG),
+        Item(LONG, "r"),
+        Item([{"role": "user", "content": LONG}], "r"),
+        Item([{"role": "user" * 100_000, "content": "c"}], "r"),
+        Item([{"role": "user", "content": "c"}] * 100_000, "r"),
+        Item([5] * 100_000, "r"),
+        Item("p", [5] * 100_000),
+    ],
+    ids=["response", "prompt", "message", "role", "messages", "prompt ids", "response ids"],
+)
+def test_what_is_far_too_long_is_refused_before_it_is_tokenised(encoder: Encoder, item: Item) -> None:
+    encoder.tokenizer.characters = 0
+    with pytest.raises(TooLongError):
+        encoder.encode(item)
+    assert encoder.tokenizer.characters < 100
+
+
+@pytest.mark.parametrize("is_chat", [False, True])
+def test_a_long_prompt_is_cut_before_it_is_tokenised_and_gives_the_same_ids(encoder: Encoder, is_chat: bool) -> None:
+    def prompt(text: str) -> Any:
+        return [{"role": "system", "content": LONG}, {"role": "user", "content": text}] if is_chat else text
+
+    assert encoder.max_chars is not None
+    encoder.tokenizer.characters = 0
+    cut = encoder.encode(Item(prompt(LONG + "And the round button?"), "Hold it.", on_too_long="truncate"))
+    assert encoder.tokenizer.characters < 3 * (encoder.max_chars + 2048)
+    assert cut.is_truncated
+    short = LONG[-encoder.max_chars :] + "And the round button?"
+    expected = encoder.encode(Item(prompt(short), "Hold it.", on_too_long="truncate"))
+    assert cut.prefix_ids == expected.prefix_ids
+
+
+def test_no_text_within_the_limit_is_refused_for_its_characters(encoder: Encoder, tokenizer: Any) -> None:
+    longest = max(tokenizer.get_vocab(), key=len)
+    text = tokenizer.convert_tokens_to_string([longest]) * 20
+    assert len(text) <= encoder.max_chars  # type: ignore[operator]

@@ -1,0 +1,91 @@
+"""The prefix cache is bounded in bytes, whatever the model's keys and values take, and the caches of texts in size."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+
+from redline_model.bundle import Bundle
+from redline_model.prefixes import PrefixCache, share_bytes
+from redline_model.ragged import Past
+from redline_model.sized_cache import SizedCache
+from redline_model.template import Item
+
+
+def past(tokens: int, layers: int = 2, heads: int = 2, size: int = 8) -> Past:
+    kept = Past(tokens)
+    for layer in range(layers):
+        kept.write(layer, 0, torch.zeros(heads, tokens, size), torch.zeros(heads, tokens, size))
+    return kept
+
+
+def test_bytes_are_counted_and_bounded() -> None:
+    one = past(10)
+    assert one.bytes == 10 * 2 * 2 * 2 * 8 * 4  # tokens, keys and values, layers, heads, size, float32
+    cache = PrefixCache(10_000, max_bytes=3 * one.bytes)
+    for n in range(5):
+        cache.put((n,) * 10, past(10))
+        assert cache.bytes <= cache.max_bytes
+    assert [(n,) * 10 in cache for n in range(5)] == [False, False, True, True, True]
+    assert cache.tokens == 30
+    assert not cache.has_room_for((9,) * 31)
+    cache.clear()
+    assert cache.bytes == cache.tokens == 0
+    assert (4,) * 10 not in cache
+
+
+def test_caches_share_what_a_bundle_may_take() -> None:
+    caches = [PrefixCache(100), PrefixCache(100)]
+    share_bytes(caches, 1000)
+    assert [cache.max_bytes for cache in caches] == [500, 500]
+    share_bytes([], 1000)
+
+
+def test_a_loaded_bundle_keeps_to_its_bytes(bundle: Bundle) -> None:
+    loaded = Bundle.load(bundle.folder, prefix_cache_tokens=10_000, prefix_cache_bytes=60_000)
+    scorer: Any = loaded.scorer
+    for n in range(12):
+        scorer.measure([scorer.encoder.encode(Item(f"Prompt number {n}, of several words", "So."))])
+    [cache] = scorer.prefix_caches
+    assert 0 < cache.bytes <= 60_000
+    again = Bundle.load(bundle.folder, prefix_cache_tokens=10_000, prefix_cache_bytes=0)
+    again.scorer.measure([scorer.encoder.encode(Item("Prompt", "So."))])
+    assert sum(cache.bytes for cache in again.scorer.prefix_caches) == 0
+
+
+def test_a_sized_cache_drops_the_least_recently_used_and_keeps_its_size() -> None:
+    computed: list[str] = []
+
+    def compute(key: str) -> str:
+        computed.append(key)
+        return key * 2
+
+    cache = SizedCache(compute, lambda key, value: len(value), 10)
+    assert [cache(key) for key in ("a", "bb", "a", "cc", "bb", "ddddd", "eeeeee")] == [
+        *("aa", "bbbb", "aa", "cccc", "bbbb", "dddddddddd", "eeeeeeeeeeee")
+    ]
+    assert computed == ["a", "bb", "cc", "ddddd", "eeeeee"]
+    assert cache.size <= 10
+    assert cache("bb") == "bbbb"
+    assert computed[-1] == "bb"
+
+
+def test_a_sized_cache_may_be_used_by_many_threads() -> None:
+    cache = SizedCache(lambda key: (key,) * 3, lambda key, value: 3, 30)
+    wrong: list[int] = []
+
+    def use(seed: int) -> None:
+        for n in range(2000):
+            key = (n * seed) % 37
+            if cache(key) != (key,) * 3:
+                wrong.append(key)
+
+    threads = [threading.Thread(target=use, args=(seed,)) for seed in range(1, 9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert cache.size <= 30
