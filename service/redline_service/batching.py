@@ -95,7 +95,7 @@ class Batcher:
         """Start feeding the model; needs a running event loop."""
         self._feeding = asyncio.create_task(self._feed())
 
-    async def stop(self, timeout_s: float = 5.0) -> None:
+    async def stop(self, timeout_s: float = 2.0) -> None:
         """Stop feeding; jobs that still wait are cancelled, and so are those that come later.
 
         Args:

@@ -123,7 +123,7 @@ class Engine:
             raise RequestError(ErrorCode.NOT_READY, f"the model cannot score: {response.items[0].error.message}")
         self.has_scored = True
 
-    async def stop(self, timeout_s: float = 5.0) -> None:
+    async def stop(self, timeout_s: float = 2.0) -> None:
         """Stop the worker. ``timeout_s``: how long work that cannot be interrupted is waited for."""
         await self.batcher.stop(timeout_s)
         if not self.threads.stop(timeout_s):
