@@ -249,11 +249,11 @@ def _parsed(status: int, head: bytes, body: bytes) -> dict[str, Any]:
         "timing_ms": {name: float(ms) for name, ms in timing},
     }
     with contextlib.suppress(ValueError, AttributeError, KeyError, TypeError):
-        told = json.loads(body)
+        answer = json.loads(body)
         if status == 200:
-            found["scored"] = sum(math.isfinite(item.get("score", math.nan)) for item in told["items"])
+            found["scored"] = sum(math.isfinite(item.get("score", math.nan)) for item in answer["items"])
         else:
-            found["code"] = told["error"]["code"]
+            found["code"] = answer["error"]["code"]
     return found
 
 

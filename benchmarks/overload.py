@@ -47,7 +47,7 @@ _LONG_UNDER_WAY = 8
 # seconds of a closed loop after which its rate is taken as it is
 _ENOUGH_S = 30.0
 _LONGEST_DEADLINE_S = 30.0
-# kept by the other caller: callers are told apart by their address
+# kept by the other caller: callers are distinguished by their address
 _OTHER_ADDRESS = "127.0.0.2"
 
 

@@ -241,7 +241,7 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Every OSError, told with ``path``."""
+    """Every OSError, raised again naming ``path``."""
     try:
         yield
     except OSError as error:
@@ -250,7 +250,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _writing(path: Path, place: RecordingFile | Path) -> Iterator[None]:
-    """Failures to write to ``place``, the file or the folder that becomes ``path``, as OSErrors told with ``path``."""
+    """Failures to write to ``place``, the file or the folder that becomes ``path``, as OSErrors naming ``path``."""
     try:
         yield
     except Exception as error:

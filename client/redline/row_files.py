@@ -143,11 +143,11 @@ class _ElementReader:
             try:
                 value, after = _DECODER.raw_decode(self._text, self._at)
             except RecursionError as error:
-                raise UnreadableRowError(self.where, f"not JSON: {_told(error)}") from error
+                raise UnreadableRowError(self.where, f"not JSON: {_reason(error)}") from error
             except ValueError as error:
                 if self._is_end:
-                    told = error.msg if isinstance(error, json.JSONDecodeError) else _told(error)
-                    raise UnreadableRowError(self.where, f"not JSON: {told}") from error
+                    reason = error.msg if isinstance(error, json.JSONDecodeError) else _reason(error)
+                    raise UnreadableRowError(self.where, f"not JSON: {reason}") from error
             else:
                 # "-1.5e" at the end of what was read may be the start of -1.5e-7
                 margin = 3 if isinstance(value, (int, float)) else 1
@@ -182,11 +182,11 @@ def parse_json(line: bytes) -> Any:
     except UnicodeEncodeError as error:
         raise ValueError("is not valid Unicode: it holds half a surrogate pair") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON: {_told(error)}") from error
+        raise ValueError(f"not JSON: {_reason(error)}") from error
     return value
 
 
-def _told(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
     if isinstance(error, UnicodeDecodeError):
@@ -247,8 +247,8 @@ def _reading(where: str, path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, zlib.error) as error:
-        told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         place = where if isinstance(error, EOFError) else str(path)
-        raise UnreadableRowError(place, f"cannot be read: {told}") from error
+        raise UnreadableRowError(place, f"cannot be read: {reason}") from error
     except UnicodeDecodeError as error:
-        raise UnreadableRowError(where, f"not JSON: {_told(error)}") from error
+        raise UnreadableRowError(where, f"not JSON: {_reason(error)}") from error
