@@ -13,7 +13,7 @@ from redline.alignment import align_rewards
 from redline.wire import (
     AppliedOptions,
     Calibration,
-    Edit,
+    EditsBy,
     ErrorCode,
     ItemError,
     ItemResult,
@@ -29,13 +29,13 @@ from redline.wire import (
 )
 from redline.wire.correction import CorrectRequest, CorrectResponse
 from redline_model.bundle import Bundle
-from redline_model.edits import edits_between
 from redline_model.errors import RedlineModelError, UnsupportedError
 from redline_model.extraction import AGGREGATES, Reading
-from redline_model.scorers import Correction, reading_key, reading_of
+from redline_model.scorers import reading_key, reading_of
 from redline_model.template import EncodedItem, Encoder
 from redline_service.batching import PLANNED_SHARE, Batcher, BatchObserver
 from redline_service.correcting import Corrector
+from redline_service.edits import readable, wire_edits
 from redline_service.encoding import encoded
 from redline_service.errors import RequestError, item_error
 from redline_service.jobs import Outcome, Timing
@@ -55,6 +55,7 @@ class _Plan:
     reading: Reading
     calibration: Calibration | None
     wants_correction: bool
+    edits: EditsBy | None
 
 
 def default_batch_tokens(device: str) -> int:
@@ -243,7 +244,7 @@ class Engine:
             if fit is None:
                 raise RequestError(ErrorCode.UNSUPPORTED, f"this bundle was not calibrated for {key}")
             calibration = Calibration(**fit.model_dump())
-        return _Plan(reading, calibration, options.correction)
+        return _Plan(reading, calibration, options.correction, options.edits)
 
     def _encode_all(self, request: ScoreRequest) -> list[EncodedItem | Exception]:
         on_too_long, encoder = request.options.on_too_long, self._scorer.encoder
@@ -290,14 +291,14 @@ class Engine:
             diverged_at=judged.diverged_at,
             truncated=ready.is_truncated,
         )
-        return result if outcome.correction is None else self._redlined(result, ready.text, outcome.correction)
-
-    def _redlined(self, result: ItemScore, text: str, correction: Correction) -> ItemScore:
-        edits = [Edit(**edit._asdict()) for edit in edits_between(text, correction.text)]
+        if outcome.correction is None:
+            return result
+        is_complete = outcome.correction.is_complete
+        correction = readable(outcome.correction.text, is_complete=is_complete)
         return result.model_copy(
             update={
-                "correction": correction.text,
-                "correction_complete": correction.is_complete,
-                "edits": edits,
+                "correction": correction,
+                "correction_complete": is_complete,
+                "edits": wire_edits(ready.text, correction, by=plan.edits),
             }
         )

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from redline.wire import Edit
 from redline.wire.correction import CorrectOptions, Ended, ItemCorrection
-from redline_model.edits import edits_between
 from redline_model.errors import EmptyResponseError, RedlineModelError, TooLongError
 from redline_model.scorers import Correction
 from redline_model.template import EncodedItem
+from redline_service.edits import readable, wire_edits
 from redline_service.jobs import Outcome
 
 
@@ -104,13 +103,13 @@ class Revision:
     def answer(self, id: str | None) -> ItemCorrection:
         """All of it, once ``item`` is None and nothing failed. Compares texts: not for the event loop."""
         assert self._ended is not None
-        before, after = self._texts[0], self._texts[-1]
+        before, after = self._texts[0], readable(self._texts[-1], is_complete=self._ended != "incomplete")
         return ItemCorrection(
             id=id,
             correction=after,
             ended=self._ended,
             rounds=len(self._texts) - 1,
-            edits=[Edit(**edit._asdict()) for edit in edits_between(before, after)],
+            edits=wire_edits(before, after, by=self._options.edits),
             score_before=self._scores[before, self.passes[0].is_finished],
             score_after=self._score_after,
             truncated=any(item.is_truncated for item in self.passes),

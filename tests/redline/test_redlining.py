@@ -32,3 +32,17 @@ def test_the_whole_view_names_score_and_redline() -> None:
     whole = render(TEXT, SCORE.model_copy(update={"edits": EDITS, "correction_complete": False}))
     assert whole.plain.startswith("score -3.000\n\nHold the")
     assert whole.plain.endswith("Wait. …")
+
+
+def test_a_character_of_several_tokens_is_shown_once_on_the_sum_of_their_rewards() -> None:
+    score = ItemScore(score=-1.0, rewards=[0.0, 1.5, -2.5, 2.0], offsets=[(0, 2), (2, 3), (2, 3), (3, 4)])
+    text = coloured("a 字b", score)
+    assert text.plain == "a 字b"
+    marked = {text.plain[span.start : span.end]: str(span.style) for span in text.spans if span.style}
+    assert "rgb(255," in marked["字"], "its tokens lose more than they gain"
+
+
+def test_a_wholly_rewritten_response_is_one_replacement_in_the_terminal() -> None:
+    edits = [Edit(op="replace", start=0, end=4, text="Press"), Edit(op="replace", start=9, end=13, text="one blue")]
+    shown = render(TEXT, SCORE.model_copy(update={"edits": edits, "correction_complete": True}))
+    assert shown.plain.endswith("Hold the  redPress the one blue button.")

@@ -504,3 +504,40 @@ def test_what_comes_to_a_stopped_service_is_cancelled_and_never_waits(brief_bund
                 await asyncio.wait_for(late, 30)
 
     asyncio.run(run())
+
+
+def test_edits_come_by_words_or_in_groups_that_lead_to_the_same_text(bundle: Bundle) -> None:
+    before, after = "a cold big house", "a warm big home"
+    script = Script({before: after})
+
+    async def work(http: httpx.AsyncClient) -> list[list[dict[str, Any]]]:
+        bodies: list[dict[str, Any]] = [{}, {"edits": "words"}, {"edits": "groups"}]
+        corrected = [await correct(http, rows(before), **options) for options in bodies]
+        scored = await http.post(
+            "/v1/score", json={"items": rows(before), "options": {"correction": True, "edits": "groups"}}
+        )
+        return [*(items[0]["edits"] for items in corrected), answers(scored)[0]["edits"]]
+
+    unset, words, groups, scored = with_service(script.around(bundle), work)
+    assert (
+        unset
+        == words
+        == [
+            {"op": "replace", "start": 2, "end": 6, "text": "warm"},
+            {"op": "replace", "start": 11, "end": 16, "text": "home"},
+        ]
+    )
+    assert groups == scored == [{"op": "replace", "start": 2, "end": 16, "text": "warm big home"}]
+
+
+def test_a_character_that_the_length_limit_cut_is_left_out(bundle: Bundle) -> None:
+    script = Script({"one": Correction("wir grü\ufffd\ufffd", False), "two": Correction("a \ufffd b\ufffd", True)})
+
+    async def work(http: httpx.AsyncClient) -> tuple[Any, Any]:
+        body = {"items": rows("one", "two"), "options": {"correction": True}}
+        return await correct(http, rows("one", "two")), answers(await http.post("/v1/score", json=body))
+
+    for cut, whole in with_service(script.around(bundle), work):
+        assert cut["correction"] == "wir grü"
+        assert apply_edits("one", [TextEdit(**edit) for edit in cut["edits"]]) == "wir grü"
+        assert whole["correction"] == "a \ufffd b\ufffd", "what the model wrote is not touched"

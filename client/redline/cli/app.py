@@ -29,12 +29,13 @@ app = typer.Typer(
     cls=_Commands,
     help="Reward models with a reward for every token: fit one, serve it, score with it, train a policy on it.",
     no_args_is_help=True,
+    rich_markup_mode=None,  # its tables cut the names of options in narrow terminals
     pretty_exceptions_enable=False,
     add_completion=False,
 )
 app.command("train")(train.train)
 app.add_typer(derive.app, name="derive")
-app.command("evaluate")(evaluate.evaluate)
+app.command("evaluate", short_help="Measure a reward model on preference pairs.")(evaluate.evaluate)
 app.command("serve")(serve.serve)
 app.command("score")(score.score)
 app.command("correct")(correct.correct)

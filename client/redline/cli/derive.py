@@ -23,7 +23,7 @@ Pairs = Annotated[
 ]
 
 
-@app.command("red")
+@app.command("red", short_help="Read a scalar model at every token.")
 def red(
     bundle: Annotated[str, typer.Argument(help="A scalar bundle: folder or hub id.")],
     out: OutFolder,
@@ -76,7 +76,7 @@ def ensemble(
     _report(manifest, out)
 
 
-@app.command("length-calibrated")
+@app.command("length-calibrated", short_help="Take the trend in length out of scores.")
 def length_calibrated(
     bundle: Annotated[str, typer.Argument(help="Any bundle: folder or hub id.")],
     pairs: Annotated[

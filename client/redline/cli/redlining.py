@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.text import Text
 
+from redline.edit_groups import grouped
 from redline.wire import Edit, ItemScore
 from redline.wire.correction import ItemCorrection
 
@@ -18,13 +19,23 @@ def _style(reward: float, largest: float) -> str:
 
 
 def coloured(response: str, result: ItemScore) -> Text:
-    """The response, every token on the colour of its reward; the end token as ``⏎``."""
-    text = Text()
-    largest = max((abs(r) for r in result.rewards), default=0.0)
-    shown_to = 0
+    """The response, every token on the colour of its reward; the end token as ``⏎``.
+
+    Tokens that are parts of one character are shown as that character, on the colour of the sum of their rewards.
+    """
+    pieces: list[tuple[int, int, float]] = []
     for reward, (start, end) in zip(result.rewards, result.offsets, strict=True):
+        if pieces and start < pieces[-1][1]:
+            before = pieces[-1]
+            pieces[-1] = (before[0], max(before[1], end), before[2] + reward)
+        else:
+            pieces.append((start, end, reward))
+    text = Text()
+    largest = max((abs(reward) for _, _, reward in pieces), default=0.0)
+    shown_to = 0
+    for start, end, reward in pieces:
         text.append(response[shown_to:start])
-        piece = response[max(start, shown_to) : end] or ("⏎" if start == len(response) else "")
+        piece = response[start:end] or ("⏎" if start == len(response) else "")
         text.append(piece, style=_style(reward, largest))
         shown_to = max(shown_to, end)
     text.append(response[shown_to:])
@@ -32,7 +43,7 @@ def coloured(response: str, result: ItemScore) -> Text:
 
 
 def redlined(response: str, edits: list[Edit]) -> Text:
-    """The response with its edits: what goes struck through, what comes underlined."""
+    """The response with its edits: what is taken out struck through, what is put in underlined."""
     text = Text()
     at = 0
     for edit in edits:
@@ -69,7 +80,7 @@ def render_correction(response: str, result: ItemCorrection) -> Text:
 
 def _redline(response: str, edits: list[Edit], is_complete: bool) -> Text:
     """The redline; ``…`` says that it breaks off."""
-    text = redlined(response, edits)
+    text = redlined(response, grouped(response, edits))
     if not is_complete:
         text.append(" …", style="dim")
     return text

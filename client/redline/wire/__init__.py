@@ -28,6 +28,7 @@ DEADLINE_HEADER = "X-Deadline-S"
 
 Span = tuple[int, int]
 OnTooLong = Literal["error", "truncate"]
+EditsBy = Literal["words", "groups"]
 
 
 def _unicode(text: str) -> str:
@@ -203,11 +204,14 @@ class ScoreOptions(_Wire):
     Which modes and aggregates a model knows is the model's affair: ``ModelInfo`` lists them.
     ``calibrated`` divides rewards by the bundle's fitted temperature and shifts the score, so that a
     difference of two scores is a log-odds of preference; it needs aggregate and mode calibrated in the bundle.
+    ``edits``: by words (the default), or in groups for people to read: edits with little text between them are then
+    one replacement (``redline.edit_groups``).
     """
 
     mode: Text | None = None
     aggregate: Text | None = None
     correction: bool = False
+    edits: EditsBy | None = None
     calibrated: bool = False
     on_too_long: OnTooLong = "error"
 

@@ -9,6 +9,7 @@ from pydantic import Field
 from redline.wire import (
     AppliedOptions,
     Edit,
+    EditsBy,
     FirstError,
     ItemError,
     ModelRef,
@@ -36,11 +37,12 @@ class CorrectOptions(_Wire):
     """How far to go.
 
     ``max_rounds``: rewrites at most, each of the one before it. ``score_after``: score the correction, at the cost
-    of one more pass where rewriting did not tell its score.
+    of one more pass where rewriting did not tell its score. ``edits``: as in ``ScoreOptions``.
     """
 
     max_rounds: Annotated[int, Field(ge=1, le=MAX_ROUNDS)] = 1
     score_after: bool = False
+    edits: EditsBy | None = None
     on_too_long: OnTooLong = "error"
 
 
