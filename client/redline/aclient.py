@@ -33,6 +33,7 @@ from redline.exchange import (
     parse,
     scoring,
 )
+from redline.proxies import proxy_settings, readable_proxy_errors
 from redline.results import CorrectResult, Result, ScoreResult
 from redline.retry import NO_RETRY, Attempts, OnWait, RetryPolicy, is_retryable
 from redline.wire import (
@@ -66,7 +67,8 @@ class AsyncRewardClient:
         transport: for tests; an ``httpx`` transport in place of the network.
 
     Raises:
-        ProtocolError: ``url`` is no http(s) address, or the key cannot stand in a header.
+        ProtocolError: ``url`` is no http(s) address, the key cannot stand in a header, or the environment names a proxy
+            that cannot be used.
         ValueError: ``timeout_s`` or ``max_answer_bytes`` is not above 0.
     """
 
@@ -91,13 +93,16 @@ class AsyncRewardClient:
         self._items_per_request = items_per_request
         self._concurrency = concurrency
         self._on_wait = on_wait
-        self._http = httpx.AsyncClient(
-            base_url=base_url(url),
-            headers=headers_for(key),
-            timeout=timeout_s,
-            cookies=no_cookies(),
-            transport=transport,
-        )
+        address, headers = base_url(url), headers_for(key)
+        with readable_proxy_errors():
+            self._http = httpx.AsyncClient(
+                base_url=address,
+                headers=headers,
+                timeout=timeout_s,
+                cookies=no_cookies(),
+                transport=transport,
+                **proxy_settings(address),
+            )
 
     async def __aenter__(self) -> Self:
         return self

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from redline.answer_body import ACCEPTED_ENCODINGS, Answer
 from redline.answer_checks import check_answer, check_same, check_unmixed
 from redline.errors import ConnectionFailedError, ProtocolError, RedlineError, ServiceError
+from redline.proxies import proxy_of
 from redline.results import CorrectResult, Result, ScoreResult
 from redline.wire import (
     CORRECT_PATH,
@@ -128,7 +129,7 @@ def parse(answer: Answer, kind: type[A]) -> A:
         try:
             parsed = kind.model_validate_json(answer.body, strict=True)
         except ValidationError as error:
-            raise ProtocolError(f"{answer.url} did not answer as a Redline service does") from error
+            raise ProtocolError(f"{answer.url} did not answer as a Redline service does{_by_proxy(answer)}") from error
         if isinstance(parsed, (ScoreResponse, CorrectResponse)):
             check_unmixed(answer.body)
         return parsed
@@ -136,9 +137,16 @@ def parse(answer: Answer, kind: type[A]) -> A:
         body = ErrorResponse.model_validate_json(answer.body, strict=True).error
     except ValidationError as error:
         if answer.status in {502, 503, 504}:  # a proxy in front of a service that is away
-            raise ConnectionFailedError(f"{answer.url} answered HTTP {answer.status}") from error
-        raise ProtocolError(f"{answer.url} answered HTTP {answer.status} without a Redline error") from error
+            raise ConnectionFailedError(f"{answer.url} answered HTTP {answer.status}{_by_proxy(answer)}") from error
+        raise ProtocolError(
+            f"{answer.url} answered HTTP {answer.status} without a Redline error{_by_proxy(answer)}"
+        ) from error
     raise ServiceError(body, answer.status, retry_after_s(answer.headers), answer.headers.get(REQUEST_ID_HEADER))
+
+
+def _by_proxy(answer: Answer) -> str:
+    proxy = proxy_of(answer.url)
+    return "" if proxy is None else f"; the proxy {proxy} of the environment is in between (see no_proxy)"
 
 
 def connection_error(
@@ -149,7 +157,9 @@ def connection_error(
         return _no_address(url)
     if isinstance(error, (httpx.TimeoutException, TimeoutError)):
         return ConnectionFailedError(f"no answer from {url} within {timeout_s:.3g} s ({type(error).__name__})")
-    return ConnectionFailedError(f"{url} cannot be reached: {str(error) or type(error).__name__}")
+    proxy = proxy_of(url)
+    through = "" if proxy is None else f" through the proxy {proxy} of the environment"
+    return ConnectionFailedError(f"{url} cannot be reached{through}: {str(error) or type(error).__name__}")
 
 
 def retry_after_s(headers: httpx.Headers) -> float | None:

@@ -1,0 +1,115 @@
+"""Proxies of the environment: not for loopback, and named where they are in the way."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from redline import AsyncRewardClient, ProtocolError, RewardClient
+from redline.errors import ConnectionFailedError
+from redline.proxies import is_loopback, proxy_of
+from redline.retry import NO_RETRY
+from redline.wire import READY_PATH
+
+
+class _Server(ThreadingHTTPServer):
+    seen: list[str]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Ready, if asked directly; as a proxy it refuses."""
+
+    def do_GET(self) -> None:
+        self.server.seen.append(self.path)  # type: ignore[attr-defined]
+        is_direct = self.path == READY_PATH
+        body = b'{"status": "ready"}' if is_direct else b"<html>not allowed</html>"
+        self.send_response(200 if is_direct else 403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[_Server]:
+    made = _Server(("127.0.0.1", 0), _Handler)
+    made.seen = []
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.mark.parametrize("host", ["localhost", "a.localhost", "127.0.0.1", "127.8.9.1", "::1", "0.0.0.0", "LOCALHOST."])
+def test_this_machine_is_loopback(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "rewards", "localhost.example.org", "2001:db8::1", ""])
+def test_another_machine_is_not(host: str) -> None:
+    assert not is_loopback(host)
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9", "nonsense://x"])
+@pytest.mark.parametrize("name", ["http_proxy", "all_proxy"])
+def test_a_loopback_address_is_asked_directly(
+    server: _Server, monkeypatch: pytest.MonkeyPatch, name: str, proxy: str
+) -> None:
+    monkeypatch.setenv(name, proxy)
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    with RewardClient(url, retry=NO_RETRY) as client:
+        client.wait_until_ready(5)
+
+    async def ask() -> None:
+        async with AsyncRewardClient(url, retry=NO_RETRY) as client:
+            await client.wait_until_ready(5)
+
+    asyncio.run(ask())
+    assert server.seen == [READY_PATH] * 2
+
+
+def test_a_proxy_that_answers_is_named_without_its_password(server: _Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = server.server_address[1]
+    monkeypatch.setenv("http_proxy", f"http://user:secret@127.0.0.1:{port}")
+    with RewardClient("http://rewards.invalid:8000", retry=NO_RETRY) as client, pytest.raises(ProtocolError) as failed:
+        client.models()
+    assert f"the proxy http://127.0.0.1:{port}" in str(failed.value)
+    assert "secret" not in str(failed.value)
+
+
+def test_a_proxy_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with (
+        RewardClient("http://rewards.invalid:8000", retry=NO_RETRY) as client,
+        pytest.raises(ConnectionFailedError, match=r"through the proxy http://127\.0\.0\.1:9"),
+    ):
+        client.models()
+
+
+@pytest.mark.parametrize(("proxy", "said"), [("socks5://proxy:1080", "SOCKS"), ("nonsense://x", "cannot be used")])
+def test_a_proxy_that_httpx_cannot_use_is_our_own_error(monkeypatch: pytest.MonkeyPatch, proxy: str, said: str) -> None:
+    monkeypatch.setenv("all_proxy", proxy)
+    with pytest.raises(ProtocolError, match=said):
+        RewardClient("http://rewards.invalid:8000")
+    with pytest.raises(ProtocolError, match=said):
+        AsyncRewardClient("http://rewards.invalid:8000")
+
+
+def test_no_proxy_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert proxy_of("http://rewards.example:8000") == "http://127.0.0.1:9"
+    monkeypatch.setenv("no_proxy", "rewards.example")
+    assert proxy_of("http://rewards.example:8000") is None
