@@ -19,10 +19,12 @@ from redline_model.compiling import compile_layers
 from redline_model.errors import BundleError, RedlineModelError
 from redline_model.extraction import Extraction
 from redline_model.folders import check_free, file_digest, make_portable
+from redline_model.hub import locate_bundle as locate
 from redline_model.loading import (
     DECODER_ONLY,
     Kind,
     Placement,
+    check_tokenizer_size,
     is_out_of_memory,
     load_model,
     load_tokenizer,
@@ -30,6 +32,7 @@ from redline_model.loading import (
     tokenizer_fingerprint,
 )
 from redline_model.manifest import MANIFEST, CalibrationFit, DataSource, Manifest, parse_manifest, read_manifest
+from redline_model.positions import source_positions, target_positions
 from redline_model.prefixes import DEFAULT_MEMORY_SHARE, share_bytes
 from redline_model.scorers import (
     DPOScorer,
@@ -80,13 +83,23 @@ def arrangement_of(kind: Kind, config: Any) -> Arrangement:
 
 
 def make_encoder(kind: Kind, config: Any, tokenizer: Any, template: Template, max_tokens: int | None) -> Encoder:
-    """The encoder of a model, alike in training and in scoring."""
+    """The encoder of a model, alike in training and in scoring.
+
+    Raises:
+        UnsupportedError: the tokenizer has more tokens than the model, is slow, or has no end-of-sequence token.
+    """
+    check_tokenizer_size(tokenizer, config)
+    arrangement = arrangement_of(kind, config)
+    target_tokens = target_positions(config) if arrangement == "encoder_decoder" else None
+    if max_tokens is not None:
+        max_tokens = min(max_tokens, source_positions(config) or max_tokens)
     return Encoder(
         tokenizer,
         template,
-        arrangement=arrangement_of(kind, config),
+        arrangement=arrangement,
         vocab_size=config.get_text_config().vocab_size,
         max_tokens=max_tokens,
+        max_target_tokens=target_tokens,
     )
 
 
@@ -212,26 +225,6 @@ class Bundle:
             prefix_cache_bytes = int(DEFAULT_MEMORY_SHARE * memory_bytes(scorer.model.device))
         share_bytes(scorer.prefix_caches, prefix_cache_bytes)
         return cls(folder, manifest, scorer, placement)
-
-
-def locate(source: str | Path) -> Path:
-    """The local folder of a bundle, downloaded first if ``source`` is a hub id. Raises BundleError."""
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise BundleError(f"{source} is a file; a bundle is a folder")
-    name = str(source)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise BundleError(f"no bundle at {source}: there is no such folder")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BundleError(f"no folder {source}, and the hub does not give it either: {reason}") from error
 
 
 def save_bundle(

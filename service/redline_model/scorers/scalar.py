@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from redline_model.causal import Branch, CausalForward
@@ -20,6 +21,12 @@ from redline_model.statistics import copy_off
 from redline_model.template import EncodedItem, Encoder
 
 M = TypeVar("M")
+
+
+def linear_float32(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``hidden @ weight.T + bias`` in float32, under autocast, too: ``(N, hidden)`` to ``(N, out)``."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return F.linear(hidden.float(), weight.float(), None if bias is None else bias.float())
 
 
 def branch_of(item: EncodedItem) -> Branch:
@@ -58,9 +65,11 @@ class ScalarForward:
         return weight
 
     def read(self, hidden: Tensor) -> Tensor:
-        """The head's value of hidden states ``(N, hidden)``, ``(N,)`` in float32."""
-        rewards: Tensor = self._model.score(hidden.to(self._model.score.weight.dtype)).squeeze(-1).float()
-        return rewards
+        """The head's value of hidden states ``(N, hidden)``, ``(N,)``, computed in float32 whatever the weights are."""
+        head = self._model.score
+        if not head.weight.is_floating_point():  # quantised: its own code alone knows what the numbers mean
+            return head(hidden).squeeze(-1).float()  # type: ignore[no-any-return]
+        return linear_float32(hidden, head.weight, getattr(head, "bias", None)).squeeze(-1)
 
 
 class ScalarMeasurement(NamedTuple):
