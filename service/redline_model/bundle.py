@@ -16,9 +16,11 @@ from redline.files import atomic_folder, write_text
 from redline_model.bounded_json import one_line
 from redline_model.card import model_card
 from redline_model.compiling import compile_layers
-from redline_model.errors import BundleError, RedlineModelError
+from redline_model.conversation import ConversationEncoder
+from redline_model.errors import BundleError, RedlineModelError, UnsupportedError
 from redline_model.extraction import Extraction
 from redline_model.folders import check_free, file_digest, make_portable
+from redline_model.hf_reward import describe_reward_model, digest_of
 from redline_model.hub import locate_bundle as locate
 from redline_model.loading import (
     DECODER_ONLY,
@@ -43,6 +45,7 @@ from redline_model.scorers import (
     Scorer,
     Seq2SeqScorer,
 )
+from redline_model.scorers.scalar import check_pooling
 from redline_model.template import Arrangement, Encoder, Template
 
 __all__ = [
@@ -90,10 +93,13 @@ def make_encoder(kind: Kind, config: Any, tokenizer: Any, template: Template, ma
     """
     check_tokenizer_size(tokenizer, config)
     arrangement = arrangement_of(kind, config)
+    if template.style == "conversation" and kind != "scalar":
+        raise UnsupportedError(f"a template of style conversation goes with kind scalar, not with {kind}")
     target_tokens = target_positions(config) if arrangement == "encoder_decoder" else None
     if max_tokens is not None:
         max_tokens = min(max_tokens, source_positions(config) or max_tokens)
-    return Encoder(
+    encoder = ConversationEncoder if template.style == "conversation" else Encoder
+    return encoder(
         tokenizer,
         template,
         arrangement=arrangement,
@@ -141,6 +147,8 @@ class _How(NamedTuple):
 
 def _load_own(folder: Path, manifest: Manifest, how: _How) -> Scorer[Any]:
     model = how.model(folder, manifest.kind)
+    if manifest.template.style == "conversation":
+        check_pooling(model, folder)
     tokenizer = load_tokenizer(folder, manifest.template.chat_kwargs)
     encoder = make_encoder(manifest.kind, model.config, tokenizer, manifest.template, how.max_tokens)
     own: dict[str, Any] = {}
@@ -179,7 +187,7 @@ class Bundle:
     def __init__(self, folder: Path, manifest: Manifest, scorer: Scorer[Any], placement: Placement) -> None:
         self.folder = folder
         self.manifest = manifest
-        self.digest = manifest.digest()
+        self.digest = manifest.digest() if (folder / MANIFEST).exists() else digest_of(manifest)
         self.scorer = scorer
         self.placement = placement
 
@@ -198,7 +206,7 @@ class Bundle:
         prefix_cache_tokens: int = 0,
         prefix_cache_bytes: int | None = None,
     ) -> Bundle:
-        """Load a bundle from a folder or a hub id.
+        """Load a bundle, or a Hugging Face reward model (``redline_model.hf_reward``), from a folder or a hub id.
 
         Args:
             max_tokens: read less than the bundle allows.
@@ -211,7 +219,8 @@ class Bundle:
         """
         placement = placement or Placement()
         folder = locate(source)
-        manifest = read_manifest(folder)
+        has_manifest = (folder / MANIFEST).exists()
+        manifest = read_manifest(folder) if has_manifest else describe_reward_model(folder, source)
         limit = manifest.max_tokens if max_tokens is None else min(max_tokens, manifest.max_tokens)
         try:
             scorer = _LOADERS[manifest.kind](folder, manifest, _How(placement, limit, prefix_cache_tokens))

@@ -27,7 +27,7 @@ Kind = Literal["seq2seq", "scalar", "red", "dpo", "ensemble", "length_calibrated
 # weights of every other kind are a language model's
 CLASSIFIERS: frozenset[Kind] = frozenset({"scalar", "red"})
 DECODER_ONLY: frozenset[Kind] = CLASSIFIERS | {"dpo"}
-SCORE_HEAD = "score"
+SCORE_HEADS = ("score", "classifier")  # of sequence classifiers that read the last token
 
 
 class Placement(BaseModel):
@@ -187,7 +187,8 @@ def load_model(source: str | Path, kind: Kind, placement: Placement, *, must_be_
         if is_out_of_memory(error):
             raise
         raise _not_loaded(f"{kind} weights", source, error) from error
-    new_head = SCORE_HEAD if kind in CLASSIFIERS and not must_be_complete else None
+    may_have_new_head = kind in CLASSIFIERS and not must_be_complete
+    new_head = next((name for name in SCORE_HEADS if may_have_new_head and hasattr(model, name)), None)
     check_names(told, source, kind, new_head=new_head)
     if placement.quantization is None:
         model = model.to(device)
@@ -214,7 +215,13 @@ def check_policy(source: str | Path) -> None:
 
 def check_tokenizer_size(tokenizer: Any, config: Any) -> None:
     """Raise UnsupportedError if the tokenizer gives ids that the model's embedding does not have."""
-    tokens = max(tokenizer.get_vocab().values(), default=-1) + 1
+    ids = dict(tokenizer.get_vocab())
+    # a class of transformers may add its usual token for unknown text where the tokenizer's files have none, and a
+    # tokenizer that goes by bytes never gives it
+    unknown, used = tokenizer.unk_token, getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if unknown not in {getattr(used, "unk_token", None), tokenizer.eos_token, tokenizer.bos_token}:
+        ids.pop(unknown, None)
+    tokens = max(ids.values(), default=-1) + 1
     size = getattr(config.get_text_config(), "vocab_size", None)
     if isinstance(size, int) and tokens > size:
         raise UnsupportedError(

@@ -39,13 +39,14 @@ class Template(BaseModel):
     """How a conversation, a response and the request for its rewrite are laid out.
 
     ``style`` ``chat`` goes through the tokenizer's chat template: the conversation, the response as the
-    assistant's turn, ``instruction`` as the user's next turn. ``plain`` uses the markers below.
+    assistant's turn, ``instruction`` as the user's next turn. ``plain`` uses the markers below. ``conversation``: the
+    chat template and no instruction, see ``redline_model.conversation``.
     ``chat_kwargs`` are handed to the chat template; a fixed date keeps a rendering the same tomorrow.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    style: Literal["chat", "plain"]
+    style: Literal["chat", "plain", "conversation"]
     instruction: str = "Rewrite your answer so that it is the best possible answer. Reply with the answer alone."
     turn: str = "{role}:\n"
     turn_end: str = "\n\n"
@@ -102,7 +103,9 @@ class EncodedItem:
 # "rewrite"         [prefix, response, request, target], one causal sequence
 # "encoder_decoder" encoder [prefix, response, request], decoder [target]
 # "judge"           [prefix, target], one causal sequence
-Arrangement = Literal["rewrite", "encoder_decoder", "judge"]
+# "conversation"    [prefix, response, request], one causal sequence as the model's own chat template renders it; what
+#                   stands for the response need not be the target's ids
+Arrangement = Literal["rewrite", "encoder_decoder", "judge", "conversation"]
 
 
 class Encoder:
