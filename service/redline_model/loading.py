@@ -176,10 +176,10 @@ def load_model(source: str | Path, kind: Kind, placement: Placement, *, must_be_
         with silenced():
             model, told = model_class.from_pretrained(
                 str(folder),
+                trust_remote_code=False,
                 dtype=placement.torch_dtype(),
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are refused below, by name
-                trust_remote_code=False,
                 weights_only=True,
                 **extra,
             )
