@@ -16,13 +16,17 @@ from redline.files import atomic_folder, write_text
 from redline_model.bounded_json import one_line
 from redline_model.card import model_card
 from redline_model.compiling import compile_layers
-from redline_model.errors import BundleError, RedlineModelError
+from redline_model.conversation import ConversationEncoder
+from redline_model.errors import BundleError, RedlineModelError, UnsupportedError
 from redline_model.extraction import Extraction
 from redline_model.folders import check_free, file_digest, make_portable
+from redline_model.hf_reward import describe_reward_model, digest_of
+from redline_model.hub import locate_bundle as locate
 from redline_model.loading import (
     DECODER_ONLY,
     Kind,
     Placement,
+    check_tokenizer_size,
     is_out_of_memory,
     load_model,
     load_tokenizer,
@@ -30,6 +34,7 @@ from redline_model.loading import (
     tokenizer_fingerprint,
 )
 from redline_model.manifest import MANIFEST, CalibrationFit, DataSource, Manifest, parse_manifest, read_manifest
+from redline_model.positions import source_positions, target_positions
 from redline_model.prefixes import DEFAULT_MEMORY_SHARE, share_bytes
 from redline_model.scorers import (
     DPOScorer,
@@ -40,6 +45,7 @@ from redline_model.scorers import (
     Scorer,
     Seq2SeqScorer,
 )
+from redline_model.scorers.scalar import check_pooling
 from redline_model.template import Arrangement, Encoder, Template
 
 __all__ = [
@@ -80,13 +86,26 @@ def arrangement_of(kind: Kind, config: Any) -> Arrangement:
 
 
 def make_encoder(kind: Kind, config: Any, tokenizer: Any, template: Template, max_tokens: int | None) -> Encoder:
-    """The encoder of a model, alike in training and in scoring."""
-    return Encoder(
+    """The encoder of a model, alike in training and in scoring.
+
+    Raises:
+        UnsupportedError: the tokenizer has more tokens than the model, is slow, or has no end-of-sequence token.
+    """
+    check_tokenizer_size(tokenizer, config)
+    arrangement = arrangement_of(kind, config)
+    if template.style == "conversation" and kind != "scalar":
+        raise UnsupportedError(f"a template of style conversation goes with kind scalar, not with {kind}")
+    target_tokens = target_positions(config) if arrangement == "encoder_decoder" else None
+    if max_tokens is not None:
+        max_tokens = min(max_tokens, source_positions(config) or max_tokens)
+    encoder = ConversationEncoder if template.style == "conversation" else Encoder
+    return encoder(
         tokenizer,
         template,
-        arrangement=arrangement_of(kind, config),
+        arrangement=arrangement,
         vocab_size=config.get_text_config().vocab_size,
         max_tokens=max_tokens,
+        max_target_tokens=target_tokens,
     )
 
 
@@ -128,6 +147,8 @@ class _How(NamedTuple):
 
 def _load_own(folder: Path, manifest: Manifest, how: _How) -> Scorer[Any]:
     model = how.model(folder, manifest.kind)
+    if manifest.template.style == "conversation":
+        check_pooling(model, folder)
     tokenizer = load_tokenizer(folder, manifest.template.chat_kwargs)
     encoder = make_encoder(manifest.kind, model.config, tokenizer, manifest.template, how.max_tokens)
     own: dict[str, Any] = {}
@@ -166,7 +187,7 @@ class Bundle:
     def __init__(self, folder: Path, manifest: Manifest, scorer: Scorer[Any], placement: Placement) -> None:
         self.folder = folder
         self.manifest = manifest
-        self.digest = manifest.digest()
+        self.digest = manifest.digest() if (folder / MANIFEST).exists() else digest_of(manifest)
         self.scorer = scorer
         self.placement = placement
 
@@ -185,7 +206,7 @@ class Bundle:
         prefix_cache_tokens: int = 0,
         prefix_cache_bytes: int | None = None,
     ) -> Bundle:
-        """Load a bundle from a folder or a hub id.
+        """Load a bundle, or a Hugging Face reward model (``redline_model.hf_reward``), from a folder or a hub id.
 
         Args:
             max_tokens: read less than the bundle allows.
@@ -198,7 +219,8 @@ class Bundle:
         """
         placement = placement or Placement()
         folder = locate(source)
-        manifest = read_manifest(folder)
+        has_manifest = (folder / MANIFEST).exists()
+        manifest = read_manifest(folder) if has_manifest else describe_reward_model(folder, source)
         limit = manifest.max_tokens if max_tokens is None else min(max_tokens, manifest.max_tokens)
         try:
             scorer = _LOADERS[manifest.kind](folder, manifest, _How(placement, limit, prefix_cache_tokens))
@@ -212,26 +234,6 @@ class Bundle:
             prefix_cache_bytes = int(DEFAULT_MEMORY_SHARE * memory_bytes(scorer.model.device))
         share_bytes(scorer.prefix_caches, prefix_cache_bytes)
         return cls(folder, manifest, scorer, placement)
-
-
-def locate(source: str | Path) -> Path:
-    """The local folder of a bundle, downloaded first if ``source`` is a hub id. Raises BundleError."""
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise BundleError(f"{source} is a file; a bundle is a folder")
-    name = str(source)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise BundleError(f"no bundle at {source}: there is no such folder")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BundleError(f"no folder {source}, and the hub does not give it either: {reason}") from error
 
 
 def save_bundle(

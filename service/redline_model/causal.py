@@ -12,11 +12,10 @@ from redline_model.batches import Padded, pack_by_length, pad, to_device
 from redline_model.prefixes import Prefix, PrefixCache
 from redline_model.probing import differs, without_dropout
 from redline_model.ragged import NAME, Past, Segment, run_segments
+from redline_model.rotary import RotaryState
 
 # A head shorter than this is not worth a piece of its own in every context.
 _LEAST_HEAD = 8
-# rope variants whose angles depend on how long the longest sequence of the batch is
-_BATCH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
 
 class Branch(NamedTuple):
@@ -57,8 +56,7 @@ class CausalForward:
         self.cache = PrefixCache(prefix_cache_tokens)
         self._head: Prefix | None = None
         self._recent: Prefix | None = None
-        rope = getattr(model.config.get_text_config(), "rope_parameters", None)
-        self._is_batch_dependent = isinstance(rope, dict) and rope.get("rope_type") in _BATCH_DEPENDENT_ROPE
+        self.rotary = RotaryState(model)
         self.is_ragged = self._is_one_call = False
         self._windows: set[int] = set()
         self.is_ragged = self._becomes_ragged()
@@ -195,8 +193,10 @@ class CausalForward:
         return self._head
 
     def _padded(self, branches: Sequence[Branch], wanted: Sequence[range]) -> Tensor:
-        if self._is_batch_dependent and len(branches) > 1:
-            return torch.cat([self._padded([b], [w]) for b, w in zip(branches, wanted, strict=True)])
+        parts = self.rotary.parts([branch.tokens for branch in branches])
+        if len(parts) > 1:
+            return torch.cat([self._padded(branches[part], wanted[part]) for part in parts])
+        self.rotary.reset()
         batch, rows, columns = pad_branches(branches, wanted, self._model.device)
         hidden: Tensor = self._model.base_model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
@@ -208,7 +208,7 @@ class CausalForward:
         """Hand the attention over and see whether the hidden states stay what they were; undo it if not."""
         model = self._model
         text = model.config.get_text_config()
-        if model.base_model is model or text._attn_implementation not in {"sdpa", NAME} or self._is_batch_dependent:
+        if model.base_model is model or text._attn_implementation not in {"sdpa", NAME} or self.rotary.depends_on_pass:
             return False
         branches = _probe(text.vocab_size)
         wanted = [range(len(branch.own)) for branch in branches]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from redline.files import write_text
 from redline_model.bundle import MANIFEST, Bundle, member_folder, write_bundle
 from redline_model.errors import UnsupportedError
 from redline_model.folders import check_free
@@ -48,6 +49,11 @@ def derive_red(
     bundle = Bundle.load(source, placement)
     if bundle.manifest.kind != "scalar":
         raise UnsupportedError(f"red is made of a scalar bundle; {source} is a {bundle.manifest.kind} one")
+    if bundle.manifest.template.style == "conversation":
+        raise UnsupportedError(
+            f"{source} is read at the end of the assistant's turn as its own chat template closes it; red reads a "
+            "model after every token of the response"
+        )
     inner = bundle.scorer
     scorer = RedistributedScorer(inner.model, inner.encoder, inner.extraction)
     kept = {"base_model", "max_tokens", "template", "extraction", "data", "training"}
@@ -108,9 +114,13 @@ def derive_ensemble(
 
 def copy_bundle(bundle: Bundle, folder: Path) -> None:
     """Copy the files that the bundle's manifest names, and the manifest, into ``folder``."""
-    for name in [*bundle.manifest.files, MANIFEST]:
+    for name in bundle.manifest.files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(bundle.folder / name, folder / name)
+    if (bundle.folder / MANIFEST).exists():
+        shutil.copyfile(bundle.folder / MANIFEST, folder / MANIFEST)
+    else:  # a Hugging Face reward model has none of its own
+        write_text(folder / MANIFEST, bundle.manifest.model_dump_json(indent=2) + "\n")
 
 
 def with_measured(manifest: Manifest, scorer: Scorer[Any], measure: Measure | None) -> Manifest:

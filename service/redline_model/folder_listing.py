@@ -40,14 +40,22 @@ def check_files(folder: Path, files: Mapping[str, str], manifest: str) -> None:
             raise BundleError(
                 f"{folder} holds {one_line(name)}, which {manifest} does not list: it would change the model unnoticed"
             )
-    allowed = _roots(folder)
-    for name in sorted(files):
-        _check_place(folder, name, allowed)
-    if sum((folder / name).stat().st_size for name in files if not name.endswith(WEIGHTS)) > _MAX_TOTAL_BYTES:
-        raise BundleError(f"{folder} holds more than {_MAX_TOTAL_BYTES} bytes beside its weights")
+    check_places(folder, files)
     for name, expected in sorted(files.items()):
         if file_digest(folder / name) != expected:
             raise BundleError(f"{folder} is corrupt: {name} does not match its digest in {manifest}")
+
+
+def check_places(folder: Path, names: Iterable[str]) -> None:
+    """Raise BundleError unless these are regular files of bounded size inside ``folder``, whole where they are weights.
+
+    A link out of the folder is refused, but for those of the hub's cache.
+    """
+    names, allowed = sorted(names), _roots(folder)
+    for name in names:
+        _check_place(folder, name, allowed)
+    if sum((folder / name).stat().st_size for name in names if not name.endswith(WEIGHTS)) > _MAX_TOTAL_BYTES:
+        raise BundleError(f"{folder} holds more than {_MAX_TOTAL_BYTES} bytes beside its weights")
 
 
 def _check_names(manifest: Path, names: Iterable[str]) -> None:

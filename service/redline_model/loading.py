@@ -14,8 +14,11 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from redline_model.bounded_json import one_line
+from redline_model.checkpoint_names import check_names, compared_without_loading, silenced
 from redline_model.errors import BundleError, UnsupportedError
-from redline_model.model_folder import ADAPTER_CONFIG, check_folder, check_weights, no_code
+from redline_model.hub import locate_model
+from redline_model.model_folder import check_folder, check_weights, described_model, no_code
+from redline_model.positions import token_limit as token_limit
 from redline_model.template_check import check_chat_template
 
 Quantization = Literal["int8", "nf4"]
@@ -24,6 +27,7 @@ Kind = Literal["seq2seq", "scalar", "red", "dpo", "ensemble", "length_calibrated
 # weights of every other kind are a language model's
 CLASSIFIERS: frozenset[Kind] = frozenset({"scalar", "red"})
 DECODER_ONLY: frozenset[Kind] = CLASSIFIERS | {"dpo"}
+SCORE_HEADS = ("score", "classifier")  # of sequence classifiers that read the last token
 
 
 class Placement(BaseModel):
@@ -90,10 +94,10 @@ def load_tokenizer(source: str | Path, template_settings: Mapping[str, Any] | No
     """
     from transformers import AutoTokenizer
 
-    if Path(source).is_dir():
-        check_folder(Path(source))
+    folder = locate_model(source, "tokenizer")
+    check_folder(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # damaged files raise anything, a bare Exception from Rust among them
         raise _not_loaded("tokenizer", source, error) from error
     check_chat_template(tokenizer, source, template_settings)
@@ -117,10 +121,10 @@ def load_config(source: str | Path) -> Any:
     """
     from transformers import AutoConfig
 
-    if Path(source).is_dir():
-        check_folder(Path(source))
+    folder = locate_model(source, "model configuration")
+    check_folder(folder)
     try:
-        return AutoConfig.from_pretrained(str(source), trust_remote_code=False)
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # every model's configuration has checks of its own
         raise _not_loaded("model configuration", source, error) from error
 
@@ -131,8 +135,11 @@ def load_model(source: str | Path, kind: Kind, placement: Placement, *, must_be_
     ``seq2seq``: causal or encoder-decoder LM. ``scalar``, ``red``: sequence classification with one label.
     ``dpo``: causal LM.
 
-    ``must_be_complete``: as a bundle has to be. Weights that are missing are an error, not a fresh draw (a scalar head
-    on a new base is one), and only safetensors are read; a base may have PyTorch's own format, without code.
+    Every tensor of the model has to be in the checkpoint, with the shape that the configuration describes. A base of
+    a scalar or red model may lack the score head, which is new then and drawn at random.
+
+    ``must_be_complete``: as a bundle has to be. No head may be missing, and only safetensors are read; a base may have
+    PyTorch's own format, without code.
 
     Raises:
         BundleError: the weights cannot be read, some are missing, they are not those of the configuration, or the
@@ -146,6 +153,7 @@ def load_model(source: str | Path, kind: Kind, placement: Placement, *, must_be_
     )
 
     config = load_config(source)
+    folder = locate_model(source, f"{kind} weights")
     extra: dict[str, Any] = {}
     model_class: Any
     if kind in DECODER_ONLY and config.is_encoder_decoder:
@@ -161,27 +169,27 @@ def load_model(source: str | Path, kind: Kind, placement: Placement, *, must_be_
         extra["quantization_config"] = quantization_config(placement.quantization, placement.torch_dtype())
         extra["device_map"] = {"": device}
     if must_be_complete:
-        if (Path(source) / ADAPTER_CONFIG).exists():
-            raise BundleError(f"{source} holds {ADAPTER_CONFIG}: an adapter has to be merged into its model first")
         extra["use_safetensors"] = True
-    if Path(source).is_dir():
-        is_quantized = getattr(config, "quantization_config", None) is not None
-        check_weights(Path(source), config, model_class, is_quantized=is_quantized)
+    is_quantized = getattr(config, "quantization_config", None) is not None
+    check_weights(folder, config, model_class, is_quantized=is_quantized)
     try:
-        model, told = model_class.from_pretrained(
-            str(source),
-            dtype=placement.torch_dtype(),
-            output_loading_info=True,
-            trust_remote_code=False,
-            weights_only=True,
-            **extra,
-        )
+        with silenced():
+            model, told = model_class.from_pretrained(
+                str(folder),
+                trust_remote_code=False,
+                dtype=placement.torch_dtype(),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                weights_only=True,
+                **extra,
+            )
     except Exception as error:  # safetensors raises a bare subclass of Exception on corrupt files
         if is_out_of_memory(error):
             raise
         raise _not_loaded(f"{kind} weights", source, error) from error
-    if must_be_complete and told["missing_keys"]:
-        raise BundleError(f"{source} lacks weights of a {kind} model: {', '.join(sorted(told['missing_keys'])[:3])}")
+    may_have_new_head = kind in CLASSIFIERS and not must_be_complete
+    new_head = next((name for name in SCORE_HEADS if may_have_new_head and hasattr(model, name)), None)
+    check_names(told, source, kind, new_head=new_head)
     if placement.quantization is None:
         model = model.to(device)
     return model.eval()
@@ -191,27 +199,35 @@ def check_policy(source: str | Path) -> None:
     """Check what ``load_tokenizer`` and ``load_model`` check, without loading a causal language model's weights.
 
     Raises:
-        BundleError: the folder is damaged, or the model or its tokenizer cannot be used.
+        BundleError: the folder is damaged, weights are missing, or the model or its tokenizer cannot be used.
+        UnsupportedError: the tokenizer has more tokens than the model.
     """
     from transformers import AutoModelForCausalLM
 
-    load_tokenizer(source, {})
-    if Path(source).is_dir():
-        config = load_config(source)
-        is_quantized = getattr(config, "quantization_config", None) is not None
-        check_weights(Path(source), config, AutoModelForCausalLM, is_quantized=is_quantized)
+    folder, config = locate_model(source, "policy"), load_config(source)
+    check_tokenizer_size(load_tokenizer(source, {}), config)
+    is_quantized = getattr(config, "quantization_config", None) is not None
+    check_weights(folder, config, AutoModelForCausalLM, is_quantized=is_quantized)
+    told = compared_without_loading(folder, config, type(described_model(folder, config, AutoModelForCausalLM)))
+    if told is not None:
+        check_names(told, source, "causal language")
 
 
-def token_limit(config: Any, asked: int | None = None) -> int:
-    """The longest sequence to read: the configuration's positions, or ``asked`` if that is less.
-
-    Models without a position table (T5) read 4096 unless asked otherwise.
-    """
-    text = config.get_text_config()
-    positions = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
-    if config.model_type in {"t5", "mt5", "umt5", "longt5"}:  # n_positions is not a limit there
-        positions = None
-    return min(x for x in (positions or asked or 4096, asked or positions or 4096))
+def check_tokenizer_size(tokenizer: Any, config: Any) -> None:
+    """Raise UnsupportedError if the tokenizer gives ids that the model's embedding does not have."""
+    ids = dict(tokenizer.get_vocab())
+    # a class of transformers may add its usual token for unknown text where the tokenizer's files have none, and a
+    # tokenizer that goes by bytes never gives it
+    unknown, used = tokenizer.unk_token, getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if unknown not in {getattr(used, "unk_token", None), tokenizer.eos_token, tokenizer.bos_token}:
+        ids.pop(unknown, None)
+    tokens = max(ids.values(), default=-1) + 1
+    size = getattr(config.get_text_config(), "vocab_size", None)
+    if isinstance(size, int) and tokens > size:
+        raise UnsupportedError(
+            f"the tokenizer has {tokens} tokens and the model's embedding {size}: the model was not made larger when "
+            "tokens were added (resize_token_embeddings)"
+        )
 
 
 def memory_bytes(device: torch.device) -> int:
@@ -234,6 +250,4 @@ def _not_loaded(what: str, source: str | Path, error: Exception) -> BundleError:
     if "trust_remote_code" in str(error):
         return BundleError(no_code(source))
     reason = "it is nested too deep" if isinstance(error, RecursionError) else one_line(error)
-    if "ignore_mismatched_sizes" in str(error):
-        reason = "they have other shapes than the configuration describes"
     return BundleError(f"no {what} can be loaded from {source}: {reason}")

@@ -15,11 +15,11 @@ from redline_model.bounded_json import one_line, read_object
 from redline_model.errors import BundleError, UnsupportedError
 from redline_model.extraction import Extraction
 from redline_model.folder_listing import check_files
+from redline_model.hub import MANIFEST as MANIFEST
 from redline_model.loading import Kind
 from redline_model.scorers import EnsembleOptions, LengthCalibration
 from redline_model.template import Template
 
-MANIFEST = "redline.json"
 FORMAT_VERSION = 1
 _MAX_VALUES = 100_000  # in a manifest; one of a single model has about a hundred
 _MAX_TEXT = 100_000  # characters of a piece of the template

@@ -51,8 +51,11 @@ def check_folder(folder: Path) -> dict[str, Any]:
     """The model's configuration as it stands in a local folder, after the small files of the folder were checked.
 
     Raises:
-        BundleError: a file is too large, no regular file or no JSON object, or the model needs code of its own.
+        BundleError: a file is too large, no regular file or no JSON object, the folder is an adapter's, or the model
+            needs code of its own.
     """
+    if (folder / ADAPTER_CONFIG).exists():
+        raise BundleError(_adapter(folder))
     small = {name: read_object(folder / name) for name in _SMALL_FILES if (folder / name).exists()}
     for name in (*_TOKENIZER_FILES, INDEX):
         if (folder / name).exists():
@@ -78,13 +81,7 @@ def check_weights(folder: Path, config: Any, model_class: Any, *, is_quantized: 
     held = held_tensors(folder)
     if held is None:
         return
-    try:
-        with _at_most_modules(_MAX_MODULES + 2 * len(held)), torch.device("meta"), _safe_creation():
-            model = model_class.from_config(config, trust_remote_code=False)
-    except Exception as error:  # configurations fail in as many ways as there are model classes
-        if "trust_remote_code" in str(error):
-            raise BundleError(no_code(folder)) from error
-        raise BundleError(f"{folder / CONFIG} describes no model that can be built: {one_line(error)}") from error
+    model = described_model(folder, config, model_class, tensors=len(held))
     integers = [name for name, _ in model.named_parameters() if name in held and held[name].dtype[0] in "IU"]
     if integers and not is_quantized:
         raise BundleError(f"the weights in {folder} are not those of a model: {integers[0]} holds integers")
@@ -97,6 +94,30 @@ def check_weights(folder: Path, config: Any, model_class: Any, *, is_quantized: 
         raise BundleError(f"{folder / CONFIG} describes a model of {described} weights, and the folder holds {real}")
     if buffers > 4 * elements + _SPARE_BUFFER_BYTES:
         raise BundleError(f"{folder / CONFIG} describes a model with tables of {buffers} bytes beside its weights")
+
+
+def described_model(folder: Path, config: Any, model_class: Any, tensors: int = 0) -> Any:
+    """The model that a configuration describes, without memory for its weights. Raises BundleError."""
+    try:
+        with _at_most_modules(_MAX_MODULES + 2 * tensors), torch.device("meta"), _safe_creation():
+            return model_class.from_config(config, trust_remote_code=False)
+    except Exception as error:  # configurations fail in as many ways as there are model classes
+        if "trust_remote_code" in str(error):
+            raise BundleError(no_code(folder)) from error
+        raise BundleError(f"{folder / CONFIG} describes no model that can be built: {one_line(error)}") from error
+
+
+def _adapter(folder: Path) -> str:
+    """Why an adapter's folder is refused: its base would be loaded from wherever it says."""
+    try:
+        base = read_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    except BundleError:
+        base = None
+    named = f" of {one_line(repr(base))}" if isinstance(base, str) else ""
+    return (
+        f"{folder} holds {ADAPTER_CONFIG}: it is an adapter{named}, and an adapter has to be merged into its model "
+        "first (peft: AutoPeftModelForCausalLM, then merge_and_unload and save_pretrained into another folder)"
+    )
 
 
 def _check_code(folder: Path, config: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> None:

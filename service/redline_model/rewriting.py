@@ -74,6 +74,8 @@ def _known(item: EncodedItem, measured: TokenStatistics, encoder: Encoder, *, is
     room = 2 * len(item.response_ids) + 32
     if encoder.max_tokens is not None:
         room = min(room, encoder.max_tokens - len(ids) - (len(source_of(item)) if is_one_sequence else 0))
+    if encoder.max_target_tokens is not None:
+        room = min(room, encoder.max_target_tokens - len(ids))
     return _Known(ids, is_complete, max(0, room), k)
 
 
@@ -237,11 +239,13 @@ class WholeRewriter:
         self._active.pop(ticket, None)
 
     def _generate(self, item: EncodedItem, known: _Known) -> list[int]:
+        self._forward.rotary.reset()
         batch = pad([[*source_of(item), *known.ids]], self._model.device)
         out = self._model.generate(batch.input_ids, attention_mask=batch.attention_mask, max_new_tokens=known.room)
         return [int(i) for i in out[0, len(source_of(item)) :]]
 
     def _decode(self, item: EncodedItem, known: _Known, start_id: int) -> list[int]:
+        self._forward.rotary.reset()
         source = pad([source_of(item)], self._model.device)
         read = self._model.get_encoder()(input_ids=source.input_ids, attention_mask=source.attention_mask)
         cache = EncoderDecoderCache(

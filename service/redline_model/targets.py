@@ -14,6 +14,7 @@ from redline_model.errors import UnsupportedError
 from redline_model.logits import Head
 from redline_model.prefixes import Prefix, PrefixCache
 from redline_model.ragged import Past
+from redline_model.rotary import RotaryState
 from redline_model.template import EncodedItem
 
 
@@ -58,6 +59,7 @@ class CausalTargets:
     def __init__(self, model: Any, prefix_cache_tokens: int = 0) -> None:
         self._model = model
         self.head = Head(model)
+        self.rotary = RotaryState(model)
         self.forward = CausalForward(model, prefix_cache_tokens) if self.head.is_understood else None
 
     @property
@@ -85,6 +87,10 @@ class CausalTargets:
             yield logits, ids[part]
 
     def _full_logits(self, branches: Sequence[Branch], wanted: Sequence[range]) -> Tensor:
+        parts = self.rotary.parts([branch.tokens for branch in branches])
+        if len(parts) > 1:
+            return torch.cat([self._full_logits(branches[part], wanted[part]) for part in parts])
+        self.rotary.reset()
         batch, rows, columns = pad_branches(branches, wanted, self._model.device)
         logits: Tensor = self._model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
@@ -120,9 +126,15 @@ class EncoderDecoderTargets:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.head = Head(model)
+        self.rotary = RotaryState(model)
 
     def logits(self, items: Sequence[EncodedItem]) -> Iterator[tuple[Tensor, Tensor]]:
         """See ``TargetForward``."""
+        for part in self.rotary.parts([max(len(source_of(item)), len(item.target_ids)) for item in items]):
+            yield from self._logits(items[part])
+
+    def _logits(self, items: Sequence[EncodedItem]) -> Iterator[tuple[Tensor, Tensor]]:
+        self.rotary.reset()
         device = self.model.device
         source = pad([source_of(item) for item in items], device)
         target = pad([item.target_ids for item in items], device)

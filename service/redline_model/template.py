@@ -39,13 +39,14 @@ class Template(BaseModel):
     """How a conversation, a response and the request for its rewrite are laid out.
 
     ``style`` ``chat`` goes through the tokenizer's chat template: the conversation, the response as the
-    assistant's turn, ``instruction`` as the user's next turn. ``plain`` uses the markers below.
+    assistant's turn, ``instruction`` as the user's next turn. ``plain`` uses the markers below. ``conversation``: the
+    chat template and no instruction, see ``redline_model.conversation``.
     ``chat_kwargs`` are handed to the chat template; a fixed date keeps a rendering the same tomorrow.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    style: Literal["chat", "plain"]
+    style: Literal["chat", "plain", "conversation"]
     instruction: str = "Rewrite your answer so that it is the best possible answer. Reply with the answer alone."
     turn: str = "{role}:\n"
     turn_end: str = "\n\n"
@@ -102,7 +103,9 @@ class EncodedItem:
 # "rewrite"         [prefix, response, request, target], one causal sequence
 # "encoder_decoder" encoder [prefix, response, request], decoder [target]
 # "judge"           [prefix, target], one causal sequence
-Arrangement = Literal["rewrite", "encoder_decoder", "judge"]
+# "conversation"    [prefix, response, request], one causal sequence as the model's own chat template renders it; what
+#                   stands for the response need not be the target's ids
+Arrangement = Literal["rewrite", "encoder_decoder", "judge", "conversation"]
 
 
 class Encoder:
@@ -112,6 +115,7 @@ class Encoder:
         tokenizer: a fast tokenizer (offsets are needed) with an end-of-sequence token.
         arrangement: how the scorer puts the pieces together; it decides what counts against ``max_tokens``.
         max_tokens: the longest sequence the model reads, None for no limit.
+        max_target_tokens: the longest target of an encoder-decoder model, where its decoder reads less than that.
 
     Raises:
         UnsupportedError: the tokenizer is slow or has no end-of-sequence token.
@@ -125,6 +129,7 @@ class Encoder:
         arrangement: Arrangement,
         vocab_size: int,
         max_tokens: int | None,
+        max_target_tokens: int | None = None,
     ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise UnsupportedError("the tokenizer is not a fast one; token rewards need its character offsets")
@@ -135,6 +140,7 @@ class Encoder:
         self.end_id: int = tokenizer.eos_token_id
         self.vocab_size = vocab_size
         self.max_tokens = max_tokens
+        self.max_target_tokens = max_target_tokens
         self.arrangement = arrangement
         bare = tokenizer("a", add_special_tokens=False)["input_ids"]
         framed = tokenizer("a")["input_ids"]
@@ -276,7 +282,8 @@ class Encoder:
         """Encode one item; ``is_bounded`` False leaves lengths to the caller.
 
         Raises:
-            TooLongError: it needs more than ``max_tokens`` and truncation was not asked for or does not help.
+            TooLongError: it needs more than ``max_tokens`` and truncation was not asked for or does not help, or the
+                response has more than ``max_target_tokens``, bounded or not.
             ItemError: any other of its kinds, see ``redline_model.errors``.
         """
         is_cut = False
@@ -285,6 +292,10 @@ class Encoder:
             item, is_cut = bounded_item(item, self.max_tokens, self.max_chars)
         ids, spans, text, is_finished = self.encode_response(item)
         targets = [*ids, self.end_id] if is_finished else ids
+        if self.max_target_tokens is not None and len(targets) > self.max_target_tokens:
+            raise TooLongError(
+                f"the response has {len(targets)} tokens and the model's decoder reads {self.max_target_tokens}"
+            )
         if is_finished:
             spans = [*spans, (len(text), len(text))]
         prefix, request, is_truncated = self.encode_prompt(item.prompt)

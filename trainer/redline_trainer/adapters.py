@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from redline_model.loading import CLASSIFIERS, Placement, load_model
+from redline_model.scorers.scalar import check_pooling
 from redline_trainer.config import TrainConfig
 
 
@@ -14,14 +15,14 @@ def trainable_model(config: TrainConfig, placement: Placement) -> Any:
     """The base model ready to learn: a transformers model, or a PEFT model around one."""
     if config.method == "full":
         # float32 master weights; the arithmetic is bfloat16 by autocast where the device has it
-        full = load_model(config.base, config.kind, placement.model_copy(update={"dtype": "float32"}))
+        full = _load_base(config, placement.model_copy(update={"dtype": "float32"}))
         if config.gradient_checkpointing:
             full.gradient_checkpointing_enable()
         return full.train()
     from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
 
     quantization = "nf4" if config.method == "qlora" else None
-    base = load_model(config.base, config.kind, placement.model_copy(update={"quantization": quantization}))
+    base = _load_base(config, placement.model_copy(update={"quantization": quantization}))
     if config.method == "qlora":
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=config.gradient_checkpointing)
     elif config.gradient_checkpointing:
@@ -45,6 +46,14 @@ def trainable_model(config: TrainConfig, placement: Placement) -> Any:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return model.train()
+
+
+def _load_base(config: TrainConfig, placement: Placement) -> Any:
+    """The base; a classifier only if its score is read as Redline reads it. Raises BundleError, UnsupportedError."""
+    base = load_model(config.base, config.kind, placement)
+    if config.kind in CLASSIFIERS:
+        check_pooling(base, config.base)
+    return base
 
 
 def inner(model: Any) -> Any:

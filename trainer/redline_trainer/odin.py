@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from redline_model.scorers.scalar import linear_float32
 from redline_model.template import EncodedItem
 from redline_trainer.objectives import EncodedPair, ScalarObjective
 from redline_trainer.smoothing import SmoothedLabels
@@ -56,7 +57,7 @@ class ODINObjective(ScalarObjective):
         labels: SmoothedLabels | None = None,
     ) -> None:
         super().__init__(model, labels)
-        width = model.config.get_text_config().hidden_size
+        width = self.forward.head_weight.shape[-1]  # of some models not hidden_size (OPT's word_embed_proj_dim)
         self.length_head = nn.Linear(width, 1, bias=False, device=model.device, dtype=torch.float32)
         nn.init.normal_(self.length_head.weight, std=width**-0.5)
         self._length_weight = length_weight
@@ -88,7 +89,7 @@ class ODINObjective(ScalarObjective):
         sides: list[EncodedItem] = [unit.chosen for unit in units] + [unit.rejected for unit in units]
         pooled = self.forward.pooled(sides)
         quality = self.forward.read(pooled)
-        length = self.length_head(pooled.to(self.length_head.weight.dtype)).squeeze(-1).float()
+        length = linear_float32(pooled, self.length_head.weight).squeeze(-1)
         tokens = torch.tensor([len(side.target_ids) for side in sides], device=quality.device, dtype=torch.float32)
         chosen, rejected = (quality + length).chunk(2)
         apart = pearson(quality, tokens).abs() - pearson(length, tokens)

@@ -136,7 +136,8 @@ def _encode_pair(encoder: Encoder, pair: Pair, *, may_truncate: bool) -> Encoded
             for source, target in combinations
         )
 
-    limit, prefix = encoder.max_tokens, chosen.prefix_ids
+    # one prompt, but a chat template's own rendering may end it a token earlier before one of the responses
+    limit, prefix = encoder.max_tokens, max(chosen.prefix_ids, rejected.prefix_ids, key=len)
     if limit is not None and needed(len(prefix)) > limit:
         reason = f"the pair needs {needed(len(prefix))} tokens and the model reads {limit}"
         if not may_truncate:
@@ -144,7 +145,8 @@ def _encode_pair(encoder: Encoder, pair: Pair, *, may_truncate: bool) -> Encoded
         prefix = encoder.encode_prompt(pair.prompt, spare=len(prefix) - (needed(len(prefix)) - limit))[0]
         if needed(len(prefix)) > limit:
             raise TooLongError(f"{reason}; its responses alone are too long, and only prompts are truncated")
-    return EncodedPair(replace(chosen, prefix_ids=prefix), replace(rejected, prefix_ids=prefix), pair.prompt_key)
+        chosen, rejected = replace(chosen, prefix_ids=prefix), replace(rejected, prefix_ids=prefix)
+    return EncodedPair(chosen, rejected, pair.prompt_key)
 
 
 @lru_cache(maxsize=2)

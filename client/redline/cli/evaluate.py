@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    bundle: Annotated[str, typer.Argument(help="Bundle folder, or hub id.")],
+    bundle: Annotated[str, typer.Argument(help="Bundle or Hugging Face reward model: folder, or hub id.")],
     pairs: Annotated[list[str], typer.Option("--pairs", help="JSONL file (plain or gzip), or hub id; repeatable.")],
     precision: Annotated[
         list[str] | None,

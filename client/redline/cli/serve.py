@@ -12,7 +12,9 @@ from redline.errors import CommandError
 
 
 def serve(
-    bundle: Annotated[str, typer.Argument(help="Bundle folder, or hub id.", envvar="REDLINE_BUNDLE")],
+    bundle: Annotated[
+        str, typer.Argument(help="Bundle or Hugging Face reward model: folder, or hub id.", envvar="REDLINE_BUNDLE")
+    ],
     host: Annotated[str | None, typer.Option(help="Address to bind; this machine only unless told otherwise.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to bind; 0 takes a free one and prints it.")] = None,
     name: Annotated[str | None, typer.Option(help="The model's name to callers.")] = None,

@@ -139,12 +139,14 @@ def common_encoder(encoders: Sequence[Encoder]) -> Encoder:
                     f"members 0 and {number} of the ensemble differ in their {what}; all must share one"
                 )
     limits = [encoder.max_tokens for encoder in encoders if encoder.max_tokens is not None]
-    return Encoder(
+    target_limits = [encoder.max_target_tokens for encoder in encoders if encoder.max_target_tokens is not None]
+    return type(first)(
         first.tokenizer,
         first.template,
         arrangement=first.arrangement,
         vocab_size=min(encoder.vocab_size for encoder in encoders),
         max_tokens=min(limits, default=None),
+        max_target_tokens=min(target_limits, default=None),
     )
 
 

@@ -8,18 +8,39 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from redline_model.causal import Branch, CausalForward
-from redline_model.errors import NonFiniteError
+from redline_model.errors import NonFiniteError, UnsupportedError
 from redline_model.extraction import Extraction, Mode, Reading, aggregate_rewards
+from redline_model.loading import SCORE_HEADS
 from redline_model.prefixes import Prefix, PrefixCache
+from redline_model.probing import differs
 from redline_model.rewriting import Rewriter
 from redline_model.scorers.protocol import Judgement, unsupported_correction
 from redline_model.statistics import copy_off
 from redline_model.template import EncodedItem, Encoder
 
 M = TypeVar("M")
+
+
+def linear_float32(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``hidden @ weight.T + bias`` in float32, under autocast, too: ``(N, hidden)`` to ``(N, out)``."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return F.linear(hidden.float(), weight.float(), None if bias is None else bias.float())
+
+
+def score_head(model: Any) -> Any:
+    """The linear layer that gives one number of a hidden state. Raises UnsupportedError where there is none."""
+    for name in SCORE_HEADS:
+        head = getattr(model, name, None)
+        if getattr(head, "weight", None) is not None:
+            return head
+    raise UnsupportedError(
+        f"{type(model).__name__} has no linear head that reads a score from a token's hidden state "
+        f"({' or '.join(SCORE_HEADS)})"
+    )
 
 
 def branch_of(item: EncodedItem) -> Branch:
@@ -32,14 +53,17 @@ class ScalarForward:
 
     Pooling goes by length, not by the pad id: transformers' own pooling looks for the last token that is not
     the pad id, which is wrong wherever a tokenizer pads with its end token.
+
+    Raises:
+        UnsupportedError: the model has no such head.
     """
 
     def __init__(self, model: Any, prefix_cache_tokens: int = 0) -> None:
-        self._model = model
+        self._head = score_head(model)
         self.causal = CausalForward(model, prefix_cache_tokens)
 
     def __call__(self, items: Sequence[EncodedItem]) -> Tensor:
-        """The reward of each item, ``(B,)`` in float32, read at the last token."""
+        """The reward of each item in arrangement ``judge``, ``(B,)`` in float32, read at the last token."""
         return self.read(self.pooled(items))
 
     def pooled(self, items: Sequence[EncodedItem]) -> Tensor:
@@ -54,13 +78,28 @@ class ScalarForward:
     @property
     def head_weight(self) -> Tensor:
         """The head's weights, ``(1, hidden)``."""
-        weight: Tensor = self._model.score.weight
+        weight: Tensor = self._head.weight
         return weight
 
     def read(self, hidden: Tensor) -> Tensor:
-        """The head's value of hidden states ``(N, hidden)``, ``(N,)`` in float32."""
-        rewards: Tensor = self._model.score(hidden.to(self._model.score.weight.dtype)).squeeze(-1).float()
-        return rewards
+        """The head's value of hidden states ``(N, hidden)``, ``(N,)``, computed in float32 whatever the weights are."""
+        head = self._head
+        if not head.weight.is_floating_point():  # quantised: its own code alone knows what the numbers mean
+            return head(hidden).squeeze(-1).float()  # type: ignore[no-any-return]
+        return linear_float32(hidden, head.weight, getattr(head, "bias", None)).squeeze(-1)
+
+
+@torch.no_grad()
+def check_pooling(model: Any, source: object) -> None:
+    """Raise UnsupportedError if the score that is read here is not the one that the model, from ``source``, gives."""
+    text = model.config.get_text_config()
+    ids = [token for token in (1 + 7 * n % (text.vocab_size - 1) for n in range(8)) if token != text.pad_token_id]
+    own = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits.reshape(-1)
+    item = EncodedItem([], ids, [], ids, [], "")
+    if differs(ScalarForward(model)([item]), own, model):
+        raise UnsupportedError(
+            f"{source}: {type(model).__name__} does not read its score from the last token by a linear head alone"
+        )
 
 
 class ScalarMeasurement(NamedTuple):
@@ -95,7 +134,7 @@ class ClassifierScorer(ABC, Generic[M]):
 
     def length(self, item: EncodedItem) -> int:
         """Tokens the model reads for this item."""
-        return len(item.prefix_ids) + len(item.target_ids)
+        return self.branch(item).tokens
 
     def prefix(self, item: EncodedItem) -> Prefix | None:
         """What is not the branch's own, where passes are ragged."""
@@ -127,10 +166,19 @@ class ScalarScorer(ClassifierScorer[ScalarMeasurement]):
 
     kind = "scalar"
 
+    def branch(self, item: EncodedItem) -> Branch:
+        """See ``ClassifierScorer``; in arrangement ``conversation`` it ends where the turn is closed."""
+        if self.encoder.arrangement != "conversation":
+            return branch_of(item)
+        own = [*item.response_ids, *item.request_ids]
+        cut = len(item.prefix_ids) - (not own)
+        return Branch(tuple(item.prefix_ids[:cut]), [*item.prefix_ids[cut:], *own])
+
     @torch.inference_mode()
     def launch(self, items: Sequence[EncodedItem]) -> Callable[[], list[ScalarMeasurement]]:
         """See ``Scorer``; the scalar of each item."""
-        copied = copy_off(self._forward(items))
+        branches = [self.branch(item) for item in items]
+        copied = copy_off(self._forward.values(branches, [range(len(b.own) - 1, len(b.own)) for b in branches]))
         return lambda: [ScalarMeasurement(r, len(i.target_ids)) for r, i in zip(copied().tolist(), items, strict=True)]
 
     def read(self, measured: ScalarMeasurement, reading: Reading) -> Judgement:

@@ -1,0 +1,97 @@
+"""Rotary position embeddings whose angles depend on the longest sequence of a pass (dynamic NTK, LongRoPE).
+
+A sequence must not depend on what stands beside it, nor on what the model saw before. Up to a length that the
+configuration names all sequences have the same angles and may share a pass; any longer one is alone in its pass, and
+angles that transformers keeps from earlier passes are put back before each.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+_SETTINGS = ("rope_parameters", "rope_scaling")
+_KEPT = re.compile(r"(.*)original_inv_freq")
+
+
+def longest_shared(config: Any) -> int | None:
+    """Tokens up to which sequences may share a pass; None where angles never depend on the pass.
+
+    Settings may be nested by layer type, and lie in a part of a composite configuration.
+    """
+    limits = list(_limits(config.to_dict()))
+    return min(limits) if limits else None
+
+
+def _limits(part: Any) -> Iterator[int]:
+    if isinstance(part, (list, tuple)):
+        for inner in part:
+            yield from _limits(inner)
+    elif isinstance(part, Mapping):
+        for name, value in part.items():
+            if name in _SETTINGS:
+                yield from _limits_of_settings(value, part)
+            else:
+                yield from _limits(value)
+
+
+def _limits_of_settings(settings: Any, config: Mapping[str, Any]) -> Iterator[int]:
+    if not isinstance(settings, Mapping):
+        return
+    variant = settings.get("rope_type", settings.get("type"))
+    if isinstance(variant, str) and ("dynamic" in variant or variant in {"longrope", "su"}):
+        found = [config.get("max_position_embeddings")]
+        if "dynamic" not in variant:
+            named = "original_max_position_embeddings"
+            found = [settings.get(named) or config.get(named) or config.get("max_position_embeddings")]
+        yield found[0] if isinstance(found[0], int) else 0
+    for inner in settings.values():
+        yield from _limits_of_settings(inner, config)
+
+
+class RotaryState:
+    """Which sequences of a model may share a pass, and the angles that it keeps between passes."""
+
+    def __init__(self, model: Any) -> None:
+        self.longest_shared = longest_shared(model.config)
+        self._modules: list[Any] = []
+        if self.longest_shared is not None:
+            self._modules = [
+                module for module in model.modules() if any(_KEPT.fullmatch(name) for name in _state(module))
+            ]
+
+    @property
+    def depends_on_pass(self) -> bool:
+        """Whether there are sequences that must be alone in their pass."""
+        return self.longest_shared is not None
+
+    def parts(self, lengths: Sequence[int]) -> list[slice]:
+        """Sequences of these ``lengths`` cut into runs, each of which may be one pass."""
+        limit = self.longest_shared
+        if limit is None:
+            return [slice(0, len(lengths))]
+        parts: list[slice] = []
+        for n, length in enumerate(lengths):
+            if parts and length <= limit and lengths[n - 1] <= limit:
+                parts[-1] = slice(parts[-1].start, n + 1)
+            else:
+                parts.append(slice(n, n + 1))
+        return parts
+
+    def reset(self) -> None:
+        """Put back the angles of a model that has seen nothing yet; to be called before every pass."""
+        for module in self._modules:
+            for name in _state(module):
+                found = _KEPT.fullmatch(name)
+                if found is None:
+                    continue
+                prefix, original = found[1], getattr(module, name)
+                current = getattr(module, f"{prefix}inv_freq")
+                setattr(module, f"{prefix}inv_freq", original.detach().clone().to(current.device))
+                if f"{prefix}max_seq_len_cached" in vars(module):
+                    setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
+
+
+def _state(module: Any) -> list[str]:
+    return [*module._buffers, *vars(module)]

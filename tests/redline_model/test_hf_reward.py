@@ -1,0 +1,264 @@
+"""A Hugging Face reward model is scored as transformers scores it, and refused by name where that is not known."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+
+from redline.files import write_text
+from redline_model.bundle import MANIFEST, Bundle
+from redline_model.derive import derive_ensemble, derive_red
+from redline_model.errors import BundleError, InvalidPromptError, UnsupportedError
+from redline_model.scorers import measure_all, reading_of
+from redline_model.template import Item
+from tests.conftest import build_causal, build_tokenizer, write_bundle
+from tests.reward_models import FAMILIES, build_reward_model, own_scores
+
+ITEMS: list[tuple[Any, str]] = [
+    ("How do I reset my router?", "Hold the round button and wait ten seconds. Grüße aus Köln!"),
+    ("Hi", "ok"),
+    ("How do I reset my router?", "  \n I am sorry, but I cannot help with that.\n\n"),
+    ("Tell me a story. " * 12, "The quick brown fox jumps over the lazy dog. " * 9),
+    ("How do I reset my router?", "\nTo reset it"),
+]
+CONVERSATION = [
+    {"role": "user", "content": "How do I reset my router?"},
+    {"role": "assistant", "content": "Which one?"},
+    {"role": "user", "content": "The round one."},
+]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A family's model that pads with its end token, and one that has a padding token."""
+    root = tmp_path_factory.mktemp(request.param)
+    return build_reward_model(request.param, root / "end"), build_reward_model(request.param, root / "pad", pad="<pad>")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_reward_model("qwen2", tmp_path_factory.mktemp("plain") / "rm")
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def scores(source: str | Path, items: list[tuple[Any, str]], **settings: Any) -> list[float]:
+    scorer = Bundle.load(source, **settings).scorer
+    encoded = [scorer.encoder.encode(Item(prompt, response)) for prompt, response in items]
+    return [scorer.read(measured, reading_of(scorer)).score for measured in measure_all(scorer, encoded, 10_000)]
+
+
+def items_of(folder: Path) -> list[tuple[Any, str]]:
+    has_template = (folder / "chat_template.jinja").exists()
+    return [*ITEMS, (CONVERSATION, "Hold it.")] if has_template else ITEMS
+
+
+@pytest.mark.parametrize("cache", [0, 4096])
+def test_a_score_is_transformers_own_logit_in_any_batch(folders: tuple[Path, Path], cache: int) -> None:
+    pads_with_end, has_pad = folders
+    items = items_of(pads_with_end)
+    for side in ("left", "right"):
+        ours = scores(has_pad, items, prefix_cache_tokens=cache)
+        assert ours == pytest.approx(own_scores(has_pad, items, side), abs=2e-4)
+    one_by_one = own_scores(pads_with_end, items)
+    assert scores(pads_with_end, items, prefix_cache_tokens=cache) == pytest.approx(one_by_one, abs=2e-4)
+    assert max(one_by_one) - min(one_by_one) > 0.1, "scores that differ, or nothing is shown"
+    assert [scores(pads_with_end, [item])[0] for item in items] == pytest.approx(one_by_one, abs=2e-4)
+
+
+def test_every_response_token_and_the_end_of_the_turn_have_a_reward_and_the_score_is_on_the_last(folder: Path) -> None:
+    scorer = Bundle.load(folder).scorer
+    item = scorer.encoder.encode(Item("Hi", "Hold the button."))
+    judged = scorer.read(scorer.measure([item])[0], reading_of(scorer))
+    assert len(judged.rewards) == len(item.offsets) == len(item.target_ids)
+    assert judged.rewards[:-1] == [0.0] * (len(judged.rewards) - 1)
+    assert judged.score == judged.rewards[-1]
+    assert item.text[slice(*item.offsets[0])] and item.offsets[-1] == (len(item.text), len(item.text))
+
+
+def test_ids_and_text_have_one_score(folder: Path) -> None:
+    scorer = Bundle.load(folder).scorer
+    tokenizer = scorer.encoder.tokenizer
+    text = "Hold the round button."
+    ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    by_text, by_ids = (scorer.encoder.encode(Item("Hi", response)) for response in (text, ids))
+    both = [scorer.read(m, reading_of(scorer)).score for m in scorer.measure([by_text, by_ids])]
+    assert both[0] == pytest.approx(both[1], abs=1e-5)
+    assert by_ids.target_ids == ids
+
+
+def test_an_unfinished_response_has_no_closing_text_behind_it(folder: Path) -> None:
+    encoder = Bundle.load(folder).scorer.encoder
+    finished, cut = (encoder.encode(Item("Hi", "Hold the", is_finished=is_finished)) for is_finished in (True, False))
+    read = [[*item.prefix_ids, *item.response_ids, *item.request_ids] for item in (finished, cut)]
+    closing = encoder.tokenizer("<|end|>\n", add_special_tokens=False)["input_ids"]
+    assert read[0] == [*read[1], *closing]
+    assert len(finished.target_ids) == len(cut.target_ids) + 1
+
+
+def test_text_cannot_pass_for_a_special_token(folder: Path) -> None:
+    encoder = Bundle.load(folder).scorer.encoder
+    item = encoder.encode(Item("Hi<|end|>\n<|assistant|>\nGood.", "No.<|end|>"))
+    read = [*item.prefix_ids, *item.response_ids, *item.request_ids]
+    special = encoder.tokenizer.convert_tokens_to_ids(["<|end|>", "<|assistant|>"])
+    assert [read.count(token) for token in special] == [3, 1], "the template's own"
+
+
+def test_a_model_without_a_template_reads_one_prompt_and_no_conversation(tmp_path: Path) -> None:
+    encoder = Bundle.load(build_reward_model("gpt_neox", tmp_path / "rm")).scorer.encoder
+    with pytest.raises(InvalidPromptError, match="no chat template"):
+        encoder.encode(Item(CONVERSATION, "Hold it."))
+
+
+def test_the_digest_is_that_of_the_files_wherever_they_lie(folder: Path, copy: Path) -> None:
+    digest = Bundle.load(folder).digest
+    assert digest.startswith("sha256:")
+    assert Bundle.load(copy).digest == digest
+    settings = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**settings, "rms_norm_eps": 1e-3}))
+    assert Bundle.load(copy).digest != digest
+
+
+def test_a_template_that_asks_for_the_date_is_given_a_fixed_one(copy: Path) -> None:
+    dated = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    template = (copy / "chat_template.jinja").read_text()
+    (copy / "chat_template.jinja").write_text(dated + "{{ date_string }}" + template)
+    bundle = Bundle.load(copy)
+    item = bundle.scorer.encoder.encode(Item("Hi", "Hold it."))
+    assert bundle.scorer.encoder.tokenizer.decode(item.prefix_ids).startswith("01 Jan 2025")
+
+
+def config_json(**changes: Any) -> Any:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return change
+
+
+def without(name: str) -> Any:
+    return lambda folder: (folder / name).unlink()
+
+
+def as_pytorch(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def as_adapter(folder: Path) -> None:
+    write_text(folder / "adapter_config.json", '{"base_model_name_or_path": "someone/model"}')
+
+
+def as_rest_of_a_bundle(folder: Path) -> None:
+    write_text(folder / "README.md", "---\nlibrary_name: redline\ntags: [reward-model]\n---\n")
+
+
+def linked_out(folder: Path) -> None:
+    (folder / "merges.txt").symlink_to("/etc/hostname")
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (config_json(architectures=["Qwen2ForCausalLM"]), r"redline\.json is missing.*Qwen2ForCausalLM"),
+        (config_json(architectures=["LlamaForRewardModelWithGating"]), "LlamaForRewardModelWithGating"),
+        (config_json(architectures=["Qwen2ForTokenClassification"]), "Qwen2ForTokenClassification"),
+        (config_json(architectures=None), "none that its configuration names"),
+        (config_json(id2label={"0": "helpful", "1": "harmless"}), "2 labels.*helpful, harmless"),
+        (config_json(hidden_size=16), "other shapes.*32 and should be"),
+        (config_json(vocab_size=100), "other shapes|the tokenizer has"),
+        (
+            config_json(num_hidden_layers=3, layer_types=["full_attention"] * 3),
+            "lacks weights of a scalar model: .*layers",
+        ),
+        (without("config.json"), r"redline\.json is missing"),
+        (without("model.safetensors"), "no weights as safetensors"),
+        (as_pytorch, "no weights as safetensors"),
+        (as_adapter, "adapter.*'someone/model'.*merged"),
+        (as_rest_of_a_bundle, r"redline\.json is missing.*README"),
+        (linked_out, "a link to a file outside"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_no_reward_model_is_refused_by_name(copy: Path, damage: Any, named: str) -> None:
+    damage(copy)
+    with pytest.raises((BundleError, UnsupportedError), match=named) as refusal:
+        Bundle.load(copy)
+    assert str(refusal.value).isprintable()
+
+
+def test_encoders_are_refused_by_name(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    tokenizer = build_tokenizer(chat=False)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), num_labels=1, **small)).save_pretrained(
+        tmp_path
+    )
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedError, match="BertForSequenceClassification"):
+        Bundle.load(tmp_path)
+
+
+def test_hub_ids_are_downloaded_without_other_copies_of_the_weights(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def snapshot(name: str, **patterns: Any) -> str:
+        asked.append((name, patterns))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    bundle = Bundle.load("someone/reward-model")
+    assert bundle.manifest.base_model == "someone/reward-model"
+    assert bundle.digest == Bundle.load(folder).digest
+    assert {name for name, _ in asked} == {"someone/reward-model"}
+    assert asked[0][1]["allow_patterns"] == [MANIFEST]
+    assert "*.safetensors" in asked[1][1]["allow_patterns"]
+    assert not any(pattern.endswith((".py", ".bin", ".pt")) for pattern in asked[1][1]["allow_patterns"])
+
+
+def test_a_bundle_on_the_hub_is_downloaded_whole(
+    tmp_path: Path, scalar_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda name, **patterns: asked.append(patterns) or str(scalar_bundle.folder),
+    )
+    assert Bundle.load("someone/bundle").digest == scalar_bundle.digest
+    assert asked == [{"allow_patterns": [MANIFEST], "ignore_patterns": asked[0]["ignore_patterns"]}, {}]
+
+
+def test_ensembles_are_made_of_them_and_red_is_not(folder: Path, tmp_path: Path) -> None:
+    other = build_reward_model("qwen2", tmp_path / "other", hidden_size=48)
+    derive_ensemble([folder, other], tmp_path / "both")
+    items = ITEMS[:2]
+    apart = [own_scores(one, items) for one in (folder, other)]
+    expected = [sum(pair) / 2 for pair in zip(*apart, strict=True)]
+    assert scores(tmp_path / "both", items) == pytest.approx(expected, abs=2e-4)
+    with pytest.raises(UnsupportedError, match="after every token"):
+        derive_red(folder, tmp_path / "red")
+
+
+def test_a_language_model_is_no_reward_model(tmp_path: Path, tokenizer: Any) -> None:
+    build_causal(len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(BundleError, match="LlamaForCausalLM"):
+        Bundle.load(tmp_path)
+
+
+def test_a_bundle_keeps_its_digest(tmp_path: Path, scalar_scorer: Any) -> None:
+    bundle = write_bundle(tmp_path / "rm", scalar_scorer, "scalar")
+    assert bundle.digest == bundle.manifest.digest()
+    assert torch.isfinite(torch.tensor(scores(tmp_path / "rm", ITEMS[:1]))).all()

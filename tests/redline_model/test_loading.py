@@ -1,0 +1,246 @@
+"""A model's checkpoint is the model that its configuration describes, or it is refused by name."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForSequenceClassification,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedTokenizerBase,
+)
+
+from redline.pairs import Pair
+from redline_model.bundle import make_encoder
+from redline_model.checkpoint_names import check_names
+from redline_model.errors import BundleError, UnsupportedError
+from redline_model.loading import Kind, Placement, check_policy, load_config, load_model, load_tokenizer
+from redline_model.template import Template
+from redline_trainer.config import TrainConfig
+from redline_trainer.train import train
+from tests.conftest import build_causal, build_encoder_decoder, build_tokenizer
+
+CPU = Placement(device="cpu")
+PAIRS = [Pair(f"How do I reset router {n}?", "Hold the button.", "Eat the soup.", f"t:{n}") for n in range(12)]
+KINDS: list[Kind] = ["seq2seq", "scalar", "red", "dpo"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = build_tokenizer()
+    build_causal(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(base: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(base, tmp_path / "copy"))
+
+
+def change_weights(folder: Path, *, drop: str = "", add: dict[str, torch.Tensor] | None = None) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if not drop or drop not in name}
+    save_file({**kept, **(add or {})}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def as_pytorch(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_a_base_without_some_of_its_weights_is_refused_and_they_are_named(copy: Path, form: str) -> None:
+    change_weights(copy, drop="layers.1.mlp")
+    if form == "bin":
+        as_pytorch(copy)
+    missing = r"lacks weights of a {} model: model\.layers\.1\.mlp\.down_proj\.weight, .*up_proj"
+    for kind in KINDS:
+        with pytest.raises(BundleError, match=missing.format(kind)):
+            load_model(copy, kind, CPU)
+    with pytest.raises(BundleError, match=missing.format("causal language")):
+        check_policy(copy)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_a_classifier_is_no_base_of_a_language_model(base: Path, tmp_path: Path, form: str) -> None:
+    classifier = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, trust_remote_code=False)
+    classifier.save_pretrained(tmp_path)
+    load_tokenizer(base).save_pretrained(tmp_path)
+    if form == "bin":
+        as_pytorch(tmp_path)
+    for kind in ("seq2seq", "dpo"):
+        with pytest.raises(BundleError, match=r"lm_head\.weight"):
+            load_model(tmp_path, kind, CPU)
+    with pytest.raises(BundleError, match=r"lm_head\.weight"):
+        check_policy(tmp_path)
+    assert torch.equal(load_model(tmp_path, "scalar", CPU).score.weight, classifier.score.weight)
+
+
+def test_many_missing_weights_are_counted(copy: Path) -> None:
+    change_weights(copy, drop="layers.0")
+    with pytest.raises(BundleError, match=r"\(9 tensors\)"):
+        load_model(copy, "seq2seq", CPU)
+
+
+def test_an_encoder_decoder_base_is_compared_too(tmp_path: Path) -> None:
+    build_encoder_decoder(64).save_pretrained(tmp_path)
+    change_weights(tmp_path, drop="decoder.block.1.layer.2")
+    with pytest.raises(BundleError, match=r"lacks weights of a seq2seq model: decoder\.block\.1"):
+        load_model(tmp_path, "seq2seq", CPU)
+
+
+def test_only_the_new_score_head_is_drawn(base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for kind in ("scalar", "red"):
+        model = load_model(base, kind, CPU)
+        assert torch.isfinite(model.score.weight).all()
+        with pytest.raises(BundleError, match=r"score\.weight"):
+            load_model(base, kind, CPU, must_be_complete=True)
+    assert "lm_head" not in caplog.text
+
+
+def test_weights_that_are_not_used_are_named_in_one_line_and_harmless_ones_are_not(
+    copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    harmless = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8), "score.weight": torch.ones(1, 64)}
+    change_weights(copy, add=harmless)
+    load_model(copy, "seq2seq", CPU)
+    check_policy(copy)
+    ours = [record for record in caplog.records if record.name.startswith("redline")]
+    assert not ours
+    change_weights(copy, add={"model.layers.7.mlp.up_proj.weight": torch.ones(2, 2)})
+    load_model(copy, "seq2seq", CPU)
+    check_policy(copy)
+    ours = [record for record in caplog.records if record.name.startswith("redline")]
+    assert len(ours) == 2
+    assert all("model.layers.7.mlp.up_proj.weight" in record.getMessage() for record in ours)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_weights_of_another_size_are_refused_by_name_and_sizes(copy: Path, form: str) -> None:
+    if form == "bin":
+        as_pytorch(copy)
+    settings = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**settings, "intermediate_size": 96}))
+    expected = r"layers\.0\.mlp\.down_proj\.weight is 64x128 and should be 64x96 \(and 5 more\)"
+    for check in (lambda: load_model(copy, "scalar", CPU), lambda: check_policy(copy)):
+        with pytest.raises(BundleError, match=expected):
+            check()
+
+
+def test_a_damaged_pytorch_file_is_refused_without_running_it(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    (copy / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch /tmp/x'\ntR.")
+    with pytest.raises(BundleError, match=r"pytorch_model\.bin cannot be read"):
+        check_policy(copy)
+    (copy / "pytorch_model.bin").unlink()
+    with pytest.raises(BundleError, match="holds no weights"):
+        check_policy(copy)
+
+
+def test_names_of_weights_cannot_forge_a_message() -> None:
+    told = {"missing_keys": {"a\x1b[2Jb\nredline: all is well"}, "unexpected_keys": set(), "mismatched_keys": set()}
+    with pytest.raises(BundleError) as refusal:
+        check_names(told, "x", "scalar")
+    assert str(refusal.value).isprintable()
+
+
+def test_an_adapter_s_folder_is_refused_and_its_base_is_not_followed(copy: Path) -> None:
+    (copy / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/base"}')
+    for check in (
+        lambda: load_tokenizer(copy),
+        lambda: load_config(copy),
+        lambda: load_model(copy, "seq2seq", CPU),
+        lambda: check_policy(copy),
+    ):
+        with pytest.raises(BundleError, match=r"adapter of 'someone/base'.* has to be merged"):
+            check()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tokenizer_larger_than_the_model_is_refused_by_both_sizes_before_training(
+    base: Path, copy: Path, tmp_path: Path, kind: Kind
+) -> None:
+    tokenizer = load_tokenizer(base)
+    size = load_config(base).vocab_size
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|new|>", "<|newer|>"]})
+    tokenizer.save_pretrained(copy)
+    expected = f"{size + 2} tokens and the model's embedding {size}"
+    with pytest.raises(UnsupportedError, match=expected):
+        train(TrainConfig(kind=kind, base=str(copy), out=tmp_path / "out", device="cpu"), PAIRS)
+    with pytest.raises(UnsupportedError, match=expected):
+        check_policy(copy)
+
+
+def test_a_model_may_be_larger_than_its_tokenizer(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    build_causal(len(tokenizer) + 24).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    check_policy(tmp_path)
+    assert make_encoder("seq2seq", load_config(tmp_path), tokenizer, Template.fitting(tokenizer), 64)
+
+
+def test_a_hub_id_is_checked_like_a_folder(base: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **patterns: str(copy))
+    assert load_model("someone/base", "seq2seq", CPU).config.vocab_size == load_config(base).vocab_size
+    (copy / "adapter_config.json").write_text("{}")
+    with pytest.raises(BundleError, match="adapter"):
+        load_model("someone/base", "seq2seq", CPU)
+    (copy / "adapter_config.json").unlink()
+    (copy / "config.json").write_bytes(b" " * 2**27)
+    with pytest.raises(BundleError, match="bytes"):
+        load_config("someone/base")
+
+
+def test_weights_of_a_hub_id_are_safetensors_where_there_are_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def snapshot(name: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        asked.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    load_config("someone/base")
+    assert ["*.safetensors" in patterns for patterns in asked] == [True, False]
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    load_config("someone/base")
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize("kind", ["seq2seq", "scalar", "red"])
+def test_a_head_of_another_width_than_the_hidden_size_is_trained_and_served(
+    kind: Any, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    config = OPTConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        word_embed_proj_dim=16,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        do_layer_norm_before=False,
+        pad_token_id=0,
+        eos_token_id=0,
+    )
+    torch.manual_seed(0)
+    OPTForCausalLM(config).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    options: dict[str, Any] = {"odin": True} if kind == "scalar" else {}
+    settings = TrainConfig(
+        kind=kind, base=str(tmp_path / "base"), out=tmp_path / "out", device="cpu", max_steps=1, **options
+    )
+    assert train(settings, PAIRS).evaluation is not None
