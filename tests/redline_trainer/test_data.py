@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from redline.pairs import Message, Pair, parse_row
+from redline.messages import Message
+from redline.pairs import Pair, parse_row
 from redline_model.errors import DataError
 from redline_trainer.data import load_pairs, split_by_prompt
 
@@ -158,8 +159,8 @@ def test_a_transcript_of_several_turns() -> None:
         ({"prompt": 3, "chosen": "a", "rejected": "b"}, "'prompt' must be text or a list of messages"),
         ({"prompt": [], "chosen": "a", "rejected": "b"}, "empty conversation"),
         ({"prompt": ["hi"], "chosen": "a", "rejected": "b"}, "'prompt' holds a message that is not an object"),
-        ({"prompt": [{"role": "user"}], "chosen": "a", "rejected": "b"}, "without text 'role' and 'content'"),
-        ({"prompt": [{"role": "user", "content": None}], "chosen": "a", "rejected": "b"}, "without text"),
+        ({"prompt": [{"role": "user"}], "chosen": "a", "rejected": "b"}, "without 'content'"),
+        ({"prompt": [{"role": "user", "content": None}], "chosen": "a", "rejected": "b"}, "without 'content'"),
         ({"prompt": [user("p"), assistant("a")], "chosen": "a", "rejected": "b"}, "ends with an assistant turn"),
         ({"prompt": "p", "chosen": [user("a")], "rejected": [assistant("b")]}, "'chosen' must be one assistant turn"),
         ({"prompt": "p", "chosen": [assistant("a")], "rejected": []}, "'rejected' must be one assistant turn"),
