@@ -80,7 +80,8 @@ class Columns:
         return [
             name
             for name in self.unused()
-            if not _IDENTIFIER.fullmatch(name)
+            if name != "spans"
+            and not _IDENTIFIER.fullmatch(name)
             and (isinstance(value := self.look(name), str) or (isinstance(value, list) and _holds_text(value[0])))
         ]
 
@@ -101,14 +102,14 @@ def sides_of(columns: Columns) -> tuple[Side, Side] | None:
     Raises:
         BadRowError: one of the two is missing, or nothing says which response is preferred.
     """
-    for names in _SIDES:
-        if names[1] in columns or (names[0] in columns and names[0] != "response"):
-            if names[0] == "response" and "response" not in columns and "messages" in columns:
-                return _from_messages(columns)
-            missing = next((name for name in names if name not in columns), None)
-            if missing is not None:
-                raise BadRowError(f"'{missing}' is missing")
-            return Side(names[0], columns.take(names[0])), Side(names[1], columns.take(names[1]))
+    for one, other in _SIDES:
+        if one in columns and other in columns:
+            return Side(one, columns.take(one)), Side(other, columns.take(other))
+    if "rejected_response" in columns and "messages" in columns:
+        return _from_messages(columns)
+    for one, other in _SIDES[:-1]:
+        if one in columns or other in columns:
+            raise BadRowError(f"'{other if one in columns else one}' is missing")
     return _compared(columns)
 
 

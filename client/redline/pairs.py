@@ -70,7 +70,9 @@ def parse_row(row: Any, where: str, *, teaches: bool = True, ignore: Ignore | No
     prompt, chosen, rejected, is_text = _split(columns, *sides)
     # a text that lends its beginning to an implicit prompt is no longer the one that was marked
     has_spans = is_text and "rejected" in sides[1].field and isinstance(columns.look("spans"), list)
-    spans = _spans(columns.take("spans"), rejected) if has_spans else None
+    spans = _spans(columns.look("spans"), rejected) if has_spans else None
+    if spans is not None:
+        columns.take("spans")
     tools = tools_of(columns)
     _check_unicode([prompt, chosen, rejected, tools])
     if teaches:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +17,7 @@ T = TypeVar("T")
 MAX_SHOWN = 50
 _MAX_COLUMNS = 100
 _NAME_SHOWN = 60
+_LATEST, _LATEST_SHOWN = 5, 500
 
 
 class ReadingReport:
@@ -37,6 +39,7 @@ class ReadingReport:
         self.skips = skips
         self.rows = 0
         self.skipped = Problems(MAX_SHOWN, is_bounded=False)
+        self.latest: deque[str] = deque(maxlen=_LATEST)
         self.ignored: dict[str, int] = {}
         self._file = file
         self._show = show
@@ -48,6 +51,7 @@ class ReadingReport:
         """Whether a bad row is to be left out; if so, it is counted and written. Raises OSError."""
         if self.skips and not self._is_finished:
             self.skipped.add(f"{where}: {reason}")
+            self.latest.append(f"{where}: {reason}"[:_LATEST_SHOWN])
             if self._file is not None:
                 if self._written is None:
                     self._file.parent.mkdir(parents=True, exist_ok=True)

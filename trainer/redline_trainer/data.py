@@ -52,9 +52,9 @@ def load_pairs(
         if problems.is_full:
             break
         if len(pairs) == before and not problems.count:
-            skipped = report.skipped.count - skipped_before
-            if skipped:
-                raise DataError(report.skipped.listing(f"bad rows; {source} holds no other"))
+            if report.skipped.count > skipped_before:
+                lines = [line for line in report.skipped.first if line.startswith(f"{source}:")]
+                raise DataError("\n  ".join([f"{source}: every row is bad", *(lines or report.latest)]))
             problems.add(f"{source}: holds no pairs")
         digest = file_digest(Path(source)) if Path(source).is_file() else None
         origins.append(DataSource(name=str(source), sha256=digest, pairs=len(pairs) - before))
