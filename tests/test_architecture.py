@@ -30,7 +30,7 @@ ALLOWED = {
         "redline.transcripts",
         "redline_model",
     ),
-    "redline_trainer": ("redline.pairs", "redline.files", "redline.row_files", "redline_model"),
+    "redline_trainer": ("redline.pairs", "redline.files", "redline.row_files", "redline.reading", "redline_model"),
 }
 # third parties that may be imported when a module of the package is imported
 THIRD_PARTY = {

@@ -8,6 +8,8 @@ from typing import Any
 from redline.client import RewardClient
 from redline.errors import ItemsFailedError
 from redline.exchange import DEFAULT_URL
+from redline.row_files import BadRowError
+from redline.turns import messages_of, single_reply
 from redline.wire import ErrorBody, ErrorCode, ItemError, ItemScore, ScoreOptions
 
 _MISSING = ItemError(error=ErrorBody.of(ErrorCode.INVALID_REQUEST, "the prompt or the response is missing"))
@@ -83,14 +85,14 @@ class ScoreColumns:
             self._client = RewardClient(self.url, key=self._key)
         prompts = batch[self._prompt]
         rows = [
-            (prompt, _text(response))
+            _item(prompt, response, column)
             for column in self._responses
             for prompt, response in zip(prompts, batch[column], strict=True)
         ]
-        items = [{"prompt": p, "response": r} for p, r in rows if p is not None and r is not None]
+        items = [row for row in rows if not isinstance(row, ItemError)]
         result = self._client.score(items, model=self._model, options=self._options)
         answered = iter(result.items)
-        every = [_MISSING if p is None or r is None else next(answered) for p, r in rows]
+        every = [row if isinstance(row, ItemError) else next(answered) for row in rows]
         failures = [(n, answer.error) for n, answer in enumerate(every) if isinstance(answer, ItemError)]
         if self._must_succeed and failures:
             raise ItemsFailedError(failures)
@@ -105,7 +107,13 @@ class ScoreColumns:
         return columns
 
 
-def _text(response: Any) -> Any:
-    if isinstance(response, list) and len(response) == 1 and isinstance(response[0], dict):
-        return response[0].get("content")
-    return response
+def _item(prompt: Any, response: Any, column: str) -> dict[str, Any] | ItemError:
+    """What is asked of one row, or why nothing can be."""
+    if prompt is None or response is None:
+        return _MISSING
+    try:
+        if isinstance(prompt, list):
+            prompt = messages_of(prompt, "prompt")
+        return {"prompt": prompt, "response": single_reply(response, column)}
+    except BadRowError as error:
+        return ItemError(error=ErrorBody.of(ErrorCode.INVALID_REQUEST, str(error)))

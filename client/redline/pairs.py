@@ -1,24 +1,37 @@
 """What a row of preference data may look like; pure, standard library only.
 
-Accepted rows (told apart by their shape):
+Accepted rows (told apart by their shape; the names of columns are in ``redline.pair_columns``):
 
-- ``{"prompt": text or messages, "chosen": text, "rejected": text}``, further fields ignored, but for ``"spans"``:
-  ``[{"start", "end"}, ...]``, characters of ``rejected`` that are marked as wrong;
-- TRL's preference format, explicit prompt: the same with ``chosen``/``rejected`` as messages;
+- ``{"prompt": text or messages, "chosen": text, "rejected": text}``, and ``"spans"``: ``[{"start", "end"}, ...]``,
+  characters of ``rejected`` that are marked as wrong;
+- TRL's preference format, explicit prompt: the same with ``chosen``/``rejected`` as messages, one assistant turn or
+  whole conversations that begin with the prompt;
 - TRL's implicit prompt: no ``prompt``; ``chosen`` and ``rejected`` are whole texts or whole conversations;
-- HH-RLHF transcripts: no ``prompt``; texts with ``\\n\\nHuman:`` and ``\\n\\nAssistant:`` turns.
+- HH-RLHF transcripts: texts with ``\\n\\nHuman:`` and ``\\n\\nAssistant:`` turns;
+- the prompt in ``question``, ``query``, ``instruction`` (with ``input``) or ``messages``, with a ``system`` column or
+  without;
+- two responses by number or letter (``response_a``, ``response_0``) and a column that names the better one.
+
+A row whose prompt or preferred response would be a guess is refused, as are fields that carry content which a pair
+cannot hold. Other columns are counted as ignored.
 """
 
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-Message = dict[str, str]
-_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
-_HH_ROLE = {"Human": "user", "Assistant": "assistant"}
+from redline.messages import Message
+from redline.pair_columns import Columns, Side, prompt_of, shown, sides_of, system_of, tools_of
+from redline.row_files import BadRowError
+from redline.turns import is_transcript, messages_of, reply_text, transcript_of
+
+__all__ = ["BadRowError", "Message", "Pair", "parse_prompt", "parse_row"]
+
+Ignore = Callable[[Iterable[str]], None]
+Prompt = str | list[Message]
 
 
 @dataclass(frozen=True)
@@ -26,59 +39,199 @@ class Pair:
     """One comparison; ``where`` names file and line, or whatever else the pair came from.
 
     ``spans``: what humans marked as wrong, in characters into ``rejected``, end exclusive; None where nobody looked.
+    ``tools``: what the model may call, for its chat template; None where the row has none.
     """
 
-    prompt: str | list[Message]
+    prompt: Prompt
     chosen: str
     rejected: str
     where: str
     spans: tuple[tuple[int, int], ...] | None = None
+    tools: list[Any] | None = None
 
     @property
     def prompt_key(self) -> str:
         """What makes two prompts the same prompt."""
-        return json.dumps(self.prompt, sort_keys=True, ensure_ascii=False)
+        key = self.prompt if self.tools is None else [self.prompt, self.tools]
+        return json.dumps(key, sort_keys=True, ensure_ascii=False)
 
 
-class BadRowError(ValueError):
-    """A row is no pair; the text says why."""
+def parse_row(row: Any, where: str, *, teaches: bool = True, ignore: Ignore | None = None) -> Pair:
+    """One row of any accepted form. Raises BadRowError.
+
+    Args:
+        teaches: equal sides and empty replies are refused.
+        ignore: called with the columns of the row that are not used.
+    """
+    columns = _columns(row)
+    sides = sides_of(columns)
+    if sides is None:
+        raise BadRowError(f"'chosen' is missing{_among(columns.unused())}")
+    prompt, chosen, rejected, is_text = _split(columns, *sides)
+    # a text that lends its beginning to an implicit prompt is no longer the one that was marked
+    has_spans = is_text and "rejected" in sides[1].field and isinstance(columns.look("spans"), list)
+    spans = _spans(columns.look("spans"), rejected) if has_spans else None
+    if spans is not None:
+        columns.take("spans")
+    tools = tools_of(columns)
+    _check_unicode([prompt, chosen, rejected, tools])
+    if teaches:
+        for side, text in zip(sides, (chosen, rejected), strict=True):
+            if not text.strip():
+                raise BadRowError(f"'{side.field}' is empty")
+        if chosen == rejected:
+            raise BadRowError(f"'{sides[0].field}' and '{sides[1].field}' are the same")
+    if ignore is not None:
+        ignore(columns.unused())
+    return Pair(prompt, chosen, rejected, where, spans, tools)
 
 
-def parse_row(row: Any, where: str, *, teaches: bool = True) -> Pair:
-    """One row of any accepted form. Raises BadRowError. With ``teaches`` False, equal sides and empty replies pass."""
+def parse_prompt(row: Any, *, ignore: Ignore | None = None) -> Prompt:
+    """The prompt of a row that has one, or of a pair in any accepted form; of ``messages``, what precedes the last
+    assistant turn. Raises BadRowError.
+    """
+    columns = _columns(row)
+    prompt = prompt_of(columns, has_whole_sides=True)
+    if prompt is None:
+        sides = sides_of(columns)
+        prompt = _split(columns, *sides)[0] if sides is not None else prompt_of(columns, has_whole_sides=False)
+        if prompt is None:
+            raise BadRowError(f"no 'prompt' of text or messages{_among(columns.unused())}")
+        if sides is None and isinstance(prompt, list) and len(prompt) > 1 and prompt[-1]["role"] == "assistant":
+            prompt = prompt[:-1]
+    prompt = _checked(_with_system(prompt, system_of(columns)))
+    if tools_of(columns) is not None:
+        raise BadRowError("'tools' cannot be given to a policy")
+    _check_unicode(prompt)
+    if ignore is not None:
+        ignore(columns.unused())
+    return prompt
+
+
+def _columns(row: Any) -> Columns:
     if not isinstance(row, dict):
         raise BadRowError(f"a row must be an object, this is a {type(row).__name__}")
-    for field in ("chosen", "rejected"):
-        if row.get(field) is None:
-            raise BadRowError(f"'{field}' is missing")
-    chosen, rejected = row["chosen"], row["rejected"]
-    if isinstance(chosen, str) != isinstance(rejected, str):
-        raise BadRowError("'chosen' and 'rejected' are of different forms")
-    prompt = row.get("prompt")
-    if prompt is None:
-        prompt, chosen, rejected = _split_prompt(chosen, rejected)
+    return Columns(row)
+
+
+def _among(names: list[str]) -> str:
+    return f"; the columns are {shown(names)}" if names else ""
+
+
+def _check_unicode(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise BadRowError("is not valid Unicode: it holds half a surrogate pair") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadRowError(f"holds what JSON cannot: {error}") from error
+
+
+def _checked(prompt: Prompt) -> Prompt:
     if not isinstance(prompt, str):
-        prompt = _messages(prompt, "prompt")
         if not prompt:
             raise BadRowError("'prompt' is an empty conversation")
         if prompt[-1]["role"] == "assistant":
             raise BadRowError("'prompt' ends with an assistant turn; the response is that turn")
-    chosen, rejected = _reply(chosen, "chosen", teaches), _reply(rejected, "rejected", teaches)
-    try:
-        json.dumps([prompt, chosen, rejected], ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise BadRowError("is not valid Unicode: it holds half a surrogate pair") from error
-    if chosen == rejected and teaches:
-        raise BadRowError("'chosen' and 'rejected' are the same")
-    # a text that lends its beginning to an implicit prompt is no longer the one that was marked
-    spans = _spans(row.get("spans"), rejected) if row.get("prompt") is not None else None
-    return Pair(prompt, chosen, rejected, where, spans)
+    return prompt
+
+
+def _with_system(prompt: Prompt, system: str | None) -> Prompt:
+    """The prompt behind a system turn, which it may hold already. Raises BadRowError if it holds another."""
+    if system is None or not prompt:
+        return prompt
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if turns[0]["role"] == "system":
+        if turns[0]["content"].strip() != system.strip():
+            raise BadRowError("the row's system text is not the one that its conversation begins with")
+        return turns
+    return [{"role": "system", "content": system}, *turns]
+
+
+def _split(columns: Columns, chosen: Side, rejected: Side) -> tuple[Prompt, str, str, bool]:
+    """``(prompt, chosen, rejected)``, and whether the two responses stand in the row as they are."""
+    one, other = _sides(chosen, rejected)
+    if isinstance(one, str) or isinstance(other, str):
+        assert isinstance(one, str)
+        assert isinstance(other, str)
+        stated = prompt_of(columns, has_whole_sides=False)
+        if stated is not None:
+            return _checked(_with_system(stated, system_of(columns))), one, other, True
+        texts = columns.unused_texts()
+        if texts:
+            raise BadRowError(f"there is no 'prompt'; the other columns with text are {shown(texts)}")
+        at = _shared_beginning(one, other)
+        return one[:at], one[at:], other[at:], False
+    is_whole = len(one) > 1 and len(other) > 1
+    stated = prompt_of(columns, has_whole_sides=is_whole)
+    system = system_of(columns)
+    if stated is None:
+        if one[:-1] != other[:-1] or not is_whole:
+            raise BadRowError("there is no 'prompt', and the conversations differ before their last turn")
+        prompt = _with_system(one[:-1], system)
+    else:
+        prompt = _checked(_with_system(stated, system))
+        starts = [_turns(stated), _turns(prompt)]
+        _check_start(one, starts, chosen.field)
+        _check_start(other, starts, rejected.field)
+    texts = [_last_reply(columns, turns, field) for turns, field in ((one, chosen.field), (other, rejected.field))]
+    return _checked(prompt), texts[0], texts[1], not is_transcript(rejected.value) and stated is not None
+
+
+def _sides(chosen: Side, rejected: Side) -> tuple[str | list[Message], str | list[Message]]:
+    """Both responses as text, or both as turns; transcripts are turns."""
+    values = [chosen.value, rejected.value]
+    if all(map(is_transcript, values)):
+        return transcript_of(chosen.value), transcript_of(rejected.value)
+    if isinstance(values[0], str) != isinstance(values[1], str):
+        raise BadRowError(f"'{chosen.field}' and '{rejected.field}' are of different forms")
+    one, other = (
+        side.value if isinstance(side.value, str) else messages_of(side.value, side.field)
+        for side in (chosen, rejected)
+    )
+    return one, other
+
+
+def _turns(prompt: Prompt) -> list[Message]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def _check_start(turns: list[Message], starts: list[list[Message]], field: str) -> None:
+    """Raise BadRowError unless ``turns`` are a reply alone, or stand behind the prompt and nothing else."""
+    before = [_bare(turn) for turn in turns[:-1]]
+    if before and len(turns) > 1 and before in [[_bare(turn) for turn in start] for start in starts]:
+        return
+    if len(turns) != 1:
+        reason = "" if len(turns) < 2 else ", and it does not begin with 'prompt' alone"
+        raise BadRowError(f"'{field}' must be one assistant turn beyond the prompt, it has {len(turns)}{reason}")
+
+
+def _bare(turn: Message) -> Message:
+    return {**turn, "content": turn["content"].strip()}
+
+
+def _last_reply(columns: Columns, turns: list[Message], field: str) -> str:
+    if not turns or turns[-1]["role"] != "assistant":
+        raise BadRowError(f"'{field}' must be one assistant turn beyond the prompt")
+    columns.drop(f"{field}.{name}" for name in turns[-1] if name not in {"role", "content"})
+    return reply_text(turns[-1], field)
+
+
+def _shared_beginning(chosen: str, rejected: str) -> int:
+    """How many characters of two whole texts are their prompt: what they begin with alike."""
+    length = next((n for n, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
+    shared = chosen[: min(len(chosen), len(rejected)) if length is None else length]
+    # TRL cuts at the first character that differs; that may be inside a word, so the cut goes back to the
+    # white space before it, which stays with the responses. Scripts without white space are cut as TRL does.
+    spaces = [n for n, character in enumerate(shared) if character.isspace()]
+    at = spaces[-1] if spaces and spaces[-1] > 0 else len(shared)
+    if at <= 0:
+        raise BadRowError("there is no 'prompt', and the two sides do not begin alike")
+    return at
 
 
 def _spans(value: Any, text: str) -> tuple[tuple[int, int], ...] | None:
     """Error spans; None where there are none or the field is another thing. Raises BadRowError for one in disorder."""
-    if not isinstance(value, list):
-        return None
     whole = [isinstance(span, dict) and "start" in span and "end" in span for span in value]
     if not all(whole):
         if any(whole):
@@ -89,57 +242,3 @@ def _spans(value: Any, text: str) -> tuple[tuple[int, int], ...] | None:
         if type(start) is not int or type(end) is not int or not 0 <= start <= end <= len(text):
             raise BadRowError(f"a span from {start!r} to {end!r} does not lie in 'rejected' ({len(text)} characters)")
     return spans
-
-
-def _messages(value: Any, field: str) -> list[Message]:
-    if not isinstance(value, list):
-        raise BadRowError(f"'{field}' must be text or a list of messages, not {type(value).__name__}")
-    messages = []
-    for message in value:
-        if not isinstance(message, dict):
-            raise BadRowError(f"'{field}' holds a message that is not an object")
-        role, content = message.get("role"), message.get("content")
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise BadRowError(f"'{field}' holds a message without text 'role' and 'content'")
-        messages.append({"role": role, "content": content})
-    return messages
-
-
-def _reply(value: Any, field: str, teaches: bool) -> str:
-    if not isinstance(value, str):
-        messages = _messages(value, field)
-        if len(messages) != 1 or messages[0]["role"] != "assistant":
-            raise BadRowError(f"'{field}' must be one assistant turn beyond the prompt, it has {len(messages)}")
-        value = messages[0]["content"]
-    if teaches and not value.strip():
-        raise BadRowError(f"'{field}' is empty")
-    return str(value)
-
-
-def _split_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
-    """An implicit prompt: what the two sides begin with alike."""
-    if isinstance(chosen, str):
-        if _HH_TURN.match(chosen) and _HH_TURN.match(rejected):
-            chosen, rejected = _transcript(chosen), _transcript(rejected)
-        else:
-            length = next((n for n, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
-            shared = chosen[: min(len(chosen), len(rejected)) if length is None else length]
-            # TRL cuts at the first character that differs; that may be inside a word, so the cut goes back to the
-            # white space before it, which stays with the responses. Scripts without white space are cut as TRL does.
-            spaces = [n for n, character in enumerate(shared) if character.isspace()]
-            at = spaces[-1] if spaces and spaces[-1] > 0 else len(shared)
-            if at <= 0:
-                raise BadRowError("there is no 'prompt', and the two sides do not begin alike")
-            return chosen[:at], chosen[at:], rejected[at:]
-    chosen, rejected = _messages(chosen, "chosen"), _messages(rejected, "rejected")
-    if chosen[:-1] != rejected[:-1] or len(chosen) < 2:
-        raise BadRowError("there is no 'prompt', and the conversations differ before their last turn")
-    return chosen[:-1], chosen[-1:], rejected[-1:]
-
-
-def _transcript(text: str) -> list[Message]:
-    parts = _HH_TURN.split(text)[1:]
-    return [
-        {"role": _HH_ROLE[role], "content": content.strip()}
-        for role, content in zip(parts[::2], parts[1::2], strict=True)
-    ]

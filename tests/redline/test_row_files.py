@@ -22,10 +22,9 @@ from redline.row_files import (
     MAX_ROW_BYTES,
     Problems,
     UnreadableRowError,
-    parse_json,
-    read_lines,
-    read_list,
+    read_rows,
 )
+from redline.strict_json import parse_json
 from redline.wire import ScoreItem
 from redline_model.errors import DataError
 from redline_trainer.data import load_pairs
@@ -126,7 +125,7 @@ def test_a_list_is_read_one_row_at_a_time(tmp_path: Path) -> None:
     path.write_text(json.dumps([row] * 3000, ensure_ascii=False, indent=1), encoding="utf-8")
     assert path.stat().st_size > 30 * 1_000_000 - 1_000_000
     with peak_below(2 * MiB):
-        assert sum(value == row for _, value in read_list(path)) == 3000
+        assert sum(read.value == row for read in read_rows(path)) == 3000
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 64])
@@ -139,7 +138,7 @@ def test_where_a_list_is_cut_into_chunks_does_not_matter(
     for text in (json.dumps(values, ensure_ascii=False), json.dumps(values, indent=3), " [ ] ", "\ufeff[7]\n"):
         path.write_text(text, encoding="utf-8")
         expected = json.loads(text.removeprefix("\ufeff"))
-        assert list(read_list(path)) == [(f"{path}:row {n}", value) for n, value in enumerate(expected, 1)]
+        assert [row[:2] for row in read_rows(path)] == [(f"{path}:row {n}", v) for n, v in enumerate(expected, 1)]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +148,7 @@ def test_what_is_no_list_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(text)
     with pytest.raises(UnreadableRowError, match=r"rows\.json"):
-        list(read_list(path))
+        list(read_rows(path))
 
 
 def test_a_file_that_inflates_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,12 +158,12 @@ def test_a_file_that_inflates_without_end_is_refused(tmp_path: Path, monkeypatch
     for bomb in (data, b"\n" * len(data)):
         path.write_bytes(gzip.compress(bomb))
         with pytest.raises(UnreadableRowError, match=r"rows\.jsonl\.gz:\d+: the file inflates to more than 200 times"):
-            list(read_lines(path))
+            list(read_rows(path))
     plain.write_bytes(data)
-    assert sum(1 for _ in read_lines(plain)) == 4_000
+    assert sum(1 for _ in read_rows(plain)) == 4_000
     varied = b"".join(b'{"prompt": "%d"}\n' % (n * n) for n in range(20_000))
     path.write_bytes(gzip.compress(varied))
-    assert sum(1 for _ in read_lines(path)) == 20_000
+    assert sum(1 for _ in read_rows(path)) == 20_000
 
 
 @pytest.mark.parametrize("read", READERS, ids=["score", "ppo", "train"])

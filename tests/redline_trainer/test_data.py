@@ -15,7 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from redline.pairs import Message, Pair, parse_row
+from redline.messages import Message
+from redline.pairs import Pair, parse_row
+from redline.reading import ReadingReport
 from redline_model.errors import DataError
 from redline_trainer.data import load_pairs, split_by_prompt
 
@@ -158,8 +160,8 @@ def test_a_transcript_of_several_turns() -> None:
         ({"prompt": 3, "chosen": "a", "rejected": "b"}, "'prompt' must be text or a list of messages"),
         ({"prompt": [], "chosen": "a", "rejected": "b"}, "empty conversation"),
         ({"prompt": ["hi"], "chosen": "a", "rejected": "b"}, "'prompt' holds a message that is not an object"),
-        ({"prompt": [{"role": "user"}], "chosen": "a", "rejected": "b"}, "without text 'role' and 'content'"),
-        ({"prompt": [{"role": "user", "content": None}], "chosen": "a", "rejected": "b"}, "without text"),
+        ({"prompt": [{"role": "user"}], "chosen": "a", "rejected": "b"}, "without 'content'"),
+        ({"prompt": [{"role": "user", "content": None}], "chosen": "a", "rejected": "b"}, "without 'content'"),
         ({"prompt": [user("p"), assistant("a")], "chosen": "a", "rejected": "b"}, "ends with an assistant turn"),
         ({"prompt": "p", "chosen": [user("a")], "rejected": [assistant("b")]}, "'chosen' must be one assistant turn"),
         ({"prompt": "p", "chosen": [assistant("a")], "rejected": []}, "'rejected' must be one assistant turn"),
@@ -356,12 +358,12 @@ class Hub:
     """Stands where ``datasets.load_dataset`` does."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, str]] = []
+        self.asked: list[tuple[str, ...]] = []
         self.rows: list[Row] = []
         self.error: Exception | None = None
 
-    def load_dataset(self, name: str, *, split: str) -> Iterator[Row]:
-        self.asked.append((name, split))
+    def load_dataset(self, name: str, *configuration: str, split: str) -> Iterator[Row]:
+        self.asked.append((name, *configuration, split))
         if self.error is not None:
             raise self.error
         return iter(self.rows)
@@ -376,9 +378,16 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 @pytest.mark.parametrize(
     ("source", "asked"),
-    [("owner/pairs", ("owner/pairs", "train")), ("owner/pairs@test", ("owner/pairs", "test"))],
+    [
+        ("owner/pairs", ("owner/pairs", "train")),
+        ("owner/pairs@test", ("owner/pairs", "test")),
+        ("owner/pairs:helpful", ("owner/pairs", "helpful", "train")),
+        ("owner/pairs:helpful@test", ("owner/pairs", "helpful", "test")),
+    ],
 )
-def test_a_hub_data_set_is_asked_for_by_name_and_split(source: str, asked: tuple[str, str], hub: Hub) -> None:
+def test_a_hub_data_set_is_asked_for_by_name_configuration_and_split(
+    source: str, asked: tuple[str, ...], hub: Hub
+) -> None:
     hub.rows = [trl_conversational(*triple) for triple in TRIPLES]
     pairs, (origin,) = load_pairs([source])
     assert hub.asked == [asked]
@@ -409,6 +418,36 @@ def test_a_hub_data_set_that_cannot_be_had_is_one_line(error: Exception, hub: Hu
         load_pairs(["owner/pairs"])
     assert "\n" not in str(caught.value)
     assert caught.value.__cause__ is error
+
+
+def test_the_configurations_of_a_hub_data_set_are_listed_if_none_is_named(hub: Hub) -> None:
+    hub.error = ValueError(
+        "Config name is missing.\nPlease pick one among the available configs: ['helpful', 'harmless']\n"
+        "Example of usage:\n\t`load_dataset('owner/pairs', 'helpful')`"
+    )
+    with pytest.raises(DataError) as caught:
+        load_pairs(["owner/pairs"])
+    assert str(caught.value) == (
+        "owner/pairs: no such file, and no such hub data set: Config name is missing. Please pick one among the "
+        "available configs: ['helpful', 'harmless'] (name one as OWNER/NAME:CONFIG@SPLIT)"
+    )
+
+
+def test_bad_rows_of_every_source_may_be_skipped(hub: Hub, tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "a.jsonl", [{"chosen": "a"}, native_with_extras(*TRIPLES[0])])
+    hub.rows = [native(*TRIPLES[0]), native("p", "a", "a")]
+    report = ReadingReport(skips=True)
+    pairs, sources = load_pairs([file, "owner/pairs@test"], report)
+    assert [pair.where for pair in pairs] == [f"{file}:2", "owner/pairs@test:row 1"]
+    assert [source.pairs for source in sources] == [1, 1]
+    assert report.skipped.first == [
+        f"{file}:1: 'rejected' is missing",
+        "owner/pairs@test:row 2: 'chosen' and 'rejected' are the same",
+    ]
+    assert report.ignored == {"id": 1, "spans": 1, "meta": 1}
+    hub.rows = [native("p", "a", "a")]
+    with pytest.raises(DataError, match=r"^owner/pairs: every row is bad\n  owner/pairs:row 1: .*are the same$"):
+        load_pairs([file, "owner/pairs"], ReadingReport(skips=True))
 
 
 # --- held out by prompt ----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from redline.pairs import Pair
+from redline.reading import ReadingReport
 from redline_model.bundle import Bundle, make_encoder
 from redline_model.errors import BundleError, DataError
 from redline_model.extraction import Reading
@@ -220,6 +222,44 @@ def test_every_pair_that_is_too_long_is_reported_before_training(base: str, tmp_
     result = train(config(base, tmp_path / "rm", on_too_long="skip", held_out_share=0.0), pairs)
     assert result.skipped_pairs == 2
     assert result.training_pairs == len(PAIRS)
+
+
+UNUSABLE = [
+    Pair("p", "Hold  it.", "Hold  it.", "f.jsonl:1"),  # equal texts stand for what a tokenizer makes equal
+    Pair("p", "yes", "no", "f.jsonl:2", tools=[{"name": "weather"}]),
+    Pair("word " * 400, "yes", "no", "f.jsonl:3"),
+]
+REASONS = ["the same token ids", "'tools'", "tokens"]
+
+
+def test_pairs_that_cannot_be_used_are_refused_or_skipped_with_their_reasons(
+    causal_scorer: Scorer[Any], base: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="3 pairs cannot be used") as caught:
+        encode_pairs(causal_scorer.encoder, [*PAIRS, *UNUSABLE], "error")
+    lines = str(caught.value).splitlines()[1:]
+    report = ReadingReport(skips=True, file=tmp_path / "skipped.jsonl")
+    result = train(config(base, tmp_path / "rm", held_out_share=0.0), [*PAIRS, *UNUSABLE], reading=report)
+    assert (result.training_pairs, result.skipped_pairs) == (len(PAIRS), 0)
+    written = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    for number, reason in enumerate(REASONS):
+        assert f"f.jsonl:{number + 1}: " in lines[number]
+        assert reason in lines[number]
+        assert (written[number]["file"], written[number]["row"]) == ("f.jsonl", number + 1)
+        assert reason in written[number]["reason"]
+    with pytest.raises(DataError, match=r"(?s)no pairs are left to train on.*f\.jsonl:1: "):
+        train(config(base, tmp_path / "other"), UNUSABLE, reading=ReadingReport(skips=True))
+
+
+def test_pairs_that_a_tokenizer_makes_equal_are_refused(causal_scorer: Scorer[Any]) -> None:
+    from tokenizers import normalizers
+
+    tokenizer = build_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    encoder = make_encoder("seq2seq", causal_scorer.model.config, tokenizer, causal_scorer.encoder.template, None)
+    with pytest.raises(DataError, match=r"f\.jsonl:1: 'chosen' and 'rejected' have the same token ids"):
+        encode_pairs(encoder, [Pair("p", "Hold it.", "hold it.", "f.jsonl:1")], "error")
+    assert len(encode_pairs(encoder, [Pair("p", "Hold it.", "hold on.", "f.jsonl:1")], "error")[0]) == 1
 
 
 def test_a_prompt_is_cut_for_the_longest_of_a_pair_s_sequences(causal_scorer: Scorer[Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from redline.pairs import Pair
+from redline.reading import ReadingReport
 from redline_model.bundle import INNER, Bundle, write_bundle
 from redline_model.derive import Measure, Measured, copy_bundle, distinct, origin_of, with_measured
 from redline_model.errors import DataError, UnsupportedError
@@ -54,14 +55,19 @@ def fit_length_curves(
     return curves
 
 
-def measure_on(pairs: Sequence[Pair], data: Sequence[DataSource], max_batch_tokens: int = 2048) -> Measure:
+def measure_on(
+    pairs: Sequence[Pair],
+    data: Sequence[DataSource],
+    max_batch_tokens: int = 2048,
+    report: ReadingReport | None = None,
+) -> Measure:
     """What gives a derived bundle its calibration and its figures: ``pairs``; those too long are left out.
 
-    The result raises DataError where none is left.
+    ``report`` takes pairs that cannot be used if it skips bad rows. The result raises DataError where none is left.
     """
 
     def measure(scorer: Scorer[Any]) -> Measured:
-        encoded, _ = encode_pairs(scorer.encoder, pairs, "skip")
+        encoded, _ = encode_pairs(scorer.encoder, pairs, "skip", report)
         if not encoded:
             raise DataError("no pair fits into this model")
         evaluated = evaluate(scorer, encoded, max_batch_tokens)
@@ -80,6 +86,7 @@ def derive_length_calibrated(
     placement: Placement | None = None,
     max_batch_tokens: int = 2048,
     overwrite: bool = False,
+    report: ReadingReport | None = None,
 ) -> Manifest:
     """The bundle ``source`` less its trend in length, as the bundle ``out``; both sides of ``pairs`` are the reference.
 
@@ -88,6 +95,7 @@ def derive_length_calibrated(
     Args:
         fraction: share of the responses in each local regression.
         data: what the pairs came from, for the manifest.
+        report: takes pairs that cannot be used if it skips bad rows.
 
     Raises:
         BundleError: ``source`` is no bundle, or ``out`` exists and ``overwrite`` is not set.
@@ -98,9 +106,10 @@ def derive_length_calibrated(
         raise UnsupportedError(f"the fraction is {fraction}; it must be above 0 and at most 1")
     check_free(Path(out), overwrite=overwrite)
     bundle = Bundle.load(source, placement)
-    encoded, skipped = encode_pairs(bundle.scorer.encoder, pairs, "skip")
+    encoded, skipped = encode_pairs(bundle.scorer.encoder, pairs, "skip", report)
     if not encoded:
         raise DataError(f"there are no pairs to fit a curve on; {skipped} are too long for this model")
+    usable = [pairs[pair.number] for pair in encoded]
     items = [side for pair in encoded for side in (pair.chosen, pair.rejected)]
     curves = fit_length_curves(bundle.scorer, items, fraction=fraction, max_batch_tokens=max_batch_tokens)
     inner = bundle.manifest
@@ -115,5 +124,5 @@ def derive_length_calibrated(
         training={"derived_from": [origin_of(bundle)]},
     )
     scorer = LengthCalibratedScorer(bundle.scorer, curves)
-    manifest = with_measured(manifest, scorer, measure_on(pairs, data, max_batch_tokens))
+    manifest = with_measured(manifest, scorer, measure_on(usable, data, max_batch_tokens))
     return write_bundle(out, manifest, lambda folder: copy_bundle(bundle, folder / INNER), overwrite=overwrite)

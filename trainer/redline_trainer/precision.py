@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from redline.pairs import Pair
+from redline.reading import ReadingReport
 from redline_model.bundle import Bundle
 from redline_model.errors import DataError, UnsupportedError
 from redline_model.extraction import TokenStatistics
@@ -81,10 +82,12 @@ def compare_precisions(
     *,
     device: str = "auto",
     max_batch_tokens: int = 2048,
+    report: ReadingReport | None = None,
 ) -> Iterator[PrecisionTable]:
     """Measure ``bundle`` on ``pairs`` in each of ``precisions``; the table so far after every one.
 
-    Models are loaded one after the other, so that memory is that of the largest.
+    Models are loaded one after the other, so that memory is that of the largest. ``report`` takes pairs that cannot be
+    used if it skips bad rows.
 
     Raises:
         DataError, BundleError, UnsupportedError: the pairs, the bundle or a precision cannot be used.
@@ -95,7 +98,9 @@ def compare_precisions(
     for precision, placement in zip(precisions, placements, strict=True):
         loaded = Bundle.load(bundle, placement)
         scorer = loaded.scorer
-        encoded, skipped = encode_pairs(scorer.encoder, pairs, "skip")
+        encoded, skipped = encode_pairs(scorer.encoder, pairs, "skip", report)
+        if report is not None:
+            report.finish()  # the other precisions leave out the same pairs
         if not encoded:
             raise DataError(f"all {skipped} pairs are too long for this model")
         items = [pair.chosen for pair in encoded] + [pair.rejected for pair in encoded]

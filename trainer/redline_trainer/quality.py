@@ -12,6 +12,7 @@ from torch import Tensor
 
 from redline.files import atomic_file
 from redline.pairs import Pair
+from redline.reading import ReadingReport
 from redline_model.errors import DataError
 from redline_model.extraction import Reading
 from redline_model.scorers import Scorer, all_readings, measure_all, reading_key, reading_of
@@ -64,18 +65,20 @@ def measure_quality(
     *,
     reading: Reading | None = None,
     max_batch_tokens: int = 2048,
+    report: ReadingReport | None = None,
 ) -> QualityReport:
     """Figures of ``scorer`` on ``pairs``; those that are too long for it are left out.
 
     Args:
         reading: None for the scorer's default; token figures are of every reading with aggregate ``sum``.
+        report: takes pairs that cannot be used if it skips bad rows.
 
     Raises:
         DataError: no pair fits, or one cannot be used.
         NonFiniteError: the model's output holds NaN or infinity.
     """
     reading = reading or reading_of(scorer)
-    encoded, skipped = encode_pairs(scorer.encoder, pairs, "skip")
+    encoded, skipped = encode_pairs(scorer.encoder, pairs, "skip", report)
     if not encoded:
         raise DataError("no pair fits into this model")
     pairs = [pairs[one.number] for one in encoded]

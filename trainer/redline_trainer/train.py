@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import torch
 
 from redline.pairs import Pair
+from redline.reading import MAX_SHOWN, ReadingReport
 from redline.row_files import Problems
 from redline_model.bundle import make_encoder, make_scorer, save_bundle
-from redline_model.errors import DataError, ItemError, RedlineModelError, TooLongError
+from redline_model.errors import DataError, InvalidPromptError, ItemError, RedlineModelError, TooLongError
 from redline_model.extraction import Extraction
 from redline_model.folders import check_free
 from redline_model.loading import Placement, load_config, load_tokenizer, token_limit
@@ -26,7 +27,7 @@ from redline_model.template import Encoder, Item
 from redline_trainer.adapters import merged, trainable_model
 from redline_trainer.checkpoint import resume, run_identity, save_checkpoint, saved_step
 from redline_trainer.config import TrainConfig
-from redline_trainer.data import MAX_REPORTED, listing, split_by_prompt
+from redline_trainer.data import split_by_prompt
 from redline_trainer.evaluate import Evaluation, evaluate
 from redline_trainer.objectives import EncodedPair, Objective, with_strays
 from redline_trainer.recipes import bundle_parts, frozen_reference, make_objective, scorer_options, template_for
@@ -72,30 +73,34 @@ def resumable_step(out: Path) -> int:
     return saved_step(checkpoint_path(out))
 
 
-def encode_pairs(encoder: Encoder, pairs: Sequence[Pair], on_too_long: str) -> tuple[list[EncodedPair], int]:
+def encode_pairs(
+    encoder: Encoder, pairs: Sequence[Pair], on_too_long: str, report: ReadingReport | None = None
+) -> tuple[list[EncodedPair], int]:
     """Every pair as ids, and how many were left out because they are too long and that was asked for.
+
+    Args:
+        report: takes pairs that cannot be used if it skips bad rows; by default they are refused.
 
     Raises:
         DataError: listing every pair that cannot be used, all at once.
     """
+    report = report or ReadingReport()
     encoded: list[EncodedPair] = []
-    problems = Problems(MAX_REPORTED)
+    problems = Problems(MAX_SHOWN)
     skipped = 0
     for number, pair in enumerate(pairs):
         try:
             sides = _encode_pair(encoder, pair, may_truncate=on_too_long == "truncate")
             encoded.append(sides._replace(number=number))
-        except TooLongError as error:
-            if on_too_long == "skip":
-                skipped += 1
-            else:
-                problems.add(f"{pair.where}: {error}")
         except ItemError as error:
-            problems.add(f"{pair.where}: {error}")
+            if isinstance(error, TooLongError) and on_too_long == "skip":
+                skipped += 1
+            elif not report.skip(pair.where, str(error)):
+                problems.add(f"{pair.where}: {error}")
         if problems.is_full:
             break
     if problems.count:
-        raise DataError(listing(problems, "pairs cannot be used; nothing was trained"))
+        raise DataError(problems.listing("pairs cannot be used; nothing was trained"))
     return encoded, skipped
 
 
@@ -108,14 +113,14 @@ def learning_rate_at(step: int, steps: int, config: TrainConfig) -> float:
 
 
 def _encode_all(
-    encoder: Encoder, parts: Sequence[Sequence[Pair]], on_too_long: str
+    encoder: Encoder, parts: Sequence[Sequence[Pair]], on_too_long: str, report: ReadingReport | None
 ) -> list[tuple[list[EncodedPair], int]]:
     """``encode_pairs`` of each part; the problems of all of them in one error."""
     encoded: list[tuple[list[EncodedPair], int]] = []
     problems: list[str] = []
     for part in parts:
         try:
-            encoded.append(encode_pairs(encoder, part, on_too_long))
+            encoded.append(encode_pairs(encoder, part, on_too_long, report))
         except DataError as error:
             problems.append(str(error))
     if problems:
@@ -125,9 +130,14 @@ def _encode_all(
 
 def _encode_pair(encoder: Encoder, pair: Pair, *, may_truncate: bool) -> EncodedPair:
     """Both sides behind one prompt, cut if need be so that the longest of their three sequences fits."""
+    if pair.tools is not None:
+        raise InvalidPromptError("the row has 'tools', which are not given to the chat template")
     chosen, rejected = (
         encoder.encode(Item(pair.prompt, response), is_bounded=False) for response in (pair.chosen, pair.rejected)
     )
+
+    if chosen.target_ids == rejected.target_ids:
+        raise ItemError("'chosen' and 'rejected' have the same token ids")
 
     def needed(prefix: int) -> int:
         combinations = ((chosen, chosen), (rejected, rejected), (rejected, chosen))  # the last one is the correction
@@ -175,6 +185,7 @@ def train(
     data: Sequence[DataSource] = (),
     observers: Sequence[Observer] = (),
     overwrite: bool = False,
+    reading: ReadingReport | None = None,
 ) -> TrainResult:
     """Fit a reward model on ``pairs`` and write its bundle.
 
@@ -182,6 +193,7 @@ def train(
         held_out: pairs to measure and calibrate on; None holds out ``config.held_out_share`` of the prompts.
         data: what the pairs came from, for the manifest.
         observers: called after every optimiser step.
+        reading: takes pairs that cannot be used if it skips bad rows; it is finished before the first step.
 
     Raises:
         DataError: pairs that cannot be used, all of them listed, before any training.
@@ -197,9 +209,11 @@ def train(
     encoder = make_encoder(config.kind, base_config, tokenizer, template, limit)
     if held_out is None:
         pairs, held_out = split_by_prompt(pairs, config.held_out_share)
-    (training, skipped), (measuring, skipped_too) = _encode_all(encoder, (pairs, held_out), config.on_too_long)
+    (training, skipped), (measuring, skipped_too) = _encode_all(encoder, (pairs, held_out), config.on_too_long, reading)
     if not training:
-        raise DataError("no pairs are left to train on")
+        raise DataError("\n  ".join(["no pairs are left to train on", *(reading.skipped.shown if reading else [])]))
+    if reading is not None:
+        reading.finish()
     if config.uses_strays:
         training = with_strays(training, encoder, config.seed)
 

@@ -11,8 +11,9 @@ from rich.console import Console
 
 from redline.cli.options import Key, Limit, OutFile, Url
 from redline.cli.output import Output
+from redline.cli.reading import BadRowPolicy, OnBadRow, reading_report
 from redline.cli.redlining import render_correction
-from redline.cli.rows import answered, fail_if_any, failures_of, row_item
+from redline.cli.rows import answered, fail_if_any, failures_of, row_item, skipped_row
 from redline.cli.terminal import is_terminal
 from redline.client import RewardClient
 from redline.errors import CommandError
@@ -27,13 +28,16 @@ _ITEMS_PER_REQUEST = 16
 
 
 def correct(
-    file: Annotated[Path | None, typer.Argument(help="JSONL (plain or gzip): rows with prompt and response.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(help="JSONL or JSON (plain or gzip): rows with prompt and response.")
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="Correct one response: its prompt.")] = None,
     response: Annotated[str | None, typer.Option(help="Correct one response: the response.")] = None,
     url: Url = DEFAULT_URL,
     key: Key = None,
     out: OutFile = None,
     limit: Limit = None,
+    on_bad_row: OnBadRow = BadRowPolicy.ERROR,
     max_rounds: Annotated[
         int, typer.Option(min=1, max=MAX_ROUNDS, help="Rewrite the rewrite until it stays the same, so often at most.")
     ] = 1,
@@ -52,16 +56,17 @@ def correct(
         raise CommandError("give either a FILE, or --prompt with --response")
     with RewardClient(url, key=key, items_per_request=_ITEMS_PER_REQUEST) as client:
         if file is not None:
-            rows = CheckedRows(file, row_item(ResponseItem), limit)
+            with reading_report(on_bad_row, out) as report:
+                rows = CheckedRows(file, row_item(ResponseItem, report), limit, report=report, stand_in=skipped_row(1))
             question = {"rows": rows.sha256, "model": client.model().digest, "options": options.model_dump()}
 
             def ask(items: list[ResponseItem]) -> Sequence[ItemCorrection | ItemError]:
                 return client.correct(items, options=options).items
 
             with Output(out, question) as output:
-                for where, _, answers in answered("correct", rows, ask, block=_BLOCK, done=output.done):
-                    output.write(where, _json(answers[0]), failures_of(answers))
-            fail_if_any(output.failures, rows.count, "not corrected")
+                for answers in answered("correct", rows, ask, block=_BLOCK, done=output.done):
+                    output.write(answers.where, _json(answers.items[0]), failures_of(answers))
+            fail_if_any(output.failures, rows.good, "not corrected")
         elif prompt is not None and response is not None:
             result = client.correct_one(prompt, response, options=options)
             if out is not None or not is_terminal():

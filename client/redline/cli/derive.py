@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from redline.cli.options import Device, Limit, MaxBatchTokens, OutFolder
+from redline.cli.reading import BadRowPolicy, OnBadRow, reading_report
 from redline.cli.terminal import need, prepare_torch, say
 from redline.errors import CommandError
 
 if TYPE_CHECKING:
+    from redline.reading import ReadingReport
     from redline_model.derive import Measure
     from redline_model.manifest import Manifest
 
@@ -28,6 +30,7 @@ def red(
     bundle: Annotated[str, typer.Argument(help="A scalar bundle: folder or hub id.")],
     out: OutFolder,
     pairs: Pairs = None,
+    on_bad_row: OnBadRow = BadRowPolicy.ERROR,
     max_batch_tokens: MaxBatchTokens = 2048,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -37,13 +40,14 @@ def red(
     from redline_model.derive import derive_red
     from redline_model.loading import Placement
 
-    manifest = derive_red(
-        bundle,
-        out,
-        placement=Placement(device=device),
-        measure=_measure(pairs, max_batch_tokens),
-        overwrite=overwrite,
-    )
+    with reading_report(on_bad_row, out, is_folder=True) as reading:
+        manifest = derive_red(
+            bundle,
+            out,
+            placement=Placement(device=device),
+            measure=_measure(pairs, max_batch_tokens, reading),
+            overwrite=overwrite,
+        )
     _report(manifest, out)
 
 
@@ -54,6 +58,7 @@ def ensemble(
     combine: Annotated[str, typer.Option(help="mean, min or mean_minus_variance.")] = "mean",
     variance_weight: Annotated[float, typer.Option(help="Lambda of mean_minus_variance.")] = 1.0,
     pairs: Pairs = None,
+    on_bad_row: OnBadRow = BadRowPolicy.ERROR,
     max_batch_tokens: MaxBatchTokens = 2048,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -64,15 +69,16 @@ def ensemble(
     from redline_model.loading import Placement
 
     chosen: Any = combine
-    manifest = derive_ensemble(
-        bundles,
-        out,
-        combine=chosen,
-        variance_weight=variance_weight,
-        placement=Placement(device=device),
-        measure=_measure(pairs, max_batch_tokens),
-        overwrite=overwrite,
-    )
+    with reading_report(on_bad_row, out, is_folder=True) as reading:
+        manifest = derive_ensemble(
+            bundles,
+            out,
+            combine=chosen,
+            variance_weight=variance_weight,
+            placement=Placement(device=device),
+            measure=_measure(pairs, max_batch_tokens, reading),
+            overwrite=overwrite,
+        )
     _report(manifest, out)
 
 
@@ -80,11 +86,13 @@ def ensemble(
 def length_calibrated(
     bundle: Annotated[str, typer.Argument(help="Any bundle: folder or hub id.")],
     pairs: Annotated[
-        list[str], typer.Option("--pairs", help="JSONL file (plain or gzip), or hub id; repeatable. Both sides count.")
+        list[str],
+        typer.Option("--pairs", help="JSONL or JSON file (plain or gzip), or hub id; repeatable. Both sides count."),
     ],
     out: OutFolder,
     fraction: Annotated[float, typer.Option(help="Share of the responses in each local regression.")] = 0.3,
     limit: Limit = None,
+    on_bad_row: OnBadRow = BadRowPolicy.ERROR,
     max_batch_tokens: MaxBatchTokens = 2048,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -95,17 +103,19 @@ def length_calibrated(
     from redline_trainer.data import load_pairs
     from redline_trainer.length_calibration import derive_length_calibrated
 
-    loaded, data = load_pairs(pairs)
-    manifest = derive_length_calibrated(
-        bundle,
-        out,
-        loaded[:limit],
-        fraction=fraction,
-        data=data,
-        placement=Placement(device=device),
-        max_batch_tokens=max_batch_tokens,
-        overwrite=overwrite,
-    )
+    with reading_report(on_bad_row, out, is_folder=True) as reading:
+        loaded, data = load_pairs(pairs, reading)
+        manifest = derive_length_calibrated(
+            bundle,
+            out,
+            loaded[:limit],
+            fraction=fraction,
+            data=data,
+            placement=Placement(device=device),
+            max_batch_tokens=max_batch_tokens,
+            overwrite=overwrite,
+            report=reading,
+        )
     _report(manifest, out)
 
 
@@ -114,16 +124,16 @@ def _prepare() -> None:
     prepare_torch()
 
 
-def _measure(pairs: list[str] | None, max_batch_tokens: int) -> Measure | None:
+def _measure(pairs: list[str] | None, max_batch_tokens: int, reading: ReadingReport) -> Measure | None:
     if not pairs:
         return None
     from redline_trainer.data import load_pairs
     from redline_trainer.length_calibration import measure_on
 
-    loaded, data = load_pairs(pairs)
+    loaded, data = load_pairs(pairs, reading)
     if not loaded:
         raise CommandError("there are no pairs to calibrate on")
-    return measure_on(loaded, data, max_batch_tokens)
+    return measure_on(loaded, data, max_batch_tokens, reading)
 
 
 def _report(manifest: Manifest, out: Path) -> None:

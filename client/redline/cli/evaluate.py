@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from redline.cli.options import Device, Limit, MaxBatchTokens
+from redline.cli.reading import BadRowPolicy, OnBadRow, reading_report
 from redline.cli.terminal import console, need, prepare_torch, say
 from redline.files import check_file_writable, write_text
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 def evaluate(
     bundle: Annotated[str, typer.Argument(help="Bundle or Hugging Face reward model: folder, or hub id.")],
-    pairs: Annotated[list[str], typer.Option("--pairs", help="JSONL file (plain or gzip), or hub id; repeatable.")],
+    pairs: Annotated[
+        list[str], typer.Option("--pairs", help="JSONL or JSON file (plain or gzip), or hub id; repeatable.")
+    ],
     precision: Annotated[
         list[str] | None,
         typer.Option(
@@ -29,6 +32,7 @@ def evaluate(
         ),
     ] = None,
     limit: Limit = None,
+    on_bad_row: OnBadRow = BadRowPolicy.ERROR,
     max_batch_tokens: MaxBatchTokens = 2048,
     out: Annotated[Path | None, typer.Option(help="Write the figures here as JSON, too.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a reliability plot here (PNG).")] = None,
@@ -51,26 +55,29 @@ def evaluate(
     for path in (out, plot):
         if path is not None:
             check_file_writable(path)
-    loaded = load_pairs(pairs)[0][:limit]
-    if not loaded:
-        raise DataError("there are no pairs to measure on")
-    if not precision:
-        scorer = Bundle.load(bundle, Placement(device=device)).scorer
-        report = measure_quality(scorer, loaded, max_batch_tokens=max_batch_tokens)
-        _write(out, report.model_dump_json(indent=2, exclude={"spans": {"__all__": {"auc_resamples"}}}))
-        if plot is not None:
-            plot_reliability({bundle: report}, plot)
-        say(_described(report))
-        return
-    table = None
-    for table in compare_precisions(bundle, loaded, precision, device=device, max_batch_tokens=max_batch_tokens):
-        row = table.rows[-1]
-        console.print(
-            f"{row.precision}: {row.accuracy.mean:.1%} of pairs right, {row.judged_tokens_per_s:.0f} tokens/s"
-        )
-    assert table is not None
-    _write(out, table.model_dump_json(indent=2))
-    say(_rendered(table))
+    with reading_report(on_bad_row, out) as reading:
+        loaded = load_pairs(pairs, reading)[0][:limit]
+        if not loaded:
+            raise DataError("there are no pairs to measure on")
+        if not precision:
+            scorer = Bundle.load(bundle, Placement(device=device)).scorer
+            report = measure_quality(scorer, loaded, max_batch_tokens=max_batch_tokens, report=reading)
+            _write(out, report.model_dump_json(indent=2, exclude={"spans": {"__all__": {"auc_resamples"}}}))
+            if plot is not None:
+                plot_reliability({bundle: report}, plot)
+            say(_described(report))
+            return
+        table = None
+        for table in compare_precisions(
+            bundle, loaded, precision, device=device, max_batch_tokens=max_batch_tokens, report=reading
+        ):
+            row = table.rows[-1]
+            console.print(
+                f"{row.precision}: {row.accuracy.mean:.1%} of pairs right, {row.judged_tokens_per_s:.0f} tokens/s"
+            )
+        assert table is not None
+        _write(out, table.model_dump_json(indent=2))
+        say(_rendered(table))
 
 
 def _write(out: Path | None, text: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from redline.cli.options import Device, Key, OutFolder, Seed, Url
+from redline.cli.reading import BadRowPolicy, OnBadRow, reading_report
 from redline.cli.terminal import console, need, prepare_torch, progress_bar, say
 from redline.client import RewardClient
 from redline.errors import CommandError, RedlineError
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 
 def ppo(
     policy: Annotated[str, typer.Option(help="Causal language model: folder or hub id.")],
-    prompts: Annotated[Path, typer.Option(help="JSONL (plain or gzip) with a 'prompt' in each row.")],
+    prompts: Annotated[Path, typer.Option(help="JSONL or JSON (plain or gzip): rows with a prompt, or pairs.")],
     out: OutFolder,
+    on_bad_row: OnBadRow = BadRowPolicy.ERROR,
     url: Url = DEFAULT_URL,
     key: Key = None,
     steps: Annotated[int, typer.Option(help="Rounds of sampling, scoring and learning.")] = 40,
@@ -57,7 +59,7 @@ def ppo(
     prepare_torch()
     from redline.metrics_log import MetricsLog
     from redline.ppo import CausalPolicy, PPOConfig, PPOLoop, RemoteRewards
-    from redline.ppo.prompts import load_prompts
+    from redline.ppo.prompts import load_prompt_rows, usable_prompts
     from redline.ppo.report import write_report
     from redline_model.loading import check_policy
 
@@ -86,7 +88,16 @@ def ppo(
     if out.exists() and not out.is_dir():
         raise CommandError(f"{out}: Not a directory")
     check_parent_writable(out / "policy")
-    questions = load_prompts(prompts)
+    with reading_report(on_bad_row, out, is_folder=True) as reading:
+        rows = load_prompt_rows(prompts, reading)
+        learner = CausalPolicy.load(
+            policy,
+            device=device,
+            lora_rank=lora_rank,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+        )
+        questions = usable_prompts(rows, learner.prompt_ids, reading)
     with prompts.open("rb") as file:
         prompts_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     retry = RetryPolicy(max_attempts=None, patience_s=patience_s)
@@ -94,13 +105,7 @@ def ppo(
         served = client.model()
         console.print(f"rewards from {served.kind} model {served.name} ({served.digest[:19]}) at {url}", soft_wrap=True)
         loop = PPOLoop(
-            CausalPolicy.load(
-                policy,
-                device=device,
-                lora_rank=lora_rank,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-            ),
+            learner,
             RemoteRewards(
                 client,
                 options=ScoreOptions(mode=mode, calibrated=calibrated, on_too_long="truncate" if truncate else "error"),

@@ -15,54 +15,84 @@ from redline.cli.terminal import progress_bar
 from redline.errors import CommandError
 from redline.exchange import as_items
 from redline.jsonl import CheckedRows
-from redline.row_files import Problems
-from redline.wire import ItemError, ResponseItem
+from redline.reading import ReadingReport
+from redline.row_files import BadRowError, Problems
+from redline.turns import messages_of, single_reply
+from redline.wire import ErrorBody, ErrorCode, ItemError, ResponseItem
 
 Item = TypeVar("Item", bound=ResponseItem)
 Answer = TypeVar("Answer", bound=BaseModel)
 
 
-def field_of(where: str, row: dict[str, Any], name: str) -> Any:
-    """A field that must be there. Raises CommandError."""
-    if row.get(name) is None:
-        raise CommandError(f"{where}: {name!r} is missing")
-    return row[name]
-
-
-def text_of(where: str, row: dict[str, Any], name: str) -> Any:
-    """A reply as text, also where it is kept as one assistant turn. Raises CommandError."""
-    value = field_of(where, row, name)
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
-        return value[0].get("content")
-    return value
-
-
-def item_of(where: str, fields: dict[str, Any], kind: type[Item]) -> Item:
-    """An item of ``kind``. Raises CommandError."""
-    if isinstance(fields.get("id"), int):
-        fields = {**fields, "id": str(fields["id"])}
+def item_of(fields: dict[str, Any], kind: type[Item]) -> Item:
+    """An item of ``kind``. Raises BadRowError."""
+    fields = {**fields, "id": id_of(fields.get("id"))}
     try:
         return as_items([fields], kind)[0]
     except Exception as error:
-        raise CommandError(f"{where}: {str(error).removeprefix('item 0: ')}") from error
+        raise BadRowError(str(error).removeprefix("item 0: ")) from error
+
+
+def id_of(value: Any) -> Any:
+    """An id as the wire has it: a whole number is text there."""
+    return str(value) if type(value) is int else value
 
 
 class Asked(NamedTuple, Generic[Item]):
-    """What a row asks: one item, or several that belong together. ``id`` is the row's own, None if it has none."""
+    """What a row asks: one item, or several that belong together. ``id`` is the row's own, None if it has none.
+
+    A row that was skipped asks nothing; ``errors`` are what stands in the place of its answers.
+    """
 
     id: Any
     items: list[Item]
+    errors: tuple[ItemError, ...] = ()
 
 
-def row_item(kind: type[Item]) -> Callable[[str, dict[str, Any]], Asked[Item]]:
-    """The parser of a row that is one item, made of the fields that ``kind`` knows. It raises CommandError."""
-    known = set(kind.model_fields)
+class Answers(NamedTuple, Generic[Answer]):
+    """What came of one row: ``items`` are the answers, or the errors of a row that was skipped."""
+
+    where: str
+    id: Any
+    items: list[Answer]
+    is_skipped: bool
+
+
+def row_item(kind: type[Item], report: ReadingReport | None = None) -> Callable[[str, dict[str, Any]], Asked[Item]]:
+    """The parser of a row that is one item, made of the fields that ``kind`` knows. It raises BadRowError.
+
+    Args:
+        report: counts the other columns.
+    """
+    # tools change what a prompt is; a service that does not know them refuses them
+    known = {*kind.model_fields, "tools"}
 
     def parse(where: str, row: dict[str, Any]) -> Asked[Item]:
-        fields = {name: value for name, value in row.items() if name in known}
-        return Asked(row.get("id"), [item_of(where, fields | {"response": text_of(where, row, "response")}, kind)])
+        fields = {name: value for name, value in row.items() if name in known and not (name == "tools" and not value)}
+        if row.get("response") is not None:
+            fields["response"] = single_reply(row["response"], "response")
+        if isinstance(row.get("prompt"), list):
+            fields["prompt"] = messages_of(row["prompt"], "prompt")
+        item = item_of(fields, kind)
+        if report is not None:
+            report.ignore(name for name, value in row.items() if name not in known and value is not None)
+        return Asked(row.get("id"), [item])
 
     return parse
+
+
+def skipped_row(count: int) -> Callable[[str, Any, str], Asked[Any]]:
+    """What stands in the place of a bad row that is skipped: ``count`` errors, and the row's id if it has one."""
+
+    def stand_in(where: str, value: Any, reason: str) -> Asked[Any]:
+        name = value.get("id") if isinstance(value, dict) else None
+        name = name if isinstance(name, (str, int, float)) else None
+        error = ItemError(
+            id=None if name is None or count > 1 else str(name), error=ErrorBody.of(ErrorCode.INVALID_REQUEST, reason)
+        )
+        return Asked(name, [], (error,) * count)
+
+    return stand_in
 
 
 def answered(
@@ -72,8 +102,8 @@ def answered(
     *,
     block: int,
     done: int = 0,
-) -> Iterator[tuple[str, Any, list[Answer]]]:
-    """``(where, id, answers)`` of every row but the first ``done``, in order, with a progress bar.
+) -> Iterator[Answers[Any]]:
+    """The answers to every row but the first ``done``, in order, with a progress bar.
 
     Rows are asked for ``block`` at a time, and one block ahead, so that the service does not wait for the disk. No more
     than two blocks are held.
@@ -92,7 +122,8 @@ def answered(
             answers = iter(future.result())
             for where, asked in part:
                 done += 1
-                yield where, asked.id, list(islice(answers, len(asked.items)))
+                items = list(asked.errors or islice(answers, len(asked.items)))
+                yield Answers(where, asked.id, items, bool(asked.errors))
             bar.update(done, "")
 
 
@@ -103,6 +134,6 @@ def fail_if_any(failures: Problems, total: int, what: str) -> None:
         raise CommandError(f"{failures.count} of {total} {what}: {failures.first[0]}{more}")
 
 
-def failures_of(answers: Sequence[BaseModel]) -> list[str]:
-    """Why answers are none, of those."""
-    return [answer.error.message for answer in answers if isinstance(answer, ItemError)]
+def failures_of(answers: Answers[Any]) -> list[str]:
+    """Why answers to a row are none, of those; rows that were skipped on request are no failures."""
+    return [] if answers.is_skipped else [a.error.message for a in answers.items if isinstance(a, ItemError)]

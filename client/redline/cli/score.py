@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any
@@ -13,14 +13,16 @@ from rich.console import Console
 
 from redline.cli.options import Key, Limit, OutFile, Url
 from redline.cli.output import Output
+from redline.cli.reading import BadRowPolicy, OnBadRow, reading_report
 from redline.cli.redlining import render
-from redline.cli.rows import Asked, answered, fail_if_any, failures_of, item_of, row_item
+from redline.cli.rows import Answers, Asked, answered, fail_if_any, failures_of, item_of, row_item, skipped_row
 from redline.cli.terminal import is_terminal
 from redline.client import RewardClient
 from redline.errors import CommandError
 from redline.exchange import DEFAULT_URL
 from redline.jsonl import CheckedRows
 from redline.pairs import BadRowError, parse_row
+from redline.reading import ReadingReport
 from redline.wire import ItemResult, ScoreItem, ScoreOptions
 
 _BLOCK = 512
@@ -29,17 +31,20 @@ Rows = CheckedRows[Asked[ScoreItem]]
 
 
 def score(
-    file: Annotated[Path | None, typer.Argument(help="JSONL (plain or gzip): rows with prompt and response.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(help="JSONL or JSON (plain or gzip): rows with prompt and response.")
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="Score one response: its prompt.")] = None,
     response: Annotated[str | None, typer.Option(help="Score one response: the response.")] = None,
     pairs: Annotated[
         Path | None,
-        typer.Option(help="JSONL of preference pairs, in any form that train reads."),
+        typer.Option(help="Preference pairs, in any file and form that train reads."),
     ] = None,
     url: Url = DEFAULT_URL,
     key: Key = None,
     out: OutFile = None,
     limit: Limit = None,
+    on_bad_row: OnBadRow = BadRowPolicy.ERROR,
     mode: Annotated[str | None, typer.Option(help="Extraction mode; default: the bundle's.")] = None,
     aggregate: Annotated[str | None, typer.Option(help="sum, mean or last; default: the bundle's.")] = None,
     calibrated: Annotated[bool, typer.Option(help="Scores as log-odds of preference.")] = False,
@@ -66,13 +71,16 @@ def score(
                 raise CommandError("--prompt and --response go together")
             _score_one(client, prompt, response, options, out)
         elif pairs is not None:
-            _score_pairs(client, CheckedRows(pairs, _pair_items, limit), options, out)
+            with reading_report(on_bad_row, out) as report:
+                rows = CheckedRows(pairs, _pair_items(report), limit, report=report, stand_in=skipped_row(2))
+            _score_pairs(client, rows, options, out)
         elif file is not None:
-            rows = CheckedRows(file, row_item(ScoreItem), limit)
+            with reading_report(on_bad_row, out) as report:
+                rows = CheckedRows(file, row_item(ScoreItem, report), limit, report=report, stand_in=skipped_row(1))
             with Output(out, _question(client, rows, options)) as output:
-                for where, _, results in _scored(client, rows, options, output.done):
-                    output.write(where, _json(results[0]), failures_of(results))
-            fail_if_any(output.failures, rows.count, _FAILED)
+                for answers in _scored(client, rows, options, output.done):
+                    output.write(answers.where, _json(answers.items[0]), failures_of(answers))
+            fail_if_any(output.failures, rows.good, _FAILED)
 
 
 def _json(result: ItemResult) -> dict[str, Any]:
@@ -84,9 +92,7 @@ def _question(client: RewardClient, rows: Rows, options: ScoreOptions) -> dict[s
     return {"rows": rows.sha256, "model": client.model().digest, "options": options.model_dump(exclude_none=True)}
 
 
-def _scored(
-    client: RewardClient, rows: Rows, options: ScoreOptions, done: int
-) -> Iterator[tuple[str, Any, list[ItemResult]]]:
+def _scored(client: RewardClient, rows: Rows, options: ScoreOptions, done: int) -> Iterator[Answers[ItemResult]]:
     digests: set[str] = set()
 
     def ask(items: list[ScoreItem]) -> Sequence[ItemResult]:
@@ -99,16 +105,18 @@ def _scored(
     return answered("score", rows, ask, block=_BLOCK, done=done)
 
 
-def _pair_items(where: str, row: dict[str, Any]) -> Asked[ScoreItem]:
-    try:
-        pair = parse_row(row, where, teaches=False)
-    except BadRowError as error:
-        raise CommandError(f"{where}: {error}") from error
-    sides = [{"prompt": pair.prompt, "response": text} for text in (pair.chosen, pair.rejected)]
-    name = row.get("id")
-    if not isinstance(name, (str, int, float, NoneType)):
-        raise CommandError(f"{where}: 'id' must be text or a number")
-    return Asked(name, [item_of(where, side, ScoreItem) for side in sides])
+def _pair_items(report: ReadingReport) -> Callable[[str, dict[str, Any]], Asked[ScoreItem]]:
+    def parse(where: str, row: dict[str, Any]) -> Asked[ScoreItem]:
+        name = row.get("id")
+        if not isinstance(name, (str, int, float, NoneType)):
+            raise BadRowError("'id' must be text or a number")
+        pair = parse_row({**row, "id": None}, where, teaches=False, ignore=report.ignore)
+        # a service that does not know tools refuses them
+        tools = {} if pair.tools is None else {"tools": pair.tools}
+        sides = [{"prompt": pair.prompt, "response": text, **tools} for text in (pair.chosen, pair.rejected)]
+        return Asked(name, [item_of(side, ScoreItem) for side in sides])
+
+    return parse
 
 
 def _score_pairs(client: RewardClient, rows: Rows, options: ScoreOptions, out: Path | None) -> None:
@@ -122,13 +130,14 @@ def _score_pairs(client: RewardClient, rows: Rows, options: ScoreOptions, out: P
     with Output(out, _question(client, rows, options)) as output:
         for row in output.rows():
             note(row)
-        for where, name, (chosen, rejected) in _scored(client, rows, options, output.done):
-            row = {"id": where if name is None else name, "chosen": _json(chosen), "rejected": _json(rejected)}
+        for answers in _scored(client, rows, options, output.done):
+            chosen, rejected = map(_json, answers.items)
+            row = {"id": answers.where if answers.id is None else answers.id, "chosen": chosen, "rejected": rejected}
             note(row)
-            output.write(where, row, failures_of([chosen, rejected]))
+            output.write(answers.where, row, failures_of(answers))
     if wins:
         print(f"chosen ranked above rejected in {sum(wins) / len(wins):.1%} of {len(wins)} pairs", file=sys.stderr)
-    fail_if_any(output.failures, rows.count * 2, _FAILED)
+    fail_if_any(output.failures, rows.good * 2, _FAILED)
 
 
 def _score_one(client: RewardClient, prompt: str, response: str, options: ScoreOptions, out: Path | None) -> None:

@@ -8,13 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from redline.cli.options import Device, OutFolder, Seed
+from redline.cli.reading import BadRowPolicy, OnBadRow, reading_report
 from redline.cli.terminal import console, need, prepare_torch, progress_bar, say
 from redline.files import check_file_writable
 from redline.metrics_log import MetricsLog
 
 
 def train(
-    pairs: Annotated[list[str], typer.Option("--pairs", help="JSONL file (plain or gzip), or hub id; repeatable.")],
+    pairs: Annotated[
+        list[str], typer.Option("--pairs", help="JSONL or JSON file (plain or gzip), or hub id; repeatable.")
+    ],
     base: Annotated[str, typer.Option(help="Language model to start from: folder or hub id.")],
     out: OutFolder,
     kind: Annotated[str, typer.Option(help="seq2seq, scalar (Bradley-Terry), red or dpo.")] = "seq2seq",
@@ -31,6 +34,7 @@ def train(
     on_too_long: Annotated[
         str, typer.Option(help="Pairs that are too long: error, truncate (the prompt) or skip.")
     ] = "error",
+    on_bad_row: OnBadRow = BadRowPolicy.ERROR,
     learning_rate: Annotated[float | None, typer.Option(help="Default 2e-5; 2e-4 with adapters.")] = None,
     correction_weight: Annotated[float, typer.Option(help="Weight of the correction mapping (seq2seq).")] = 1.0,
     identity_weight: Annotated[float, typer.Option(help="Weight of the identity mapping, w_id (seq2seq).")] = 1.0,
@@ -111,20 +115,20 @@ def train(
     check_free(out, overwrite=overwrite)
     folder = logs or out.with_name(f"{out.name}-logs")
     check_file_writable(folder / "metrics.jsonl")
-    loaded, problems = [], []
-    for sources in (pairs, held_out or []):
-        try:
-            loaded.append(load_pairs(sources))
-        except DataError as error:
-            problems.append(str(error))
-    if problems:
-        raise DataError("\n".join(problems))
-    (training, data), (measuring, _) = loaded
-    resumed_at = resumable_step(out)
-    if resumed_at:
-        console.print(f"resuming at step {resumed_at}")
-    log: MetricsLog | None = None
-    with progress_bar(f"train {kind}", 1) as bar:
+    with reading_report(on_bad_row, out, is_folder=True) as reading, progress_bar(f"train {kind}", 1) as bar:
+        loaded, problems = [], []
+        for sources in (pairs, held_out or []):
+            try:
+                loaded.append(load_pairs(sources, reading))
+            except DataError as error:
+                problems.append(str(error))
+        if problems:
+            raise DataError("\n".join(problems))
+        (training, data), (measuring, _) = loaded
+        resumed_at = resumable_step(out)
+        if resumed_at:
+            console.print(f"resuming at step {resumed_at}")
+        log: MetricsLog | None = None
 
         def show(report: StepReport) -> None:
             nonlocal log
@@ -142,6 +146,7 @@ def train(
                 data=data,
                 observers=[show],
                 overwrite=overwrite,
+                reading=reading,
             )
         finally:
             if log is not None:

@@ -1,0 +1,54 @@
+"""Prompts that a policy cannot continue are found before anything is sampled, and named by file and row."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from redline.cli.app import app
+from redline.errors import CommandError, ConnectionFailedError
+from tests.conftest import CHAT_TEMPLATE, build_causal, build_tokenizer
+
+STRICT = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn here') }}{% endif %}" + CHAT_TEMPLATE
+
+
+@pytest.fixture(scope="module")
+def strict_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its template refuses a system turn, and it reads 512 tokens."""
+    folder = tmp_path_factory.mktemp("policy")
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = STRICT
+    build_causal(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def ppo(policy: Path, prompts: Path, out: Path, *more: str) -> Any:
+    """With a service that is not there: what is refused before it is asked is not about the service."""
+    arguments = ["ppo", "--policy", policy, "--prompts", prompts, "--out", out, "--steps", "1", *more]
+    fixed = ["--url", "http://127.0.0.1:9", "--patience-s", "0.01", "--max-new-tokens", "4"]
+    return CliRunner().invoke(app, [str(argument) for argument in [*arguments, *fixed]])
+
+
+def test_every_prompt_that_a_policy_refuses_is_named_before_anything_else(strict_policy: Path, tmp_path: Path) -> None:
+    turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+    rows = [{"prompt": "fine"}, {"prompt": turns}, {"prompt": "word " * 600}, {"system": "Be kind.", "question": "Hi"}]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused = ppo(strict_policy, prompts, tmp_path / "out").exception
+    assert isinstance(refused, CommandError)
+    message = str(refused)
+    assert "\n" not in message
+    for row, reason in ((2, "no system turn here"), (3, "tokens"), (4, "no system turn here")):
+        assert f"{prompts}:{row}: " in message
+        assert reason in message.split(f"{prompts}:{row}: ")[1].split(f"{prompts}:")[0]
+    assert not (tmp_path / "out").exists()
+    result = ppo(strict_policy, prompts, tmp_path / "out", "--on-bad-row", "skip")
+    assert isinstance(result.exception, ConnectionFailedError), "only now the service is asked"
+    assert "skipped 3 of 4 rows" in result.output
+    skipped = [json.loads(line) for line in (tmp_path / "out-skipped.jsonl").read_text().splitlines()]
+    assert [row["row"] for row in skipped] == [2, 3, 4]
