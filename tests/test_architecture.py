@@ -28,6 +28,7 @@ ALLOWED = {
         "redline.alignment",
         "redline.token_spans",
         "redline.transcripts",
+        "redline.edit_groups",
         "redline_model",
     ),
     "redline_trainer": ("redline.pairs", "redline.files", "redline.row_files", "redline.reading", "redline_model"),

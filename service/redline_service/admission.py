@@ -13,11 +13,11 @@ from fastapi.routing import APIRoute
 from pydantic import TypeAdapter
 
 from redline.wire import DEADLINE_HEADER, ErrorCode, ErrorResponse
-from redline_service.auth import check_key
+from redline_service.auth import check_key, key_number
 from redline_service.disconnect import unless_disconnected
 from redline_service.engine import Engine
 from redline_service.errors import RequestError
-from redline_service.limiter import ConcurrencyLimiter
+from redline_service.limiter import BodyMemory, ConcurrencyLimiter
 from redline_service.request_body import parse_body, read_body
 from redline_service.settings import ServiceSettings
 
@@ -46,7 +46,7 @@ def caller_of(request: Request) -> Hashable:
 
 def caller_name(settings: ServiceSettings, authorization: bytes, client: tuple[str, int] | None) -> Hashable:
     """The machine that asks, and the key it holds where keys count."""
-    return authorization if settings.keys else None, client[0] if client else None
+    return key_number(settings, authorization), client[0] if client else None
 
 
 def time_left_s(request: Request) -> float:
@@ -72,8 +72,9 @@ class GuardedRoute(APIRoute):
 class ModelRoute(GuardedRoute):
     """A route whose endpoint takes ``body`` and ``request`` and uses the model.
 
-    The request gets a slot or is refused; then its body is read and parsed. All of it, and the endpoint, happens before
-    the request's deadline, and ends when the caller hangs up. ``request.state.deadline`` is the deadline in
+    A request is refused if no slot is free; then its body is read, which takes its caller's share of ``BodyMemory``;
+    then it gets its slot and is parsed. A body that never ends takes no slot. All of it, and the endpoint, happens
+    before the request's deadline, and ends when the caller hangs up. ``request.state.deadline`` is the deadline in
     ``perf_counter`` seconds. Overload is noticed before that, by ``RequestMiddleware``.
     """
 
@@ -86,26 +87,30 @@ class ModelRoute(GuardedRoute):
             check_key(request)
             settings: ServiceSettings = request.app.state.settings
             limiter: ConcurrencyLimiter = request.app.state.limiter
+            memory: BodyMemory = request.app.state.body_memory
             requested_s = requested_deadline_s(request.headers.get(DEADLINE_HEADER))
             # the answer is to be there before its caller has hung up
             deadline_s = min(settings.deadline_s, requested_s - min(_MARGIN_SHARE * requested_s, _MARGIN_S))
-            with limiter.slot():
-                try:
-                    async with asyncio.timeout(deadline_s):
-                        request.state.deadline = time.perf_counter() + deadline_s
-                        engine = engine_of(request)
+            limiter.check()
+            try:
+                async with asyncio.timeout(deadline_s):
+                    request.state.deadline = time.perf_counter() + deadline_s
+                    engine = engine_of(request)
+                    with memory.share(caller_of(request)) as share:
                         raw = await read_body(
-                            request, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
+                            request, share, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
                         )
-                        if len(raw) <= _SMALL_BODY:
-                            body = parse_body(raw, adapter, settings.max_items)
-                        else:
-                            body = await engine.threads.run(parse_body, raw, adapter, settings.max_items)
-                        del raw
-                        return await unless_disconnected(request, endpoint(body, request))
-                except TimeoutError as error:
-                    reason = f"not answered within {deadline_s:g} s"
-                    raise RequestError(ErrorCode.TIMED_OUT, reason, retry_after_s=5) from error
+                        with limiter.slot():
+                            if len(raw) <= _SMALL_BODY:
+                                body = parse_body(raw, adapter, settings.max_items)
+                            else:
+                                body = await engine.threads.run(parse_body, raw, adapter, settings.max_items)
+                            del raw
+                            share.release()
+                            return await unless_disconnected(request, endpoint(body, request))
+            except TimeoutError as error:
+                reason = f"not answered within {deadline_s:g} s"
+                raise RequestError(ErrorCode.TIMED_OUT, reason, retry_after_s=5) from error
 
         return handle
 

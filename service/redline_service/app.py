@@ -21,7 +21,7 @@ from redline_service.connections import Connections
 from redline_service.engine import Engine
 from redline_service.error_responses import ANSWERED, error_response
 from redline_service.errors import RequestError
-from redline_service.limiter import ConcurrencyLimiter
+from redline_service.limiter import BodyMemory, ConcurrencyLimiter
 from redline_service.metrics import Metrics
 from redline_service.middleware import RequestMiddleware
 from redline_service.routes import correct, dropins, health, models, score
@@ -29,6 +29,8 @@ from redline_service.settings import ServiceSettings
 from redline_service.thread_pool import ThreadPool
 
 logger = logging.getLogger("redline.service")
+# Bytes of bodies that may be coming in at once, and at least four of the largest.
+_BODY_MEMORY = 256 * 2**20
 
 _STATUS_CODES = {
     401: ErrorCode.UNAUTHORIZED,
@@ -128,6 +130,7 @@ def create_app(
     app.state.engine = None
     app.state.metrics = metrics
     app.state.limiter = ConcurrencyLimiter(settings.max_queued_requests)
+    app.state.body_memory = BodyMemory(max(_BODY_MEMORY, 4 * settings.max_body_bytes))
     routers = (score.router, correct.router, dropins.router, dropins.sessions, models.router, health.router)
     for router in routers:
         app.include_router(router)

@@ -29,13 +29,16 @@ def take_key_off_path(scope: Scope) -> None:
     scope["headers"] = [*others, (b"authorization", b"Bearer " + unquote_to_bytes(key))]
 
 
-def is_authorized(settings: ServiceSettings, authorization: bytes) -> bool:
-    """Whether the bytes of an Authorization header hold one of the keys, or no keys are set."""
-    if not settings.keys:
-        return True
+def key_number(settings: ServiceSettings, authorization: bytes) -> int | None:
+    """Which of the keys the bytes of an Authorization header hold, however they spell it; None for none of them."""
     scheme, _, sent = authorization.partition(b" ")
     is_known = [secrets.compare_digest(key.get_secret_value().encode(), sent.strip()) for key in settings.keys]
-    return scheme.lower() == b"bearer" and any(is_known)
+    return is_known.index(True) if scheme.lower() == b"bearer" and any(is_known) else None
+
+
+def is_authorized(settings: ServiceSettings, authorization: bytes) -> bool:
+    """Whether the bytes of an Authorization header hold one of the keys, or no keys are set."""
+    return not settings.keys or key_number(settings, authorization) is not None
 
 
 def check_key(request: Request) -> None:

@@ -34,6 +34,8 @@ _LATEST_SHARE = 0.9
 _PASS_SHARE = 0.25
 _SMALLEST_PASS = 8
 _DEADLINE_WEIGHT = 0.05
+# A shorter one counts as this: nobody shall make everybody's passes small by asking for the impossible.
+_LEAST_DEADLINE_S = 0.5
 
 BatchObserver = Callable[[int, int, float], None]  # items, tokens computed, seconds
 
@@ -192,7 +194,8 @@ class Batcher:
                 wait_s - share * deadline_s,
             )
         if deadline_s < math.inf:
-            self._usual_deadline_s += _DEADLINE_WEIGHT * (deadline_s - self._usual_deadline_s)
+            wanted_s = max(deadline_s, _LEAST_DEADLINE_S)
+            self._usual_deadline_s += _DEADLINE_WEIGHT * (wanted_s - self._usual_deadline_s)
 
     async def _feed(self) -> None:
         lanes: set[asyncio.Task[None]] = set()

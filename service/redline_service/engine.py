@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 from redline.alignment import align_rewards
@@ -21,6 +21,7 @@ from redline.wire import (
     ModelInfo,
     ModelLimits,
     ModelRef,
+    OnTooLong,
     ScoreItem,
     ScoreOptions,
     ScoreRequest,
@@ -42,6 +43,9 @@ from redline_service.jobs import Outcome, Timing
 from redline_service.thread_pool import ThreadPool
 
 logger = logging.getLogger("redline.service")
+# Characters that are tokenised before another request's turn comes; an item counts as this many at least.
+_SLICE_CHARS = 40_000
+_ITEM_CHARS = 200
 
 
 # of each request in the average size of all
@@ -56,6 +60,19 @@ class _Plan:
     calibration: Calibration | None
     wants_correction: bool
     edits: EditsBy | None
+
+
+def _slices(items: Sequence[ScoreItem]) -> Iterator[Sequence[ScoreItem]]:
+    """``items`` in runs that take a few milliseconds to tokenise each, at least one item a run."""
+    start = size = 0
+    for end, item in enumerate(items, 1):
+        texts = [item.prompt, item.response] if isinstance(item.prompt, str) else [item.response]
+        if isinstance(item.prompt, list):
+            texts += [message.content for message in item.prompt]
+        size += _ITEM_CHARS + sum(len(text or "") for text in texts)
+        if size >= _SLICE_CHARS or end == len(items):
+            yield items[start:end]
+            start, size = end, 0
 
 
 def default_batch_tokens(device: str) -> int:
@@ -180,7 +197,9 @@ class Engine:
         """
         plan = self._plan(request)
         started = time.perf_counter()
-        ready = await self.threads.run(self._encode_all, request)
+        ready: list[EncodedItem | Exception] = []
+        for part in _slices(request.items):  # others' texts come in between
+            ready += await self.threads.run(self._encode_all, part, request.options.on_too_long)
         tokenized = time.perf_counter()
         good = [one for one in ready if isinstance(one, EncodedItem)]
         lengths = [self._scorer.length(item) for item in good]
@@ -246,9 +265,8 @@ class Engine:
             calibration = Calibration(**fit.model_dump())
         return _Plan(reading, calibration, options.correction, options.edits)
 
-    def _encode_all(self, request: ScoreRequest) -> list[EncodedItem | Exception]:
-        on_too_long, encoder = request.options.on_too_long, self._scorer.encoder
-        return [encoded(item, on_too_long, encoder, self.fingerprint) for item in request.items]
+    def _encode_all(self, items: Sequence[ScoreItem], on_too_long: OnTooLong) -> list[EncodedItem | Exception]:
+        return [encoded(item, on_too_long, self._scorer.encoder, self.fingerprint) for item in items]
 
     def _answer_all(
         self,

@@ -39,6 +39,7 @@ class Job:
 
     ``deadline``: when the last of its callers stops waiting. ``length``: tokens of the item. ``prefix``: what it may
     share with others, None if nothing. ``debt``: tokens computed for it out of turn, to be charged when its turn comes.
+    ``waiting``: how many of ``waiters`` have not left; thousands may wait for one job, so it is not counted anew.
     """
 
     item: EncodedItem
@@ -47,6 +48,7 @@ class Job:
     wants_correction: bool
     deadline: float = math.inf
     waiters: list[asyncio.Future[Outcome]] = field(default_factory=list)
+    waiting: int = 0
     queued_at: float = field(default_factory=time.perf_counter)
     is_queued: bool = True
     debt: int = 0
@@ -61,7 +63,12 @@ class Job:
     @property
     def is_wanted(self) -> bool:
         """Whether anybody still waits."""
-        return any(not waiter.done() for waiter in self.waiters)
+        return self.waiting > 0
+
+    def join(self, waiter: asyncio.Future[Outcome]) -> None:
+        """One more waits."""
+        self.waiters.append(waiter)
+        self.waiting += 1
 
     def fail(self, error: Exception) -> None:
         """Raise ``error`` wherever the job is waited for."""

@@ -53,7 +53,7 @@ class RequestMiddleware:
         take_key_off_path(scope)
         if len(scope["path"]) > 1:
             scope["path"] = scope["path"].rstrip("/") or "/"
-        headers = dict(scope["headers"])
+        headers = dict(reversed(scope["headers"]))  # of several with one name the first counts, as everywhere
         sent_id = headers.get(_ID_HEADER, b"")
         is_fit = 0 < len(sent_id) <= _MAX_ID and all(33 <= byte < 127 for byte in sent_id)
         request_id = sent_id if is_fit else uuid.uuid4().hex.encode()

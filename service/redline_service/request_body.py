@@ -13,18 +13,25 @@ from pydantic_core import from_json
 
 from redline.wire import ErrorCode
 from redline_service.errors import RequestError, describe_validation
+from redline_service.limiter import BodyShare
 
 # The fields of all request forms in which a list has one element an item.
 _ITEM_FIELDS = ("items", "query", "prompts", "responses", "messages", "input", "text", "input_ids")
+# in these, a list of numbers is one item
+_ID_FIELDS = ("input", "input_ids")
 # an escape that may be half of a surrogate pair, which is no text, though JSON can spell it
 _HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 _UTF8_BOM = b"\xef\xbb\xbf"
 
 
-async def read_body(request: Request, *, max_bytes: int, timeout_s: float) -> bytes:
+async def read_body(request: Request, share: BodyShare, *, max_bytes: int, timeout_s: float) -> bytes:
     """The body, once all of it has arrived.
 
+    Args:
+        share: of the memory for bodies; it grows with the body.
+
     Raises:
+        OverloadedError: there is no more memory for bodies.
         RequestError: REQUEST_TOO_LARGE, as soon as that is known; BODY_TIMEOUT, it did not arrive in time;
             INVALID_REQUEST, it is declared as something other than JSON.
         ClientDisconnect: the caller has gone.
@@ -40,9 +47,10 @@ async def read_body(request: Request, *, max_bytes: int, timeout_s: float) -> by
     try:
         async with asyncio.timeout(timeout_s):
             async for chunk in request.stream():
-                body += chunk
-                if len(body) > max_bytes:
+                if len(body) + len(chunk) > max_bytes:
                     raise too_large
+                share.add(len(chunk))
+                body += chunk
     except TimeoutError as error:
         reason = f"the body did not arrive within {timeout_s:g} s"
         raise RequestError(ErrorCode.BODY_TIMEOUT, reason) from error
@@ -63,7 +71,8 @@ def parse_body(body: bytes, adapter: TypeAdapter[Any], max_items: int) -> Any:
     if isinstance(data, dict):
         for name in _ITEM_FIELDS:
             items = data.get(name)
-            if isinstance(items, list) and len(items) > max_items and not isinstance(items[0], int):
+            is_one = name in _ID_FIELDS and isinstance(items, list) and bool(items) and isinstance(items[0], int)
+            if isinstance(items, list) and len(items) > max_items and not is_one:
                 reason = f"{len(items)} {name}; a request may hold {max_items}"
                 raise RequestError(ErrorCode.REQUEST_TOO_LARGE, reason)
     try:
@@ -80,6 +89,7 @@ def _with_half_pairs(body: bytes, reason: str) -> Any:
     """
     if _HALF_PAIR.search(body):
         try:
+            from_json(_HALF_PAIR.sub(rb"\\ufff", body), allow_inf_nan=False)  # for its limits on nesting and numbers
             return json.loads(body)
         except (ValueError, RecursionError):
             pass

@@ -92,6 +92,8 @@ def serve(settings: ServiceSettings) -> None:
                 log_config=None,
                 access_log=False,
                 timeout_graceful_shutdown=settings.drain_s,
+                proxy_headers=settings.forwarded_allow_ips is not None,
+                forwarded_allow_ips=settings.forwarded_allow_ips or "",
                 timeout_keep_alive=math.ceil(settings.idle_timeout_s),
                 backlog=_ACCEPTED_AT_ONCE,
             )

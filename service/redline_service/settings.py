@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from redline.wire import OnTooLong
 from redline_model.loading import Placement, Quantization
+
+# What templates of configuration files write for nothing; read as JSON it would count as not set.
+_NOTHING = {"", "null", "none", "~", "[]", '""', "''"}
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class ServiceSettings(BaseSettings):
@@ -29,7 +33,8 @@ class ServiceSettings(BaseSettings):
     arrived; ``header_timeout_s``, within which a connection must have sent the headers of a request;
     ``idle_timeout_s``, after which a kept connection without a request is closed; ``write_timeout_s``, after which a
     connection that does not read its answer is. ``max_connections``: beyond them the connection that waited longest
-    without a request is closed; no more than the file descriptors allow.
+    without a request is closed; no more than the file descriptors allow. ``forwarded_allow_ips``: addresses of reverse
+    proxies (separated by commas) whose ``X-Forwarded-For`` says who the caller is; from anybody else it is not read.
     """
 
     model_config = SettingsConfigDict(env_prefix="REDLINE_", env_ignore_empty=True, extra="ignore")
@@ -50,12 +55,13 @@ class ServiceSettings(BaseSettings):
     max_queued_requests: int = Field(default=2048, ge=1)
     max_queued_tokens: int = Field(default=2_000_000, ge=1)
     max_body_bytes: int = Field(default=16 * 2**20, ge=1)
-    deadline_s: float = Field(default=85.0, gt=0)
-    body_timeout_s: float = Field(default=30.0, gt=0)
-    header_timeout_s: float = Field(default=10.0, gt=0)
-    idle_timeout_s: float = Field(default=75.0, gt=0)
-    write_timeout_s: float = Field(default=30.0, gt=0)
+    deadline_s: Seconds = 85.0
+    body_timeout_s: Seconds = 30.0
+    header_timeout_s: Seconds = 10.0
+    idle_timeout_s: Seconds = 75.0
+    write_timeout_s: Seconds = 30.0
     max_connections: int = Field(default=4096, ge=1)
+    forwarded_allow_ips: str | None = None
     scalar: Literal["default", "sum", "mean", "last", "calibrated"] = "default"
     dropin_too_long: OnTooLong = "truncate"
     caller_end: str | None = None
@@ -68,8 +74,8 @@ class ServiceSettings(BaseSettings):
     def _keys_are_not_set_to_nothing(cls, data: Any) -> Any:
         """An empty variable would be ignored as if it were not set, and the service would be open to everybody."""
         for name, value in os.environ.items():
-            if name.upper() == "REDLINE_KEYS" and not value.strip():
-                raise ValueError(f"{name} is set and empty; unset it to serve without keys")
+            if name.upper() == "REDLINE_KEYS" and value.strip().lower() in _NOTHING:
+                raise ValueError(f"{name} is set and holds no key; unset it to serve without keys")
         return data
 
     @field_validator("keys")

@@ -79,7 +79,7 @@ class WaitingRoom:
                 self._queues[wants_correction].push(job, caller=caller, request=request)
             if job.is_queued and (not job.waiters or deadline > job.deadline):
                 self._set_deadline(job, deadline)
-            job.waiters.append(loop.create_future())
+            job.join(loop.create_future())
             added.append((job, job.waiters[-1]))
         return added
 
@@ -197,6 +197,7 @@ class WaitingRoom:
 
     def abandon(self, job: Job) -> None:
         """Somebody who waited has gone; if nobody is left the job leaves the queue, and others may come in."""
+        job.waiting -= 1
         if not job.is_wanted:
             if job.is_queued:
                 self._leave(job)

@@ -14,10 +14,11 @@ from pydantic import Discriminator, PrivateAttr, Tag, model_validator
 
 from redline.token_spans import Span, token_spans
 from redline.transcripts import BorderError, Exchange, as_item, from_whole
-from redline.wire import ChatMessage, ScoreItem, Text
-from redline_service.dropins.protocol import Foreign, Reader, Scored
+from redline.wire import ChatMessage, FirstError, ScoreItem, Text
+from redline_service.dropins.protocol import Foreign, Reader, Scored, Texts
 
-Ids = list[int]
+Ids = Annotated[list[int], FirstError]
+IdLists = Annotated[list[Ids], FirstError]
 
 
 def _decoder(reader: Reader) -> Callable[[Sequence[int]], str]:
@@ -38,8 +39,8 @@ def _exchange(given: str | Ids, reader: Reader) -> Exchange:
 
 
 class _VLLMBody(Foreign):
-    input: Text | list[Text] | Ids | list[Ids] | None = None
-    messages: list[ChatMessage] | None = None
+    input: Text | Texts | Ids | IdLists | None = None
+    messages: Annotated[list[ChatMessage], FirstError] | None = None
     use_activation: bool | None = None
 
     @model_validator(mode="after")
@@ -171,8 +172,8 @@ def _tokens_of_response(given: str | Ids, exchange: Exchange, reader: Reader) ->
 class SGLangBody(Foreign):
     """SGLang's native request, ``text`` or ``input_ids``, one or many; read in 0.5.23, ``managers/io_struct.py``."""
 
-    text: Text | list[Text] | None = None
-    input_ids: Ids | list[Ids] | None = None
+    text: Text | Texts | None = None
+    input_ids: Ids | IdLists | None = None
 
     @property
     def _is_one(self) -> bool:

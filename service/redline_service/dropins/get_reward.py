@@ -14,8 +14,8 @@ from redline.transcripts import (
     from_whole,
     without_ending,
 )
-from redline.wire import ChatMessage, ScoreItem, Text
-from redline_service.dropins.protocol import Foreign, Reader, Scored
+from redline.wire import ChatMessage, FirstError, ScoreItem, Text
+from redline_service.dropins.protocol import Foreign, Reader, Scored, Texts
 
 # OpenRLHF clamps what it was sent to this range, after the group's baseline
 _CLAMP = 10.0
@@ -28,8 +28,8 @@ class OpenRLHFBody(Foreign):
     whole batches, and both send empty lists to all but one of several URLs. Older ones send ``query`` alone.
     """
 
-    query: list[Text]
-    prompts: list[Text] | None = None
+    query: Texts
+    prompts: Texts | None = None
 
     @model_validator(mode="after")
     def _as_many(self) -> Self:
@@ -67,8 +67,8 @@ class AlignAnythingBody(Foreign):
     Read in align-anything 3f9decc, ``models/remote_rm/remote_rm_client.py``.
     """
 
-    prompts: list[Text]
-    responses: list[Text]
+    prompts: Texts
+    responses: Texts
 
     @model_validator(mode="after")
     def _as_many(self) -> Self:
@@ -94,7 +94,7 @@ class SlimeBody(Foreign):
     becomes the reward: a number, unless the loop is run with ``--reward-key``.
     """
 
-    prompt: Text | list[ChatMessage]
+    prompt: Text | Annotated[list[ChatMessage], FirstError]
     response: Text
 
     def items(self, reader: Reader) -> list[ScoreItem]:

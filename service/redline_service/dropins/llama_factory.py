@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from redline.transcripts import as_item, from_whole
-from redline.wire import ScoreItem, Text
-from redline_service.dropins.protocol import Foreign, Reader, Scored
+from redline.wire import ScoreItem
+from redline_service.dropins.protocol import Foreign, Reader, Scored, Texts
 
 
 class LLaMAFactoryBody(Foreign):
@@ -15,7 +15,7 @@ class LLaMAFactoryBody(Foreign):
     Read in LLaMA-Factory 0.9.6.dev, ``train/ppo/ppo_utils.py``: no timeout, no second try, no look at the status.
     """
 
-    messages: list[Text]
+    messages: Texts
 
     def items(self, reader: Reader) -> list[ScoreItem]:
         """Raises BorderError."""

@@ -10,12 +10,13 @@ from pydantic import ValidationError
 
 from redline.transcripts import KNOWN_ENDS, BorderError
 from redline.wire import ErrorCode, ItemError, ItemScore, ScoreOptions, ScoreRequest
+from redline_model.errors import TooLongError
 from redline_service.admission import REFUSALS, GuardedRoute, ModelRoute, caller_of, engine_of, time_left_s
 from redline_service.dropins.engines import ClassifyBody, EmbeddingsBody, VLLMPoolingBody
 from redline_service.dropins.get_reward import GetRewardBody
 from redline_service.dropins.llama_factory import LLaMAFactoryBody
 from redline_service.dropins.nemo_gym import NeMoGymBody
-from redline_service.dropins.protocol import DropIn, Reader, Scored
+from redline_service.dropins.protocol import DropIn, Foreign, Reader, Scored
 from redline_service.errors import RequestError, describe_validation
 from redline_service.routes.answers import count, json_response
 from redline_service.settings import ServiceSettings
@@ -44,7 +45,11 @@ async def _answer(body: DropIn, request: Request) -> Response:
     own = "" if engine.end_text in KNOWN_ENDS else engine.end_text
     ends = [end for end in (settings.caller_end, own) if end]
     try:
+        if isinstance(body, Foreign):
+            body.check_lengths(engine.encoder)
         items = await engine.threads.run(body.items, Reader(engine.encoder, ends))
+    except TooLongError as error:
+        raise RequestError(ErrorCode.TOO_LONG, str(error)) from error
     except BorderError as error:
         raise RequestError(ErrorCode.INVALID_PROMPT, str(error)) from error
     except ValidationError as error:  # a text of the body that makes no item
