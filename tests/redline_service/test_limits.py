@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import ExitStack
 from typing import Any
@@ -11,11 +12,13 @@ from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from redline.wire import ScoreItem
 from redline_service.admission import caller_name
+from redline_service.connections import ConnectionLimits, Connections
 from redline_service.engine import _slices
 from redline_service.errors import OverloadedError
 from redline_service.limiter import BodyMemory, ConcurrencyLimiter
 from redline_service.request_body import parse_body
 from redline_service.routes.dropins import ClassifyBody
+from redline_service.server import configuration
 from redline_service.settings import ServiceSettings
 
 CLIENT = ("10.0.0.1", 1234)
@@ -127,3 +130,25 @@ def test_of_two_keys_in_one_request_the_first_counts(ask: Any) -> None:
 @pytest.mark.parametrize("path", ["/", "/health", "/health/live", "/health/ready", "/healthz", "/readyz"])
 def test_probes_may_ask_with_head(ask: Any, path: str) -> None:
     assert ask("HEAD", path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("proxies", "seen"),
+    [(None, "10.0.0.1"), ("10.0.0.1", "192.0.2.7"), ("10.0.0.9,10.0.0.1", "192.0.2.7"), ("10.0.0.9", "10.0.0.1")],
+)
+def test_only_a_named_proxy_says_who_the_caller_is(
+    monkeypatch: pytest.MonkeyPatch, proxies: str | None, seen: str
+) -> None:
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")  # uvicorn's own variable
+    found: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        found.append(scope["client"][0])
+
+    config = configuration(
+        ServiceSettings(bundle="any", forwarded_allow_ips=proxies), app, Connections(ConnectionLimits())
+    )
+    config.load()
+    scope = {"type": "http", "client": CLIENT, "scheme": "http", "headers": [(b"x-forwarded-for", b"192.0.2.7")]}
+    asyncio.run(config.loaded_app(scope, None, None))  # type: ignore[arg-type]
+    assert found == [seen]
