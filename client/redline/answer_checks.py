@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -36,9 +36,18 @@ _SUM_TOLERANCE = 1e-4
 
 
 def check_answer(
-    request: ScoreRequest | CorrectRequest, positions: Sequence[int], response: ScoreResponse | CorrectResponse
+    request: ScoreRequest | CorrectRequest,
+    positions: Sequence[int],
+    response: ScoreResponse | CorrectResponse,
+    *,
+    optional_ids: Container[int] = (),
 ) -> None:
-    """Raise ProtocolError unless ``response`` can be an answer about the items of ``request`` at ``positions``."""
+    """Raise ProtocolError unless ``response`` can be an answer about the items of ``request`` at ``positions``.
+
+    Args:
+        optional_ids: positions whose ids the client made up itself: the answer may leave these out, but not change
+            them.
+    """
     if len(response.items) != len(positions):
         raise _wrong(f"{len(response.items)} answers for {len(positions)} items")
     _check_model(response.model, request.model)
@@ -46,7 +55,7 @@ def check_answer(
     for position, answer in zip(positions, response.items, strict=True):
         item = request.items[position]
         problem = None
-        if answer.id != item.id:
+        if answer.id != item.id and not (answer.id is None and position in optional_ids):
             problem = f"its id is {_short(answer.id)} where {_short(item.id)} was sent"
         elif isinstance(answer, ItemScore) and isinstance(item, ScoreItem) and isinstance(request, ScoreRequest):
             problem = _score_problem(item, answer, response.options, request.options)

@@ -3,7 +3,8 @@
 RedlineError
 ├── ConnectionFailedError   no answer came: unreachable, reset, timed out
 ├── ProtocolError           an answer came that is not Redline's contract
-│   └── AnswerTooLargeError it was larger than the client accepts
+│   ├── AnswerTooLargeError it was larger than the client accepts
+│   └── AnswerMismatchError it was the answer to another request
 ├── ServiceError            the service refused the request: code, status, retryable
 ├── ItemsFailedError        the request was answered, some of its items could not be
 ├── ModelChangedError       the service answers with other weights than before
@@ -32,7 +33,11 @@ class ProtocolError(RedlineError):
 
 
 class AnswerTooLargeError(ProtocolError):
-    """The answer is larger than the client's ``max_answer_bytes``; reading it was stopped."""
+    """The answer is larger than ``max_answer_bytes``, or than what was asked can take; reading it was stopped."""
+
+
+class AnswerMismatchError(ProtocolError):
+    """The answer is to another request, as on a connection that was answered twice; it was not read."""
 
 
 class ServiceError(RedlineError):
