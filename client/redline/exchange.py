@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from redline.answer_body import ACCEPTED_ENCODINGS, Answer
 from redline.answer_bounds import longest_answer
-from redline.answer_checks import check_answer, check_same, check_unmixed
+from redline.answer_checks import check_answer, check_objects, check_same
 from redline.errors import ConnectionFailedError, ProtocolError, RedlineError, ServiceError
 from redline.proxies import proxy_of
 from redline.redacting import ShownURL, without_secrets
@@ -136,18 +136,20 @@ def parse(answer: Answer, kind: type[A]) -> A:
             parsed = kind.model_validate_json(answer.body, strict=True)
         except ValidationError as error:
             raise ProtocolError(f"{answer.url} did not answer as a Redline service does{_by_proxy(answer)}") from error
-        if isinstance(parsed, (ScoreResponse, CorrectResponse)):
-            check_unmixed(answer.body)
+        check_objects(answer.body, parsed)
         return parsed
     try:
-        body = ErrorResponse.model_validate_json(answer.body, strict=True).error
+        refusal = ErrorResponse.model_validate_json(answer.body, strict=True)
     except ValidationError as error:
         if answer.status in {502, 503, 504}:  # a proxy in front of a service that is away
             raise ConnectionFailedError(f"{answer.url} answered HTTP {answer.status}{_by_proxy(answer)}") from error
         raise ProtocolError(
             f"{answer.url} answered HTTP {answer.status} without a Redline error{_by_proxy(answer)}"
         ) from error
-    raise ServiceError(body, answer.status, retry_after_s(answer.headers), answer.headers.get(REQUEST_ID_HEADER))
+    check_objects(answer.body, refusal)
+    raise ServiceError(
+        refusal.error, answer.status, retry_after_s(answer.headers), answer.headers.get(REQUEST_ID_HEADER)
+    )
 
 
 def _by_proxy(answer: Answer) -> str:
