@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from redline.answer_body import ACCEPTED_ENCODINGS, Answer
 from redline.answer_bounds import longest_answer
 from redline.answer_checks import check_answer, check_objects, check_same
+from redline.display import one_line
 from redline.errors import ConnectionFailedError, ProtocolError, RedlineError, ServiceError
 from redline.proxies import proxy_of
 from redline.redacting import ShownURL, without_secrets
@@ -168,7 +169,7 @@ def connection_error(
         return ConnectionFailedError(f"no answer from {shown} within {timeout_s:.3g} s ({type(error).__name__})")
     proxy = proxy_of(url)
     through = "" if proxy is None else f" through the proxy {proxy} of the environment"
-    return ConnectionFailedError(f"{shown} cannot be reached{through}: {str(error) or type(error).__name__}")
+    return ConnectionFailedError(f"{shown} cannot be reached{through}: {one_line(str(error)) or type(error).__name__}")
 
 
 def retry_after_s(headers: httpx.Headers) -> float | None:

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from redline.cli import correct, derive, evaluate, ppo, score, serve, status, train
 from redline.cli.signals import PipeClosedError, Stopped, leave, stoppable
+from redline.display import visible
 from redline.errors import RedlineError
 
 
@@ -95,5 +96,5 @@ def _flush() -> None:
 
 def _fail(message: str, status: int = 1) -> NoReturn:
     with suppress(OSError):
-        print(f"redline: {message}", file=sys.stderr)
+        print(f"redline: {visible(message)}", file=sys.stderr)
     sys.exit(status)
