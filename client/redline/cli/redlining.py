@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.text import Text
 
+from redline.display import visible
 from redline.edit_groups import grouped
 from redline.wire import Edit, EditsBy, ItemScore
 from redline.wire.correction import ItemCorrection
@@ -30,6 +31,7 @@ def coloured(response: str, result: ItemScore) -> Text:
             pieces[-1] = (before[0], max(before[1], end), before[2] + reward)
         else:
             pieces.append((start, end, reward))
+    response = visible(response)
     text = Text()
     largest = max((abs(reward) for _, _, reward in pieces), default=0.0)
     shown_to = 0
@@ -44,12 +46,13 @@ def coloured(response: str, result: ItemScore) -> Text:
 
 def redlined(response: str, edits: list[Edit]) -> Text:
     """The response with its edits: what is taken out struck through, what is put in underlined."""
+    response = visible(response)
     text = Text()
     at = 0
     for edit in edits:
         text.append(response[at : edit.start])
         text.append(response[edit.start : edit.end], style="red strike")
-        text.append(edit.text, style="green underline")
+        text.append(visible(edit.text), style="green underline")
         at = edit.end
     text.append(response[at:])
     return text
