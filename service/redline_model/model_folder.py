@@ -18,7 +18,8 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from redline_model.bounded_json import check_size, one_line, read_object
 from redline_model.errors import BundleError
 from redline_model.folder_listing import MAX_FILE_BYTES
-from redline_model.weight_headers import INDEX, held_tensors
+from redline_model.pickle_check import checkpoint_tensors
+from redline_model.weight_headers import INDEX
 
 CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -64,21 +65,23 @@ def check_folder(folder: Path) -> dict[str, Any]:
         if path.exists():
             check_size(path, _TEMPLATE_BYTES)
     config = small.get(CONFIG, {})
+    if config.get("transformers_weights") is not None:
+        raise BundleError(f"{folder / CONFIG}: transformers_weights names other weights than the usual ones")
     _check_code(folder, config, small.get(TOKENIZER_CONFIG, {}))
     _check_numbers(folder / CONFIG, config)
     return config
 
 
 def check_weights(folder: Path, config: Any, model_class: Any, *, is_quantized: bool = False) -> None:
-    """Compare what a configuration describes with what the folder's safetensors files hold.
+    """Compare what a configuration describes with what the folder's weights hold, in safetensors or PyTorch's format.
 
     Args:
-        config: as transformers has read it; a folder without safetensors files is not compared.
+        config: as transformers has read it; a folder without weights is not compared.
 
     Raises:
         BundleError: the weights are damaged, or the configuration describes a much larger model.
     """
-    held = held_tensors(folder)
+    held = checkpoint_tensors(folder)
     if held is None:
         return
     model = described_model(folder, config, model_class, tensors=len(held))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import shutil
 import time
 from pathlib import Path
@@ -76,7 +75,7 @@ def test_commands_end_with_one_line(copy: Path, tmp_path: Path, what: str, comma
     arguments = {
         "serve": (str(copy), "--port", "0"),
         "evaluate": (str(copy), "--pairs", str(pairs)),
-        "train": ("--base", str(copy), "--data", str(pairs), "--out", str(tmp_path / "out")),
+        "train": ("--base", str(copy), "--pairs", str(pairs), "--out", str(tmp_path / "out")),
     }[command]
     status, output, _, took, peak = run_on_terminal(command, *arguments)
     assert status == 1, output
@@ -99,15 +98,11 @@ def large_tokenizer() -> str:
     """As the largest in use: 260,000 tokens, as many merges, 6,400 added tokens."""
     from tokenizers import pre_tokenizers
 
-    drawn = random.Random(0)
-    tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary, merges = {token: n for n, token in enumerate(tokens)}, []
-    while len(vocabulary) < 260_000:
-        left, right = drawn.choice(tokens), drawn.choice(tokens)
-        if len(left) + len(right) <= 14 and left + right not in vocabulary:
-            vocabulary[left + right] = len(vocabulary)
-            tokens.append(left + right)
-            merges.append([left, right])
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    chosen = letters[:64]
+    pairs = [(a, b) for a in chosen for b in chosen]
+    merges = [*pairs, *((a + b, c) for a, b in pairs for c in chosen)][: 260_000 - len(letters)]
+    vocabulary = {token: n for n, token in enumerate([*letters, *map("".join, merges)])}
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
     added = [{"id": 260_000 + n, "content": f"<|special_{n}|>", **flags} for n in range(6400)]
     # that of Qwen2
