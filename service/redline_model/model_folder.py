@@ -9,6 +9,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 _SMALL_FILES = (CONFIG, TOKENIZER_CONFIG, "generation_config.json", "special_tokens_map.json", "added_tokens.json")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
 _TEMPLATE_BYTES = 2**20
+_MAX_TEMPLATES = 64
 
 # Counts of things that are built one by one when a configuration is read, before there is a model.
 _IS_COUNT = re.compile(r"layer|depth|block|expert|head|label|group|stage|branch")
@@ -61,7 +63,10 @@ def check_folder(folder: Path) -> dict[str, Any]:
     for name in (*_TOKENIZER_FILES, INDEX):
         if (folder / name).exists():
             check_size(folder / name, MAX_FILE_BYTES)
-    for path in (folder / "chat_template.jinja", *sorted((folder / "additional_chat_templates").glob("*.jinja"))):
+    more = sorted(islice((folder / "additional_chat_templates").glob("*.jinja"), _MAX_TEMPLATES + 1))
+    if len(more) > _MAX_TEMPLATES:
+        raise BundleError(f"{folder} holds more than {_MAX_TEMPLATES} additional chat templates")
+    for path in (folder / "chat_template.jinja", *more):
         if path.exists():
             check_size(path, _TEMPLATE_BYTES)
     config = small.get(CONFIG, {})

@@ -50,7 +50,7 @@ def _described(path: str, size: int, changed_at: int) -> dict[str, TensorInfo]:
     try:
         told = run_trial(_TRIAL, {"file": path}, _LIMITS)
     except TrialError as error:
-        raise BundleError(f"{path} is not a whole file of PyTorch: {one_line(error)}") from error
+        raise BundleError(f"{path} cannot be read: {one_line(error)}") from error
     if "refused" in told:
-        raise BundleError(f"{path} is not a whole file of PyTorch: {one_line(told['refused'])}")
+        raise BundleError(f"{path} cannot be read: {one_line(told['refused'])}")
     return {name: TensorInfo(dtype, tuple(shape)) for name, (dtype, shape) in told["tensors"].items()}

@@ -37,7 +37,7 @@ _SMALL = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json
 _TRIAL = Path(__file__).with_name("tokenizer_trial.py")
 _VERSIONED = re.compile(r"tokenizer\.[\w.-]{1,40}\.json")
 _OLD_TEXTS = ("vocab.json", "vocab.txt", "merges.txt")
-_OLD_BINARIES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model", "tekken.json")
+_OLD_BINARIES = {".model", ".spm", ".tiktoken"}  # suffixes of others that are converted
 
 
 def check_tokenizer_files(folder: Path) -> None:
@@ -120,12 +120,10 @@ def _versioned(folder: Path, settings: Mapping[str, Any]) -> list[str]:
 
 def _check_old(folder: Path) -> None:
     """Bound the vocabularies that transformers converts where there is no ``tokenizer.json``."""
-    for name in (*_OLD_TEXTS, *_OLD_BINARIES):
-        path = folder / name
-        if not path.exists():
-            continue
+    found = [path for path in sorted(folder.iterdir()) if path.suffix in _OLD_BINARIES]
+    for path in (*found, *(folder / name for name in _OLD_TEXTS if (folder / name).exists())):
         check_size(path, _MAX_OLD_BYTES)
-        if name in _OLD_TEXTS:
+        if path.name in _OLD_TEXTS:
             data = read_bytes(path, _MAX_OLD_BYTES)
             if max(data.count(b"\n"), data.count(b",")) > MAX_VOCABULARY:
                 raise BundleError(f"{path} holds more than {MAX_VOCABULARY} entries")
