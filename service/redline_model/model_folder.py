@@ -27,6 +27,7 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 _SMALL_FILES = (CONFIG, TOKENIZER_CONFIG, "generation_config.json", "special_tokens_map.json", "added_tokens.json")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
+_MAX_VALUES = 100_000  # of a small file; the settings of ten thousand added tokens are 80,000
 _TEMPLATE_BYTES = 2**20
 _MAX_TEMPLATES = 64
 
@@ -59,7 +60,9 @@ def check_folder(folder: Path) -> dict[str, Any]:
     """
     if (folder / ADAPTER_CONFIG).exists():
         raise BundleError(_adapter(folder))
-    small = {name: read_object(folder / name) for name in _SMALL_FILES if (folder / name).exists()}
+    small = {
+        name: read_object(folder / name, max_values=_MAX_VALUES) for name in _SMALL_FILES if (folder / name).exists()
+    }
     for name in (*_TOKENIZER_FILES, INDEX):
         if (folder / name).exists():
             check_size(folder / name, MAX_FILE_BYTES)

@@ -36,6 +36,7 @@ _MAX_OLD_LINE = 1000
 _SMALL = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _TRIAL = Path(__file__).with_name("tokenizer_trial.py")
 _VERSIONED = re.compile(r"tokenizer\.[\w.-]{1,40}\.json")
+_IS_LENGTH = re.compile(r"len|size|max")  # what texts are cut to, and not built by
 _OLD_TEXTS = ("vocab.json", "vocab.txt", "merges.txt")
 _OLD_BINARIES = {".model", ".spm", ".tiktoken"}  # suffixes of others that are converted
 
@@ -51,7 +52,9 @@ def check_tokenizer_files(folder: Path) -> None:
     for name in _SMALL:
         if (folder / name).exists():
             raw = read_object(folder / name)
-            settings = raw if name == _SMALL[0] else settings
+            if name == _SMALL[0]:
+                settings = raw
+                _check_numbers(folder / name, raw)
             _check_added_tokens(folder / name, raw)
     named = _versioned(folder, settings)
     tried = [folder / name for name in dict.fromkeys((TOKENIZER, *named)) if (folder / name).exists()]
@@ -87,6 +90,15 @@ def _check_added_tokens(path: Path, raw: Mapping[str, Any]) -> None:
             number = int(key) if isinstance(key, str) and key.isdecimal() else one
             if isinstance(number, int) and not 0 <= number < MAX_VOCABULARY:
                 raise BundleError(f"{path}: {name} holds the id {number}; ids go up to {MAX_VOCABULARY - 1}")
+
+
+def _check_numbers(path: Path, raw: Mapping[str, Any]) -> None:
+    """Raise BundleError where a setting is so large that a class which counts by it would not end (``extra_ids``)."""
+    for name, value in raw.items():
+        if isinstance(value, (int, float)) and not _IS_LENGTH.search(name):
+            largest = MAX_VOCABULARY if name.endswith("_id") else MAX_ADDED_TOKENS
+            if not -largest <= value <= largest:
+                raise BundleError(f"{path}: {one_line(name)} is {one_line(value)}, which no tokenizer has")
 
 
 def _groups(raw: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any] | list[Any]]]:
