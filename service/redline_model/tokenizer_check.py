@@ -36,8 +36,9 @@ _MAX_OLD_LINE = 1000
 _SMALL = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _TRIAL = Path(__file__).with_name("tokenizer_trial.py")
 _VERSIONED = re.compile(r"tokenizer\.[\w.-]{1,40}\.json")
+_IS_LENGTH = re.compile(r"len|size|max")  # what texts are cut to, and not built by
 _OLD_TEXTS = ("vocab.json", "vocab.txt", "merges.txt")
-_OLD_BINARIES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model", "tekken.json")
+_OLD_BINARIES = {".model", ".spm", ".tiktoken"}  # suffixes of others that are converted
 
 
 def check_tokenizer_files(folder: Path) -> None:
@@ -51,7 +52,9 @@ def check_tokenizer_files(folder: Path) -> None:
     for name in _SMALL:
         if (folder / name).exists():
             raw = read_object(folder / name)
-            settings = raw if name == _SMALL[0] else settings
+            if name == _SMALL[0]:
+                settings = raw
+                _check_numbers(folder / name, raw)
             _check_added_tokens(folder / name, raw)
     named = _versioned(folder, settings)
     tried = [folder / name for name in dict.fromkeys((TOKENIZER, *named)) if (folder / name).exists()]
@@ -89,6 +92,15 @@ def _check_added_tokens(path: Path, raw: Mapping[str, Any]) -> None:
                 raise BundleError(f"{path}: {name} holds the id {number}; ids go up to {MAX_VOCABULARY - 1}")
 
 
+def _check_numbers(path: Path, raw: Mapping[str, Any]) -> None:
+    """Raise BundleError where a setting is so large that a class which counts by it would not end (``extra_ids``)."""
+    for name, value in raw.items():
+        if isinstance(value, (int, float)) and not _IS_LENGTH.search(name):
+            largest = MAX_VOCABULARY if name.endswith("_id") else MAX_ADDED_TOKENS
+            if not -largest <= value <= largest:
+                raise BundleError(f"{path}: {one_line(name)} is {one_line(value)}, which no tokenizer has")
+
+
 def _groups(raw: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any] | list[Any]]]:
     """The collections of tokens in a small file by name; its single tokens, and itself, as one of them."""
     for name, value in raw.items():
@@ -120,12 +132,10 @@ def _versioned(folder: Path, settings: Mapping[str, Any]) -> list[str]:
 
 def _check_old(folder: Path) -> None:
     """Bound the vocabularies that transformers converts where there is no ``tokenizer.json``."""
-    for name in (*_OLD_TEXTS, *_OLD_BINARIES):
-        path = folder / name
-        if not path.exists():
-            continue
+    found = [path for path in sorted(folder.iterdir()) if path.suffix in _OLD_BINARIES]
+    for path in (*found, *(folder / name for name in _OLD_TEXTS if (folder / name).exists())):
         check_size(path, _MAX_OLD_BYTES)
-        if name in _OLD_TEXTS:
+        if path.name in _OLD_TEXTS:
             data = read_bytes(path, _MAX_OLD_BYTES)
             if max(data.count(b"\n"), data.count(b",")) > MAX_VOCABULARY:
                 raise BundleError(f"{path} holds more than {MAX_VOCABULARY} entries")

@@ -86,6 +86,9 @@ def trial(task: dict[str, Any]) -> str | None:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(task["file"]) if "file" in task else Tokenizer.from_str(task["text"])
+    size = tokenizer.get_vocab_size()
+    if size > task["vocabulary"]:
+        return f"it has {size} tokens; a tokenizer may have {task['vocabulary']}"
     vocabulary = tokenizer.get_vocab()
     reason = _refused_sizes(tokenizer, vocabulary, task)
     if reason is not None:
@@ -104,8 +107,6 @@ def trial(task: dict[str, Any]) -> str | None:
 
 
 def _refused_sizes(tokenizer: Any, vocabulary: dict[str, int], task: dict[str, Any]) -> str | None:
-    if len(vocabulary) > task["vocabulary"]:
-        return f"it has {len(vocabulary)} tokens; a tokenizer may have {task['vocabulary']}"
     highest = max(vocabulary.values(), default=-1)
     if highest >= task["vocabulary"]:
         return f"it has a token of id {highest}; ids may go up to {task['vocabulary'] - 1}"
