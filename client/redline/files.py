@@ -58,7 +58,7 @@ class RecordingFile(io.FileIO):
 
 @contextmanager
 def atomic_file(path: Path, *, is_only_writer: bool = False) -> Iterator[BinaryIO]:
-    """A binary file to fill, which is at ``path`` once the block ends without an error.
+    """A binary file to fill, which is at ``path`` once the block ends without an error. Its parent folders are made.
 
     Args:
         is_only_writer: what killed processes left of files of this name is removed. What a living process is writing
@@ -73,6 +73,8 @@ def atomic_file(path: Path, *, is_only_writer: bool = False) -> Iterator[BinaryI
             yield cast(BinaryIO, special)
         return
     target = _followed(path)
+    with _naming(path):
+        _make_folder(target.parent)
     if is_only_writer:
         for stale in target.parent.glob(f".{glob.escape(target.name[:_NAME_SHOWN])}.*.tmp"):
             _remove_abandoned(stale)
@@ -131,7 +133,7 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         with _naming(out):
             if target.exists() and not target.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-            target.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(target.parent)
             temporary.mkdir()
         with _writing(out, temporary):
             yield temporary
@@ -236,6 +238,13 @@ def _descriptor(path: Path) -> int | None:
 
 def _followed(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
 
 
 def _temporary_name(target: Path) -> Path:

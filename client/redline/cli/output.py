@@ -75,6 +75,7 @@ class Output:
         """The partial file, this process's alone until it is closed. Raises CommandError and OSError."""
         while True:
             try:
+                partial.parent.mkdir(parents=True, exist_ok=True)
                 descriptor = os.open(partial, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, str(self.out)) from error
