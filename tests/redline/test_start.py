@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 real = builtins.__import__
 def import_and_interrupt(name, *args, **settings):
     if name == sys.argv[1]:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), int(sys.argv[2]))
     return real(name, *args, **settings)
 builtins.__import__ = import_and_interrupt
 from redline.cli import main
@@ -23,11 +24,16 @@ main()
 """
 
 
-@pytest.mark.parametrize("module", ["redline.cli.app", "typer", "rich.console", "httpx", "pydantic", "redline.client"])
-def test_an_interrupt_while_a_command_loads_is_one_line(module: str) -> None:
-    command = [sys.executable, "-c", INTERRUPTED, module]
+@pytest.mark.parametrize("module", ["redline.cli.app", "typer", "httpx", "redline.client"])
+@pytest.mark.parametrize(
+    ("number", "status", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_while_a_command_loads_is_one_line(
+    module: str, number: signal.Signals, status: int, said: str
+) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, module, str(int(number))]
     ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
-    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "redline: interrupted\n")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (status, "", f"redline: {said}\n")
 
 
 def test_what_starts_a_command_is_light() -> None:
