@@ -17,6 +17,7 @@ from jinja2 import TemplateError
 
 from redline_model.errors import EmptyResponseError, InvalidPromptError, TooLongError
 from redline_model.template import EncodedItem, Encoder, Item, Template
+from redline_model.tokenizing import tokenized
 
 _MARK = "\ue000{}\ue001"
 
@@ -106,7 +107,7 @@ class ConversationEncoder(Encoder):
 
     def _around_pair(self) -> tuple[tuple[int, ...], ...]:
         """What the tokenizer puts before, between and behind two texts."""
-        pair = self.tokenizer("a", "a")
+        pair = tokenized(self.tokenizer, "a", "a")
         around: list[list[int]] = [[], [], []]
         at = 0
         for token, sequence in zip(pair["input_ids"], pair.sequence_ids(0), strict=True):

@@ -24,6 +24,7 @@ from redline_model.errors import (
 )
 from redline_model.item_bounds import bounded_item
 from redline_model.sized_cache import SizedCache
+from redline_model.tokenizing import decoded, tokenized
 
 Message = dict[str, str]
 Prompt = str | Sequence[Message]
@@ -142,8 +143,8 @@ class Encoder:
         self.max_tokens = max_tokens
         self.max_target_tokens = max_target_tokens
         self.arrangement = arrangement
-        bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-        framed = tokenizer("a")["input_ids"]
+        bare = tokenized(tokenizer, "a", add_special_tokens=False)["input_ids"]
+        framed = tokenized(tokenizer, "a")["input_ids"]
         at = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), 0)
         self._head_ids, self._tail_ids = list(framed[:at]), list(framed[at + len(bare) :])
         # a longer text has more tokens than the model reads, whatever it says
@@ -157,10 +158,17 @@ class Encoder:
         )
 
     def _special(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return tuple(tokenized(self.tokenizer, text, add_special_tokens=False)["input_ids"])
 
     def _text_ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        return self.foreign_ids_and_spans(text)[0]
+
+    def foreign_ids_and_spans(self, text: str) -> tuple[list[int], list[Span]]:
+        """Ids of a text in which special tokens have no meaning, and the span of each. Raises TokenizerError."""
+        encoded = tokenized(
+            self.tokenizer, text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+        )
+        return list(encoded["input_ids"]), [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
 
     def _lay_out(self, roles: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
         """The template's ids before each message, before the response, and after it."""
@@ -243,11 +251,7 @@ class Encoder:
         """``(ids without end token, spans, text, is_finished)`` of the item's response."""
         if isinstance(item.response, str):
             text = item.response
-            encoded = self.tokenizer(
-                text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-            )
-            ids = list(encoded["input_ids"])
-            spans = [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
+            ids, spans = self.foreign_ids_and_spans(text)
             if not ids and not (item.has_only_end and item.is_finished):
                 raise EmptyResponseError("the response is empty: there is no token to judge")
             return ids, spans, text, item.is_finished
@@ -260,15 +264,16 @@ class Encoder:
         ids = ids[:-1] if is_finished else ids
         if self.end_id in ids:
             raise BadIdsError(f"response_ids hold the end token {self.end_id} before their end")
-        text = self.tokenizer.decode(ids, skip_special_tokens=False)
+        text = self._decode_all(ids)
         return ids, self._spans(ids, text), text, is_finished
 
     def _spans(self, ids: list[int], text: str) -> list[Span]:
-        again = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-        if list(again["input_ids"]) == ids:
-            return [(int(start), int(end)) for start, end in again["offset_mapping"]]
+        again, spans = self.foreign_ids_and_spans(text)
         # sampled ids need not be the canonical tokenization of their text
-        return token_spans(lambda part: self.tokenizer.decode(part, skip_special_tokens=False), ids)[1]
+        return spans if again == ids else token_spans(self._decode_all, ids)[1]
+
+    def _decode_all(self, ids: Sequence[int]) -> str:
+        return decoded(self.tokenizer, ids, skip_special_tokens=False)
 
     def length(self, prefix: int, response: int, request: int, target: int) -> int:
         """Tokens that count against ``max_tokens``, from the lengths of the pieces."""
@@ -311,8 +316,8 @@ class Encoder:
         return EncodedItem(prefix, ids, request, targets, spans, text, is_finished, is_truncated or is_cut)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of a rewrite."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        """The text of a rewrite. Raises TokenizerError."""
+        return decoded(self.tokenizer, ids, skip_special_tokens=True)
 
 
 def _shown(roles: tuple[str, ...]) -> str:

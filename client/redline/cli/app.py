@@ -80,6 +80,11 @@ def _run() -> None:
         if any(kind.__name__ == "RedlineModelError" for kind in type(error).__mro__):
             _fail(str(error))
         raise
+    except BaseException as error:
+        # how Python sees a crash in a library written in Rust; no Exception
+        if type(error).__name__ == "PanicException":
+            _fail(f"a library crashed: {(str(error).strip().splitlines() or ['it does not say why'])[0][:300]}")
+        raise
 
 
 def _flush() -> None:

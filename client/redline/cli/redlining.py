@@ -6,7 +6,7 @@ from rich.text import Text
 
 from redline.display import visible
 from redline.edit_groups import grouped
-from redline.wire import Edit, ItemScore
+from redline.wire import Edit, EditsBy, ItemScore
 from redline.wire.correction import ItemCorrection
 
 
@@ -58,32 +58,32 @@ def redlined(response: str, edits: list[Edit]) -> Text:
     return text
 
 
-def render(response: str, result: ItemScore) -> Text:
-    """Score, coloured response and, where there is one, the redline."""
+def render(response: str, result: ItemScore, edits: EditsBy | None = None) -> Text:
+    """Score, coloured response and, where there is one, the redline; ``edits`` None groups them."""
     text = Text()
     text.append(f"score {result.score:.3f}\n\n", style="bold")
     text.append_text(coloured(response, result))
     if result.edits is not None:
         text.append("\n\nredline\n\n", style="bold")
-        text.append_text(_redline(response, result.edits, result.correction_complete is not False))
+        text.append_text(_redline(response, result.edits, result.correction_complete is not False, edits))
     return text
 
 
-def render_correction(response: str, result: ItemCorrection) -> Text:
-    """What came of rewriting, the scores that are known, and the redline."""
+def render_correction(response: str, result: ItemCorrection, edits: EditsBy | None = None) -> Text:
+    """What came of rewriting, the scores that are known, and the redline; ``edits`` None groups them."""
     rewrites = "1 rewrite" if result.rounds == 1 else f"{result.rounds} rewrites"
     after = "" if result.score_after is None else f" -> {result.score_after:.3f}"
     text = Text()
     text.append(
         f"{rewrites} ({result.ended.replace('_', ' ')}), score {result.score_before:.3f}{after}\n\n", style="bold"
     )
-    text.append_text(_redline(response, result.edits, result.is_complete))
+    text.append_text(_redline(response, result.edits, result.is_complete, edits))
     return text
 
 
-def _redline(response: str, edits: list[Edit], is_complete: bool) -> Text:
+def _redline(response: str, edits: list[Edit], is_complete: bool, by: EditsBy | None) -> Text:
     """The redline; ``…`` says that it breaks off."""
-    text = redlined(response, grouped(response, edits))
+    text = redlined(response, edits if by == "words" else grouped(response, edits))
     if not is_complete:
         text.append(" …", style="dim")
     return text

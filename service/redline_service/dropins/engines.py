@@ -15,6 +15,7 @@ from pydantic import Discriminator, PrivateAttr, Tag, model_validator
 from redline.token_spans import Span, token_spans
 from redline.transcripts import BorderError, Exchange, as_item, from_whole
 from redline.wire import ChatMessage, FirstError, ScoreItem, Text
+from redline_model.tokenizing import decoded, tokenized
 from redline_service.dropins.protocol import Foreign, Reader, Scored, Texts
 
 Ids = Annotated[list[int], FirstError]
@@ -23,7 +24,7 @@ IdLists = Annotated[list[Ids], FirstError]
 
 def _decoder(reader: Reader) -> Callable[[Sequence[int]], str]:
     tokenizer = reader.encoder.tokenizer
-    return lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=False))
+    return lambda ids: decoded(tokenizer, ids, skip_special_tokens=False)
 
 
 def _checked(ids: Ids, reader: Reader) -> Ids:
@@ -150,7 +151,7 @@ def _tokens_of_response(given: str | Ids, exchange: Exchange, reader: Reader) ->
     The first token behind a finished response is its end token.
     """
     if isinstance(given, str):
-        encoded = reader.encoder.tokenizer(given, return_offsets_mapping=True)
+        encoded = tokenized(reader.encoder.tokenizer, given, return_offsets_mapping=True)
         spans = [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
     else:
         spans = token_spans(_decoder(reader), given)[1]
