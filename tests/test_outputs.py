@@ -117,7 +117,7 @@ def test_rows_go_into_pipes_and_standard_output(home: Path, url: str, tmp_path: 
 
 def test_what_can_be_no_output_is_refused_before_a_row_is_asked_for(home: Path, url: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for out in (tmp_path, tmp_path / "file" / "below", tmp_path / "missing" / "below"):
+    for out in (tmp_path, tmp_path / "file" / "below", tmp_path / "file" / "missing" / "below"):
         failed = run("score", str(home / "items.jsonl"), "--url", url, "--out", str(out))
         assert failed.returncode == 1
         assert failed.stderr.startswith(f"redline: {out}: ")
