@@ -71,8 +71,8 @@ class RewardClient:
         transport: for tests; an ``httpx`` transport in place of the network.
 
     Raises:
-        ProtocolError: ``url`` is no http(s) address, the key cannot stand in a header, or the environment names a proxy
-            that cannot be used.
+        ProtocolError: ``url`` is no http(s) address, or the key cannot stand in a header.
+        ConfigurationError: the environment names a proxy or certificates that cannot be used.
         ValueError: ``timeout_s`` or ``max_answer_bytes`` is not above 0.
     """
 

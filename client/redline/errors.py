@@ -4,7 +4,8 @@ RedlineError
 ├── ConnectionFailedError   no answer came: unreachable, reset, timed out
 ├── ProtocolError           an answer came that is not Redline's contract
 │   ├── AnswerTooLargeError it was larger than the client accepts
-│   └── AnswerMismatchError it was the answer to another request
+│   ├── AnswerMismatchError it was the answer to another request
+│   └── ConfigurationError  nothing was asked: the environment names a proxy or certificates that cannot be used
 ├── ServiceError            the service refused the request: code, status, retryable
 ├── ItemsFailedError        the request was answered, some of its items could not be
 ├── ModelChangedError       the service answers with other weights than before
@@ -37,6 +38,10 @@ class AnswerTooLargeError(ProtocolError):
 
 class AnswerMismatchError(ProtocolError):
     """The answer is to another request, as on a connection that was answered twice; it was not read."""
+
+
+class ConfigurationError(ProtocolError):
+    """The environment names a proxy or certificates that cannot be used; the message names the variable."""
 
 
 class ServiceError(RedlineError):

@@ -64,8 +64,8 @@ def base_url(url: str) -> httpx.URL:
     try:
         parsed = httpx.URL(url.rstrip("/"))
         is_valid = parsed.host is not None and (parsed.port or 0) < 2**16  # decoding the host may fail, too
-    except (httpx.InvalidURL, UnicodeError) as error:
-        raise _no_address(url) from error
+    except (httpx.InvalidURL, UnicodeError):
+        raise _no_address(url) from None  # the cause may hold a password
     if not is_valid:
         raise _no_address(url)
     return parsed

@@ -11,6 +11,7 @@ from redline.cli.options import Device, OutFolder, Seed
 from redline.cli.reading import BadRowPolicy, OnBadRow, reading_report
 from redline.cli.terminal import need, notice, prepare_torch, progress_bar, say
 from redline.files import check_file_writable
+from redline.locks import sole_writer
 from redline.metrics_log import MetricsLog
 
 
@@ -115,7 +116,12 @@ def train(
     check_free(out, overwrite=overwrite)
     folder = logs or out.with_name(f"{out.name}-logs")
     check_file_writable(folder / "metrics.jsonl")
-    with reading_report(on_bad_row, out, is_folder=True) as reading, progress_bar(f"train {kind}", 1) as bar:
+    with (
+        sole_writer(out),
+        sole_writer(folder, is_kept=True),
+        reading_report(on_bad_row, out, is_folder=True) as reading,
+        progress_bar(f"train {kind}", 1) as bar,
+    ):
         loaded, problems = [], []
         for sources in (pairs, held_out or []):
             try:
