@@ -200,6 +200,7 @@ def test_members_that_lay_items_out_differently_are_refused(tokenizer: Any, plai
     other = build_scorer("scalar", build_scalar(len(tokenizer)), tokenizer, template=Template(style="plain"))
     seq2seq = build_scorer("seq2seq", build_causal(len(tokenizer)), tokenizer)
     words = plain_tokenizer.__class__(tokenizer_object=plain_tokenizer.backend_tokenizer, eos_token="<|user|>")
+    words.chat_template = tokenizer.chat_template
     foreign = build_scorer("scalar", build_scalar(len(words)), words, template=scalar.encoder.template)
     options = EnsembleOptions(members=2)
     for second, what in ((other, "template"), (seq2seq, "arrangement"), (foreign, "tokenizer")):
