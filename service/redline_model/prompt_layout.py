@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+import json
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from redline.messages import Message
 from redline.rendering import ChatRenderer, Literals, PolicyPrompts, PrivateTokenizer, RenderError, check_bare
 from redline.rendering.markers import turn_markers
+from redline_model.errors import InvalidPromptError, UnsupportedError
 
+if TYPE_CHECKING:
+    from redline_model.template import Template
+
+T = TypeVar("T")
 Ids = tuple[list[int], list[int]]
 _Tools = Sequence[Any] | None
 
@@ -121,3 +127,36 @@ class PairLayout:
         if [message["role"] for message in messages] != ["user"]:
             raise RenderError("the model has no chat template: it reads a prompt as one text of the user")
         return Literals(tuple(map(tuple, self._around)), ((False, False),) * 2)
+
+
+def make_layout(template: Template, tokenizer: Any, texts: PrivateTokenizer) -> Layout:
+    """The layout of a template. Raises UnsupportedError where it needs a chat template and there is none."""
+    if template.style == "policy":
+        return PolicyLayout(PolicyPrompts(tokenizer, template.chat_kwargs, texts=texts))
+    if template.style == "plain":
+        return PlainLayout(texts, template.turn, template.turn_end, template.rewrite)
+    if not getattr(tokenizer, "chat_template", None):
+        if template.style == "conversation":
+            return PairLayout(texts)
+        raise UnsupportedError("the bundle's template is of style chat, and its tokenizer has no chat template")
+    chat = ChatRenderer(tokenizer, template.chat_kwargs, texts=texts)
+    if template.style == "conversation":
+        return ChatLayout(chat, (), opens_turn=False)
+    return ChatLayout(chat, ({"role": "user", "content": template.instruction},), opens_turn=True)
+
+
+def key_of(messages: Sequence[Message], tools: _Tools) -> str:
+    """Messages and tools as JSON. Raises InvalidPromptError."""
+    try:
+        return json.dumps([list(messages), list(tools) if tools else None])
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidPromptError(f"the prompt holds something that is not JSON: {error}") from error
+
+
+def laid_out(lay_out: Callable[[Sequence[Message], _Tools], T], key: str) -> T:
+    """``lay_out`` of what ``key_of`` was given. Raises InvalidPromptError."""
+    messages, tools = json.loads(key)
+    try:
+        return lay_out(messages, tools)
+    except RenderError as error:
+        raise InvalidPromptError(str(error)) from error

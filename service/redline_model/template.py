@@ -8,24 +8,15 @@ text could spell, is refused in prompts; in responses it is text like any other 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from redline.messages import Message, MessageError, normalized
-from redline.rendering import (
-    POLICY_SETTINGS,
-    ChatRenderer,
-    Literals,
-    OwnForm,
-    PolicyPrompts,
-    PrivateTokenizer,
-    RenderError,
-)
+from redline.rendering import POLICY_SETTINGS, Literals, OwnForm, PrivateTokenizer
 from redline.token_spans import Span, token_spans
 from redline_model.errors import (
     BadIdsError,
@@ -35,10 +26,9 @@ from redline_model.errors import (
     UnsupportedError,
 )
 from redline_model.item_bounds import bounded_item
-from redline_model.prompt_layout import ChatLayout, Layout, PairLayout, PlainLayout, PolicyLayout
+from redline_model.prompt_layout import key_of, laid_out, make_layout
 from redline_model.sized_cache import SizedCache
 
-T = TypeVar("T")
 Prompt = str | Sequence[Message]
 
 # Entries of the caches below, in characters and token ids together; an id takes about 36 bytes.
@@ -155,7 +145,7 @@ class Encoder:
         self.max_target_tokens = max_target_tokens
         self.arrangement = arrangement
         self.texts = PrivateTokenizer(tokenizer)
-        self.layout = self._make_layout()
+        self.layout = make_layout(template, tokenizer, self.texts)
         head, tail = self.texts.around()
         is_plain = template.style == "plain"  # which puts its head in front itself
         is_framed = arrangement == "encoder_decoder"
@@ -170,32 +160,17 @@ class Encoder:
             self._lay_out, lambda key, literals: len(key) + sum(map(len, literals.ids)), _MAX_CACHED_LITERALS
         )
 
-    def _make_layout(self) -> Layout:
-        template, texts = self.template, self.texts
-        if template.style == "policy":
-            return PolicyLayout(PolicyPrompts(self.tokenizer, template.chat_kwargs, texts=texts))
-        if template.style == "plain":
-            return PlainLayout(texts, template.turn, template.turn_end, template.rewrite)
-        if not getattr(self.tokenizer, "chat_template", None):
-            if template.style == "conversation":
-                return PairLayout(texts)
-            raise UnsupportedError("the template is of style chat, and the tokenizer has no chat template")
-        chat = ChatRenderer(self.tokenizer, template.chat_kwargs, texts=texts)
-        if template.style == "conversation":
-            return ChatLayout(chat, (), opens_turn=False)
-        return ChatLayout(chat, ({"role": "user", "content": template.instruction},), opens_turn=True)
-
     @cached_property
     def own_form(self) -> OwnForm | None:
         """Reads texts that were rendered with the model's own chat template; None where it has none."""
         return None if self.layout.chat is None else OwnForm(self.layout.chat)
 
     def _lay_out_whole(self, key: str) -> tuple[list[int], list[int]]:
-        before, behind = _laid_out(self.layout.whole, key)
+        before, behind = laid_out(self.layout.whole, key)
         return [*self._head_ids, *before], [*behind, *self._tail_ids]
 
     def _lay_out(self, key: str) -> Literals:
-        ids, trims = _laid_out(self.layout.literals, key)
+        ids, trims = laid_out(self.layout.literals, key)
         ids = (*ids[:-1], (*ids[-1], *self._tail_ids))
         return Literals(((*self._head_ids, *ids[0]), *ids[1:]), trims)
 
@@ -231,11 +206,11 @@ class Encoder:
         """
         messages, contents = self._messages(prompt)
         if contents is None and spare is None:
-            before, behind = self._prompts(_key(messages, tools))
+            before, behind = self._prompts(key_of(messages, tools))
             self._check_prefix(before)
             return list(before), list(behind), False
         blank = [{**message, "content": ""} for message in messages]
-        literals, trims = self._literals(_key(blank, tools))
+        literals, trims = self._literals(key_of(blank, tools))
         if contents is None:
             pairs = zip(messages, trims, strict=False)
             contents = [self.texts.foreign_ids(_trimmed(message["content"], *ends)) for message, ends in pairs]
@@ -327,22 +302,6 @@ class Encoder:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a rewrite."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
-
-
-def _key(messages: Sequence[Message], tools: Sequence[Any] | None) -> str:
-    """Messages and tools as JSON. Raises InvalidPromptError."""
-    try:
-        return json.dumps([list(messages), list(tools) if tools else None])
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidPromptError(f"the prompt holds something that is not JSON: {error}") from error
-
-
-def _laid_out(lay_out: Callable[[Sequence[Message], Sequence[Any] | None], T], key: str) -> T:
-    messages, tools = json.loads(key)
-    try:
-        return lay_out(messages, tools)
-    except RenderError as error:
-        raise InvalidPromptError(str(error)) from error
 
 
 def _trimmed(text: str, is_left: bool, is_right: bool) -> str:
