@@ -28,6 +28,8 @@ ALLOWED = {
         "redline.alignment",
         "redline.token_spans",
         "redline.transcripts",
+        "redline.messages",
+        "redline.rendering",
         "redline.edit_groups",
         "redline_model",
     ),

@@ -65,14 +65,14 @@ class OwnForm:
 
     def answer(self, text: str) -> tuple[str, bool]:
         """``text`` without what closes the assistant's turn, and whether it was there."""
-        for end in self._ends:
+        for end in self.ends:
             body, is_ended = _without_end(text, end)
             if is_ended:
                 return body, True
         return text, False
 
     @cached_property
-    def _ends(self) -> list[str]:
+    def ends(self) -> list[str]:
         """What may close an answer: all that the template writes behind one, and less white space, longest first."""
         marks = Marks([])
         turns = [{"role": "user", "content": marks.code(0)}, {"role": "assistant", "content": marks.code(1)}]
@@ -83,7 +83,15 @@ class OwnForm:
         behind = text.partition(marks.code(1))[2]
         marked = behind.partition(GENERATION_END)[0] if GENERATION_END in behind else ""
         behind = behind.replace(GENERATION_START, "").replace(GENERATION_END, "")
-        return sorted({end for end in (behind, behind.rstrip(), marked, marked.rstrip()) if end}, key=len, reverse=True)
+        return sorted(
+            {end for end in (behind, behind.rstrip(), marked, marked.rstrip()) if end.strip()}, key=len, reverse=True
+        )
+
+    @cached_property
+    def begins(self) -> list[str]:
+        """Special tokens that the template begins with."""
+        found = [self._chat.special.pattern.match(borders.start) for borders in self._borders]
+        return list(dict.fromkeys(one[0] for one in found if one))
 
     @cached_property
     def _opening(self) -> str:

@@ -14,7 +14,7 @@ from pydantic import Discriminator, PrivateAttr, Tag, model_validator
 
 from redline.messages import content_fields
 from redline.token_spans import Span, token_spans
-from redline.transcripts import BorderError, Exchange, as_item, from_whole
+from redline.transcripts import BorderError, Exchange, as_item
 from redline.wire import ChatMessage, FirstError, ScoreItem, Text
 from redline.wire.given import Tools
 from redline_service.dropins.protocol import Foreign, Reader, Scored, Texts
@@ -37,7 +37,7 @@ def _checked(ids: Ids, reader: Reader) -> Ids:
 
 def _exchange(given: str | Ids, reader: Reader) -> Exchange:
     text = given if isinstance(given, str) else _decoder(reader)(_checked(given, reader))
-    return from_whole(text, reader.ends)
+    return reader.from_whole(text)
 
 
 class _VLLMBody(Foreign):
