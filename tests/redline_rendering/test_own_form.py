@@ -50,7 +50,7 @@ def test_a_query_in_the_own_form_is_taken_apart(style: str, is_finished: bool) -
         whole = chat.render([*messages, {"role": "assistant", "content": ANSWER}])
         closing = whole[whole.rindex(ANSWER) + len(ANSWER) :]
         for after in [closing, closing.rstrip(), closing + "<pad><pad>"] if is_finished else ["", "<pad>"]:
-            if is_finished and not after.strip():
+            if is_finished and not closing.strip():
                 continue  # nothing says that it is finished
             exchange = reader.from_query_and_prompt(prompt + ANSWER + after, prompt)
             assert read(exchange.prompt) == messages

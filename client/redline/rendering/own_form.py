@@ -67,6 +67,9 @@ class OwnForm:
         """``text`` without what closes the assistant's turn, and whether it was there."""
         for end in self.ends:
             body, is_ended = _without_end(text, end)
+            token = end.strip()
+            while is_ended and self._chat.special.pattern.fullmatch(token) and body.endswith(token):
+                body = body[: len(body) - len(token)]  # end tokens as padding
             if is_ended:
                 return body, True
         return text, False
