@@ -16,6 +16,7 @@ from redline.alignment import align_rewards, check_offsets
 from redline.client import RewardClient
 from redline.columns import ScoreColumns
 from redline.errors import (
+    AnswerMismatchError,
     AnswerTooLargeError,
     CommandError,
     ConnectionFailedError,
@@ -34,6 +35,7 @@ from redline.wire.correction import CorrectOptions, ItemCorrection
 
 __all__ = [
     "NO_RETRY",
+    "AnswerMismatchError",
     "AnswerTooLargeError",
     "AsyncRewardClient",
     "BestOf",

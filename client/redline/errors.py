@@ -3,7 +3,8 @@
 RedlineError
 ├── ConnectionFailedError   no answer came: unreachable, reset, timed out
 ├── ProtocolError           an answer came that is not Redline's contract
-│   └── AnswerTooLargeError it was larger than the client accepts
+│   ├── AnswerTooLargeError it was larger than the client accepts
+│   └── AnswerMismatchError it was the answer to another request
 ├── ServiceError            the service refused the request: code, status, retryable
 ├── ItemsFailedError        the request was answered, some of its items could not be
 ├── ModelChangedError       the service answers with other weights than before
@@ -14,9 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from redline.display import one_line
 from redline.wire import ErrorBody
-
-_LONGEST_MESSAGE = 1000
 
 
 class RedlineError(Exception):
@@ -32,7 +32,11 @@ class ProtocolError(RedlineError):
 
 
 class AnswerTooLargeError(ProtocolError):
-    """The answer is larger than the client's ``max_answer_bytes``; reading it was stopped."""
+    """The answer is larger than ``max_answer_bytes``, or than what was asked can take; reading it was stopped."""
+
+
+class AnswerMismatchError(ProtocolError):
+    """The answer is to another request, as on a connection that was answered twice; it was not read."""
 
 
 class ServiceError(RedlineError):
@@ -44,7 +48,7 @@ class ServiceError(RedlineError):
     def __init__(
         self, body: ErrorBody, status: int, retry_after_s: float | None = None, request_id: str | None = None
     ) -> None:
-        super().__init__(f"{_one_line(body.message)} ({_one_line(body.code)}, HTTP {status})")
+        super().__init__(f"{one_line(body.message)} ({one_line(body.code)}, HTTP {status})")
         self.code = body.code
         self.status = status
         self.is_retryable = body.retryable
@@ -59,7 +63,7 @@ class ItemsFailedError(RedlineError):
         position, body = failures[0]
         more = f", and {len(failures) - 1} more" if len(failures) > 1 else ""
         super().__init__(
-            f"item {position} could not be answered: {_one_line(body.message)} ({_one_line(body.code)}){more}"
+            f"item {position} could not be answered: {one_line(body.message)} ({one_line(body.code)}){more}"
         )
         self.failures = list(failures)
 
@@ -70,9 +74,3 @@ class ModelChangedError(RedlineError):
 
 class CommandError(RedlineError):
     """A command cannot go on."""
-
-
-def _one_line(text: str) -> str:
-    """What a service wrote, fit to be shown: on one line, without control characters, not at any length."""
-    shown = text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}..."
-    return "".join(c if c.isprintable() else " " for c in shown)

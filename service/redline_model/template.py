@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from redline.messages import Message, MessageError, normalized
-from redline.rendering import POLICY_SETTINGS, Literals, OwnForm, PrivateTokenizer
+from redline.rendering import POLICY_SETTINGS, Literals, OwnForm
 from redline.token_spans import Span, token_spans
 from redline_model.errors import (
     BadIdsError,
@@ -28,6 +28,7 @@ from redline_model.errors import (
 from redline_model.item_bounds import bounded_item
 from redline_model.prompt_layout import key_of, laid_out, make_layout
 from redline_model.sized_cache import SizedCache
+from redline_model.tokenizing import GuardedTokenizer
 
 Prompt = str | Sequence[Message]
 
@@ -144,7 +145,7 @@ class Encoder:
         self.max_tokens = max_tokens
         self.max_target_tokens = max_target_tokens
         self.arrangement = arrangement
-        self.texts = PrivateTokenizer(tokenizer)
+        self.texts = GuardedTokenizer(tokenizer)
         self.layout = make_layout(template, tokenizer, self.texts)
         head, tail = self.texts.around()
         is_plain = template.style == "plain"  # which puts its head in front itself
@@ -249,15 +250,13 @@ class Encoder:
         ids = ids[:-1] if is_finished else ids
         if self.end_id in ids:
             raise BadIdsError(f"response_ids hold the end token {self.end_id} before their end")
-        text = self.tokenizer.decode(ids, skip_special_tokens=False)
+        text = self.texts.decode(ids)
         return ids, self._spans(ids, text), text, is_finished
 
     def _spans(self, ids: list[int], text: str) -> list[Span]:
         again = self.texts.foreign(text)
-        if again.ids == ids:
-            return again.spans
         # sampled ids need not be the canonical tokenization of their text
-        return token_spans(lambda part: self.tokenizer.decode(part, skip_special_tokens=False), ids)[1]
+        return again.spans if again.ids == ids else token_spans(self.texts.decode, ids)[1]
 
     def length(self, prefix: int, response: int, request: int, target: int) -> int:
         """Tokens that count against ``max_tokens``, from the lengths of the pieces."""
@@ -300,8 +299,8 @@ class Encoder:
         return EncodedItem(prefix, ids, request, targets, spans, text, is_finished, is_truncated or is_cut)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of a rewrite."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        """The text of a rewrite. Raises TokenizerError."""
+        return self.texts.decode(ids, skip_special_tokens=True)
 
 
 def _trimmed(text: str, is_left: bool, is_right: bool) -> str:

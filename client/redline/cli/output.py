@@ -11,7 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from redline.cli.terminal import need, say, write_stdout
+from redline.cli.terminal import is_terminal, need, say, write_stdout
+from redline.display import visible_json
 from redline.errors import CommandError
 from redline.files import RecordingFile, atomic_file, check_file_writable, is_special, open_special
 from redline.row_files import Problems
@@ -115,7 +116,7 @@ class Output:
         """One more row. ``where`` it came from, and why answers in it failed, if any did. Raises OSError."""
         data = _line(row)
         if self.out is None:
-            write_stdout(data)
+            write_stdout(visible_json(data.decode()).encode() if is_terminal() else data)
         else:
             try:
                 if self._special is not None:

@@ -12,11 +12,12 @@ import typer
 
 from redline.cli.options import Device, Key, OutFolder, Seed, Url
 from redline.cli.reading import BadRowPolicy, OnBadRow, reading_report
-from redline.cli.terminal import console, need, prepare_torch, progress_bar, say
+from redline.cli.terminal import need, notice, prepare_torch, progress_bar, say
 from redline.client import RewardClient
 from redline.errors import CommandError, RedlineError
 from redline.exchange import DEFAULT_URL
 from redline.files import check_parent_writable, write_text
+from redline.redacting import without_secrets
 from redline.retry import RetryPolicy
 from redline.wire import ScoreOptions
 
@@ -81,9 +82,7 @@ def ppo(
     )
 
     def waiting(error: RedlineError, wait_s: float) -> None:
-        console.print(
-            f"waiting {wait_s:.1f} s for the reward service: {error}", style="yellow", highlight=False, soft_wrap=True
-        )
+        notice(f"waiting {wait_s:.1f} s for the reward service: {error}", is_warning=True)
 
     if out.exists() and not out.is_dir():
         raise CommandError(f"{out}: Not a directory")
@@ -103,7 +102,7 @@ def ppo(
     retry = RetryPolicy(max_attempts=None, patience_s=patience_s)
     with RewardClient(url, key=key, retry=retry, on_wait=waiting) as client:
         served = client.model()
-        console.print(f"rewards from {served.kind} model {served.name} ({served.digest[:19]}) at {url}", soft_wrap=True)
+        notice(f"rewards from {served.kind} model {served.name} ({served.digest[:19]}) at {without_secrets(url)}")
         loop = PPOLoop(
             learner,
             RemoteRewards(
@@ -130,7 +129,7 @@ def ppo(
                 f"{out} holds a run of {loop.steps_done} steps already; ask for more, or choose another --out"
             )
         if loop.steps_done:
-            console.print(f"resuming at step {loop.steps_done}")
+            notice(f"resuming at step {loop.steps_done}")
         out.mkdir(parents=True, exist_ok=True)
         loop.digest = loop.digest or served.digest
         with MetricsLog(out, resumed_at=loop.steps_done) as log, progress_bar("ppo", steps) as bar:
@@ -138,7 +137,7 @@ def ppo(
             def show(metrics: dict[str, float], sampled: Sequence[Rollout], scores: Scores) -> None:
                 log.write(metrics)
                 if metrics["model_changed"]:
-                    console.print(f"the reward model changed, to {(loop.digest or '')[:19]}", soft_wrap=True)
+                    notice(f"the reward model changed, to {(loop.digest or '')[:19]}")
                 _write_samples(out / "samples.jsonl", sampled, scores)
                 bar.update(
                     int(metrics["step"]),

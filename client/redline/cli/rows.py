@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from redline.background import DaemonPool
 from redline.cli.terminal import progress_bar
+from redline.display import one_line
 from redline.errors import CommandError
 from redline.exchange import as_items
 from redline.jsonl import CheckedRows
@@ -135,4 +136,4 @@ def fail_if_any(failures: Problems, total: int, what: str) -> None:
 
 def failures_of(answers: Answers[Any]) -> list[str]:
     """Why answers to a row are none, of those; rows that were skipped on request are no failures."""
-    return [] if answers.is_skipped else [a.error.message for a in answers.items if isinstance(a, ItemError)]
+    return [] if answers.is_skipped else [one_line(a.error.message) for a in answers.items if isinstance(a, ItemError)]

@@ -9,7 +9,7 @@ import typer
 
 from redline.cli.options import Device, OutFolder, Seed
 from redline.cli.reading import BadRowPolicy, OnBadRow, reading_report
-from redline.cli.terminal import console, need, prepare_torch, progress_bar, say
+from redline.cli.terminal import need, notice, prepare_torch, progress_bar, say
 from redline.files import check_file_writable
 from redline.metrics_log import MetricsLog
 
@@ -127,7 +127,7 @@ def train(
         (training, data), (measuring, _) = loaded
         resumed_at = resumable_step(out)
         if resumed_at:
-            console.print(f"resuming at step {resumed_at}")
+            notice(f"resuming at step {resumed_at}")
         log: MetricsLog | None = None
 
         def show(report: StepReport) -> None:

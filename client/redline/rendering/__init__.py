@@ -9,11 +9,12 @@ from redline.rendering.chat import ChatRenderer, Literals
 from redline.rendering.errors import RenderError
 from redline.rendering.own_form import OwnForm
 from redline.rendering.policy import POLICY_SETTINGS, PolicyPrompts, check_bare
-from redline.rendering.tokenizing import PrivateTokenizer
+from redline.rendering.tokenizing import Encoded, PrivateTokenizer
 
 __all__ = [
     "POLICY_SETTINGS",
     "ChatRenderer",
+    "Encoded",
     "Literals",
     "OwnForm",
     "PolicyPrompts",

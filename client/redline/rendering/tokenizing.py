@@ -8,7 +8,7 @@ private copies of the backend whose settings never change.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 Span = tuple[int, int]
@@ -40,52 +40,50 @@ class PrivateTokenizer:
 
     def template_ids(self, text: str) -> list[int]:
         """Ids of a template's own text: special tokens are read as such, none are added."""
-        if self._template_copy is not None:
-            return list(self._template_copy.encode(text, add_special_tokens=False).ids)
-        return list(self._called(text, split_special_tokens=False)["input_ids"])
+        return self.guarded(lambda: self._encoded(text, is_foreign=False), len(text)).ids
 
     def foreign_ids(self, text: str) -> list[int]:
         """Ids of a caller's text: what spells a special token is ordinary text."""
-        if self._foreign_copy is not None:
-            return list(self._foreign_copy.encode(text, add_special_tokens=False).ids)
-        return list(self._called(text, split_special_tokens=True)["input_ids"])
+        return self.guarded(lambda: self._encoded(text, is_foreign=True), len(text)).ids
 
     def foreign(self, text: str) -> Encoded:
         """As ``foreign_ids``, with spans. Needs a fast tokenizer."""
-        if self._foreign_copy is not None:
-            encoded = self._foreign_copy.encode(text, add_special_tokens=False)
-            return Encoded(list(encoded.ids), [(int(start), int(end)) for start, end in encoded.offsets])
-        found = self._called(text, split_special_tokens=True, return_offsets_mapping=True)
-        return Encoded(found["input_ids"], [(int(start), int(end)) for start, end in found["offset_mapping"]])
+        return self.guarded(lambda: self._encoded(text, is_foreign=True, has_spans=True), len(text))
 
     def whole(self, text: str) -> Encoded:
         """A text as ``tokenizer(text)`` reads it: special tokens are read, and added at the ends, with empty spans."""
-        if self._template_copy is not None:
-            encoded = self._template_copy.encode(text, add_special_tokens=True)
-            return Encoded(list(encoded.ids), [(int(start), int(end)) for start, end in encoded.offsets])
-        found = self._called(text, add_special_tokens=True, return_offsets_mapping=True)
-        return Encoded(found["input_ids"], [(int(start), int(end)) for start, end in found["offset_mapping"]])
+        return self.guarded(lambda: self._encoded(text, is_foreign=False, has_spans=True, is_framed=True), len(text))
 
     def around(self, texts: int = 1) -> list[list[int]]:
         """Ids that the tokenizer adds before, between and behind ``texts`` (1 or 2) texts."""
         if self._template_copy is not None:
             sample = ("a",) * texts
             encoded = self._template_copy.encode(*sample, add_special_tokens=True)
-            ids, sequences = list(encoded.ids), list(encoded.sequence_ids)
-            return _gaps(ids, sequences, texts)
-        bare = self._called("a", split_special_tokens=False)["input_ids"]
-        framed = self._called("a", add_special_tokens=True)["input_ids"]
+            return _gaps(list(encoded.ids), list(encoded.sequence_ids), texts)
+        bare = self._encoded("a", is_foreign=False).ids
+        framed = self._encoded("a", is_foreign=False, is_framed=True).ids
         at = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), 0)
-        return [list(framed[:at]), list(framed[at + len(bare) :])]
+        return [framed[:at], framed[at + len(bare) :]]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of ``ids``."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
-    def _called(self, text: str, **settings: Any) -> dict[str, Any]:
+    def guarded(self, work: Callable[[], Encoded], characters: int) -> Encoded:
+        """What ``work`` makes of so many characters; the place to bound it."""
+        return work()
+
+    def _encoded(self, text: str, *, is_foreign: bool, has_spans: bool = False, is_framed: bool = False) -> Encoded:
+        backend = self._foreign_copy if is_foreign else self._template_copy
+        if backend is not None:
+            encoded = backend.encode(text, add_special_tokens=is_framed)
+            spans = [(int(start), int(end)) for start, end in encoded.offsets] if has_spans else []
+            return Encoded(list(encoded.ids), spans)
+        settings = {"add_special_tokens": is_framed, "split_special_tokens": is_foreign}
         with _CALLS:
-            found = self.tokenizer(text, **{"add_special_tokens": False, **settings})
-        return {name: list(value) for name, value in found.items()}
+            found = self.tokenizer(text, **settings, **({"return_offsets_mapping": True} if has_spans else {}))
+        spans = [(int(start), int(end)) for start, end in found["offset_mapping"]] if has_spans else []
+        return Encoded(list(found["input_ids"]), spans)
 
 
 def _gaps(ids: Sequence[int], sequences: Sequence[int | None], texts: int) -> list[list[int]]:

@@ -24,8 +24,7 @@ IdLists = Annotated[list[Ids], FirstError]
 
 
 def _decoder(reader: Reader) -> Callable[[Sequence[int]], str]:
-    tokenizer = reader.encoder.tokenizer
-    return lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=False))
+    return reader.encoder.texts.decode
 
 
 def _checked(ids: Ids, reader: Reader) -> Ids:
