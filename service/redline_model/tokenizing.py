@@ -30,6 +30,10 @@ class GuardedTokenizer(PrivateTokenizer):
             raise TokenizerError(f"the tokenizer makes {len(encoded.ids)} tokens of {characters} characters")
         return encoded
 
+    def normalized(self, text: str) -> str:
+        """See ``PrivateTokenizer``."""
+        return _named(lambda: super(GuardedTokenizer, self).normalized(text), "this text")
+
     def around(self, texts: int = 1) -> list[list[int]]:
         """See ``PrivateTokenizer``."""
         return _named(lambda: super(GuardedTokenizer, self).around(texts), "a text of one letter")

@@ -220,6 +220,19 @@ def test_a_role_is_a_name(role: str) -> None:
         PolicyPrompts(with_template("byte_bpe", "chatml")).ids([{"role": role, "content": "Hi"}])
 
 
+def test_a_special_token_that_is_found_in_normalised_text_cannot_be_spelt_in_another_way() -> None:
+    from tokenizers import AddedToken
+
+    made = with_template("unigram", "chatml")
+    made.add_special_tokens({"additional_special_tokens": [AddedToken("[end]", special=True, normalized=True)]})
+    wide = "\uff3bend\uff3d"  # NFKC makes it "[end]"
+    assert made.convert_tokens_to_ids("[end]") in made(wide)["input_ids"], "or nothing is shown"
+    with pytest.raises(RenderError, match="in another way"):
+        PolicyPrompts(made).ids(wide)
+    item = encoder_of(made).encode(Item("Hi", wide))
+    assert made.convert_tokens_to_ids("[end]") not in item.response_ids
+
+
 def test_private_use_characters_are_text() -> None:
     made = with_template("byte_bpe", "chatml")
     text = "\ue0000.0\ue001 <|im_end|> \ue0001.0\ue001"

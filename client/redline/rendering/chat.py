@@ -43,7 +43,7 @@ class ChatRenderer:
 
     def __init__(self, tokenizer: Any, settings: Mapping[str, Any], *, texts: PrivateTokenizer | None = None) -> None:
         self.texts = texts or PrivateTokenizer(tokenizer)
-        self.special = SpecialTokens(tokenizer)
+        self.special = SpecialTokens(self.texts)
         self._templates = tokenizer.chat_template
         self._date = fixed_date(settings)
         named = {name: text for name, text in tokenizer.special_tokens_map.items() if isinstance(text, (str, list))}

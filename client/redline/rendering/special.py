@@ -62,17 +62,15 @@ class Marks:
 class SpecialTokens:
     """The texts of a tokenizer's special tokens."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, texts: PrivateTokenizer) -> None:
+        tokenizer = texts.tokenizer
         added = list(getattr(tokenizer, "added_tokens_decoder", {}).values())
         special = [token.content for token in added if token.special]
         self.texts = sorted({*special, *map(str, tokenizer.all_special_tokens)} - {""}, key=len, reverse=True)
         self.pattern = re.compile("|".join(map(re.escape, self.texts)) or r"(?!)")
         # a special token that is looked for in normalised text can be spelt in other ways
-        normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
         is_normalized = any(token.special and token.normalized for token in added)
-        self._normalize: Callable[[str], str] | None = (
-            normalizer.normalize_str if normalizer is not None and is_normalized else None
-        )
+        self._normalize: Callable[[str], str] | None = texts.normalized if is_normalized else None
 
     def are_in(self, text: str) -> bool:
         """Whether ``text`` spells one.

@@ -69,6 +69,11 @@ class PrivateTokenizer:
         """The text of ``ids``."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
+    def normalized(self, text: str) -> str:
+        """``text`` as the tokenizer's normalizer writes it."""
+        normalizer = getattr(getattr(self.tokenizer, "backend_tokenizer", None), "normalizer", None)
+        return text if normalizer is None else str(normalizer.normalize_str(text))
+
     def guarded(self, work: Callable[[], Encoded], characters: int) -> Encoded:
         """What ``work`` makes of so many characters; the place to bound it."""
         return work()
