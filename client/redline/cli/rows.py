@@ -65,8 +65,7 @@ def row_item(kind: type[Item], report: ReadingReport | None = None) -> Callable[
     Args:
         report: counts the other columns.
     """
-    # tools change what a prompt is; a service that does not know them refuses them
-    known = {*kind.model_fields, "tools"}
+    known = set(kind.model_fields)
 
     def parse(where: str, row: dict[str, Any]) -> Asked[Item]:
         fields = {name: value for name, value in row.items() if name in known and not (name == "tools" and not value)}
