@@ -239,6 +239,47 @@ def test_private_use_characters_are_text() -> None:
     assert text in made.decode(PolicyPrompts(made).ids(text))
 
 
+@pytest.mark.parametrize("thought", ["<think>\n\n</think>\n\n", "<think></think>"])
+def test_the_tags_of_a_thought_that_every_answer_has_mark_no_turn(thought: str) -> None:
+    made = with_template("byte_bpe", "chatml")
+    before = "{% if m.role == 'assistant' %}" + repr(thought)[1:-1].replace("\\n", "\n") + "{% endif %}"
+    made.chat_template = STYLES["chatml"].template.replace("{{ m['content'] }}", before + "{{ m['content'] }}")
+    assert PolicyPrompts(made).ids("Why <think>a</think> and <think> then </think>?")
+
+
+# --- templates that leave something out ------------------------------------------------------------------
+
+
+def test_what_a_template_leaves_out_is_refused_and_not_lost() -> None:
+    made = with_template("byte_bpe", "chatml")
+    made.chat_template = (
+        "{% for m in messages %}{% if m.role in ['user', 'assistant'] %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+        "<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    for template in (Template.of_policy(), Template(style="chat")):
+        with pytest.raises(InvalidPromptError, match="leaves out a turn of role 'system'"):
+            encoder_of(made, template).encode(Item(prompt, "x"))
+        blank = [{**prompt[0], "content": " "}, prompt[1]]
+        assert encoder_of(made, template).encode(Item(blank, "x")) == encoder_of(made, template).encode(
+            Item(prompt[1:], "x")
+        )
+
+
+def test_a_template_that_reads_parts_alone_is_given_parts() -> None:
+    made = with_template("byte_bpe", "chatml")
+    made.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for p in m.content %}{% if p.type == 'text' %}"
+        "{{ p.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    parts = [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}]
+    theirs = made.apply_chat_template(parts, add_generation_prompt=True, return_dict=False)
+    assert PolicyPrompts(made).ids("Why?") == PolicyPrompts(made).ids([{"role": "user", "content": "Why?"}]) == theirs
+    item = encoder_of(made, Template(style="chat")).encode(Item("Why?", "So."))
+    assert made.decode(item.prefix_ids) == "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+
+
 # --- templates that trim ---------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from redline.messages import CONTENT_FIELDS, Message
@@ -19,6 +19,7 @@ _ROLE = re.compile(r"[\w .:/@-]{1,256}")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 # (role, field) pairs of one conversation that are looked at, each with a rendering of its own
 _MAX_FIELDS = 16
+_MAX_SHAPES = 256  # sequences of roles of which is kept what the template leaves out
 
 
 class Literals(NamedTuple):
@@ -48,6 +49,9 @@ class ChatRenderer:
         self._date = fixed_date(settings)
         named = {name: text for name, text in tokenizer.special_tokens_map.items() if isinstance(text, (str, list))}
         self._variables = {**named, **settings}
+        self._left_out_roles = lru_cache(maxsize=_MAX_SHAPES)(
+            lambda roles: self._left_out([{"role": role, "content": "x"} for role in roles], None)
+        )
 
     def render(
         self,
@@ -72,7 +76,7 @@ class ChatRenderer:
             template = compiled(self._source(tools), self._date, is_marked=is_marked)
             return str(
                 template.render(
-                    messages=[_with_reasoning(message) for message in messages],
+                    messages=[self._passed_on(message) for message in messages],
                     tools=list(tools) if tools else None,
                     documents=None,
                     add_generation_prompt=opens_turn,
@@ -82,6 +86,26 @@ class ChatRenderer:
         except Exception as error:  # a template is a program and may raise anything
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise RenderError(f"the chat template refuses the conversation {_shown(messages)}: {reason}") from error
+
+    def _passed_on(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        given = _with_reasoning(message)
+        if self._reads_parts and isinstance(given.get("content"), str):
+            given["content"] = [{"type": "text", "text": given["content"]}]
+        return given
+
+    @cached_property
+    def _reads_parts(self) -> bool:
+        """Whether the template reads contents as lists of parts alone, and leaves out texts."""
+        code = Marks([]).code(0)
+
+        def is_written(content: Any) -> bool:
+            try:
+                template = compiled(self._source(None), self._date)
+                return code in template.render(messages=[{"role": "user", "content": content}], **self._variables)
+            except Exception:  # a template is a program and may raise anything
+                return False
+
+        return not is_written(code) and is_written([{"type": "text", "text": code}])
 
     def _source(self, tools: Sequence[Any] | None) -> str:
         if not isinstance(self._templates, dict):
@@ -114,8 +138,8 @@ class ChatRenderer:
     def check(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> None:
         """Raise RenderError for a caller's conversation that would be read as another one.
 
-        A text that holds one of the template's ordinary turn markers, a role that is no name, or a content field (or
-        tools) that the template leaves out.
+        A text that holds one of the template's ordinary turn markers, a role that is no name, or a text, a content
+        field or tools that the template leaves out.
         """
         for message in messages:
             if not _ROLE.fullmatch(message["role"]) or self.special.are_in(message["role"]):
@@ -125,11 +149,28 @@ class ChatRenderer:
         for text in strings_of(list(tools or ())):
             self._check_text(text)
         self._check_fields(messages, tools)
+        self._check_contents(messages, tools)
 
     def _check_text(self, text: str) -> None:
         found = self._marker_pattern.search(text)
         if found:
             raise RenderError(f"the prompt holds {found[0][:40]!r}, which marks a turn in the model's chat template")
+
+    def _check_contents(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> None:
+        """Raise RenderError where the template leaves out what somebody said."""
+        if any(set(message) - {"role", "content", "name"} for message in messages) or tools:
+            left_out = self._left_out(messages, tools)
+        else:
+            left_out = self._left_out_roles(tuple(message["role"] for message in messages))
+        for n in left_out:
+            if messages[n]["content"].strip():
+                raise RenderError(f"the chat template leaves out a turn of role {messages[n]['role']!r}")
+
+    def _left_out(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None) -> list[int]:
+        marks = Marks(strings_of([list(messages), list(tools or ())]))
+        marked = [{**m, "content": marks.code(n)} if m["content"] else m for n, m in enumerate(messages)]
+        found = set(marks.pattern.findall(self.render(marked, tools, opens_turn=True)))
+        return [n for n, message in enumerate(messages) if message["content"] and str(n) not in found]
 
     def _check_fields(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> None:
         groups = {

@@ -17,6 +17,7 @@ _SHAPES = (
 _WORD = re.compile(r"\w")
 _LETTER = re.compile(r"[^\W\d_]")
 _SIGN = re.compile(r"[^\w\s]")
+_EMPTY_PAIR = re.compile(r"<(\w+)>\s*</\1>")  # a thought that was left out: part of an answer, not of a border
 
 
 def turn_markers(
@@ -42,6 +43,7 @@ def turn_markers(
 
 
 def _of_part(part: str) -> Iterator[str]:
+    part = _EMPTY_PAIR.sub("", part)
     lines = part.split("\n")
     for n, line in enumerate(lines):
         text = line.strip()

@@ -125,7 +125,8 @@ class OwnForm:
                 found.append(_Borders(pieces[0], None, pieces[1], pieces[2]))
             elif not found:  # a template of one question
                 found.append(_Borders(pieces[0], None, self._opening, ""))
-        return sorted(found, key=lambda borders: len(borders.start), reverse=True)
+        # the longest fits best; of equal ones the one that finds no system prompt in a text of the user's
+        return sorted(found, key=lambda borders: (-len(borders.start), borders.after_system is not None))
 
     def _pieces(self, roles: Sequence[str]) -> list[str] | None:
         marks = Marks([])
