@@ -18,9 +18,9 @@ from redline_trainer.objectives import (
     ScalarObjective,
     Seq2SeqObjective,
     mismatch_of,
-    target_nll,
     with_strays,
 )
+from redline_trainer.target_loss import target_nll
 from redline_trainer.train import encode_pairs
 from tests.conftest import build_causal, build_scalar, build_tokenizer
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from redline_model.batches import pack_by_length
 from redline_model.causal import Branch
 from redline_model.scorers.scalar import ScalarForward
-from redline_model.targets import TargetForward, target_forward
+from redline_model.targets import target_forward
 from redline_model.template import EncodedItem, Encoder
 from redline_trainer.smoothing import SmoothedLabels
+from redline_trainer.target_loss import weighted_nll
 
 U = TypeVar("U")
 
@@ -114,11 +115,6 @@ def with_strays(pairs: Sequence[EncodedPair], encoder: Encoder, seed: int) -> li
     return strayed
 
 
-def target_nll(forward: TargetForward, items: Sequence[EncodedItem]) -> Tensor:
-    """``-log pi(target token)`` in nats, ``(N,)``, in the order of the items' targets."""
-    return torch.cat([F.cross_entropy(logits.float(), ids, reduction="none") for logits, ids in forward.logits(items)])
-
-
 class Seq2SeqObjective(Objective[Mapping]):
     """``L = -E[log pi(y_w|x, y_l) + w_id log pi(y_w|x, y_w)]`` (arXiv 2409.00162), mean over target tokens.
 
@@ -133,6 +129,7 @@ class Seq2SeqObjective(Objective[Mapping]):
 
     def __init__(self, model: Any, identity_weight: float = 1.0, correction_weight: float = 1.0) -> None:
         self._forward = target_forward(model)
+        self._device = model.device
         self._identity_weight = identity_weight
         self._correction_weight = correction_weight
 
@@ -160,10 +157,10 @@ class Seq2SeqObjective(Objective[Mapping]):
 
     def loss(self, units: Sequence[Mapping]) -> Tensor:
         """Weighted sum of target tokens' negative log-likelihoods."""
-        nll = target_nll(self._forward, [unit.item for unit in units])
-        sizes = torch.tensor([self.size(unit) for unit in units], device=nll.device)
-        weights = torch.tensor([unit.weight for unit in units], device=nll.device)
-        return (nll * weights.repeat_interleave(sizes)).sum()
+        device = self._device
+        sizes = torch.tensor([self.size(unit) for unit in units], device=device)
+        weights = torch.tensor([unit.weight for unit in units], device=device).repeat_interleave(sizes)
+        return weighted_nll(self._forward, [unit.item for unit in units], weights)
 
 
 class ScalarObjective(Objective[EncodedPair]):
