@@ -22,8 +22,8 @@ from redline_trainer.checkpoint import ResumeError
 from redline_trainer.config import TrainConfig
 from redline_trainer.evaluate import evaluate
 from redline_trainer.objectives import EncodedPair, ScalarObjective, Seq2SeqObjective
+from redline_trainer.step import DivergedError, StepReport, run_optimizer_step
 from redline_trainer.train import (
-    StepReport,
     checkpoint_path,
     encode_pairs,
     learning_rate_at,
@@ -298,3 +298,53 @@ def test_the_learning_rate_warms_up_and_decays() -> None:
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1.0) == rates[9]
     assert rates[-1] == pytest.approx(0.11)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("kind", ["seq2seq", "scalar", "dpo"])
+def test_a_step_that_is_not_finite_is_refused_before_its_update(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: float, where: str, kind: str
+) -> None:
+    class BadGradient(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, loss: torch.Tensor) -> torch.Tensor:
+            return loss.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            return gradient * bad
+
+    seen: list[StepReport] = []
+    changed: list[bool] = []
+
+    def spoiled(step: int, rate: float, config: TrainConfig, objective: Any, *args: Any, **options: Any) -> StepReport:
+        if step < 2:
+            return run_optimizer_step(step, rate, config, objective, *args, **options)
+        learning, plain = args[2], type(objective).loss
+        before = [p.detach().clone() for p in learning]
+        monkeypatch.setattr(
+            objective,
+            "loss",
+            lambda units: (
+                plain(objective, units) * bad if where == "loss" else BadGradient.apply(plain(objective, units))
+            ),
+        )
+        try:
+            return run_optimizer_step(step, rate, config, objective, *args, **options)
+        finally:
+            changed.append(any(not torch.equal(a, b) for a, b in zip(before, learning, strict=True)))
+
+    monkeypatch.setattr("redline_trainer.train.run_optimizer_step", spoiled)
+    out = tmp_path / "rm"
+    with pytest.raises(DivergedError, match=r"^step 3 was refused.*rm\.refused-step-3\.jsonl$") as caught:
+        train(config(base, out, kind=kind, held_out_share=0.0), PAIRS, observers=[seen.append])
+    assert "\n" not in str(caught.value)
+    assert len(seen) == 2
+    assert changed == [False]
+    assert not out.exists()
+    rows = [json.loads(line) for line in (tmp_path / "rm.refused-step-3.jsonl").read_text().splitlines()]
+    expected = [PAIRS[i] for i in step_indices(2, len(PAIRS), 4, 0)]
+    assert [(row["prompt"], row["chosen"], row["rejected"]) for row in rows] == [
+        (pair.prompt, pair.chosen, pair.rejected) for pair in expected
+    ]

@@ -21,6 +21,8 @@ from redline_trainer.target_loss import weighted_nll
 
 U = TypeVar("U")
 
+_MOST_TRIED = 1000
+
 
 class EncodedPair(NamedTuple):
     """A pair as ids.
@@ -96,23 +98,33 @@ def mismatch_of(pair: EncodedPair) -> EncodedItem | None:
 def with_strays(pairs: Sequence[EncodedPair], encoder: Encoder, seed: int) -> list[EncodedPair]:
     """``pairs``, each with the chosen response of a pair drawn among those of other prompts.
 
-    A pair gets none where there is no other prompt, or where the draw is too long for the model.
+    All pairs stand in one random cycle, and each is lent the response of the next one of another prompt that is not
+    too long for the model. A pair gets none where there is no other prompt, or where the first thousand that come
+    after it are of no use.
     """
     order = list(range(len(pairs)))
     random.Random(f"{seed}/strays").shuffle(order)
-    after = dict(zip(order, order[1:] + order[:1], strict=True))  # one cycle through all pairs: every one lent once
+    if len({pair.prompt_key for pair in pairs}) < 2:
+        return [pair._replace(stray=None) for pair in pairs]
+    place = {n: at for at, n in enumerate(order)}
     strayed = []
     for n, pair in enumerate(pairs):
-        other = pairs[after[n]]
-        source = other.chosen
-        # a rewriting model reads the stray and then writes the chosen response; a judging one reads the stray alone
-        target = source if encoder.arrangement == "judge" else pair.chosen
-        pieces = (pair.chosen.prefix_ids, source.response_ids, source.request_ids, target.target_ids)
-        fits = encoder.max_tokens is None or encoder.length(*map(len, pieces)) <= encoder.max_tokens
-        is_usable = other.prompt_key != pair.prompt_key and fits
-        stray = replace(source, prefix_ids=pair.chosen.prefix_ids) if is_usable else None
-        strayed.append(pair._replace(stray=stray))
+        after = (order[(place[n] + ahead) % len(order)] for ahead in range(1, min(len(order), _MOST_TRIED + 1)))
+        strays = (_stray(pair, pairs[other], encoder) for other in after)
+        strayed.append(pair._replace(stray=next((stray for stray in strays if stray is not None), None)))
     return strayed
+
+
+def _stray(pair: EncodedPair, other: EncodedPair, encoder: Encoder) -> EncodedItem | None:
+    """The chosen response of ``other`` behind the prompt of ``pair``; None if it is the same prompt or too long."""
+    if other.prompt_key == pair.prompt_key:
+        return None
+    source = other.chosen
+    # a rewriting model reads the stray and then writes the chosen response; a judging one reads the stray alone
+    target = source if encoder.arrangement == "judge" else pair.chosen
+    pieces = (pair.chosen.prefix_ids, source.response_ids, source.request_ids, target.target_ids)
+    fits = encoder.max_tokens is None or encoder.length(*map(len, pieces)) <= encoder.max_tokens
+    return replace(source, prefix_ids=pair.chosen.prefix_ids) if fits else None
 
 
 class Seq2SeqObjective(Objective[Mapping]):

@@ -77,7 +77,7 @@ class _WeightedNLL(torch.autograd.Function):
         learning = [p for p, needs in zip(parameters, ctx.needs_input_grad[4:], strict=True) if needs]
         total = torch.zeros((), device=rows.device)
         for_rows = torch.empty_like(rows) if rows_learn else None
-        for_learning = [torch.zeros_like(p) for p in learning]
+        for_learning: list[Tensor | None] = [None] * len(learning)
         for part in projection.parts(len(rows)):
             with torch.set_grad_enabled(rows_learn or bool(learning)):
                 chunk = rows[part].detach().requires_grad_(rows_learn)
@@ -87,14 +87,21 @@ class _WeightedNLL(torch.autograd.Function):
             gradients = list(torch.autograd.grad(loss, wanted, allow_unused=True)) if wanted else []
             if for_rows is not None:
                 for_rows[part] = gradients.pop(0)
-            for kept, gradient in zip(for_learning, gradients, strict=True):
-                if gradient is not None:
-                    kept += gradient
-        ctx.save_for_backward(*([] if for_rows is None else [for_rows]), *for_learning)
+            for n, gradient in enumerate(gradients):
+                kept = for_learning[n]
+                for_learning[n] = gradient if kept is None else kept if gradient is None else kept.add_(gradient)
+        # not among autograd's saved tensors: they are scaled in place, for a head's gradient is as large as the head
+        ctx.gradients = ([] if for_rows is None else [for_rows]) + for_learning
         return total
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients kept, times that of the sum."""
-        gradients = iter(ctx.saved_tensors)
-        return tuple(next(gradients) * scale if needs else None for needs in ctx.needs_input_grad)
+        """The gradients kept, times that of the sum; once."""
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of this loss were taken already")
+        gradients, ctx.gradients = iter(ctx.gradients), None
+        scaled = []
+        for needs in ctx.needs_input_grad:
+            gradient = next(gradients) if needs else None
+            scaled.append(None if gradient is None else gradient.mul_(scale))
+        return tuple(scaled)

@@ -53,6 +53,10 @@ def train(
         float, typer.Option(help="How far labels move to the model's prediction at a visit (scalar, red).")
     ] = 0.0,
     lora_rank: Annotated[int, typer.Option(help="Rank of the adapters.")] = 16,
+    lora_dropout: Annotated[float, typer.Option(help="Dropout inside the adapters.")] = 0.0,
+    dropout: Annotated[
+        str, typer.Option(help="Dropout inside the base: off, or base (as its configuration says).")
+    ] = "off",
     gradient_checkpointing: Annotated[bool, typer.Option(help="Trade time for memory.")] = False,
     autocast: Annotated[
         str, typer.Option(help="bfloat16 arithmetic: auto (on GPUs that can), bfloat16 (on a CPU, too) or off.")
@@ -85,6 +89,7 @@ def train(
         "aggregate": aggregate,
         "on_too_long": on_too_long,
         "autocast": autocast,
+        "dropout": dropout,
     }
     config = TrainConfig(
         base=base,
@@ -104,6 +109,7 @@ def train(
         odin_orthogonality_weight=odin_orthogonality_weight,
         smoothing_rate=smoothing_rate,
         lora_rank=lora_rank,
+        lora_dropout=lora_dropout,
         gradient_checkpointing=gradient_checkpointing,
         instruction=instruction,
         held_out_share=held_out_share,
