@@ -22,6 +22,7 @@ from redline_trainer.checkpoint import ResumeError
 from redline_trainer.config import TrainConfig
 from redline_trainer.evaluate import evaluate
 from redline_trainer.objectives import EncodedPair, ScalarObjective, Seq2SeqObjective
+from redline_trainer.recipes import default_learning_rate
 from redline_trainer.step import DivergedError, StepReport, run_optimizer_step
 from redline_trainer.train import (
     checkpoint_path,
@@ -293,8 +294,7 @@ def test_every_pair_is_seen_once_an_epoch() -> None:
 
 
 def test_the_learning_rate_warms_up_and_decays() -> None:
-    settings = TrainConfig(base="b", out=Path("o"), learning_rate=1.0, warmup_share=0.1)
-    rates = [learning_rate_at(step, 100, settings) for step in range(100)]
+    rates = [learning_rate_at(step, 100, 1.0, 0.1) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1.0) == rates[9]
     assert rates[-1] == pytest.approx(0.11)
@@ -348,3 +348,31 @@ def test_a_step_that_is_not_finite_is_refused_before_its_update(
     assert [(row["prompt"], row["chosen"], row["rejected"]) for row in rows] == [
         (pair.prompt, pair.chosen, pair.rejected) for pair in expected
     ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "parameters", "rate"),
+    [
+        ({"kind": "seq2seq"}, 135_000_000, 2e-5),
+        ({"kind": "scalar"}, 135_000_000, 1e-5),
+        ({"kind": "red"}, 7_000_000_000, 1e-5),
+        ({"kind": "dpo"}, 1_000_000_000, 1e-6),
+        ({"kind": "dpo"}, 7_000_000_000, 1e-6),
+        ({"kind": "dpo"}, 250_000_000, 2e-6),
+        ({"kind": "dpo"}, 40_000_000, 5e-6),
+        ({"kind": "dpo"}, 100_000, 1e-5),
+        ({"kind": "dpo", "method": "lora"}, 1_000_000_000, 1e-5),
+        ({"kind": "seq2seq", "method": "qlora"}, 7_000_000_000, 2e-4),
+    ],
+)
+def test_default_learning_rates_suit_pretrained_bases(settings: dict[str, Any], parameters: int, rate: float) -> None:
+    config = TrainConfig(base="b", out=Path("o"), **settings)
+    assert default_learning_rate(config, parameters) == pytest.approx(rate)
+
+
+def test_the_learning_rate_taken_is_that_of_the_bundle_s_record(base: str, tmp_path: Path) -> None:
+    seen: list[StepReport] = []
+    settings = config(base, tmp_path / "rm", kind="dpo", learning_rate=None, max_steps=1, warmup_share=0.0)
+    result = train(settings, PAIRS, observers=[seen.append])
+    assert seen[0].learning_rate == pytest.approx(1e-5)  # a tiny model
+    assert result.manifest.training["learning_rate"] == pytest.approx(1e-5)

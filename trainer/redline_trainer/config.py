@@ -22,9 +22,10 @@ class TrainConfig(BaseModel):
     ``dpo``, reward for a nat. ``odin``: a length head beside the quality head, with the weights of its two losses
     (kinds scalar and red). ``smoothing_rate``: how far a pair's label moves to the model's own prediction at each
     visit, 0 not at all (kinds scalar and red). ``max_steps`` wins over ``epochs``.
-    ``dropout``: inside the base, ``off`` or as its configuration says (``base``); ``lora_dropout`` is that of the
-    adapters alone. ``autocast``: arithmetic in bfloat16; ``auto`` where a GPU can, ``bfloat16`` also on a CPU (faster
-    on one with matrix units, several times slower on one without).
+    ``learning_rate``: its peak, by default that of ``recipes.default_learning_rate``. ``dropout``: inside the base,
+    ``off`` or as its configuration says (``base``); ``lora_dropout`` is that of the adapters alone. ``autocast``:
+    arithmetic in bfloat16; ``auto`` where a GPU can, ``bfloat16`` also on a CPU (faster on one with matrix units,
+    several times slower on one without).
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -64,11 +65,6 @@ class TrainConfig(BaseModel):
     checkpoint_every: int = Field(default=200, ge=1)
     seed: int = 0
     device: str = "auto"
-
-    @property
-    def step_size(self) -> float:
-        """The learning rate: as given, else 2e-5 for all weights and 2e-4 for adapters."""
-        return self.learning_rate or (2e-5 if self.method == "full" else 2e-4)
 
     @property
     def uses_strays(self) -> bool:

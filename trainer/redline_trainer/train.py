@@ -24,13 +24,20 @@ from redline_model.folders import check_free
 from redline_model.loading import Placement, load_config, load_tokenizer, token_limit
 from redline_model.manifest import DataSource, Manifest
 from redline_model.template import Encoder, Item
-from redline_trainer.adapters import merged, trainable_model
+from redline_trainer.adapters import inner, merged, trainable_model
 from redline_trainer.checkpoint import resume, run_identity, save_checkpoint, saved_step
 from redline_trainer.config import TrainConfig
 from redline_trainer.data import split_by_prompt
 from redline_trainer.evaluate import Evaluation, evaluate
 from redline_trainer.objectives import EncodedPair, with_strays
-from redline_trainer.recipes import bundle_parts, frozen_reference, make_objective, scorer_options, template_for
+from redline_trainer.recipes import (
+    bundle_parts,
+    default_learning_rate,
+    frozen_reference,
+    make_objective,
+    scorer_options,
+    template_for,
+)
 from redline_trainer.step import DivergedError, StepReport, run_optimizer_step, write_refused
 
 
@@ -90,12 +97,12 @@ def encode_pairs(
     return encoded, skipped
 
 
-def learning_rate_at(step: int, steps: int, config: TrainConfig) -> float:
+def learning_rate_at(step: int, steps: int, peak: float, warmup_share: float) -> float:
     """Linear warm-up, then linear decay to a tenth; ``step`` counts from 0."""
-    warmup = max(1, round(config.warmup_share * steps))
+    warmup = max(1, round(warmup_share * steps))
     if step < warmup:
-        return config.step_size * (step + 1) / warmup
-    return config.step_size * (1 - 0.9 * (step - warmup) / max(1, steps - warmup))
+        return peak * (step + 1) / warmup
+    return peak * (1 - 0.9 * (step - warmup) / max(1, steps - warmup))
 
 
 def _encode_all(
@@ -217,11 +224,12 @@ def train(
     torch.manual_seed(config.seed)
     random.seed(config.seed)
     model = trainable_model(config, placement)
+    peak = config.learning_rate or default_learning_rate(config, inner(model).num_parameters())
     # with adapters the reference is the same weights without them, and is loaded only to be saved
     reference = frozen_reference(config, placement) if config.method == "full" else None
     objective = make_objective(config, model, len(pairs), reference)
     learning = [p for p in model.parameters() if p.requires_grad] + objective.parameters()
-    optimizer = torch.optim.AdamW(learning, lr=config.step_size, betas=(0.9, 0.95), weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(learning, lr=peak, betas=(0.9, 0.95), weight_decay=config.weight_decay)
     steps = config.max_steps or max(1, math.ceil(config.epochs * len(training) / config.pairs_per_step))
     state = checkpoint_path(config.out)
     identity = run_identity(config, training)
@@ -230,7 +238,7 @@ def train(
     # 3. the steps
     for step in range(done, steps):
         indices = step_indices(step, len(training), config.pairs_per_step, config.seed)
-        rate = learning_rate_at(step, steps, config)
+        rate = learning_rate_at(step, steps, peak, config.warmup_share)
         batch = [training[i] for i in indices]
         try:
             report = run_optimizer_step(step, rate, config, objective, batch, optimizer, learning, steps=steps)
@@ -258,7 +266,12 @@ def train(
         calibration=evaluated.calibration if evaluated else {},
         data=list(data),
         metrics=(evaluated.evaluation.model_dump(exclude_none=True) if evaluated else {}) | counted,
-        training={**config.model_dump(mode="json", exclude={"out"}), "steps": steps, "pairs": len(training)},
+        training={
+            **config.model_dump(mode="json", exclude={"out"}),
+            "learning_rate": peak,
+            "steps": steps,
+            "pairs": len(training),
+        },
     )
     parts = bundle_parts(reference)
     written = save_bundle(config.out, manifest, final, tokenizer, parts=parts, overwrite=overwrite)

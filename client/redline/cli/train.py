@@ -35,7 +35,12 @@ def train(
         str, typer.Option(help="Pairs that are too long: error, truncate (the prompt) or skip.")
     ] = "error",
     on_bad_row: OnBadRow = BadRowPolicy.ERROR,
-    learning_rate: Annotated[float | None, typer.Option(help="Default 2e-5; 2e-4 with adapters.")] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Peak; default 2e-5 (seq2seq), 1e-5 (scalar, red), 1e-6 or more by size (dpo); adapters: ten times."
+        ),
+    ] = None,
     correction_weight: Annotated[float, typer.Option(help="Weight of the correction mapping (seq2seq).")] = 1.0,
     identity_weight: Annotated[float, typer.Option(help="Weight of the identity mapping, w_id (seq2seq).")] = 1.0,
     mismatch: Annotated[
@@ -79,7 +84,8 @@ def train(
     from redline_model.folders import check_free
     from redline_trainer.config import TrainConfig
     from redline_trainer.data import load_pairs
-    from redline_trainer.train import StepReport, resumable_step
+    from redline_trainer.step import StepReport
+    from redline_trainer.train import resumable_step
     from redline_trainer.train import train as fit
 
     settings: dict[str, Any] = {
