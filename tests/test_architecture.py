@@ -22,7 +22,7 @@ SOURCES = {
 # package -> the modules of other packages of ours that it may import
 ALLOWED = {
     "redline": (),
-    "redline_model": ("redline.token_spans", "redline.files"),
+    "redline_model": ("redline.token_spans", "redline.files", "redline.cpu_precision"),
     "redline_service": (
         "redline.wire",
         "redline.alignment",

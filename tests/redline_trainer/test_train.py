@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from redline.cpu_precision import choose
 from redline.pairs import Pair
 from redline.reading import ReadingReport
 from redline_model.bundle import Bundle, make_encoder
@@ -376,3 +377,41 @@ def test_the_learning_rate_taken_is_that_of_the_bundle_s_record(base: str, tmp_p
     result = train(settings, PAIRS, observers=[seen.append])
     assert seen[0].learning_rate == pytest.approx(1e-5)  # a tiny model
     assert result.manifest.training["learning_rate"] == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize(
+    ("precision", "speeds", "has_bfloat16"),
+    [
+        ("auto", (50.0, 400.0), True),
+        ("auto", (50.0, 60.0), False),
+        ("bfloat16", (50.0, 60.0), True),
+        ("float32", (50.0, 400.0), False),
+    ],
+)
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_on_a_cpu_the_arithmetic_is_what_was_measured_and_weights_stay_float32(
+    base: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    speeds: tuple[float, float],
+    has_bfloat16: bool,
+    method: str,
+) -> None:
+    monkeypatch.delenv("REDLINE_CPU_PRECISION", raising=False)
+    monkeypatch.setattr("redline.cpu_precision._known", choose(*speeds))
+    plain, seen = Seq2SeqObjective.loss, []
+
+    def watched(self: Seq2SeqObjective, units: Any) -> torch.Tensor:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return plain(self, units)
+
+    monkeypatch.setattr(Seq2SeqObjective, "loss", watched)
+    settings = config(base, tmp_path / "rm", precision=precision, method=method, max_steps=1, device="cpu")
+    assert all(p.dtype == torch.float32 for p in trainable_model(settings, Placement(dtype="float32")).parameters())
+    train(settings, PAIRS)
+    assert set(seen) == {has_bfloat16}
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "rm/model.safetensors", "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float32}  # noqa: SIM118

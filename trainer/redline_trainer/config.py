@@ -23,9 +23,9 @@ class TrainConfig(BaseModel):
     (kinds scalar and red). ``smoothing_rate``: how far a pair's label moves to the model's own prediction at each
     visit, 0 not at all (kinds scalar and red). ``max_steps`` wins over ``epochs``.
     ``learning_rate``: its peak, by default that of ``recipes.default_learning_rate``. ``dropout``: inside the base,
-    ``off`` or as its configuration says (``base``); ``lora_dropout`` is that of the adapters alone. ``autocast``:
-    arithmetic in bfloat16; ``auto`` where a GPU can, ``bfloat16`` also on a CPU (faster on one with matrix units,
-    several times slower on one without).
+    ``off`` or as its configuration says (``base``); ``lora_dropout`` is that of the adapters alone. ``precision``: of
+    the arithmetic, the weights that learn are float32; ``auto`` is bfloat16 where a GPU can and where a CPU was
+    measured to be much faster in it.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -57,7 +57,7 @@ class TrainConfig(BaseModel):
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     dropout: Dropout = "off"
     gradient_checkpointing: bool = False
-    autocast: Literal["auto", "off", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     instruction: str | None = None
     mode: Mode = "margin"
     aggregate: Aggregate = "sum"

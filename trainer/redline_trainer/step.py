@@ -13,6 +13,7 @@ import torch
 from redline.files import write_text
 from redline.pairs import Pair
 from redline_model.errors import RedlineModelError
+from redline_model.loading import prefers_bfloat16
 from redline_trainer.config import TrainConfig
 from redline_trainer.objectives import EncodedPair, Objective
 
@@ -73,8 +74,7 @@ def run_optimizer_step(
     units = [unit for pair in batch for unit in objective.units(pair)]
     size = sum(map(objective.size, units))
     device = learning[0].device
-    is_able = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    has_bf16 = config.autocast == "bfloat16" or (config.autocast == "auto" and is_able)
+    has_bf16 = config.precision == "bfloat16" or (config.precision == "auto" and prefers_bfloat16(device))
     total = torch.zeros((), device=device)
     for microbatch in objective.batches(units, config.max_batch_tokens):
         with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16):

@@ -197,6 +197,10 @@ def train(
     # 1. what can fail fails before anything is spent
     check_free(config.out, overwrite=overwrite)
     placement = Placement(device=config.device)
+    if placement.torch_device().type == "cpu":  # only the arithmetic is bfloat16 there, by autocast
+        measured = placement.cpu_precision
+        logger.info("%s", measured if config.precision == "auto" else f"the CPU computes in {config.precision}")
+        placement = placement.model_copy(update={"dtype": "float32"})
     base_config, tokenizer = load_config(config.base), load_tokenizer(config.base)
     limit = token_limit(base_config, config.max_tokens)
     template = template_for(config, tokenizer)

@@ -63,8 +63,8 @@ def train(
         str, typer.Option(help="Dropout inside the base: off, or base (as its configuration says).")
     ] = "off",
     gradient_checkpointing: Annotated[bool, typer.Option(help="Trade time for memory.")] = False,
-    autocast: Annotated[
-        str, typer.Option(help="bfloat16 arithmetic: auto (on GPUs that can), bfloat16 (on a CPU, too) or off.")
+    precision: Annotated[
+        str, typer.Option(help="Of the arithmetic: auto (bfloat16 where it is much faster), float32 or bfloat16.")
     ] = "auto",
     instruction: Annotated[str | None, typer.Option(help="How the model is asked for its rewrite.")] = None,
     mode: Annotated[str, typer.Option(help="Default extraction mode of the bundle.")] = "margin",
@@ -82,6 +82,7 @@ def train(
     prepare_torch()
     from redline_model.errors import DataError
     from redline_model.folders import check_free
+    from redline_model.loading import Placement
     from redline_trainer.config import TrainConfig
     from redline_trainer.data import load_pairs
     from redline_trainer.step import StepReport
@@ -94,7 +95,7 @@ def train(
         "mode": mode,
         "aggregate": aggregate,
         "on_too_long": on_too_long,
-        "autocast": autocast,
+        "precision": precision,
         "dropout": dropout,
     }
     config = TrainConfig(
@@ -125,6 +126,9 @@ def train(
         **settings,
     )
     check_free(out, overwrite=overwrite)
+    measured = Placement(device=device).cpu_precision
+    if measured is not None and precision == "auto":
+        console.print(str(measured))
     folder = logs or out.with_name(f"{out.name}-logs")
     check_file_writable(folder / "metrics.jsonl")
     with reading_report(on_bad_row, out, is_folder=True) as reading, progress_bar(f"train {kind}", 1) as bar:

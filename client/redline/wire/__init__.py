@@ -311,8 +311,22 @@ class Calibration(_Answer):
     expected_calibration_error: float
 
 
+class CPUSpeeds(_Answer):
+    """Why a model on a CPU is held in the dtype it is in: 1e9 operations a second of a matrix product in each.
+
+    None where the environment had decided and nothing was measured.
+    """
+
+    chosen: str
+    float32_gflops: float | None = None
+    bfloat16_gflops: float | None = None
+
+
 class ModelInfo(_Answer):
-    """Answer to ``GET /v1/models/{name}``. ``calibration`` is keyed ``mode/aggregate``."""
+    """Answer to ``GET /v1/models/{name}``. ``calibration`` is keyed ``mode/aggregate``.
+
+    ``cpu_precision``: where ``dtype`` was left to the service, on a CPU.
+    """
 
     name: str
     digest: str
@@ -328,6 +342,7 @@ class ModelInfo(_Answer):
     dtype: str
     device: str
     quantization: str | None = None
+    cpu_precision: CPUSpeeds | None = None
 
 
 class ModelList(_Answer):
