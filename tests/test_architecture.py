@@ -111,7 +111,7 @@ def test_importing_redline_loads_no_torch_and_is_quick_about_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["score", "correct", "models", "health", "train", "evaluate", "serve", "ppo", "derive"]
+    "command", ["score", "correct", "models", "health", "train", "evaluate", "serve", "ppo", "derive", "inspect"]
 )
 def test_help_of_any_command_needs_no_torch(command: str) -> None:
     code = (

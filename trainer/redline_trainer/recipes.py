@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from redline_model.bundle import REFERENCE
@@ -29,8 +30,9 @@ def default_learning_rate(config: TrainConfig, parameters: int) -> float:
     Adapters: ten times that (QLoRA, arXiv 2305.14314: 2e-4 for supervised fine-tuning at 7B and 13B; Zephyr's recipes
     with adapters take ten times those without for dpo).
     """
+    rate: float
     if config.kind == "dpo":
-        rate = 1e-6 * min(10.0, max(1.0, (1e9 / max(1, parameters)) ** 0.5))
+        rate = 1e-6 * min(10.0, max(1.0, math.sqrt(1e9 / max(1, parameters))))
     else:
         rate = 1e-5 if config.kind in CLASSIFIERS else 2e-5
     return rate if config.method == "full" else 10 * rate

@@ -312,10 +312,7 @@ class Calibration(_Answer):
 
 
 class CPUSpeeds(_Answer):
-    """Why a model on a CPU is held in the dtype it is in: 1e9 operations a second of a matrix product in each.
-
-    None where the environment had decided and nothing was measured.
-    """
+    """The precision chosen for a CPU, and 1e9 operations a second in each; None where none was measured."""
 
     chosen: str
     float32_gflops: float | None = None
