@@ -253,5 +253,5 @@ def test_the_loss_that_keeps_its_logits_is_the_one_that_does_not(bundle: Bundle)
         with torch.no_grad():
             losses.append(float(objective.loss(objective.units(pair))))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    row = {"peak_mb": 2950.4, "tokens_per_s": 77.25, "losses": [2.0, 1.5]}
-    assert table({"chunked": row}).splitlines()[-1] == "| chunked | 2950 | 77.2 | 1.500000 |"
+    row = {"peak_mb": 2950.4, "tokens_per_s": 77.25, "tokens_per_cpu_s": 50.0, "losses": [2.0, 1.5]}
+    assert table({"chunked": row}).splitlines()[-1] == "| chunked | 2950 | 77.2 | 50.0 | 1.500000 |"

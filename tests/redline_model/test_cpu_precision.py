@@ -31,7 +31,9 @@ def test_bfloat16_is_taken_where_it_is_clearly_faster(float32: float, bfloat16: 
 
 
 def test_both_products_are_timed() -> None:
+    threads = torch.get_num_threads()
     assert all(0.01 < speed < 1e5 for speed in measure())
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.usefixtures("unknown")
@@ -47,7 +49,7 @@ def test_it_is_measured_once_for_all_threads(monkeypatch: pytest.MonkeyPatch) ->
         found = list(pool.map(lambda _: cpu_precision(), range(32)))
     assert found == [CPUPrecision("bfloat16", 50.0, 400.0)] * 32
     assert len(calls) == 1
-    assert "float32 50, bfloat16 400 GFLOP/s" in str(found[0])
+    assert "float32 50, bfloat16 400 GFLOP/s a thread" in str(found[0])
 
 
 @pytest.mark.usefixtures("unknown")

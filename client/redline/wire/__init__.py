@@ -312,7 +312,7 @@ class Calibration(_Answer):
 
 
 class CPUSpeeds(_Answer):
-    """The precision chosen for a CPU, and 1e9 operations a second in each; None where none was measured."""
+    """The precision chosen for a CPU, and 1e9 operations a second of a thread in each; None where none was measured."""
 
     chosen: str
     float32_gflops: float | None = None
