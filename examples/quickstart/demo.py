@@ -31,7 +31,11 @@ HERE = Path(__file__).resolve().parent
 BIN = Path(sys.executable).parent
 # What both reward models and both policies get alike.
 RM_OPTIONS = "--max-steps {steps} --learning-rate 1e-3 --held-out-share 0.05"
-PPO_OPTIONS = "--steps {steps} --learning-rate 1e-4 --max-new-tokens 64"
+# The command's defaults are for pretrained policies; this one is small and learned from scratch minutes ago.
+PPO_OPTIONS = (
+    "--steps {steps} --epochs 4 --learning-rate 1e-4 --critic linear --value-clip 0.2 --value-scale none "
+    "--reward-scale auto --reward-scale-limit 1000000 --cut-responses keep --max-new-tokens 64"
+)
 
 
 @dataclass(frozen=True)
