@@ -49,11 +49,11 @@ class StepBatch:
 def check_scores(scores: Scores) -> None:
     """Raises NonFiniteError where a score or a reward is not finite."""
     for row, item in enumerate(scores.items):
-        if not math.isfinite(item.score):
-            raise NonFiniteError(f"the score of response {row} is {item.score}")
         for column, reward in enumerate(item.rewards):
             if not math.isfinite(reward):
                 raise NonFiniteError(f"the reward of response {row} at token {column} is {reward}")
+        if not math.isfinite(item.score):
+            raise NonFiniteError(f"the score of response {row} is {item.score}")
 
 
 def check_number(name: str, value: Tensor) -> None:
