@@ -92,6 +92,24 @@ def test_two_networks_are_equal_whatever_was_drawn_before() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("width", [100, 6000])
+def test_wide_features_do_not_saturate_the_network(width: int) -> None:
+    """Features of pretrained models have much in common; what differs must still be seen after some steps."""
+    torch.manual_seed(0)
+    hidden = torch.randn(512, 4)
+    features = torch.randn(1, width) + 0.3 * hidden @ torch.randn(4, width)
+    target = 3.0 + hidden[:, :1]
+    network = ValueNetwork(width, torch.device("cpu"))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=PPOConfig().critic_learning_rate, betas=(0.9, 0.95))
+    for _ in range(50):
+        optimizer.zero_grad()
+        torch.autograd.backward((network(features) - target).square().mean())
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+    with torch.no_grad():
+        assert (network(features) - target).var() < 0.5 * target.var()
+
+
 def test_features_by_hand() -> None:
     """A padded row of two real tokens: unit vectors, their running means, and the time."""
     embeddings = torch.tensor([[[9.0, 9.0], [2.0, 0.0], [0.0, 3.0]]])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from redline.cli import app as command_line
+from redline.client import RewardClient
 from redline.errors import StepRefusedError
 from redline.ppo import FunctionRewards, PPOConfig, PPOLoop, Rollout, Scored, Scores
 from redline.ppo.policy import CausalPolicy
@@ -125,6 +129,39 @@ def test_a_step_with_a_number_that_is_not_finite_changes_nothing(name: str, firs
         assert "log-probability" in told["responses"][0]
     mine.spoil, given["rewards"] = None, 1.0
     loop.step()  # sound again, and it goes on
+
+
+def test_a_policy_that_cannot_sample_is_refused_and_no_traceback(tmp_path: Path) -> None:
+    mine = tiny_policy()
+    loop = PPOLoop(mine, FunctionRewards(lambda r: 1.0), PROMPTS, PPOConfig(rollouts=4), refused=tmp_path)
+    with torch.no_grad():
+        mine.model.lm_head.weight[3, 3] = math.nan
+    with pytest.raises(StepRefusedError, match="logits of a next token are not finite"):
+        loop.step()
+    assert json.loads((tmp_path / "step-1.json").read_text())["responses"] == []
+
+
+def test_the_command_ends_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a policy whose weights are NaN, and a service that is not asked."""
+    mine = tiny_policy()
+    with torch.no_grad():
+        mine.model.lm_head.weight[3, 3] = math.nan
+    mine.save(tmp_path / "policy")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Hi"}\n')
+    model = argparse.Namespace(kind="seq2seq", name="default", digest="sha256:0")
+    monkeypatch.setattr(RewardClient, "model", lambda self: model)
+    given = f"ppo --policy {tmp_path}/policy --prompts {tmp_path}/prompts.jsonl --out {tmp_path}/out --max-new-tokens 4"
+    monkeypatch.setattr(sys, "argv", ["redline", *given.split()])
+    with pytest.raises(SystemExit) as ended:
+        command_line.run()
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1].startswith("redline: step 1 is refused")
+    assert "Traceback" not in said
+    assert (tmp_path / "out/refused/step-1.json").exists()
+    assert not (tmp_path / "out/policy").exists()
 
 
 def test_a_score_that_is_not_finite_is_refused_too() -> None:

@@ -1,12 +1,17 @@
 """Value functions: a small network that reads the policy's states without moving them, or a linear head on the policy.
 
-Measured (explained variance of lambda-returns before the update, lambda 0.95, 64 responses of 16 tokens a step, 4
-updates a step) on returns that the prompt decides, a number of rewarded tokens, and a length:
+Explained variance of the lambda-returns before each step's updates (lambda 0.95, 64 responses of at most 16 tokens a
+step, 4 updates a step), after 12 and after 25 steps, for three kinds of returns: 1 or -1 by the prompt; the number of
+rewarded tokens to come; the number of tokens to come.
 
-    policy and value function                      after 12 steps       after 25 steps
-    SmolLM2-135M, linear head, rate 1e-4           0.51, 0.05, 0.05     0.67, -0.02, 0.02
-    SmolLM2-135M, this network, rate 3e-3          see tests/redline_ppo/test_critic.py for the tiny policy
-    tiny random policy, linear head, rate 1e-4     0.01, 0.00, 0.00     0.02, 0.00, 0.00
+                                                         prompt       rewarded tokens  tokens
+    SmolLM2-135M, linear head, rate 1e-4                 0.51, 0.67   0.05, -0.02      0.05, 0.02
+    SmolLM2-135M, linear head, rate 1e-3                 0.82, 0.81   0.34, 0.38       0.30, 0.44
+    SmolLM2-135M, this network, rate 3e-3                0.92, 0.96   0.57, 0.65       0.88, 0.96
+    untrained tiny policy, linear head, rate 1e-3        0.07, 0.12   0.03, 0.02       0.02, 0.04
+    untrained tiny policy, this network, rate 3e-3       0.85, 0.89   0.20, 0.19       0.77, 0.91
+
+Which tokens an untrained policy will write, nothing foretells.
 """
 
 from __future__ import annotations
@@ -17,11 +22,16 @@ import torch
 from torch import Tensor, nn
 
 _INNER = 256
+_NARROW = 200  # features of the models that the learning rate was chosen with
 _TIME = 2
 
 
 class ValueNetwork(nn.Module):
     """One layer of tanh units between ``value_features`` and a value that starts at 0; in float32.
+
+    Wide features are made small and their weights large: a step of Adam changes each weight by its learning rate, so
+    that what it changes a unit's input by grows with the width, and at a rate that suits narrow features wide ones
+    saturate all units within a few steps (the rule for hidden layers of arXiv 2203.03466).
 
     Args:
         width: of the features. Initial weights are the same in every run.
@@ -32,14 +42,16 @@ class ValueNetwork(nn.Module):
         self.up = nn.Linear(width, _INNER, dtype=torch.float32)
         self.out = nn.Linear(_INNER, 1, dtype=torch.float32)
         generator = torch.Generator().manual_seed(0)
-        nn.init.uniform_(self.up.weight, -1 / math.sqrt(width), 1 / math.sqrt(width), generator=generator)
+        self._scale = min(1.0, _NARROW / width)
+        bound = 1 / (self._scale * math.sqrt(width))
+        nn.init.uniform_(self.up.weight, -bound, bound, generator=generator)
         for zero in (self.up.bias, self.out.weight, self.out.bias):
             nn.init.zeros_(zero)
         self.to(device)
 
     def forward(self, features: Tensor) -> Tensor:
         """``(B, T, width)`` to ``(B, T, 1)``."""
-        value: Tensor = self.out(torch.tanh(self.up(features)))
+        value: Tensor = self.out(torch.tanh(self.up(self._scale * features)))
         return value
 
 

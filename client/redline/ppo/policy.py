@@ -17,6 +17,7 @@ from redline.ppo.critic import ValueNetwork, features_width, linear_head, value_
 from redline.ppo.forward import States, lay_out, probe, run
 from redline.ppo.protocols import Prompt, Rollout, TokenOutputs
 from redline.ppo.recomputing import Recomputing
+from redline.ppo.refusal import NonFiniteError
 from redline.ppo.rotary import longest_shared, reset_angles
 from redline.token_spans import token_spans
 
@@ -158,7 +159,7 @@ class CausalPolicy:
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[Prompt], groups: Sequence[int]) -> list[Rollout]:
-        """One response a prompt, by ancestral sampling."""
+        """One response a prompt, by ancestral sampling. Raises NonFiniteError where a logit is NaN or infinite."""
         rows = [self.prompt_ids(prompt) for prompt in prompts]
         responses: list[list[int]] = [[]] * len(rows)
         # generation pads on the left; a model that reads padding gets prompts of one length at a time
@@ -181,7 +182,9 @@ class CausalPolicy:
             mask[n, width - len(row) :] = 1
         if self._limit is not None:
             reset_angles(self.model)
-        out = self.model.generate(input_ids=ids.to(self.device), attention_mask=mask.to(self.device))
+        out = self.model.generate(
+            input_ids=ids.to(self.device), attention_mask=mask.to(self.device), logits_processor=[_finite]
+        )
         responses: list[list[int]] = out[:, width:].tolist()
         return responses
 
@@ -318,6 +321,13 @@ class CausalPolicy:
                 self.tokenizer.save_pretrained(temporary)
         finally:
             model.generation_config = sampling
+
+
+def _finite(ids: Tensor, logits: Tensor) -> Tensor:
+    """Raises NonFiniteError where the next token cannot be drawn; -inf is a token that cannot come."""
+    if not bool((logits < torch.inf).all()):
+        raise NonFiniteError("the logits of a next token are not finite")
+    return logits
 
 
 def entropy_of(logprobs: Tensor) -> Tensor:
