@@ -22,12 +22,14 @@ SOURCES = {
 # package -> the modules of other packages of ours that it may import
 ALLOWED = {
     "redline": (),
-    "redline_model": ("redline.token_spans", "redline.files"),
+    "redline_model": ("redline.token_spans", "redline.files", "redline.messages", "redline.rendering"),
     "redline_service": (
         "redline.wire",
         "redline.alignment",
         "redline.token_spans",
         "redline.transcripts",
+        "redline.messages",
+        "redline.rendering",
         "redline.edit_groups",
         "redline_model",
     ),

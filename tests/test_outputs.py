@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from redline.cli import app as command_line
+from redline.locks import sole_writer
 from redline.metrics_log import MetricsLog, read_metrics
 from redline.testing import FakeService
 from redline_model.bundle import Bundle
@@ -116,7 +117,7 @@ def test_rows_go_into_pipes_and_standard_output(home: Path, url: str, tmp_path: 
 
 def test_what_can_be_no_output_is_refused_before_a_row_is_asked_for(home: Path, url: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for out in (tmp_path, tmp_path / "file" / "below", tmp_path / "missing" / "below"):
+    for out in (tmp_path, tmp_path / "file" / "below", tmp_path / "file" / "missing" / "below"):
         failed = run("score", str(home / "items.jsonl"), "--url", url, "--out", str(out))
         assert failed.returncode == 1
         assert failed.stderr.startswith(f"redline: {out}: ")
@@ -341,3 +342,24 @@ def test_rows_end_where_a_log_is_damaged(line: bytes, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n{"step": 2}\n' + line)
     assert [row["step"] for row in read_metrics(path)] == [1, 2]
+
+
+def test_a_second_run_into_one_place_is_refused(
+    home: Path, url: str, bundle: Bundle, here: Here, tmp_path: Path
+) -> None:
+    out, logs = tmp_path / "out", tmp_path / "logs"
+    commands = [
+        train_command(home, out),
+        ["ppo", "--url", url, "--policy", home / "base", "--prompts", home / "pairs.jsonl", "--out", out],
+        ["derive", "ensemble", bundle.folder, bundle.folder, "--out", out],
+    ]
+    for command in commands:
+        with sole_writer(out, is_kept=command[0] == "ppo"):
+            before = sorted(tmp_path.rglob("*"))
+            said = f"redline: {out}: another process (id {os.getpid()}) is writing there\n"
+            assert here(*command) == (1, said)
+            assert sorted(tmp_path.rglob("*")) == before
+    with sole_writer(logs, is_kept=True):
+        status, said = here(*train_command(home, out, "--logs", logs))
+        assert (status, said) == (1, f"redline: {logs}: another process (id {os.getpid()}) is writing there\n")
+    assert not out.exists()

@@ -39,3 +39,13 @@ def test_the_pairs_have_both_faults() -> None:
     assert all(world.is_refusal(c) and not world.is_refusal(r) for c, r in harmful)
     assert not any(world.is_refusal(c) or world.is_refusal(r) for c, r in benign)
     assert sum(len(c) for c, _ in benign) > 1.15 * sum(len(r) for _, r in benign)
+
+
+def test_the_report_shows_a_wholly_rewritten_answer_as_one_replacement() -> None:
+    from report import redline
+
+    from redline.wire import Edit
+
+    edits = [Edit(op="replace", start=0, end=4, text="Press"), Edit(op="replace", start=9, end=12, text="<blue> one")]
+    shown = str(redline("Hold the red button.", edits))
+    assert shown == "<del>Hold the red</del><ins>Press the &lt;blue&gt; one</ins> button."

@@ -6,39 +6,49 @@
         result = client.score_one("How do I reset my router?", "Hold the button.")
         print(result.score, list(zip(result.offsets, result.rewards)))
 
-Importing this loads neither torch nor transformers.
+Importing this loads neither torch nor transformers, and the rest only when it is used: a command that is interrupted
+while it starts can say so.
 """
 
 from __future__ import annotations
 
-from redline.aclient import AsyncRewardClient
-from redline.alignment import align_rewards, check_offsets
-from redline.client import RewardClient
-from redline.columns import ScoreColumns
-from redline.errors import (
-    AnswerTooLargeError,
-    CommandError,
-    ConnectionFailedError,
-    ItemsFailedError,
-    ModelChangedError,
-    ProtocolError,
-    RedlineError,
-    ServiceError,
-)
-from redline.reranking import BestOf, abest_of, best_of
-from redline.results import CorrectResult, ScoreResult
-from redline.retry import NO_RETRY, RetryPolicy
-from redline.token_spans import token_spans
-from redline.wire import ChatMessage, ItemError, ItemScore, ModelInfo, ResponseItem, ScoreItem, ScoreOptions
-from redline.wire.correction import CorrectOptions, ItemCorrection
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from redline.token_spans import token_spans  # at once: the module of this name would stand in its place
+
+if TYPE_CHECKING:
+    from redline.aclient import AsyncRewardClient
+    from redline.alignment import align_rewards, check_offsets
+    from redline.client import RewardClient
+    from redline.columns import ScoreColumns
+    from redline.errors import (
+        AnswerMismatchError,
+        AnswerTooLargeError,
+        CommandError,
+        ConfigurationError,
+        ConnectionFailedError,
+        ItemsFailedError,
+        ModelChangedError,
+        ProtocolError,
+        RedlineError,
+        ServiceError,
+    )
+    from redline.reranking import BestOf, abest_of, best_of
+    from redline.results import CorrectResult, ScoreResult
+    from redline.retry import NO_RETRY, RetryPolicy
+    from redline.wire import ChatMessage, ItemError, ItemScore, ModelInfo, ResponseItem, ScoreItem, ScoreOptions
+    from redline.wire.correction import CorrectOptions, ItemCorrection
 
 __all__ = [
     "NO_RETRY",
+    "AnswerMismatchError",
     "AnswerTooLargeError",
     "AsyncRewardClient",
     "BestOf",
     "ChatMessage",
     "CommandError",
+    "ConfigurationError",
     "ConnectionFailedError",
     "CorrectOptions",
     "CorrectResult",
@@ -64,3 +74,67 @@ __all__ = [
     "check_offsets",
     "token_spans",
 ]
+
+# where each public name is defined
+_MODULES = {
+    "redline.aclient": ("AsyncRewardClient",),
+    "redline.alignment": (
+        "align_rewards",
+        "check_offsets",
+    ),
+    "redline.client": ("RewardClient",),
+    "redline.columns": ("ScoreColumns",),
+    "redline.errors": (
+        "AnswerMismatchError",
+        "AnswerTooLargeError",
+        "CommandError",
+        "ConfigurationError",
+        "ConnectionFailedError",
+        "ItemsFailedError",
+        "ModelChangedError",
+        "ProtocolError",
+        "RedlineError",
+        "ServiceError",
+    ),
+    "redline.reranking": (
+        "BestOf",
+        "abest_of",
+        "best_of",
+    ),
+    "redline.results": (
+        "CorrectResult",
+        "ScoreResult",
+    ),
+    "redline.retry": (
+        "NO_RETRY",
+        "RetryPolicy",
+    ),
+    "redline.wire": (
+        "ChatMessage",
+        "ItemError",
+        "ItemScore",
+        "ModelInfo",
+        "ResponseItem",
+        "ScoreItem",
+        "ScoreOptions",
+    ),
+    "redline.wire.correction": (
+        "CorrectOptions",
+        "ItemCorrection",
+    ),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if f"{__name__}.{name}" in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

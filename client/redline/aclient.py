@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -34,6 +35,8 @@ from redline.exchange import (
     scoring,
 )
 from redline.proxies import proxy_settings, readable_proxy_errors
+from redline.redacting import without_secrets
+from redline.request_ids import RequestIds, surplus_connection
 from redline.results import CorrectResult, Result, ScoreResult
 from redline.retry import NO_RETRY, Attempts, OnWait, RetryPolicy, is_retryable
 from redline.wire import (
@@ -49,6 +52,8 @@ from redline.wire import (
 from redline.wire.correction import CorrectOptions, ItemCorrection
 
 A = TypeVar("A", bound=BaseModel)
+# a larger answer is parsed and checked in a thread: 10 ms of work
+_READ_AT_ONCE_BYTES = 2**18
 R = TypeVar("R", bound=Result[Any])
 
 
@@ -67,8 +72,8 @@ class AsyncRewardClient:
         transport: for tests; an ``httpx`` transport in place of the network.
 
     Raises:
-        ProtocolError: ``url`` is no http(s) address, the key cannot stand in a header, or the environment names a proxy
-            that cannot be used.
+        ProtocolError: ``url`` is no http(s) address, or the key cannot stand in a header.
+        ConfigurationError: the environment names a proxy or certificates that cannot be used.
         ValueError: ``timeout_s`` or ``max_answer_bytes`` is not above 0.
     """
 
@@ -93,6 +98,7 @@ class AsyncRewardClient:
         self._items_per_request = items_per_request
         self._concurrency = concurrency
         self._on_wait = on_wait
+        self._ids = RequestIds()
         address, headers = base_url(url), headers_for(key)
         with readable_proxy_errors():
             self._http = httpx.AsyncClient(
@@ -167,7 +173,13 @@ class AsyncRewardClient:
         while waiting:
             try:
                 response = await self._ask(
-                    batch.answer, "POST", batch.path, batch.body(waiting), attempts, is_divisible=len(waiting) > 1
+                    partial(batch.read, waiting),
+                    "POST",
+                    batch.path,
+                    batch.body(waiting),
+                    attempts,
+                    longest_answer=batch.longest_answer(waiting),
+                    is_divisible=len(waiting) > 1,
                 )
             except RedlineError as error:
                 if not is_too_much_at_once(error, len(waiting)):
@@ -211,24 +223,28 @@ class AsyncRewardClient:
 
     async def models(self) -> list[ModelInfo]:
         """What is served."""
-        answer = await self._ask(ModelList, "GET", MODELS_PATH, None, self._attempts())
+        answer = await self._ask(partial(parse, kind=ModelList), "GET", MODELS_PATH, None, self._attempts())
         return [checked_model(info) for info in answer.models]
 
     async def model(self, name: str = "default") -> ModelInfo:
         """One model: limits, defaults, calibration, tokenizer fingerprint."""
-        return checked_model(await self._ask(ModelInfo, "GET", model_path(name), None, self._attempts()), name)
+        return checked_model(
+            await self._ask(partial(parse, kind=ModelInfo), "GET", model_path(name), None, self._attempts()), name
+        )
 
     async def wait_until_ready(self, timeout_s: float = 120.0, poll_s: float = 0.2) -> None:
         """Return once the service has a model that scores. Raises ConnectionFailedError after ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
+        read = partial(parse, kind=Ready)
         while True:
             left_s = max(0.1, deadline - time.monotonic())
             try:
-                await self._ask(Ready, "GET", READY_PATH, None, Attempts(NO_RETRY, min(self._timeout_s, left_s)))
+                await self._ask(read, "GET", READY_PATH, None, Attempts(NO_RETRY, min(self._timeout_s, left_s)))
                 return
             except RedlineError as error:
                 if time.monotonic() + poll_s > deadline:
-                    raise ConnectionFailedError(f"{self.url} was not ready within {timeout_s:g} s: {error}") from error
+                    shown = without_secrets(self.url)
+                    raise ConnectionFailedError(f"{shown} was not ready within {timeout_s:g} s: {error}") from error
             await asyncio.sleep(poll_s)
 
     def _attempts(self) -> Attempts:
@@ -236,11 +252,19 @@ class AsyncRewardClient:
         return Attempts(self._retry, self._timeout_s)
 
     async def _ask(
-        self, answer: type[A], method: str, path: str, body: Any, attempts: Attempts, *, is_divisible: bool = False
+        self,
+        read: Callable[[Answer], A],
+        method: str,
+        path: str,
+        body: Any,
+        attempts: Attempts,
+        *,
+        longest_answer: int | None = None,
+        is_divisible: bool = False,
     ) -> A:
         while True:
             try:
-                return parse(await self._send(method, path, body, attempts.request_timeout_s), answer)
+                return await self._send(read, method, path, body, attempts.request_timeout_s, longest_answer)
             except RedlineError as error:
                 if is_divisible and is_too_much_at_once(error):
                     raise
@@ -253,21 +277,46 @@ class AsyncRewardClient:
             if attempts.is_out_of_time:
                 raise failure
 
-    async def _send(self, method: str, path: str, body: Any, timeout_s: float) -> Answer:
-        """One request and the whole of its answer, within ``timeout_s``."""
+    async def _send(
+        self,
+        read: Callable[[Answer], A],
+        method: str,
+        path: str,
+        body: Any,
+        timeout_s: float,
+        longest_answer: int | None,
+    ) -> A:
+        """One request, and what ``read`` makes of the whole of its answer, within ``timeout_s``."""
         try:
-            request = new_request(self._http, method, path, body, timeout_s)
-            async with asyncio.timeout(timeout_s):
-                response = await self._http.send(request, stream=True)
-                try:
-                    reader = AnswerReader(response, self._max_answer_bytes)
-                    if response.is_stream_consumed:
-                        reader.add_decoded(response.content)
-                    else:
-                        async for piece in response.aiter_raw():
-                            reader.add(piece)
-                    return reader.answer()
-                finally:
-                    await response.aclose()
+            request = new_request(self._http, method, path, body, timeout_s, self._ids.new())
+            async with asyncio.timeout(timeout_s) as scope:
+                answer = await self._received(request, longest_answer)
+                if len(answer.body) > _READ_AT_ONCE_BYTES:
+                    return await asyncio.to_thread(read, answer)
+                result = read(answer)
+            if scope.when() is not None and asyncio.get_running_loop().time() > (scope.when() or 0.0):
+                raise TimeoutError("the deadline of the request has passed")
+            return result
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             raise connection_error(error, self.url, timeout_s) from error
+
+    async def _received(self, request: httpx.Request, longest_answer: int | None) -> Answer:
+        """The answer to ``request``. The connection is kept if the answer ends where it should."""
+        response = await self._http.send(request, stream=True)
+        try:
+            self._ids.check(response)
+            reader = AnswerReader(response, self._max_answer_bytes, longest_answer)
+            if response.is_stream_consumed:
+                reader.add_decoded(response.content)
+            else:
+                async for piece in response.aiter_raw():
+                    reader.add(piece)
+                    if reader.is_complete and surplus_connection(response) is not None:
+                        break
+            answer = reader.answer()
+        finally:
+            await response.aclose()
+        connection = surplus_connection(response)
+        if connection is not None:
+            await connection.aclose()
+        return answer

@@ -37,17 +37,19 @@ class AnswerReader:
     Args:
         response: its status and headers; the body is still to be read.
         max_bytes: of the body, as it is sent and as it is inflated.
+        longest_answer: what an answer to this request can take at most, if that is known.
 
     Raises:
         ProtocolError: the body is compressed in a way that was not asked for.
-        AnswerTooLargeError: the headers announce a body larger than ``max_bytes``.
+        AnswerTooLargeError: the headers announce a body larger than ``max_bytes``, or than ``longest_answer``.
     """
 
-    def __init__(self, response: httpx.Response, max_bytes: int) -> None:
+    def __init__(self, response: httpx.Response, max_bytes: int, longest_answer: int | None = None) -> None:
         self._url = str(response.request.url)
         self._status = response.status_code
         self._headers = response.headers
-        self._max_bytes = max_bytes
+        self._max_bytes = max_bytes if longest_answer is None else min(max_bytes, longest_answer)
+        self._is_bounded_by_request = self._max_bytes < max_bytes
         self._received = 0
         self._body = bytearray()
         named = [name.strip().lower() for name in response.headers.get("Content-Encoding", "").split(",")]
@@ -58,8 +60,14 @@ class AnswerReader:
             )
         self._inflater = _new_inflater() if encodings else None
         announced = response.headers.get("Content-Length", "")
-        if announced.isascii() and announced.isdigit() and (len(announced) > 18 or int(announced) > max_bytes):
+        if announced.isascii() and announced.isdigit() and (len(announced) > 18 or int(announced) > self._max_bytes):
             raise self._too_large()
+        self._announced = int(announced) if announced.isascii() and announced.isdigit() else None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether as much was received as the headers announced; False where they did not."""
+        return self._received == self._announced
 
     def add(self, piece: bytes) -> None:
         """Take what was received. Raises AnswerTooLargeError, and ProtocolError where it cannot be inflated."""
@@ -97,6 +105,10 @@ class AnswerReader:
         self._body += piece
 
     def _too_large(self) -> AnswerTooLargeError:
+        if self._is_bounded_by_request:
+            return AnswerTooLargeError(
+                f"{self._url} answered with more than {self._max_bytes} bytes, which no answer to what was asked takes"
+            )
         limit = f"more than {self._max_bytes} bytes (max_answer_bytes)"
         return AnswerTooLargeError(
             f"{self._url} answered with {limit}; raise it, or ask about fewer items in a request"

@@ -7,9 +7,11 @@ value of the right shape) cannot be checked.
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -30,15 +32,27 @@ from redline.wire import (
 )
 from redline.wire.correction import CorrectOptions, CorrectRequest, CorrectResponse, ItemCorrection
 
+_RESULTS = frozenset({"score", "rewards", "correction", "score_before"})
+_KNOWN = _RESULTS | {"error", "items"}
+_NAME_BYTES = 40  # of a field's name at most
 _DIGEST = re.compile(r"sha256:\S+")
 # Scores are sums of 32-bit numbers, of some thousands at most.
 _SUM_TOLERANCE = 1e-4
 
 
 def check_answer(
-    request: ScoreRequest | CorrectRequest, positions: Sequence[int], response: ScoreResponse | CorrectResponse
+    request: ScoreRequest | CorrectRequest,
+    positions: Sequence[int],
+    response: ScoreResponse | CorrectResponse,
+    *,
+    optional_ids: Container[int] = (),
 ) -> None:
-    """Raise ProtocolError unless ``response`` can be an answer about the items of ``request`` at ``positions``."""
+    """Raise ProtocolError unless ``response`` can be an answer about the items of ``request`` at ``positions``.
+
+    Args:
+        optional_ids: positions whose ids the client made up itself: the answer may leave these out, but not change
+            them.
+    """
     if len(response.items) != len(positions):
         raise _wrong(f"{len(response.items)} answers for {len(positions)} items")
     _check_model(response.model, request.model)
@@ -46,7 +60,7 @@ def check_answer(
     for position, answer in zip(positions, response.items, strict=True):
         item = request.items[position]
         problem = None
-        if answer.id != item.id:
+        if answer.id != item.id and not (answer.id is None and position in optional_ids):
             problem = f"its id is {_short(answer.id)} where {_short(item.id)} was sent"
         elif isinstance(answer, ItemScore) and isinstance(item, ScoreItem) and isinstance(request, ScoreRequest):
             problem = _score_problem(item, answer, response.options, request.options)
@@ -71,20 +85,50 @@ def checked_model(info: ModelInfo, name: str = "default") -> ModelInfo:
     return info
 
 
-class _RawItems(BaseModel):
-    items: list[dict[str, Any]]
+def check_objects(body: bytes | bytearray, parsed: BaseModel) -> None:
+    """Raise ProtocolError where an answer, of which ``parsed`` was made, says two things at once.
 
-
-def check_unmixed(body: bytes | bytearray) -> None:
-    """Raise ProtocolError where an item of a well-formed answer has both an error and a score or a correction.
-
-    The models of the wire ignore fields that they do not know, and would read it as one of the two.
+    That is a name twice in one object, whichever way it is escaped, of which any reader takes another; or an item, or
+    a whole answer, with both an error and a result: the models of the wire ignore fields that they do not know, and
+    would read it as one of the two.
     """
-    if b'"error"' not in body:
+    if b"\\u" not in body:
+        # Every name is a piece between quotation marks; so may be a text. Equal numbers leave no room for a second one.
+        names = Counter(_names(parsed))
+        pieces = Counter(piece for piece in bytes(body).split(b'"') if len(piece) < _NAME_BYTES)
+        if all(pieces[name.encode()] == names[name] for name in _KNOWN | names.keys()):
+            return
+    try:
+        answer = json.loads(body.decode(), object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError("the service's answer cannot be right: it is not JSON as every parser reads it") from error
+    if not isinstance(parsed, (ScoreResponse, CorrectResponse)):
         return
-    for position, item in enumerate(_RawItems.model_validate_json(body).items):
-        if item.get("error") is not None and (item.get("score") is not None or item.get("correction") is not None):
+    if answer.get("error") is not None:
+        raise _wrong("it has both an error and items")
+    for position, item in enumerate(answer["items"]):
+        if isinstance(item, dict) and item.get("error") is not None and not _RESULTS.isdisjoint(item):
             raise _wrong(f"answer {position} has both an error and a result")
+
+
+def _names(model: BaseModel) -> Iterator[str]:
+    """The names of the fields that ``model`` and the models in it were made of."""
+    for name in model.model_fields_set:
+        yield name
+        value = getattr(model, name)
+        for one in value if isinstance(value, list) else [value]:
+            if not isinstance(one, BaseModel):
+                break  # lists are of one kind
+            yield from _names(one)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _wrong(f"the field {_short(twice)} stands twice in one object")
+    return found
 
 
 def _check_model(model: ModelRef | ModelInfo, name: str) -> None:
@@ -128,14 +172,46 @@ def _score_problem(item: ScoreItem, score: ItemScore, applied: AppliedOptions, w
         return f"diverged_at is {_short(score.diverged_at)} of {tokens} tokens"
     if score.truncated and wanted.on_too_long != "truncate":
         return "it was truncated, which was not asked for"
-    if applied.aggregate == "sum" and not applied.calibrated:
-        total, size = sum(score.rewards), sum(map(abs, score.rewards))
-        if not math.isfinite(size) or abs(total - score.score) > _SUM_TOLERANCE * (1.0 + size):
-            return f"its score is {score.score:.6g} and the sum of its rewards {total:.6g}"
+    if not applied.calibrated:
+        problem = aggregate_problem(score, applied.aggregate, is_aligned=item.token_offsets is not None)
+        if problem is not None:
+            return problem
     if wanted.correction:
         if score.correction is None or score.edits is None or score.correction_complete is None:
             return "a correction was asked for and is missing"
         return edits_problem(score.edits, item.response, score.correction)
+    if score.correction is not None or score.edits is not None or score.correction_complete is not None:
+        return "it has a correction, which was not asked for"
+    return None
+
+
+def aggregate_problem(score: ItemScore, aggregate: str, *, is_aligned: bool) -> str | None:
+    """Why ``score.score`` is not the aggregate of its rewards; None if it is, or the aggregate is an unknown one.
+
+    Args:
+        is_aligned: the rewards were moved onto the caller's tokens. Their sum is that of the model's T tokens, T
+            unknown: a mean must be the sum over some T, and the last of the model's rewards cannot be told.
+    """
+    rewards = score.rewards
+    total, size = sum(rewards), sum(map(abs, rewards))
+    if not math.isfinite(size):
+        return f"its score is {score.score:.6g} and the sum of its rewards is not finite"
+    tokens = len(rewards)
+    if aggregate == "sum":
+        name, expected = "the sum of its rewards", total
+    elif aggregate == "mean" and is_aligned:
+        ratio = total / score.score if score.score else math.inf
+        tokens = max(1, round(ratio)) if math.isfinite(ratio) else tokens
+        name, expected = f"a mean of its rewards, over {tokens} tokens,", total / tokens
+    elif aggregate == "mean":
+        name, expected = "the mean of its rewards", total / tokens
+    elif aggregate == "last" and not is_aligned:
+        name, expected, size = "the last of its rewards", rewards[-1], abs(rewards[-1])
+    else:
+        return None
+    scale = size / tokens if aggregate == "mean" else size
+    if abs(expected - score.score) > _SUM_TOLERANCE * (1.0 + scale):
+        return f"its score is {score.score:.6g} and {name} {expected:.6g}"
     return None
 
 

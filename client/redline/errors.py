@@ -3,7 +3,9 @@
 RedlineError
 ├── ConnectionFailedError   no answer came: unreachable, reset, timed out
 ├── ProtocolError           an answer came that is not Redline's contract
-│   └── AnswerTooLargeError it was larger than the client accepts
+│   ├── AnswerTooLargeError it was larger than the client accepts
+│   ├── AnswerMismatchError it was the answer to another request
+│   └── ConfigurationError  nothing was asked: the environment names a proxy or certificates that cannot be used
 ├── ServiceError            the service refused the request: code, status, retryable
 ├── ItemsFailedError        the request was answered, some of its items could not be
 ├── ModelChangedError       the service answers with other weights than before
@@ -15,9 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from redline.display import one_line
 from redline.wire import ErrorBody
-
-_LONGEST_MESSAGE = 1000
 
 
 class RedlineError(Exception):
@@ -33,7 +34,15 @@ class ProtocolError(RedlineError):
 
 
 class AnswerTooLargeError(ProtocolError):
-    """The answer is larger than the client's ``max_answer_bytes``; reading it was stopped."""
+    """The answer is larger than ``max_answer_bytes``, or than what was asked can take; reading it was stopped."""
+
+
+class AnswerMismatchError(ProtocolError):
+    """The answer is to another request, as on a connection that was answered twice; it was not read."""
+
+
+class ConfigurationError(ProtocolError):
+    """The environment names a proxy or certificates that cannot be used; the message names the variable."""
 
 
 class ServiceError(RedlineError):
@@ -45,7 +54,7 @@ class ServiceError(RedlineError):
     def __init__(
         self, body: ErrorBody, status: int, retry_after_s: float | None = None, request_id: str | None = None
     ) -> None:
-        super().__init__(f"{_one_line(body.message)} ({_one_line(body.code)}, HTTP {status})")
+        super().__init__(f"{one_line(body.message)} ({one_line(body.code)}, HTTP {status})")
         self.code = body.code
         self.status = status
         self.is_retryable = body.retryable
@@ -60,7 +69,7 @@ class ItemsFailedError(RedlineError):
         position, body = failures[0]
         more = f", and {len(failures) - 1} more" if len(failures) > 1 else ""
         super().__init__(
-            f"item {position} could not be answered: {_one_line(body.message)} ({_one_line(body.code)}){more}"
+            f"item {position} could not be answered: {one_line(body.message)} ({one_line(body.code)}){more}"
         )
         self.failures = list(failures)
 
@@ -75,9 +84,3 @@ class StepRefusedError(RedlineError):
 
 class CommandError(RedlineError):
     """A command cannot go on."""
-
-
-def _one_line(text: str) -> str:
-    """What a service wrote, fit to be shown: on one line, without control characters, not at any length."""
-    shown = text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}..."
-    return "".join(c if c.isprintable() else " " for c in shown)

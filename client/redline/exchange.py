@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -14,9 +15,12 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from redline.answer_body import ACCEPTED_ENCODINGS, Answer
-from redline.answer_checks import check_answer, check_same, check_unmixed
+from redline.answer_bounds import longest_answer
+from redline.answer_checks import check_answer, check_objects, check_same
+from redline.display import one_line
 from redline.errors import ConnectionFailedError, ProtocolError, RedlineError, ServiceError
 from redline.proxies import proxy_of
+from redline.redacting import ShownURL, without_secrets
 from redline.results import CorrectResult, Result, ScoreResult
 from redline.wire import (
     CORRECT_PATH,
@@ -60,15 +64,15 @@ def base_url(url: str) -> httpx.URL:
     try:
         parsed = httpx.URL(url.rstrip("/"))
         is_valid = parsed.host is not None and (parsed.port or 0) < 2**16  # decoding the host may fail, too
-    except (httpx.InvalidURL, UnicodeError) as error:
-        raise _no_address(url) from error
+    except (httpx.InvalidURL, UnicodeError):
+        raise _no_address(url) from None  # the cause may hold a password
     if not is_valid:
         raise _no_address(url)
     return parsed
 
 
 def _no_address(url: str) -> ProtocolError:
-    return ProtocolError(f"{url!r} is not an http(s) address")
+    return ProtocolError(f"{without_secrets(url)!r} is not an http(s) address")
 
 
 def headers_for(key: str | None) -> dict[str, str]:
@@ -85,10 +89,13 @@ def no_cookies() -> CookieJar:
 
 
 def new_request(
-    http: httpx.Client | httpx.AsyncClient, method: str, path: str, body: Any, timeout_s: float
+    http: httpx.Client | httpx.AsyncClient, method: str, path: str, body: Any, timeout_s: float, request_id: str
 ) -> httpx.Request:
-    """A request that tells the service how long its answer is waited for."""
-    return http.build_request(method, path, json=body, headers={DEADLINE_HEADER: f"{timeout_s:g}"}, timeout=timeout_s)
+    """A request that tells the service how long its answer is waited for, and by which id it is known."""
+    headers = {DEADLINE_HEADER: f"{timeout_s:g}", REQUEST_ID_HEADER: request_id}
+    request = http.build_request(method, path, json=body, headers=headers, timeout=timeout_s)
+    request.url = ShownURL(request.url)
+    return request
 
 
 def model_path(name: str) -> str:
@@ -130,18 +137,20 @@ def parse(answer: Answer, kind: type[A]) -> A:
             parsed = kind.model_validate_json(answer.body, strict=True)
         except ValidationError as error:
             raise ProtocolError(f"{answer.url} did not answer as a Redline service does{_by_proxy(answer)}") from error
-        if isinstance(parsed, (ScoreResponse, CorrectResponse)):
-            check_unmixed(answer.body)
+        check_objects(answer.body, parsed)
         return parsed
     try:
-        body = ErrorResponse.model_validate_json(answer.body, strict=True).error
+        refusal = ErrorResponse.model_validate_json(answer.body, strict=True)
     except ValidationError as error:
         if answer.status in {502, 503, 504}:  # a proxy in front of a service that is away
             raise ConnectionFailedError(f"{answer.url} answered HTTP {answer.status}{_by_proxy(answer)}") from error
         raise ProtocolError(
             f"{answer.url} answered HTTP {answer.status} without a Redline error{_by_proxy(answer)}"
         ) from error
-    raise ServiceError(body, answer.status, retry_after_s(answer.headers), answer.headers.get(REQUEST_ID_HEADER))
+    check_objects(answer.body, refusal)
+    raise ServiceError(
+        refusal.error, answer.status, retry_after_s(answer.headers), answer.headers.get(REQUEST_ID_HEADER)
+    )
 
 
 def _by_proxy(answer: Answer) -> str:
@@ -155,11 +164,12 @@ def connection_error(
     """An exception of httpx's, or of the deadline's, as ours, once, at the border it crosses."""
     if isinstance(error, (httpx.UnsupportedProtocol, httpx.InvalidURL)):
         return _no_address(url)
+    shown = without_secrets(url)
     if isinstance(error, (httpx.TimeoutException, TimeoutError)):
-        return ConnectionFailedError(f"no answer from {url} within {timeout_s:.3g} s ({type(error).__name__})")
+        return ConnectionFailedError(f"no answer from {shown} within {timeout_s:.3g} s ({type(error).__name__})")
     proxy = proxy_of(url)
     through = "" if proxy is None else f" through the proxy {proxy} of the environment"
-    return ConnectionFailedError(f"{url} cannot be reached{through}: {str(error) or type(error).__name__}")
+    return ConnectionFailedError(f"{shown} cannot be reached{through}: {one_line(str(error)) or type(error).__name__}")
 
 
 def retry_after_s(headers: httpx.Headers) -> float | None:
@@ -208,8 +218,15 @@ class Batch(Generic[R]):
         result: type[R],
     ) -> None:
         self.path = path
-        self.answer = answer
-        self._request = request
+        self._answer = answer
+        # an item without an id gets one, which no item of another call has; the answer is given back without it
+        unique = secrets.token_hex(8)
+        self._named = {position for position, item in enumerate(request.items) if item.id is None}
+        items = [
+            item.model_copy(update={"id": f"{unique}-{position}"}) if item.id is None else item
+            for position, item in enumerate(request.items)
+        ]
+        self._request = request.model_copy(update={"items": items})
         self._result = result
         self._items: list[Any] = [None] * len(request.items)
         self._responses: list[ScoreResponse | CorrectResponse] = []
@@ -223,17 +240,33 @@ class Batch(Generic[R]):
         items = [self._request.items[i] for i in positions]
         return self._request.model_copy(update={"items": items}).model_dump(mode="json", exclude_none=True)
 
-    def add(self, positions: Sequence[int], response: ScoreResponse | CorrectResponse) -> dict[int, ErrorBody]:
-        """Take an answer; returns the errors that are retryable, by position.
+    def longest_answer(self, positions: Sequence[int]) -> int:
+        """Bytes that no answer about the items at ``positions`` exceeds."""
+        return longest_answer(self._request, positions)
+
+    def read(self, positions: Sequence[int], answer: Answer) -> ScoreResponse | CorrectResponse:
+        """What a service answered about the items at ``positions``. Changes nothing, so that any thread may do it.
 
         Raises:
-            ProtocolError: it cannot be an answer to what was asked, or not of the service that gave the others.
+            ServiceError, ConnectionFailedError: as ``parse`` does.
+            ProtocolError: it cannot be an answer to what was asked.
         """
-        check_answer(self._request, positions, response)
+        response = parse(answer, self._answer)
+        check_answer(self._request, positions, response, optional_ids=self._named)
+        return response
+
+    def add(self, positions: Sequence[int], response: ScoreResponse | CorrectResponse) -> dict[int, ErrorBody]:
+        """Take an answer that was read; returns the errors that are retryable, by position.
+
+        Raises:
+            ProtocolError: it is not of the service that gave the others.
+        """
         self._responses.append(response)
         check_same(self._responses[0], response)
         answered = list(zip(positions, response.items, strict=True))
         for position, item in answered:
+            if position in self._named:
+                item.id = None
             self._items[position] = item
         return {p: item.error for p, item in answered if isinstance(item, ItemError) and item.error.retryable}
 

@@ -24,6 +24,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from redline.locks import discard_held, is_at, try_lock
+
 _OS_ERROR = re.compile(r"os error (\d{1,5})|Os \{ code: (\d{1,5})|[Ee]rrno (\d{1,5})")
 _NAME_SHOWN = 40  # of a name in its temporary one, which must not become too long for the file system
 _unfinished: set[Path] = set()
@@ -56,10 +58,11 @@ class RecordingFile(io.FileIO):
 
 @contextmanager
 def atomic_file(path: Path, *, is_only_writer: bool = False) -> Iterator[BinaryIO]:
-    """A binary file to fill, which is at ``path`` once the block ends without an error.
+    """A binary file to fill, which is at ``path`` once the block ends without an error. Its parent folders are made.
 
     Args:
-        is_only_writer: nobody else writes files of this name, so what killed processes left of them is removed.
+        is_only_writer: what killed processes left of files of this name is removed. What a living process is writing
+            is not: temporary files are locked while they are written.
 
     Raises:
         OSError: naming ``path`` and the reason, whatever a library in the block made of it.
@@ -70,13 +73,15 @@ def atomic_file(path: Path, *, is_only_writer: bool = False) -> Iterator[BinaryI
             yield cast(BinaryIO, special)
         return
     target = _followed(path)
+    with _naming(path):
+        _make_folder(target.parent)
     if is_only_writer:
         for stale in target.parent.glob(f".{glob.escape(target.name[:_NAME_SHOWN])}.*.tmp"):
-            stale.unlink(missing_ok=True)
+            _remove_abandoned(stale)
     temporary = _temporary_name(target)
     with _temporary(temporary):
         with _naming(path):
-            raw = RecordingFile(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb")
+            raw = _locked_new_file(temporary)
         with _writing(path, raw), raw:
             buffered = io.BufferedWriter(raw)
             yield buffered
@@ -86,6 +91,27 @@ def atomic_file(path: Path, *, is_only_writer: bool = False) -> Iterator[BinaryI
             if target.exists():
                 shutil.copymode(target, temporary)
             temporary.replace(target)
+
+
+def _locked_new_file(temporary: Path) -> RecordingFile:
+    """A new file, locked until it is closed, so that nobody takes it for one that was left behind."""
+    while True:
+        raw = RecordingFile(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb")
+        if try_lock(raw.fileno()) and is_at(raw.fileno(), temporary):
+            return raw
+        raw.close()  # somebody found it before it was locked, and removes it
+        temporary.unlink(missing_ok=True)
+
+
+def _remove_abandoned(temporary: Path) -> None:
+    """Remove a temporary file unless a living process is writing it."""
+    with suppress(OSError):
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_NOFOLLOW)
+        try:
+            if try_lock(descriptor):
+                temporary.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -107,7 +133,7 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         with _naming(out):
             if target.exists() and not target.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-            target.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(target.parent)
             temporary.mkdir()
         with _writing(out, temporary):
             yield temporary
@@ -194,6 +220,7 @@ def discard_unfinished() -> None:
     """Remove the temporary files and folders of writes that a process which is about to end has not finished."""
     for path in list(_unfinished):
         _remove(path)
+    discard_held()
 
 
 def _descriptor(path: Path) -> int | None:
@@ -211,6 +238,13 @@ def _descriptor(path: Path) -> int | None:
 
 def _followed(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
 
 
 def _temporary_name(target: Path) -> Path:

@@ -7,6 +7,7 @@ they are, and what a template does not use is refused where the template is know
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 Message = dict[str, Any]
@@ -69,3 +70,43 @@ def _text_of_part(part: Any) -> str:
 def content_fields(message: Message) -> list[str]:
     """Names of the message's fields, beside ``content``, that are part of what was said."""
     return [name for name in CONTENT_FIELDS if name in message]
+
+
+def json_size(value: Any, *, max_values: int, max_depth: int) -> int:
+    """How many values (members, elements and single ones) a JSON value holds.
+
+    Raises:
+        MessageError: more than ``max_values``, nested deeper than ``max_depth``, a number that is not finite, half a
+            surrogate pair, or something that JSON does not know.
+    """
+    count = 0
+    waiting = [(value, 0)]
+    while waiting:
+        one, depth = waiting.pop()
+        count += 1
+        if isinstance(one, (dict, list)):
+            if depth >= max_depth:
+                raise MessageError(f"holds values nested deeper than {max_depth}")
+            if count + len(waiting) + len(one) > max_values:
+                raise MessageError(f"holds more than {max_values} values")
+            if isinstance(one, dict):
+                for name in one:
+                    _check_plain(name)
+                waiting += [(inner, depth + 1) for inner in one.values()]
+            else:
+                waiting += [(inner, depth + 1) for inner in one]
+        else:
+            _check_plain(one)
+    return count
+
+
+def _check_plain(value: Any) -> None:
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise MessageError("holds text that is not valid Unicode: half a surrogate pair") from error
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise MessageError("holds a number that is not finite")
+    elif value is not None and not isinstance(value, (bool, int, float)):
+        raise MessageError(f"holds a {type(value).__name__}, which is no JSON")

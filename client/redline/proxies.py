@@ -1,18 +1,28 @@
-"""Proxies of the environment (``http_proxy``, ``all_proxy``, ``no_proxy``): used as httpx uses them, but never for
-loopback addresses, which a proxy on another machine would take for its own."""
+"""What the environment says of connections: proxies (``http_proxy``, ``all_proxy``, ``no_proxy``) and certificates
+(``SSL_CERT_FILE``, ``SSL_CERT_DIR``).
+
+Used as httpx uses them, but for proxies of loopback addresses, which a proxy on another machine would take for its own.
+What cannot be used is a ConfigurationError that names the variable.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
-from redline.errors import ProtocolError
+from redline.display import one_line
+from redline.errors import ConfigurationError
+from redline.redacting import without_secrets
 
 
 def is_loopback(host: str) -> bool:
@@ -28,11 +38,35 @@ def is_loopback(host: str) -> bool:
 
 
 def proxy_settings(url: httpx.URL) -> dict[str, Any]:
-    """The arguments of an httpx client for ``url`` that keep proxies away from loopback addresses."""
-    if not is_loopback(url.host):
-        return {}
-    # without the environment httpx would not read SSL_CERT_FILE either
-    return {"trust_env": False, "verify": httpx.create_ssl_context()}
+    """The arguments of an httpx client for ``url``: its certificates, and no proxies for loopback addresses.
+
+    Raises:
+        ConfigurationError: the environment names certificates that cannot be used.
+    """
+    return {"trust_env": not is_loopback(url.host), "verify": _ssl_context()}
+
+
+def _ssl_context() -> ssl.SSLContext:
+    file, folders = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+    try:
+        if file:
+            if Path(file).exists() and not Path(file).is_file():  # a pipe would be waited for
+                raise OSError(errno.EINVAL, "not a regular file")
+        elif folders:
+            for folder in filter(None, folders.split(os.pathsep)):
+                next(Path(folder).iterdir(), None)
+        return httpx.create_ssl_context()
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        names = ("SSLKEYLOGFILE", "SSL_CERT_FILE", "SSL_CERT_DIR")
+        named = [name for name in names if os.environ.get(name)]
+        if not named:
+            raise ConfigurationError(f"TLS cannot be set up: {one_line(str(error))}") from error
+        is_key_log = isinstance(error, OSError) and error.filename == os.environ.get("SSLKEYLOGFILE")
+        name = named[0] if is_key_log or len(named) == 1 else named[-2 if file and folders else -1]
+        reason = "it holds no certificates that can be read"
+        if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.strerror:
+            reason = error.strerror
+        raise ConfigurationError(f"{name} is {os.environ[name]!r}, which cannot be used: {reason}") from error
 
 
 def proxy_of(url: str) -> str | None:
@@ -51,13 +85,25 @@ def proxy_of(url: str) -> str | None:
 
 @contextmanager
 def readable_proxy_errors() -> Iterator[None]:
-    """While an httpx client is made: what is wrong with the environment's proxies, as ProtocolError."""
+    """While an httpx client is made: what is wrong with the environment's proxies, as ConfigurationError."""
     try:
         yield
     except ImportError as error:  # httpx needs socksio for SOCKS proxies
-        raise ProtocolError(
+        raise ConfigurationError(
             "the environment names a SOCKS proxy (all_proxy, http_proxy or https_proxy), which needs httpx[socks]: "
             "pip install 'httpx[socks]', or list the service's host in no_proxy"
         ) from error
-    except (ValueError, httpx.InvalidURL) as error:
-        raise ProtocolError(f"the environment names a proxy that cannot be used: {error}") from error
+    except (ValueError, httpx.InvalidURL):
+        # neither the error nor its cause is shown: they may hold the proxy's password
+        raise ConfigurationError(f"the environment names a proxy that cannot be used: {_unusable_proxy()}") from None
+
+
+def _unusable_proxy() -> str:
+    """Which of the environment's proxies httpx cannot use, without its credentials."""
+    for scheme, value in getproxies().items():
+        if scheme in {"http", "https", "all"}:
+            try:
+                httpx.Proxy(value if "://" in value else f"http://{value}")
+            except (ValueError, httpx.InvalidURL):
+                return f"{scheme}_proxy is {without_secrets(value)!r}"
+    return "look at http_proxy, https_proxy, all_proxy and no_proxy"

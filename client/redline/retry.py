@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from redline.errors import ConnectionFailedError, RedlineError, ServiceError
+from redline.errors import AnswerMismatchError, ConnectionFailedError, RedlineError, ServiceError
 from redline.wire import ErrorCode
 
 _ITEM_ATTEMPTS = 5
@@ -124,5 +124,7 @@ class Attempts:
 
 
 def is_retryable(error: RedlineError) -> bool:
-    """Whether the same request may succeed later: no answer, or an answer that says so itself."""
-    return isinstance(error, ConnectionFailedError) or (isinstance(error, ServiceError) and error.is_retryable)
+    """Whether the same request may succeed later: no answer or one to another request, or an answer that says so."""
+    return isinstance(error, (ConnectionFailedError, AnswerMismatchError)) or (
+        isinstance(error, ServiceError) and error.is_retryable
+    )

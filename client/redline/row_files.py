@@ -3,7 +3,8 @@
 A file is JSON lines (``.jsonl``) or one JSON list (``.json``), either gzipped; a byte order mark, line ends of other
 systems and blank lines make no difference. A row is at most ``MAX_ROW_BYTES`` long. A gzipped file may hold a lot more
 than its size, but not without end: beyond ``FREE_GZIP_BYTES`` it may be ``MAX_GZIP_RATIO`` times as large as it is
-packed. Of problems with rows the first are kept and the others counted.
+packed. A row takes memory however short it is: beyond ``FREE_GZIP_ROWS`` there may be one for each ``ROW_BYTES`` of
+that size. Of problems with rows the first are kept and the others counted.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 MAX_ROW_BYTES = 16 * 2**20
 FREE_GZIP_BYTES = 256 * 2**20
 MAX_GZIP_RATIO = 200
+FREE_GZIP_ROWS = 2**18
+ROW_BYTES = 1024
 MAX_PROBLEMS = 10_000
 _SHOWN_CHARACTERS = 500
 _CHUNK = 2**16
@@ -126,6 +129,7 @@ def _line_rows(path: Path, file: _BoundedFile) -> Iterator[Row]:
     while True:
         number += 1
         where = f"{path}:{number}"
+        file.rows = number
         line = file.line(where)
         if not line:
             return
@@ -236,19 +240,26 @@ class _ElementReader:
         with self._file.reading(self.where):
             # twice as much each time, so that a long row is not parsed again for every chunk
             data = self._file.read(max(_CHUNK, len(left)))
+            self._file.rows = self.number
             self._text, self._at, self._is_end = left + self._decoder.decode(data, final=not data), 0, not data
         self._file.check(self.where)
 
 
 class _BoundedFile:
-    """A plain or gzipped file, opened for reading; ``check`` raises once it has inflated out of all proportion."""
+    """A plain or gzipped file, opened for reading; ``check`` raises once it has inflated out of all proportion.
+
+    ``rows``: that were read of it, kept by whoever reads them.
+    """
 
     def __init__(self, path: Path, *, is_packed: bool) -> None:
         self._path = path
         self._is_packed = is_packed
-        self._bound = max(FREE_GZIP_BYTES, MAX_GZIP_RATIO * path.stat().st_size)
+        largest = MAX_GZIP_RATIO * path.stat().st_size
+        self._most_bytes = max(FREE_GZIP_BYTES, largest)
+        self._most_rows = max(FREE_GZIP_ROWS, largest // ROW_BYTES)
         self.raw: BinaryIO = cast(BinaryIO, gzip.GzipFile(path, "rb")) if is_packed else path.open("rb")
         self.read = self.raw.read
+        self.rows = 0
 
     def line(self, where: str) -> bytes:
         """The next line, or more than ``MAX_ROW_BYTES`` of one that is longer; empty at the end."""
@@ -264,8 +275,12 @@ class _BoundedFile:
 
     def check(self, where: str) -> None:
         """Raise UnreadableRowError if more has come out of the file than it may hold."""
-        if self._is_packed and self.raw.tell() > self._bound:
-            reason = f"the file inflates to more than {MAX_GZIP_RATIO} times its size; unpack it first if that is right"
+        if not self._is_packed:
+            return
+        is_large, is_many = self.raw.tell() > self._most_bytes, self.rows > self._most_rows
+        if is_large or is_many:
+            what = f"more than {MAX_GZIP_RATIO} times" if is_large else f"{self.rows} rows, too many for"
+            reason = f"the file inflates to {what} its size; unpack it first if that is right"
             raise UnreadableRowError(where, reason)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from redline.marker_scan import end_before_marker, marker_at_end, overlap, start_of_content
+from redline.unknown_markup import opens_unknown_turn
 from redline.wire import ChatMessage, ScoreItem
 
 _ROLES = {
@@ -82,8 +83,6 @@ _SYSTEM_WITHIN = ("<<SYS>>", "<</SYS>>")
 _SYSTEM_BEFORE = ("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")
 # templates whose turns have parts of their own, which are not told apart here
 _OTHER = re.compile(r"<\|START_(?:RESPONSE|THINKING)\|>|<\|start\|>\w+(?:<\|(?:channel|message)\|>|\s*\Z)")
-# a text that ends in a special token, or in one and a name, where a response would begin
-_UNKNOWN_HEADER = re.compile(r"<(?:[|｜][^<>|｜\s]{1,40}[|｜]?|[^<>|｜\s]{1,40}[|｜])>:?\w{0,12}:?\s*\Z")
 
 
 class Exchange(NamedTuple):
@@ -123,7 +122,7 @@ def without_ending(text: str, ends: Sequence[str], markup: Markup | None = None)
     return text[:end], is_ended
 
 
-def _beginning(text: str, ends: Sequence[str]) -> int:
+def beginning(text: str, ends: Sequence[str]) -> int:
     """Where ``text`` begins behind its begin token and the padding on its left."""
     known = [one for one in (*_BEGINNINGS, *_PADS, *ends, *KNOWN_ENDS) if one]
     at = 0
@@ -216,7 +215,7 @@ def _opened(prompt: str) -> _Found | None:
             return one
     if any(not prompt[: one.headers[0].start()].strip() for one in marked):
         raise BorderError("the prompt does not end where the assistant's turn begins")
-    if _UNKNOWN_HEADER.search(prompt):
+    if opens_unknown_turn(prompt):
         raise BorderError(f"the prompt's chat template is unknown here; it ends with {prompt[-30:]!r}")
     return None
 
@@ -227,7 +226,7 @@ def prompt_of(rendered: str) -> str | list[ChatMessage]:
     Raises:
         BorderError: it is empty, of an unknown template, or does not leave the turn to the assistant.
     """
-    text = rendered[_beginning(rendered, ()) :]
+    text = rendered[beginning(rendered, ()) :]
     found = _opened(text)
     if found is not None:
         return _messages(text, found.headers, found.markup, ())
@@ -246,7 +245,7 @@ def from_prompt_and_response(prompt: str, response: str, *, has_ends: bool, ends
     Raises:
         BorderError: as ``prompt_of``.
     """
-    text = prompt[_beginning(prompt, ends) :]
+    text = prompt[beginning(prompt, ends) :]
     found = _opened(text)
     markup = None
     if found is not None:
@@ -278,7 +277,7 @@ def from_whole(text: str, ends: Sequence[str] = ()) -> Exchange:
         BorderError: there is no markup to find the border by, two kinds of it disagree, or the last turn is not the
             assistant's.
     """
-    begin = _beginning(text, ends)
+    begin = beginning(text, ends)
     whole = text[begin:]
     if _OTHER.search(whole):
         raise BorderError("the text's chat template is unknown here")
@@ -307,7 +306,12 @@ def from_query_and_prompt(query: str, prompt: str, ends: Sequence[str] = ()) -> 
     Raises:
         BorderError: the query does not begin with the prompt's end, or as ``from_prompt_and_response``.
     """
-    whole, start = query[_beginning(query, ends) :], prompt[_beginning(prompt, ends) :]
+    return from_prompt_and_response(*split_query(query, prompt, ends), has_ends=True, ends=ends)
+
+
+def split_query(query: str, prompt: str, ends: Sequence[str] = ()) -> tuple[str, str]:
+    """Prompt and response of ``from_query_and_prompt``, as they stand. Raises BorderError."""
+    whole, start = query[beginning(query, ends) :], prompt[beginning(prompt, ends) :]
     if whole.startswith(start):
         response = whole[len(start) :]
     else:
@@ -318,7 +322,7 @@ def from_query_and_prompt(query: str, prompt: str, ends: Sequence[str] = ()) -> 
         if not start.endswith(whole[:end]):
             # the decoder's white space, not the policy's
             response = response.removeprefix(" ")
-    return from_prompt_and_response(start, response, has_ends=True, ends=ends)
+    return start, response
 
 
 def _end_of(prompt: str, whole: str) -> int | None:

@@ -15,7 +15,9 @@ from markupsafe import Markup, escape
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from redline.edit_groups import grouped
 from redline.metrics_log import read_metrics
+from redline.wire import Edit
 
 COLOURS = {"ppo_seq2seq": "#1d6fb8", "ppo_scalar": "#b3261e"}
 NAMES = {
@@ -109,7 +111,7 @@ def _samples(run: Path) -> list[dict[str, Any]]:
         entry = by_prompt.setdefault(number, {"prompt": row["prompt"], "answers": {}})
         entry["answers"][policy] = {
             "heat": heat_map(row["response"], score["rewards"], score["offsets"]),
-            "redline": redline(row["response"], score["edits"]),
+            "redline": redline(row["response"], [Edit(**edit) for edit in score["edits"]]),
             "is_changed": bool(score["edits"]),
             "gold": row["gold"],
             "score": score["score"],
@@ -131,15 +133,15 @@ def heat_map(text: str, rewards: list[float], offsets: list[list[int]]) -> Marku
     return Markup("").join([*parts, escape(text[at:])])
 
 
-def redline(text: str, edits: list[dict[str, Any]]) -> Markup:
-    """The text with the model's correction: deletions struck through, insertions underlined."""
+def redline(text: str, edits: list[Edit]) -> Markup:
+    """The text with the model's correction, in groups of edits: deletions struck through, insertions underlined."""
     parts: list[Markup] = []
     at = 0
-    for edit in edits:
-        parts.append(escape(text[at : edit["start"]]))
-        if edit["end"] > edit["start"]:
-            parts.append(Markup("<del>{}</del>").format(text[edit["start"] : edit["end"]]))
-        if edit["text"]:
-            parts.append(Markup("<ins>{}</ins>").format(edit["text"]))
-        at = edit["end"]
+    for edit in grouped(text, edits):
+        parts.append(escape(text[at : edit.start]))
+        if edit.end > edit.start:
+            parts.append(Markup("<del>{}</del>").format(text[edit.start : edit.end]))
+        if edit.text:
+            parts.append(Markup("<ins>{}</ins>").format(edit.text))
+        at = edit.end
     return Markup("").join([*parts, escape(text[at:])])

@@ -12,6 +12,7 @@ from redline_model.errors import BundleError
 MAX_BYTES = 8 * 2**20
 MAX_DEPTH = 100
 _MAX_MESSAGE = 300
+_SIGNS_A_VALUE = 20
 
 
 def read_object(path: Path, *, max_values: int | None = None, is_strict: bool = False) -> dict[str, Any]:
@@ -54,6 +55,9 @@ def parse_object(
     data: bytes, where: str, *, max_values: int | None = None, is_strict: bool = False, max_depth: int = MAX_DEPTH
 ) -> dict[str, Any]:
     """The object in ``data``; arguments and errors as in ``read_object``."""
+    # texts may hold commas and brackets too, and far fewer than this; to build millions of values takes seconds
+    if max_values is not None and sum(map(data.count, (b",", b"[", b"{"))) > _SIGNS_A_VALUE * max_values:
+        raise BundleError(f"{where} holds more than {max_values} values")
     strictly: dict[str, Any] = {"parse_constant": _refused, "object_pairs_hook": _distinct} if is_strict else {}
     try:
         raw = json.loads(data.decode("utf-8-sig"), **strictly)

@@ -17,7 +17,7 @@ from redline_model.bounded_json import one_line
 from redline_model.card import model_card
 from redline_model.compiling import compile_layers
 from redline_model.conversation import ConversationEncoder
-from redline_model.errors import BundleError, RedlineModelError, UnsupportedError
+from redline_model.errors import BundleError, ItemError, RedlineModelError, UnsupportedError
 from redline_model.extraction import Extraction
 from redline_model.folders import check_free, file_digest, make_portable
 from redline_model.hf_reward import describe_reward_model, digest_of
@@ -34,6 +34,7 @@ from redline_model.loading import (
     tokenizer_fingerprint,
 )
 from redline_model.manifest import MANIFEST, CalibrationFit, DataSource, Manifest, parse_manifest, read_manifest
+from redline_model.panics import PanicError, panics_as_errors
 from redline_model.positions import source_positions, target_positions
 from redline_model.prefixes import DEFAULT_MEMORY_SHARE, share_bytes
 from redline_model.scorers import (
@@ -223,7 +224,10 @@ class Bundle:
         manifest = read_manifest(folder) if has_manifest else describe_reward_model(folder, source)
         limit = manifest.max_tokens if max_tokens is None else min(max_tokens, manifest.max_tokens)
         try:
-            scorer = _LOADERS[manifest.kind](folder, manifest, _How(placement, limit, prefix_cache_tokens))
+            with panics_as_errors("a library that reads it"):
+                scorer = _LOADERS[manifest.kind](folder, manifest, _How(placement, limit, prefix_cache_tokens))
+        except (ItemError, PanicError) as error:  # of texts that every encoder begins with
+            raise BundleError(f"{folder} cannot be used: {error}") from error
         except RedlineModelError:
             raise
         except Exception as error:  # a configuration that can be loaded and not be computed with

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -19,11 +18,10 @@ import torch
 
 from redline_model.bounded_json import one_line
 from redline_model.errors import BundleError
-from redline_model.weight_headers import held_tensors, read_index
+from redline_model.pickle_check import PICKLED, checkpoint_tensors
 
 logger = logging.getLogger(__name__)
 
-_BIN = "pytorch_model.bin"
 _MAX_SHOWN = 3
 # Tensors that say nothing: tables that are computed anew, masks, and the head of another task.
 _HARMLESS = re.compile(
@@ -92,23 +90,10 @@ def compared_without_loading(folder: Path, config: Any, model_class: type) -> di
 
 def _empty_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """The checkpoint's tensors without their data."""
-    held = held_tensors(folder)
-    if held is not None:
-        return {name: torch.empty(tensor.shape, device="meta") for name, tensor in held.items()}
-    index = folder / f"{_BIN}.index.json"
-    names = sorted(set(read_index(index).values())) if index.exists() else [_BIN]
-    tensors: dict[str, torch.Tensor] = {}
-    for name in names:
-        path = folder / name
-        if not path.is_file():
-            raise BundleError(f"{folder} holds no weights: there is no {one_line(name)}")
-        try:
-            mapped = {"mmap": True} if zipfile.is_zipfile(path) else {}
-            loaded = torch.load(path, map_location="meta", weights_only=True, **mapped)
-        except Exception as error:  # a damaged pickle raises anything
-            raise BundleError(f"{path} cannot be read: {one_line(error)}") from error
-        tensors |= {key: value.to("meta") for key, value in loaded.items() if isinstance(value, torch.Tensor)}
-    return tensors
+    held = checkpoint_tensors(folder)
+    if held is None:
+        raise BundleError(f"{folder} holds no weights: there is no {PICKLED}")
+    return {name: torch.empty(tensor.shape, device="meta") for name, tensor in held.items()}
 
 
 @contextmanager

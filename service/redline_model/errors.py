@@ -3,12 +3,14 @@
 RedlineModelError
 ├── BundleError           a folder is not a complete, intact bundle
 ├── UnsupportedError      this model, mode or option cannot do what was asked
+├── PanicError            a library in Rust crashed (redline_model.panics)
 ├── DataError             preference data cannot be read (raised by the trainer)
 └── ItemError             one (prompt, response) cannot be scored; others can
     ├── InvalidPromptError
     ├── EmptyResponseError
     ├── BadIdsError
     ├── TooLongError
+    ├── TokenizerError
     ├── NonFiniteError
     └── OutOfMemoryError
 """
@@ -50,6 +52,10 @@ class BadIdsError(ItemError):
 
 class TooLongError(ItemError):
     """The item needs more tokens than the model reads."""
+
+
+class TokenizerError(ItemError):
+    """The model's tokenizer fails on the item's text or ids, or makes far too many tokens of it."""
 
 
 class NonFiniteError(ItemError):

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from redline.messages import normalized
 from redline_model.errors import TooLongError
 
 if TYPE_CHECKING:
-    from redline_model.template import Item, Message, Prompt
+    from redline.messages import Message
+    from redline_model.template import Item, Prompt
 
 # A prompt is cut here to this many characters more than need be: the first tokens behind a cut may differ.
 _SPARE_CHARS = 1024
@@ -34,10 +36,10 @@ def bounded_item(item: Item, max_tokens: int, max_chars: int) -> tuple[Item, boo
         excess = len(item.prompt) - max_tokens
     else:
         messages: Sequence[Message] = item.prompt  # type: ignore[assignment]
-        size = sum(len(message["role"]) for message in messages)
+        size = sum(map(_size_beside_content, messages)) + _size(item.tools)
         if len(messages) > max_tokens or size > max_chars:
             raise TooLongError(f"the prompt has {len(messages)} messages; the model reads {max_tokens} tokens")
-        excess = sum(len(message["content"]) for message in messages) - max_chars
+        excess = sum(_size(message.get("content")) for message in messages) - max_chars
     if excess <= 0:
         return item, False
     if item.on_too_long == "error":
@@ -46,13 +48,28 @@ def bounded_item(item: Item, max_tokens: int, max_chars: int) -> tuple[Item, boo
     return item._replace(prompt=_without_oldest(item.prompt, excess)), excess > 0
 
 
+def _size(value: Any) -> int:
+    """Characters of a JSON value, a number or a bracket counted as one."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return 1 + sum(_size(name) + _size(one) for name, one in value.items())
+    if isinstance(value, (list, tuple)):
+        return 1 + sum(map(_size, value))
+    return int(value is not None)
+
+
+def _size_beside_content(message: Message) -> int:
+    return sum(_size(value) for name, value in message.items() if name != "content")
+
+
 def _without_oldest(prompt: Prompt | Sequence[int], excess: int) -> Any:
     """``prompt`` without its first ``excess`` characters (or ids) of content; every message keeps its place."""
     if isinstance(prompt, str) or isinstance(prompt[0], int):
         return prompt[excess:]
     kept: list[Message] = []
     for message in prompt:
-        content = message["content"]  # type: ignore[index]
+        content = normalized(message)["content"]
         kept.append({**message, "content": content[excess:]})  # type: ignore[dict-item]
         excess = max(0, excess - len(content))
     return kept

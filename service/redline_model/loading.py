@@ -18,8 +18,10 @@ from redline_model.checkpoint_names import check_names, compared_without_loading
 from redline_model.errors import BundleError, UnsupportedError
 from redline_model.hub import locate_model
 from redline_model.model_folder import check_folder, check_weights, described_model, no_code
+from redline_model.panics import panics_as_errors
 from redline_model.positions import token_limit as token_limit
 from redline_model.template_check import check_chat_template
+from redline_model.tokenizer_check import check_loaded_tokenizer, check_tokenizer_files
 
 Quantization = Literal["int8", "nf4"]
 Kind = Literal["seq2seq", "scalar", "red", "dpo", "ensemble", "length_calibrated"]
@@ -84,22 +86,26 @@ def quantization_config(quantization: Quantization, compute_dtype: torch.dtype) 
 
 
 def load_tokenizer(source: str | Path, template_settings: Mapping[str, Any] | None = None) -> Any:
-    """The tokenizer of a folder or hub id, its chat template tried.
+    """The tokenizer of a folder or hub id; it and its chat template are tried in processes of their own first.
 
     Args:
         template_settings: what its chat template will be rendered with; None tries the usual settings.
 
     Raises:
-        BundleError: there is none, it needs code of its own, or its chat template never ends.
+        BundleError: there is none, it needs code of its own, or it or its chat template never ends, crashes, or takes
+            too much memory.
     """
     from transformers import AutoTokenizer
 
     folder = locate_model(source, "tokenizer")
     check_folder(folder)
+    check_tokenizer_files(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        with panics_as_errors("the library that reads it"):
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # damaged files raise anything, a bare Exception from Rust among them
         raise _not_loaded("tokenizer", source, error) from error
+    check_loaded_tokenizer(tokenizer, source)
     check_chat_template(tokenizer, source, template_settings)
     return tokenizer
 
@@ -173,7 +179,7 @@ def load_model(source: str | Path, kind: Kind, placement: Placement, *, must_be_
     is_quantized = getattr(config, "quantization_config", None) is not None
     check_weights(folder, config, model_class, is_quantized=is_quantized)
     try:
-        with silenced():
+        with silenced(), panics_as_errors("the library that reads it"):
             model, told = model_class.from_pretrained(
                 str(folder),
                 trust_remote_code=False,

@@ -9,6 +9,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,17 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from redline_model.bounded_json import check_size, one_line, read_object
 from redline_model.errors import BundleError
 from redline_model.folder_listing import MAX_FILE_BYTES
-from redline_model.weight_headers import INDEX, held_tensors
+from redline_model.pickle_check import checkpoint_tensors
+from redline_model.weight_headers import INDEX
 
 CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 _SMALL_FILES = (CONFIG, TOKENIZER_CONFIG, "generation_config.json", "special_tokens_map.json", "added_tokens.json")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
+_MAX_VALUES = 100_000  # of a small file; the settings of ten thousand added tokens are 80,000
 _TEMPLATE_BYTES = 2**20
+_MAX_TEMPLATES = 64
 
 # Counts of things that are built one by one when a configuration is read, before there is a model.
 _IS_COUNT = re.compile(r"layer|depth|block|expert|head|label|group|stage|branch")
@@ -56,29 +60,36 @@ def check_folder(folder: Path) -> dict[str, Any]:
     """
     if (folder / ADAPTER_CONFIG).exists():
         raise BundleError(_adapter(folder))
-    small = {name: read_object(folder / name) for name in _SMALL_FILES if (folder / name).exists()}
+    small = {
+        name: read_object(folder / name, max_values=_MAX_VALUES) for name in _SMALL_FILES if (folder / name).exists()
+    }
     for name in (*_TOKENIZER_FILES, INDEX):
         if (folder / name).exists():
             check_size(folder / name, MAX_FILE_BYTES)
-    for path in (folder / "chat_template.jinja", *sorted((folder / "additional_chat_templates").glob("*.jinja"))):
+    more = sorted(islice((folder / "additional_chat_templates").glob("*.jinja"), _MAX_TEMPLATES + 1))
+    if len(more) > _MAX_TEMPLATES:
+        raise BundleError(f"{folder} holds more than {_MAX_TEMPLATES} additional chat templates")
+    for path in (folder / "chat_template.jinja", *more):
         if path.exists():
             check_size(path, _TEMPLATE_BYTES)
     config = small.get(CONFIG, {})
+    if config.get("transformers_weights") is not None:
+        raise BundleError(f"{folder / CONFIG}: transformers_weights names other weights than the usual ones")
     _check_code(folder, config, small.get(TOKENIZER_CONFIG, {}))
     _check_numbers(folder / CONFIG, config)
     return config
 
 
 def check_weights(folder: Path, config: Any, model_class: Any, *, is_quantized: bool = False) -> None:
-    """Compare what a configuration describes with what the folder's safetensors files hold.
+    """Compare what a configuration describes with what the folder's weights hold, in safetensors or PyTorch's format.
 
     Args:
-        config: as transformers has read it; a folder without safetensors files is not compared.
+        config: as transformers has read it; a folder without weights is not compared.
 
     Raises:
         BundleError: the weights are damaged, or the configuration describes a much larger model.
     """
-    held = held_tensors(folder)
+    held = checkpoint_tensors(folder)
     if held is None:
         return
     model = described_model(folder, config, model_class, tensors=len(held))

@@ -1,19 +1,22 @@
 """(prompt, response) -> token ids. The template's text and choices live in the bundle, never in a caller.
 
-Every piece of foreign text is tokenised on its own, special tokens switched off, and spliced between the
-template's literal pieces. Three things follow: a prompt is a common prefix of all its responses, a response
-has the same ids wherever it stands, and no text can forge a turn marker.
+A prompt is rendered and read as one text, as transformers reads it (``redline.rendering``); a response is read on its
+own and put behind it. So a prompt is a common prefix of all its responses, and a response has the same ids wherever
+it stands. What spells a special token in a caller's text is read as text. A turn marker of ordinary characters, which
+text could spell, is refused in prompts; in responses it is text like any other and is scored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-from jinja2 import TemplateError
 from pydantic import BaseModel, ConfigDict
 
+from redline.messages import Message, MessageError, normalized
+from redline.rendering import POLICY_SETTINGS, Literals, OwnForm
 from redline.token_spans import Span, token_spans
 from redline_model.errors import (
     BadIdsError,
@@ -23,13 +26,12 @@ from redline_model.errors import (
     UnsupportedError,
 )
 from redline_model.item_bounds import bounded_item
+from redline_model.prompt_layout import key_of, laid_out, make_layout
 from redline_model.sized_cache import SizedCache
+from redline_model.tokenizing import GuardedTokenizer
 
-Message = dict[str, str]
 Prompt = str | Sequence[Message]
 
-# Private-use characters: no tokenizer or chat template gives them a meaning.
-_MARK = "\ue000{}\ue001"
 # Entries of the caches below, in characters and token ids together; an id takes about 36 bytes.
 _MAX_CACHED_PROMPTS = 2**21
 _MAX_CACHED_LITERALS = 2**18
@@ -40,13 +42,15 @@ class Template(BaseModel):
 
     ``style`` ``chat`` goes through the tokenizer's chat template: the conversation, the response as the
     assistant's turn, ``instruction`` as the user's next turn. ``plain`` uses the markers below. ``conversation``: the
-    chat template and no instruction, see ``redline_model.conversation``.
-    ``chat_kwargs`` are handed to the chat template; a fixed date keeps a rendering the same tomorrow.
+    chat template and no instruction, see ``redline_model.conversation``. ``policy``: the prompt as a policy is given
+    it, see ``redline.rendering.PolicyPrompts``.
+    ``chat_kwargs`` are handed to the chat template; ``date_string`` among them is also the day that a template which
+    asks for today's date is given, so that a rendering is the same tomorrow.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    style: Literal["chat", "plain", "conversation"]
+    style: Literal["chat", "plain", "conversation", "policy"]
     instruction: str = "Rewrite your answer so that it is the best possible answer. Reply with the answer alone."
     turn: str = "{role}:\n"
     turn_end: str = "\n\n"
@@ -54,14 +58,9 @@ class Template(BaseModel):
     chat_kwargs: dict[str, Any] = {"date_string": "01 Jan 2025", "enable_thinking": False}
 
     @classmethod
-    def of_policy(cls, tokenizer: Any) -> Template:
-        """The prompt that a policy is given: the chat template as it stands, or the prompt's bare text.
-
-        The date alone is fixed, so that a score is the same tomorrow.
-        """
-        if getattr(tokenizer, "chat_template", None):
-            return cls(style="chat", chat_kwargs={"date_string": "01 Jan 2025"})
-        return cls(style="plain", turn="", turn_end="", rewrite="")
+    def of_policy(cls, tokenizer: Any = None) -> Template:
+        """The prompt that a policy is given: the chat template as it stands, or the prompt's bare text."""
+        return cls(style="policy", chat_kwargs=dict(POLICY_SETTINGS))
 
     @classmethod
     def fitting(cls, tokenizer: Any, instruction: str | None = None) -> Template:
@@ -71,13 +70,17 @@ class Template(BaseModel):
 
 
 class Item(NamedTuple):
-    """A (prompt, response) as a caller gives it: text, or ids of the model's own tokenizer."""
+    """A (prompt, response) as a caller gives it: text, or ids of the model's own tokenizer.
+
+    ``tools``: what the model may call, for its chat template.
+    """
 
     prompt: Prompt | Sequence[int]
     response: str | Sequence[int]
     is_finished: bool = True
     on_too_long: Literal["error", "truncate"] = "error"
     has_only_end: bool = False  # an empty text that stands for a lone end-of-sequence token
+    tools: Sequence[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -142,62 +145,35 @@ class Encoder:
         self.max_tokens = max_tokens
         self.max_target_tokens = max_target_tokens
         self.arrangement = arrangement
-        bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-        framed = tokenizer("a")["input_ids"]
-        at = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), 0)
-        self._head_ids, self._tail_ids = list(framed[:at]), list(framed[at + len(bare) :])
+        self.texts = GuardedTokenizer(tokenizer)
+        self.layout = make_layout(template, tokenizer, self.texts)
+        head, tail = self.texts.around()
+        is_plain = template.style == "plain"  # which puts its head in front itself
+        is_framed = arrangement == "encoder_decoder"
+        self._head_ids, self._tail_ids = (head if not is_plain else [], tail) if is_framed else ([], [])
         # a longer text has more tokens than the model reads, whatever it says
         self.max_chars = None if max_tokens is None else max_tokens * max(map(len, tokenizer.get_vocab()))
-        self._literals = SizedCache(
-            self._lay_out, lambda roles, ids: sum(map(len, roles)) + sum(map(len, ids)), _MAX_CACHED_LITERALS
-        )
         # several responses to one prompt come in requests of their own
-        self._prompt_ids: SizedCache[str, tuple[int, ...]] = SizedCache(
-            lambda text: tuple(self._text_ids(text)), lambda text, ids: len(text) + len(ids), _MAX_CACHED_PROMPTS
+        self._prompts: SizedCache[str, tuple[list[int], list[int]]] = SizedCache(
+            self._lay_out_whole, lambda key, ids: len(key) + sum(map(len, ids)), _MAX_CACHED_PROMPTS
+        )
+        self._literals: SizedCache[str, Literals] = SizedCache(
+            self._lay_out, lambda key, literals: len(key) + sum(map(len, literals.ids)), _MAX_CACHED_LITERALS
         )
 
-    def _special(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    @cached_property
+    def own_form(self) -> OwnForm | None:
+        """Reads texts that were rendered with the model's own chat template; None where it has none."""
+        return None if self.layout.chat is None else OwnForm(self.layout.chat)
 
-    def _text_ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    def _lay_out_whole(self, key: str) -> tuple[list[int], list[int]]:
+        before, behind = laid_out(self.layout.whole, key)
+        return [*self._head_ids, *before], [*behind, *self._tail_ids]
 
-    def _lay_out(self, roles: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
-        """The template's ids before each message, before the response, and after it."""
-        marks = [_MARK.format(i) for i in range(len(roles) + 1)]
-        template = self.template
-        if template.style == "chat":
-            messages = [{"role": r, "content": m} for r, m in zip(roles, marks, strict=False)]
-            messages += [
-                {"role": "assistant", "content": marks[-1]},
-                {"role": "user", "content": template.instruction},
-            ]
-            try:
-                text = self.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=True, **template.chat_kwargs
-                )
-            except (TemplateError, ValueError, KeyError) as error:
-                raise InvalidPromptError(f"the chat template refuses roles {_shown(roles)}: {error}") from error
-        else:
-            turns = [
-                template.turn.format(role=r.capitalize()) + m + template.turn_end
-                for r, m in zip((*roles, "assistant"), marks, strict=True)
-            ]
-            text = "".join(turns) + template.rewrite
-        literals: list[tuple[int, ...]] = []
-        start = 0
-        for mark in marks:
-            end = text.find(mark, start)
-            if end < 0:
-                raise InvalidPromptError(f"the chat template leaves out a turn of roles {_shown(roles)}")
-            literals.append(self._special(text[start:end]))
-            start = end + len(mark)
-        literals.append(self._special(text[start:]))
-        if template.style == "plain" or self.arrangement == "encoder_decoder":
-            literals[0] = (*self._head_ids, *literals[0])
-        if self.arrangement == "encoder_decoder":
-            literals[-1] = (*literals[-1], *self._tail_ids)
-        return tuple(literals)
+    def _lay_out(self, key: str) -> Literals:
+        ids, trims = laid_out(self.layout.literals, key)
+        ids = (*ids[:-1], (*ids[-1], *self._tail_ids))
+        return Literals(((*self._head_ids, *ids[0]), *ids[1:]), trims)
 
     def _check_ids(self, ids: Sequence[int], what: str) -> list[int]:
         for position, token in enumerate(ids):
@@ -205,25 +181,40 @@ class Encoder:
                 raise BadIdsError(f"{what}[{position}] is {token}; the vocabulary holds 0 to {self.vocab_size - 1}")
         return list(ids)
 
-    def _contents(self, prompt: Prompt | Sequence[int]) -> tuple[tuple[str, ...], list[list[int]]]:
+    def _messages(self, prompt: Prompt | Sequence[int]) -> tuple[list[Message], list[list[int]] | None]:
+        """The prompt as messages, and the ids of their contents where it is given by ids."""
         if isinstance(prompt, str):
-            return ("user",), [list(self._prompt_ids(prompt))]
+            return [{"role": "user", "content": prompt}], None
         if not prompt:
             raise InvalidPromptError("the prompt is an empty list")
         if isinstance(prompt[0], int):
-            return ("user",), [self._check_ids(prompt, "prompt_ids")]  # type: ignore[arg-type]
-        messages: Sequence[Message] = prompt  # type: ignore[assignment]
-        roles = tuple(message["role"] for message in messages)
-        if roles[-1] == "assistant":
+            return [{"role": "user", "content": ""}], [self._check_ids(prompt, "prompt_ids")]  # type: ignore[arg-type]
+        try:
+            messages = [normalized(message) for message in prompt]
+        except MessageError as error:
+            raise InvalidPromptError(f"the prompt {error}") from error
+        if messages[-1]["role"] == "assistant":
             raise InvalidPromptError("the prompt ends with an assistant turn; the response is that turn")
-        return roles, [list(self._prompt_ids(message["content"])) for message in messages]
+        return messages, None
 
     def encode_prompt(
-        self, prompt: Prompt | Sequence[int], spare: int | None = None
+        self, prompt: Prompt | Sequence[int], spare: int | None = None, tools: Sequence[Any] | None = None
     ) -> tuple[list[int], list[int], bool]:
-        """``(prefix_ids, request_ids, is_truncated)``; with ``spare`` the oldest content ids are cut to fit it."""
-        roles, contents = self._contents(prompt)
-        literals = self._literals(roles)
+        """``(prefix_ids, request_ids, is_truncated)``; with ``spare`` the oldest content ids are cut to fit it.
+
+        Raises:
+            InvalidPromptError: the template refuses the prompt, leaves part of it out, or would read it as another.
+        """
+        messages, contents = self._messages(prompt)
+        if contents is None and spare is None:
+            before, behind = self._prompts(key_of(messages, tools))
+            self._check_prefix(before)
+            return list(before), list(behind), False
+        blank = [{**message, "content": ""} for message in messages]
+        literals, trims = self._literals(key_of(blank, tools))
+        if contents is None:
+            pairs = zip(messages, trims, strict=False)
+            contents = [self.texts.foreign_ids(_trimmed(message["content"], *ends)) for message, ends in pairs]
         is_truncated = False
         if spare is not None:
             excess = sum(map(len, literals[:-1])) + sum(map(len, contents)) - spare
@@ -235,19 +226,18 @@ class Encoder:
         prefix: list[int] = []
         for literal, content in zip(literals, [*contents, []], strict=False):
             prefix += [*literal, *content]
+        self._check_prefix(prefix)
+        return prefix, list(literals[-1]), is_truncated
+
+    def _check_prefix(self, prefix: Sequence[int]) -> None:
         if not prefix and self.arrangement == "judge":
             raise InvalidPromptError("nothing is left of the prompt; its last token is where the response begins")
-        return prefix, list(literals[-1]), is_truncated
 
     def encode_response(self, item: Item) -> tuple[list[int], list[Span], str, bool]:
         """``(ids without end token, spans, text, is_finished)`` of the item's response."""
         if isinstance(item.response, str):
             text = item.response
-            encoded = self.tokenizer(
-                text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-            )
-            ids = list(encoded["input_ids"])
-            spans = [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
+            ids, spans = self.texts.foreign(text)
             if not ids and not (item.has_only_end and item.is_finished):
                 raise EmptyResponseError("the response is empty: there is no token to judge")
             return ids, spans, text, item.is_finished
@@ -260,15 +250,13 @@ class Encoder:
         ids = ids[:-1] if is_finished else ids
         if self.end_id in ids:
             raise BadIdsError(f"response_ids hold the end token {self.end_id} before their end")
-        text = self.tokenizer.decode(ids, skip_special_tokens=False)
+        text = self.texts.decode(ids)
         return ids, self._spans(ids, text), text, is_finished
 
     def _spans(self, ids: list[int], text: str) -> list[Span]:
-        again = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-        if list(again["input_ids"]) == ids:
-            return [(int(start), int(end)) for start, end in again["offset_mapping"]]
+        again = self.texts.foreign(text)
         # sampled ids need not be the canonical tokenization of their text
-        return token_spans(lambda part: self.tokenizer.decode(part, skip_special_tokens=False), ids)[1]
+        return again.spans if again.ids == ids else token_spans(self.texts.decode, ids)[1]
 
     def length(self, prefix: int, response: int, request: int, target: int) -> int:
         """Tokens that count against ``max_tokens``, from the lengths of the pieces."""
@@ -298,24 +286,24 @@ class Encoder:
             )
         if is_finished:
             spans = [*spans, (len(text), len(text))]
-        prefix, request, is_truncated = self.encode_prompt(item.prompt)
+        prefix, request, is_truncated = self.encode_prompt(item.prompt, tools=item.tools)
         needed = self.length(len(prefix), len(ids), len(request), len(targets))
         if is_bounded and self.max_tokens is not None and needed > self.max_tokens:
             reason = f"the item needs {needed} tokens and the model reads {self.max_tokens}"
             if item.on_too_long == "error":
                 raise TooLongError(reason)
             spare = len(prefix) - (needed - self.max_tokens)
-            prefix, request, is_truncated = self.encode_prompt(item.prompt, spare=spare)
+            prefix, request, is_truncated = self.encode_prompt(item.prompt, spare=spare, tools=item.tools)
             if self.length(len(prefix), len(ids), len(request), len(targets)) > self.max_tokens:
                 raise TooLongError(f"{reason}; its response alone is too long, and only prompts are truncated")
         return EncodedItem(prefix, ids, request, targets, spans, text, is_finished, is_truncated or is_cut)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of a rewrite."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        """The text of a rewrite. Raises TokenizerError."""
+        return self.texts.decode(ids, skip_special_tokens=True)
 
 
-def _shown(roles: tuple[str, ...]) -> str:
-    """Roles as an error message shows them: the first few, each cut."""
-    shown = [role[:20] for role in roles[:8]]
-    return f"{shown}" if len(roles) <= 8 else f"{shown} and {len(roles) - 8} more"
+def _trimmed(text: str, is_left: bool, is_right: bool) -> str:
+    """``text`` as a template that takes off white space at its beginning or end writes it."""
+    text = text.lstrip() if is_left else text
+    return text.rstrip() if is_right else text

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -13,10 +11,9 @@ from typing import Any
 
 from redline_model.bounded_json import one_line
 from redline_model.errors import BundleError
+from redline_model.trial_process import Limits, TrialError, run_trial
 
-CPU_LIMIT_S = 2
-TIME_LIMIT_S = 6.0
-MEMORY_LIMIT_BYTES = 2**29
+LIMITS = Limits(cpu_s=2, wall_s=6.0, memory_bytes=2**29)
 _MAX_TEMPLATE_CHARACTERS = 2**20
 _MAX_CHARACTERS = 10**6  # that a rendering may write beyond a hundred for each character it is given
 _TRIAL = Path(__file__).with_name("template_trial.py")
@@ -74,26 +71,13 @@ def conversations() -> list[list[dict[str, str]]]:
 @lru_cache(maxsize=64)
 def _refusal(templates: str, settings: str) -> str | None:
     task = {
-        "path": sys.path,
-        "limits": {"cpu_s": CPU_LIMIT_S, "memory_bytes": MEMORY_LIMIT_BYTES, "characters": _MAX_CHARACTERS},
         "templates": json.loads(templates),
         "settings": json.loads(settings),
         "conversations": conversations(),
+        "characters": _MAX_CHARACTERS,
     }
     try:
-        ended = subprocess.run(
-            [sys.executable, "-I", "-S", str(_TRIAL)],
-            input=json.dumps(task),
-            capture_output=True,
-            text=True,
-            timeout=TIME_LIMIT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return f"it was not done after {TIME_LIMIT_S:.0f} seconds"
-    except OSError as error:
-        return f"the process that tries it cannot be started: {error}"
-    if ended.returncode < 0 or not ended.stdout:
-        return f"it was not done within {CPU_LIMIT_S} seconds and {MEMORY_LIMIT_BYTES // 2**20} MiB"
-    verdict: dict[str, str] = json.loads(ended.stdout)
-    return verdict.get("refused")
+        reason: str | None = run_trial(_TRIAL, task, LIMITS)
+    except TrialError as error:
+        return str(error)
+    return reason

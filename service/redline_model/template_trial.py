@@ -1,30 +1,14 @@
-"""Tries chat templates in a process of its own: ``python template_trial.py``, the task on standard input.
+"""Tries chat templates in a limited process, see ``redline_model.trial_process``.
 
 A template is a program from a stranger's folder. It can run for ever or take all memory, and already does so when it
-is compiled (jinja2 computes constant expressions then), so it is tried here first, within limits that end this
-process alone. Imports nothing but jinja2 and the standard library.
-
-The task is JSON: ``path`` (where modules are imported from), ``limits``, ``templates``, ``settings`` (the variables of
-a rendering, several sets), ``conversations``. The verdict, on standard output, is a JSON object: ``{}`` or
-``{"refused": reason}``.
+is compiled (jinja2 computes constant expressions then), so it is tried here first. Imports nothing but jinja2 and the
+standard library.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any
-
-
-def limit_process(cpu_s: int, memory_bytes: int) -> None:
-    """Bound this process's processor time and address space, where the system can."""
-    try:
-        import resource
-    except ImportError:  # Windows; the caller's time limit is left
-        return
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def environment() -> Any:
@@ -59,7 +43,12 @@ def environment() -> Any:
 
 
 def trial(task: dict[str, Any]) -> str | None:
-    """Why the templates of ``task`` are refused, None if they are not."""
+    """Why templates are refused, None if they are not.
+
+    Args:
+        task: ``templates``, ``settings`` (the variables of a rendering, several sets), ``conversations``, and
+            ``characters``: how many a rendering may write beyond a hundred for each that it is given.
+    """
     from jinja2 import TemplateError, nodes
 
     made = environment()
@@ -82,24 +71,6 @@ def trial(task: dict[str, Any]) -> str | None:
                     if number == 0:
                         return f"it fails on a plain conversation: {type(error).__name__}: {error}"
                     continue
-                if len(written) > task["limits"]["characters"] + 100 * sum(len(m["content"]) for m in messages):
+                if len(written) > task["characters"] + 100 * sum(len(m["content"]) for m in messages):
                     return f"it writes {len(written)} characters for {len(messages)} short messages"
     return None
-
-
-def main() -> None:
-    """Read the task, keep to its limits, write the verdict."""
-    task = json.load(sys.stdin)
-    sys.path[:] = task["path"]
-    limit_process(task["limits"]["cpu_s"], task["limits"]["memory_bytes"])
-    try:
-        reason = trial(task)
-    except MemoryError:
-        reason = "it takes too much memory"
-    except RecursionError:
-        reason = "it is nested too deep or calls itself without end"
-    json.dump({} if reason is None else {"refused": reason}, sys.stdout)
-
-
-if __name__ == "__main__":
-    main()

@@ -91,16 +91,17 @@ class ModelRoute(GuardedRoute):
             requested_s = requested_deadline_s(request.headers.get(DEADLINE_HEADER))
             # the answer is to be there before its caller has hung up
             deadline_s = min(settings.deadline_s, requested_s - min(_MARGIN_SHARE * requested_s, _MARGIN_S))
-            limiter.check()
+            caller = caller_of(request)
+            limiter.check(caller)
             try:
                 async with asyncio.timeout(deadline_s):
                     request.state.deadline = time.perf_counter() + deadline_s
                     engine = engine_of(request)
-                    with memory.share(caller_of(request)) as share:
+                    with memory.share(caller) as share:
                         raw = await read_body(
                             request, share, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
                         )
-                        with limiter.slot():
+                        with limiter.slot(caller):
                             if len(raw) <= _SMALL_BODY:
                                 body = parse_body(raw, adapter, settings.max_items)
                             else:

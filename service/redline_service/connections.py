@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,8 @@ _MAX_PIPELINED = 4
 _SWEEP_S = 0.5
 _LAST_BODY_S = 5.0
 _HEADERS_END = b"\r\n\r\n"
+# Some clients offer HTTP/2 in every request (Java's does). The parser would then take the body for the new protocol's.
+_UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*(?=\r\n)", re.IGNORECASE)
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
@@ -166,7 +169,7 @@ class LimitedProtocol(HttpToolsProtocol):
                 at = self._ahead.find(_HEADERS_END)
                 end = len(self._ahead) if at < 0 else at + len(_HEADERS_END)
             part, self._ahead = self._ahead[:end], self._ahead[end:]
-            self._parse(part)
+            self._parse(part if self._is_in_body else _UPGRADE.sub(b"", part))
 
     def _parse(self, data: bytes) -> None:
         if self._headers_since is None and not self.is_busy and not self._is_in_body:

@@ -33,6 +33,8 @@ def encoded(
         prompt = [message.model_dump() for message in item.prompt]
     response: Any = item.response_ids if item.response_ids is not None else item.response
     try:
-        return encoder.encode(Item(prompt, response, item.finished, on_too_long, has_only_end=is_end_only))
+        return encoder.encode(
+            Item(prompt, response, item.finished, on_too_long, has_only_end=is_end_only, tools=item.tools)
+        )
     except RedlineModelError as error:
         return error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 
@@ -9,33 +10,43 @@ from redline_service.errors import OverloadedError
 
 
 class ConcurrencyLimiter:
-    """A counter with a bound. Not thread-safe: it lives on the event loop."""
+    """Slots for requests, with a bound. Not thread-safe: it lives on the event loop.
+
+    The last eighth of the slots is for callers that hold fewer than an eighth: one caller cannot take all of them.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self._kept_free = limit // 8
+        self._held: Counter[Hashable] = Counter()
         self.in_use = 0
 
-    def check(self) -> None:
-        """Raise OverloadedError if no slot is free."""
-        if self.in_use >= self._limit:
+    def check(self, caller: Hashable) -> None:
+        """Raise OverloadedError if ``caller`` gets no slot now."""
+        has_many = self._held[caller] >= self._kept_free > 0
+        if self.in_use >= self._limit - (self._kept_free if has_many else 0):
             raise OverloadedError(f"{self.in_use} requests are being answered")
 
     @contextmanager
-    def slot(self) -> Iterator[None]:
-        """Hold one of the slots. Raises OverloadedError if none is free."""
-        self.check()
+    def slot(self, caller: Hashable) -> Iterator[None]:
+        """Hold one of the slots for ``caller``. Raises OverloadedError if there is none."""
+        self.check(caller)
         self.in_use += 1
+        self._held[caller] += 1
         try:
             yield
         finally:
             self.in_use -= 1
+            self._held[caller] -= 1
+            if not self._held[caller]:
+                del self._held[caller]
 
 
 class BodyMemory:
     """The bytes of all bodies that are coming in or wait to be parsed, with a bound. Lives on the event loop.
 
-    A caller may hold as much as is left for the others, half of it if nobody else holds any: bodies that never end keep
-    nobody else's out.
+    A caller may hold as much as is left for the others, so half of it if nobody else holds any: bodies that never end
+    keep nobody else's out.
     """
 
     def __init__(self, limit: int) -> None:
@@ -55,7 +66,7 @@ class BodyMemory:
     def take(self, caller: Hashable, count: int) -> None:
         """``count`` bytes more. Raises OverloadedError if they are not to be had."""
         held = self._held.get(caller, 0) + count
-        if held > self._limit - self.in_use - count + self._held.get(caller, 0):
+        if held > self._limit - self.in_use - count:
             raise OverloadedError("the bodies of requests take all the memory that there is for them")
         self._held[caller] = held
         self.in_use += count

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+from typing import Any
 
 import uvicorn
 
@@ -84,20 +85,8 @@ def serve(settings: ServiceSettings) -> None:
             settings.header_timeout_s, settings.idle_timeout_s, settings.write_timeout_s, settings.max_connections
         )
         connections = Connections(limits)
-        server = _Server(
-            uvicorn.Config(
-                create_app(settings, connections=connections, on_loaded=loaded, on_failed=failed),
-                http=connections.protocol(),
-                ws="none",
-                log_config=None,
-                access_log=False,
-                timeout_graceful_shutdown=settings.drain_s,
-                proxy_headers=settings.forwarded_allow_ips is not None,
-                forwarded_allow_ips=settings.forwarded_allow_ips or "",
-                timeout_keep_alive=math.ceil(settings.idle_timeout_s),
-                backlog=_ACCEPTED_AT_ONCE,
-            )
-        )
+        app = create_app(settings, connections=connections, on_loaded=loaded, on_failed=failed)
+        server = _Server(configuration(settings, app, connections))
         # uvicorn drains at SIGTERM and then raises it again; a drained service has ended well, with status 0
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         # the event loop gives up the interpreter's lock at every system call; it is to have it back soon
@@ -110,6 +99,22 @@ def serve(settings: ServiceSettings) -> None:
         if failure:
             raise failure[0]
         _end_if_stuck(0)
+
+
+def configuration(settings: ServiceSettings, app: Any, connections: Connections) -> uvicorn.Config:
+    """How uvicorn runs ``app``. The address of a caller is the connection's, unless a proxy's was named."""
+    return uvicorn.Config(
+        app,
+        http=connections.protocol(),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=settings.drain_s,
+        proxy_headers=settings.forwarded_allow_ips is not None,
+        forwarded_allow_ips=settings.forwarded_allow_ips or "",
+        timeout_keep_alive=math.ceil(settings.idle_timeout_s),
+        backlog=_ACCEPTED_AT_ONCE,
+    )
 
 
 def _end_if_stuck(status: int, message: str | None = None) -> None:

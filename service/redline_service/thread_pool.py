@@ -10,6 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, ParamSpec, TypeVar
 
+from redline_model.panics import panics_as_errors
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -67,7 +69,8 @@ class ThreadPool:
             future, call = task
             if future.set_running_or_notify_cancel():
                 try:
-                    future.set_result(call())
+                    with panics_as_errors("the work"):
+                        future.set_result(call())
                 except BaseException as error:
                     future.set_exception(error)
             del task, future, call  # or this thread would keep the last result until the next one

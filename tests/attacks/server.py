@@ -37,12 +37,16 @@ BODIES: dict[str, Any] = {
 
 
 class Answer(NamedTuple):
-    """``status`` 0: the connection was closed without an answer. ``seconds``: from the first byte sent."""
+    """``status`` 0: the connection was closed without an answer. ``seconds``: from the first byte sent.
+
+    ``unsent``: bytes of the request that were not sent when the answer was there; the connection cannot be used again.
+    """
 
     status: int
     headers: dict[str, str]
     body: bytes
     seconds: float
+    unsent: int = 0
 
     @property
     def code(self) -> str:
@@ -135,7 +139,7 @@ def exchange(connection: socket.socket, raw: bytes, timeout_s: float = 20.0) -> 
             left = left[:0]
         answer = parsed(received, time.perf_counter() - started, has_body=not raw.startswith(b"HEAD "))
         if answer is not None:
-            return answer
+            return answer._replace(unsent=len(left))
     return parsed(received, time.perf_counter() - started) or Answer(0, {}, b"", time.perf_counter() - started)
 
 

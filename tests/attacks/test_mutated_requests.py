@@ -29,7 +29,7 @@ def statuses_of(service: Attacked, seed: int, requests: int) -> Counter[int]:
         found[answer.status] += 1
         assert answer.status < 500 or answer.status == 503, f"seed {seed}, request {number}: {raw!r} -> {answer}"
         assert answer.status != 0, f"seed {seed}, request {number}: {raw!r} was not answered"
-        if answer.status == 400 or answer.headers.get("connection") == "close":
+        if answer.status == 400 or answer.unsent or answer.headers.get("connection") == "close":
             connection.close()
             connection = None
     if connection is not None:

@@ -119,10 +119,10 @@ def test_what_a_service_answers_is_believed(is_async: bool) -> None:
         (lambda body: body["items"].pop(), "2 answers for 3 items"),
         (lambda body: body["items"].append(body["items"][0]), "4 answers for 3 items"),
         (reverse_items, "item 0: its id is 'c' where 'a' was sent"),
-        (swap_first_two, "item 0: its id is None where 'a' was sent"),
+        (swap_first_two, "item 0: its id is '[0-9a-f]{16}-1' where 'a' was sent"),
         (set_in(0, id="b"), "item 0: its id is 'b' where 'a' was sent"),
         (without("items", 0, "id"), "item 0: its id is None where 'a' was sent"),
-        (set_in(1, id=""), "item 1: its id is '' where None was sent"),
+        (set_in(1, id=""), "item 1: its id is '' where '[0-9a-f]{16}-1' was sent"),
         (set_in(0, id="x" * 100_000), "item 0: its id is 'xxx"),
         (set_in(1, rewards=[21.5]), "item 1: 1 rewards and 6 offsets"),
         (set_in(0, rewards=[], offsets=[]), "item 0: it has no rewards"),
@@ -212,6 +212,54 @@ def test_a_calibrated_score_is_not_the_sum_of_its_rewards(is_async: bool) -> Non
     assert scored(is_async, set_in(0, score=-1.0), options).scored()[0].score == -1.0
 
 
+TEN = [1.0, 2.0, 3.0, 4.0, 0.0, 11.5]  # their sum is 21.5, their mean 21.5 / 6
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "item", "score", "is_right"),
+    [
+        ("mean", 0, 21.5 / 6, True),
+        ("mean", 0, 21.5 / 6 + 0.1, False),
+        ("mean", 0, 21.5, False),
+        ("mean", 0, 1e308, False),
+        ("last", 0, 11.5, True),
+        ("last", 0, 11.6, False),
+        ("last", 0, 0.0, False),
+        # on the caller's own tokens: the sum of the rewards over the number of the model's tokens, which is not known
+        ("mean", 1, 21.5 / 6, True),
+        ("mean", 1, 21.5 / 4, True),
+        ("mean", 1, 21.5 / 6.5, False),
+        ("mean", 1, 43.0, False),
+        ("mean", 1, -21.5 / 6, False),
+        ("mean", 1, 0.0, False),
+        ("last", 1, 2.0, True),
+        ("an aggregate of a newer service", 0, -5.0, True),
+    ],
+)
+def test_a_score_is_the_aggregate_of_its_rewards(
+    aggregate: str, item: int, score: float, is_right: bool, is_async: bool
+) -> None:
+    items = ITEMS[item : item + 1]
+
+    def one(body: Answer) -> None:
+        body["options"]["aggregate"] = aggregate
+        body["items"][0].update(rewards=TEN, score=score)
+
+    if is_right:
+        assert scored(is_async, one, items=items).scored()[0].score == score
+    else:
+        with pytest.raises(ProtocolError, match="item 0: its score is"):
+            scored(is_async, one, items=items)
+
+
+@pytest.mark.parametrize(
+    "unasked", [{"correction": TEXT}, {"edits": []}, {"correction_complete": True}, {"correction": "Hold it."}]
+)
+def test_a_correction_that_was_not_asked_for_is_refused(unasked: Answer, is_async: bool) -> None:
+    with pytest.raises(ProtocolError, match="item 0: it has a correction, which was not asked for"):
+        scored(is_async, set_in(0, **unasked))
+
+
 def test_rounding_is_no_fault(is_async: bool) -> None:
     assert scored(is_async, set_in(0, score=21.5 + 1e-5)).scored()[0].score == 21.5 + 1e-5
 
@@ -278,7 +326,7 @@ def test_corrections_that_a_service_gives_are_believed(is_async: bool) -> None:
         (set_in(0, ended="cycle"), "item 0: cycle after 2 rounds, and the correction is not the response"),
         (set_in(0, ended="too_long"), "item 0: a score_after of a correction that is too_long"),
         (set_in(0, truncated=True), "item 0: it was truncated"),
-        (set_in(1, id="b"), "item 1: its id is 'b' where None was sent"),
+        (set_in(1, id="b"), "item 1: its id is 'b' where '[0-9a-f]{16}-1' was sent"),
         (set_in(1, error={"code": "too_long", "message": "m", "retryable": False}), "both an error and a result"),
         (set_at("options", "calibrated", to=True), "option calibrated"),
         (reverse_items, "item 0: its id"),
@@ -357,6 +405,47 @@ def test_what_has_not_the_form_of_an_answer_is_one_line(body: bytes, is_async: b
     with pytest.raises(ProtocolError, match="did not answer as a Redline service does") as caught:
         sent(body, use, is_async)
     assert "\n" not in str(caught.value)
+
+
+ERROR = b'{"code": "too_long", "message": "m", "retryable": false}'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (b'"diverged_at"', b'"\\u0065rror": %s, "diverged_at"' % ERROR, "both an error and a result"),
+        (b'"diverged_at"', b'"error": %s, "diverged_at"' % ERROR, "both an error and a result"),
+        (b'"score": 7.0, "rewards"', b'"error": %s, "rewards"' % ERROR, "both an error and a result"),
+        (b'{"model"', b'{"error": %s, "model"' % ERROR, "both an error and items"),
+        (b'{"model"', b'{"\\u0065rror": %s, "model"' % ERROR, "both an error and items"),
+        (SEVEN, b'"score": 1.0, ' + SEVEN, "'score' stands twice"),
+        (SEVEN, b'"scor\\u0065": 1.0, ' + SEVEN, "'score' stands twice"),
+        (b'"offsets"', b'"rewards": [7.0], "offsets"', "'rewards' stands twice"),
+        (b'"usage"', b'"items": [], "usage"', "'items' stands twice"),
+        (b'"kind"', b'"digest": "sha256:2", "kind"', "'digest' stands twice"),
+        (b'"diverged_at"', b'"new": {"a": 1, "a": 2, "score": 1}, "diverged_at"', "'a' stands twice"),
+    ],
+)
+def test_an_answer_that_says_two_things_at_once_is_an_error(
+    old: bytes, new: bytes, reason: str, is_async: bool
+) -> None:
+    assert GOOD.count(old) == 1
+    with pytest.raises(ProtocolError, match=reason):
+        sent(GOOD.replace(old, new), lambda client: client.score([{"prompt": "p", "response": "r"}]), is_async)
+
+
+@pytest.mark.parametrize("text", ["score", '"score"', 'a "score" b', "error", "\\u0065rror", "\\", "rewards"])
+def test_texts_that_look_like_fields_are_no_fault(text: str, is_async: bool) -> None:
+    item = {"id": text, "score": 7.0, "rewards": [7.0], "offsets": [[0, 1]], "new": {"score": 1, "error": text}}
+    body = json.dumps({**json.loads(GOOD), "items": [item]}).encode()
+    asked_for = {"id": text, "prompt": "p", "response": "r"}
+    assert sent(body, lambda client: client.score([asked_for]), is_async).scored()[0].score == 7.0
+
+
+def test_a_refusal_that_says_two_things_is_an_error(is_async: bool) -> None:
+    body = b'{"error": {"code": "c", "message": "m", "retryable": true, "retryable": false}}'
+    with pytest.raises(ProtocolError, match="'retryable' stands twice"):
+        sent(body, lambda client: client.models(), is_async, status=503)
 
 
 @pytest.mark.parametrize("retryable", ["yes", 1, None, "false"])

@@ -6,6 +6,8 @@ import gzip
 import json
 import socket
 import struct
+import threading
+import time
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,7 +17,7 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from redline import AnswerTooLargeError, ConnectionFailedError, ProtocolError, RedlineError
+from redline import AnswerTooLargeError, ConnectionFailedError, ProtocolError, RedlineError, exchange
 from redline.answer_body import AnswerReader
 from tests.redline.raw_server import RawServer, call, http, receive_request
 
@@ -205,6 +207,62 @@ def test_answers_of_a_transport_in_memory_are_bounded_too(is_async: bool) -> Non
                 transport=httpx.MockTransport(answer),
                 max_answer_bytes=5000,
             )
+
+
+def answer_about(text: str, **more: Any) -> bytes:
+    """A right answer about ``text``: a token of the model's for each of its bytes, with rewards of many digits."""
+    spans = [[n, n + 1] for n, character in enumerate(text) for _ in character.encode()]
+    rewards = [-1.2345678901234567e-100] * len(spans)
+    item = {"score": sum(rewards), "rewards": rewards, "offsets": spans, **more}
+    answer = {
+        "model": {"name": "default", "digest": "sha256:1", "kind": "seq2seq"},
+        "options": {"aggregate": "sum", "calibrated": False},
+        "usage": {"scored_tokens": 1, "batch_tokens": 1},
+        "items": [item],
+    }
+    return json.dumps(answer).encode()
+
+
+def scored_about(is_async: bool, text: str, body: bytes, **settings: Any) -> Any:
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, content=body))
+    items = [{"prompt": "p", "response": text}]
+    return call(is_async, lambda client: client.score(items), transport=transport, **settings)
+
+
+def test_an_answer_is_bounded_by_what_was_asked(is_async: bool) -> None:
+    body = answer_about("yes")
+    assert len(scored_about(is_async, "yes", body + b" " * 2**19).scored()) == 1
+    with pytest.raises(AnswerTooLargeError, match="which no answer to what was asked takes") as caught:
+        scored_about(is_async, "yes", body + b" " * 2 * MIB)
+    assert "max_answer_bytes" not in str(caught.value)
+    with pytest.raises(AnswerTooLargeError, match="max_answer_bytes"):
+        scored_about(is_async, "yes", body + b" " * 2 * MIB, max_answer_bytes=MIB // 2)
+
+
+@pytest.mark.parametrize("text", ["a" * 60_000, "é" * 30_000, "世" * 20_000, "🙂" * 15_000])
+def test_a_right_answer_with_a_token_for_each_byte_fits(text: str, is_async: bool) -> None:
+    body = answer_about(text)
+    assert len(body) > 2 * MIB
+    assert len(scored_about(is_async, text, body).scored()[0].rewards) == 60_000
+
+
+def test_reading_an_answer_counts_towards_the_timeout(is_async: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "check_answer", lambda *args, **settings: time.sleep(0.3))
+    assert scored_about(is_async, "yes", answer_about("yes"), timeout_s=5.0).items
+    with pytest.raises(ConnectionFailedError, match=r"within 0\.2 s"):
+        scored_about(is_async, "yes", answer_about("yes"), timeout_s=0.2)
+
+
+def test_a_large_answer_is_read_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[bool] = []
+
+    def note(*args: Any, **settings: Any) -> None:
+        threads.append(threading.current_thread() is threading.main_thread())
+
+    monkeypatch.setattr(exchange, "check_answer", note)
+    scored_about(True, "a" * 10_000, answer_about("a" * 10_000))
+    scored_about(True, "a", answer_about("a"))
+    assert threads == [False, True]
 
 
 def test_a_limit_of_nothing_is_refused(is_async: bool) -> None:

@@ -276,7 +276,8 @@ def test_items_may_come_from_a_generator_and_as_objects(connect: Connect) -> Non
     same = {"prompt": "Say it.", "response": "yes", "token_offsets": [[0, 3], [3, 3]]}
     connect(service).score(one for one in (item, same))
     first, second = json.loads(service.requests[0].content)["items"]
-    assert first == second == {**same, "finished": True}
+    assert {**first, "id": None} == {**second, "id": None} == {**same, "finished": True, "id": None}
+    assert first["id"] != second["id"]
 
 
 def test_what_was_asked_arrives_as_it_was_said(connect: Connect) -> None:
@@ -308,6 +309,7 @@ def test_one_response_has_one_score(connect: Connect) -> None:
     score = connect(service).score_one([{"role": "user", "content": "Say it."}], "done", finished=False)
     assert (score.score, score.rewards) == (4.0, [1.0] * 4)
     (sent,) = json.loads(service.requests[0].content)["items"]
+    assert sent.pop("id")  # one that the client made up
     assert sent == {
         "prompt": [{"role": "user", "content": "Say it."}],
         "response": "done",

@@ -250,7 +250,7 @@ def test_what_is_done_outside_of_a_request_has_httpx_s_own_timeouts() -> None:
 
 def test_every_pool_of_a_client_is_wrapped_and_none_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
-    with RewardClient() as client:
+    with RewardClient("https://redline.test") as client:
         enforce_deadlines(client._http)
         transports = [client._http._transport, *client._http._mounts.values()]
         backends = [one._pool._network_backend for one in transports if isinstance(one, httpx.HTTPTransport)]

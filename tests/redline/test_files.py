@@ -251,3 +251,13 @@ def test_a_sole_writer_clears_what_killed_ones_left(tmp_path: Path) -> None:
     with atomic_file(tmp_path / "state.pt", is_only_writer=True) as file:
         file.write(b"whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".other.pt.0123456789ab.tmp", "state.pt"]
+
+
+def test_parent_folders_of_a_file_are_made(tmp_path: Path) -> None:
+    write_text(tmp_path / "new" / "folder" / "x.json", "x")
+    assert (tmp_path / "new" / "folder" / "x.json").read_text() == "x"
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "x.json", tmp_path / "file" / "folder" / "x.json"):
+        with pytest.raises(OSError, match="Not a directory") as failed:
+            write_text(path, "x")
+        assert failed.value.filename == str(path)

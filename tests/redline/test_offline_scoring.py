@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import pickle
 import tracemalloc
 from collections.abc import Callable
@@ -244,6 +245,34 @@ def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
         with pytest.raises(CommandError, match="another process"):
             Output(tmp_path / "out.jsonl", {"asked": 1})
     assert (tmp_path / "out.jsonl").read_text() == '{"score": 1.0}\n'
+
+
+def test_folders_of_an_output_are_made(tmp_path: Path) -> None:
+    for name in ("out.jsonl", "out.parquet"):
+        with Output(tmp_path / "new" / name / name, {}) as output:
+            output.write("row 1", {"score": 1.0}, [])
+        assert [path.name for path in (tmp_path / "new" / name).iterdir()] == [name]
+
+
+def test_a_run_that_waits_for_another_to_end_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that was opened just before its writer finished and removed it is not written."""
+    out, opened = tmp_path / "out.jsonl", os.open
+    first = Output(out, {})
+    first.write("row 1", {"score": 1.0}, [])
+
+    def open_and_finish_first(path: Any, *more: Any) -> int:
+        descriptor = opened(path, *more)
+        if str(path).endswith(".partial"):
+            monkeypatch.setattr(os, "open", opened)
+            first.__exit__(None, None, None)
+        return descriptor
+
+    monkeypatch.setattr(os, "open", open_and_finish_first)
+    second = Output(out, {})
+    second.write("row 1", {"score": 2.0}, [])
+    second.__exit__(None, None, None)
+    assert out.read_text() == '{"score": 2.0}\n'
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
 
 
 def test_parquet_takes_ids_of_every_kind(tmp_path: Path) -> None:

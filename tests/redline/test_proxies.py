@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+import certifi
 import pytest
 
-from redline import AsyncRewardClient, ProtocolError, RewardClient
+from redline import AsyncRewardClient, ConfigurationError, ProtocolError, RewardClient
 from redline.errors import ConnectionFailedError
 from redline.proxies import is_loopback, proxy_of
 from redline.retry import NO_RETRY
@@ -113,3 +116,52 @@ def test_no_proxy_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert proxy_of("http://rewards.example:8000") == "http://127.0.0.1:9"
     monkeypatch.setenv("no_proxy", "rewards.example")
     assert proxy_of("http://rewards.example:8000") is None
+
+
+@pytest.fixture
+def junk(tmp_path: Path) -> Path:
+    """Files and folders that are no certificates."""
+    (tmp_path / "empty").touch()
+    (tmp_path / "text").write_text("no certificate")
+    (tmp_path / "half").write_text("-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n")
+    os.mkfifo(tmp_path / "pipe")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "reason"),
+    [
+        ("SSL_CERT_FILE", "nothing", "No such file or directory"),
+        ("SSL_CERT_FILE", "empty/file", "Not a directory"),
+        ("SSL_CERT_FILE", "empty", "it holds no certificates that can be read"),
+        ("SSL_CERT_FILE", "text", "it holds no certificates that can be read"),
+        ("SSL_CERT_FILE", "half", "it holds no certificates that can be read"),
+        ("SSL_CERT_FILE", "pipe", "not a regular file"),
+        ("SSL_CERT_FILE", "", "not a regular file"),
+        ("SSL_CERT_DIR", "nothing", "No such file or directory"),
+        ("SSL_CERT_DIR", "text", "Not a directory"),
+        ("SSLKEYLOGFILE", "nothing/log", "No such file or directory"),
+    ],
+)
+def test_certificates_that_cannot_be_used_are_named(
+    name: str, file: str, reason: str, junk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for other in ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, str(junk / file))
+    said = f"{name} is {str(junk / file)!r}, which cannot be used: {reason}"
+    for kind in (RewardClient, AsyncRewardClient):
+        for url in ("http://127.0.0.1:9", "https://rewards.invalid"):
+            with pytest.raises(ConfigurationError) as failed:
+                kind(url)
+            assert str(failed.value) == said
+    assert issubclass(ConfigurationError, ProtocolError)
+
+
+def test_certificates_that_can_be_used_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SSL_CERT_DIR", f"{tmp_path}{os.pathsep}{tmp_path}")
+    RewardClient("https://rewards.invalid").close()
+    monkeypatch.setenv("SSL_CERT_FILE", certifi.where())
+    RewardClient("https://rewards.invalid").close()
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "nothing"))  # the file comes first, as with httpx
+    RewardClient("https://rewards.invalid").close()

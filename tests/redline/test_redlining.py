@@ -46,3 +46,9 @@ def test_a_wholly_rewritten_response_is_one_replacement_in_the_terminal() -> Non
     edits = [Edit(op="replace", start=0, end=4, text="Press"), Edit(op="replace", start=9, end=13, text="one blue")]
     shown = render(TEXT, SCORE.model_copy(update={"edits": edits, "correction_complete": True}))
     assert shown.plain.endswith("Hold the  redPress the one blue button.")
+
+
+def test_edits_by_words_are_shown_when_they_are_asked_for() -> None:
+    edits = [Edit(op="replace", start=0, end=4, text="Press"), Edit(op="replace", start=9, end=13, text="one blue")]
+    shown = render(TEXT, SCORE.model_copy(update={"edits": edits, "correction_complete": True}), "words")
+    assert shown.plain.endswith("HoldPress the  redone blue button.")

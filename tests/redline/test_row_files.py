@@ -151,6 +151,20 @@ def test_what_is_no_list_is_refused(text: str, tmp_path: Path) -> None:
         list(read_rows(path))
 
 
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".json.gz"])
+def test_a_packed_file_of_very_many_small_rows_is_refused(suffix: str, tmp_path: Path) -> None:
+    """Each takes memory however short it is: 64 MiB here are 6 million of them."""
+    path = tmp_path / f"rows{suffix}"
+    member = gzip.compress(b'{"a": 1}\n' * MiB) if suffix == ".jsonl.gz" else gzip.compress(b',{"a": 1}' * MiB)
+    path.write_bytes(member * 8 if suffix == ".jsonl.gz" else gzip.compress(b'[{"a": 1}') + member * 8)
+    rows = 0
+    with pytest.raises(UnreadableRowError, match=r"the file inflates to \d+ rows, too many for its size") as caught:
+        for _ in read_rows(path):
+            rows += 1
+    assert rows < 300_000
+    assert str(caught.value).startswith(f"{path}:")
+
+
 def test_a_file_that_inflates_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_files, "FREE_GZIP_BYTES", MiB // 8)
     path, plain = tmp_path / "rows.jsonl.gz", tmp_path / "rows.jsonl"

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ValidationError
 
 from redline.wire import (
     ERROR_TABLE,
-    ChatMessage,
     ErrorBody,
     ErrorCode,
     ErrorResponse,
@@ -110,12 +109,10 @@ def test_an_error_code_of_a_newer_server_is_understood() -> None:
     ("model", "value"),
     [
         (ScoreItem, {**ITEM, "tempreture": 1}),
-        (ScoreItem, {**ITEM, "prompt": [{"role": "user", "content": "2+2?", "name": "eve"}]}),
         (ScoreOptions, {"agregate": "sum"}),
         (ScoreRequest, {"items": [ITEM], "optoins": {}}),
         (ScoreRequest, {"items": [{**ITEM, "offsets": [[0, 1]]}]}),
         (ScoreRequest, {"items": [ITEM], "options": {"on_too_lnog": "truncate"}}),
-        (ChatMessage, {"role": "user", "content": "hi", "tool_calls": []}),
         (CorrectOptions, {"rounds": 2}),
         (CorrectRequest, {"items": [{**ITEM, "token_offsets": [[0, 2]]}]}),
     ],
@@ -123,6 +120,53 @@ def test_an_error_code_of_a_newer_server_is_understood() -> None:
 def test_a_misspelt_field_of_a_request_is_refused(model: type[BaseModel], value: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         model.model_validate(value)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"content": "hi", "tool_calls": [], "name": None}, {"content": "hi"}),
+        ({"content": "hi", "name": "eve"}, {"content": "hi", "name": "eve"}),
+        ({"content": None, "tool_calls": [{"a": None}]}, {"content": "", "tool_calls": [{"a": None}]}),
+        ({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, {"content": "ab"}),
+    ],
+)
+def test_a_message_keeps_its_fields_in_normal_form(given: dict[str, Any], kept: dict[str, Any]) -> None:
+    item = ScoreItem.model_validate({**ITEM, "prompt": [{"role": "user", **given}]})
+    assert item.payload()["prompt"] == [{"role": "user", **kept}]
+    assert ScoreItem.model_validate_json(json.dumps(item.payload())) == item
+
+
+def nested(depth: int) -> Any:
+    return [nested(depth - 1)] if depth else 1
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ({"content": [{"type": "image_url", "image_url": "x"}]}, "'image_url'; only text is read"),
+        ({"name": "eve"}, "without 'content'"),
+        ({"content": 3}, "neither text"),
+        ({"content": "x", "tool_calls": nested(40)}, "nested deeper"),
+        ({"content": "x", "tool_calls": [1] * 20_000}, "more than 10000 values"),
+        ({"content": "x", "tool_calls": [float("nan")]}, "not finite"),
+        ({"content": "x", "tool_calls": ["\ud83d"]}, "half a surrogate"),
+        ({"content": "x", **{f"f{n}": 1 for n in range(120)}}, "at most 100"),
+    ],
+)
+def test_a_message_that_cannot_be_read_is_refused(message: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        ScoreItem.model_validate({**ITEM, "prompt": [{"role": "user", **message}]})
+
+
+def test_the_values_of_an_item_are_counted_together() -> None:
+    message = {"role": "user", "content": "x", "documents": [1] * 6000}
+    assert ScoreItem.model_validate({**ITEM, "prompt": [message]})
+    for more in ({"prompt": [message] * 2}, {"prompt": [message], "tools": [{"a": [1] * 6000}]}):
+        with pytest.raises(ValidationError, match="more than 10000 values"):
+            ScoreItem.model_validate({**ITEM, **more})
+    with pytest.raises(ValidationError, match="dictionary"):
+        ScoreItem.model_validate({**ITEM, "tools": ["weather"]})
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,15 @@ from redline_model.scorers import (
 )
 from redline_model.scorers.ensemble import combined
 from redline_model.template import Item, Template
-from tests.conftest import build_causal, build_dpo, build_encoder_decoder, build_scalar, build_scorer, padded
+from tests.conftest import (
+    build_causal,
+    build_dpo,
+    build_encoder_decoder,
+    build_scalar,
+    build_scorer,
+    build_tokenizer,
+    padded,
+)
 
 PROMPT = "How do I reset my router?"
 RESPONSES = ["Hold the round button.", "I am sorry.", "世界 🙂", "To reset your router, open the network panel.", "a"]
@@ -200,9 +208,13 @@ def test_members_that_lay_items_out_differently_are_refused(tokenizer: Any, plai
     other = build_scorer("scalar", build_scalar(len(tokenizer)), tokenizer, template=Template(style="plain"))
     seq2seq = build_scorer("seq2seq", build_causal(len(tokenizer)), tokenizer)
     words = plain_tokenizer.__class__(tokenizer_object=plain_tokenizer.backend_tokenizer, eos_token="<|user|>")
+    words.chat_template = tokenizer.chat_template
     foreign = build_scorer("scalar", build_scalar(len(words)), words, template=scalar.encoder.template)
+    changed = build_tokenizer()
+    changed.chat_template = "{{ bos_token }}" + changed.chat_template
+    own_chat = build_scorer("scalar", build_scalar(len(changed)), changed)
     options = EnsembleOptions(members=2)
-    for second, what in ((other, "template"), (seq2seq, "arrangement"), (foreign, "tokenizer")):
+    for second, what in ((other, "template"), (own_chat, "template"), (seq2seq, "arrangement"), (foreign, "tokenizer")):
         with pytest.raises(UnsupportedError, match=f"0 and 1 .* {what}"):
             EnsembleScorer([scalar, second], options, Extraction())
     with pytest.raises(UnsupportedError, match="2 has 1"):

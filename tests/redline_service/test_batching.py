@@ -321,3 +321,31 @@ def test_a_full_pass_is_formed_while_the_one_before_it_runs(bench: Bench) -> Non
         early = Bench(bench.scorer._scorer, max_passes=passes)
         bench.batcher, bench.scorer = early.batcher, early.scorer
         assert (bench.run(work) < 40) == is_early
+
+
+def test_twenty_thousand_callers_of_one_item_may_all_hang_up(bench: Bench) -> None:
+    async def work() -> float:
+        blocker = await held(bench)
+        item = bench.encode("the same")
+        with bench.batcher.queued([item] * 20_000, [10] * 20_000, wants_correction=False, caller="a"):
+            started = time.perf_counter()
+        took = time.perf_counter() - started
+        bench.scorer.gate.set()
+        await blocker
+        return took
+
+    assert bench.run(work) < 5.0  # quadratic in the number of callers it takes a minute
+
+
+def test_impossible_deadlines_do_not_make_the_passes_small(bench: Bench) -> None:
+    batcher: Batcher = bench.batcher
+
+    async def work() -> int:
+        batcher._throughput.observe(1000, 0.1)
+        for _ in range(500):
+            batcher.admit(1, "a", 1e-6)
+        return batcher._pass_tokens()
+
+    # 10,000 tokens a second, a quarter of half a second
+    assert bench.run(work) == min(400, 1250)
+    assert batcher._usual_deadline_s == pytest.approx(0.5, abs=0.01)

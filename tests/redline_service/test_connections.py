@@ -124,3 +124,22 @@ def test_pipelined_requests_are_all_answered() -> None:
             return received.count(b"200 OK")
 
     assert run(work) == 50
+
+
+def test_at_the_limit_an_answer_that_nobody_reads_makes_room() -> None:
+    def work(port: int, connections: Connections) -> list[bool]:
+        held = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(2)]
+        for connection in held:
+            connection.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n" * 2)  # the second is under way, not idle
+            time.sleep(0.3)
+        # the sweep looks twice a second whether anything was read
+        time.sleep(1.2)
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as another:
+            assert b"200" in get(another)
+        return [one in {two.transport.get_extra_info("peername") for two in connections.open} for one in names(held)]
+
+    assert run(work, max_connections=2, write_timeout_s=60) == [False, True]
+
+
+def names(connections: list[socket.socket]) -> list[tuple[str, int]]:
+    return [connection.getsockname() for connection in connections]

@@ -107,6 +107,7 @@ def test_the_report_holds_what_a_plain_count_gives(bundle: Bundle, tmp_path: Pat
     assert sum(b.pairs for b in report.reliability) == 20
     assert report.skipped_pairs == 0
     plot_reliability({"one": report}, tmp_path / "deep" / "plot.png")
+    plot_reliability({r"$\\frac$x$": report}, tmp_path / "plot.png")  # a name, and no formula
     assert (tmp_path / "deep" / "plot.png").stat().st_size > 5000
 
 

@@ -191,7 +191,7 @@ def plot_reliability(reports: dict[str, QualityReport], path: Path) -> None:
     axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1)
     for name, report in reports.items():
         points = [(b.predicted, b.observed) for b in report.reliability]
-        label = f"{name} (ECE {report.expected_calibration_error:.3f})"
+        label = f"{name} (ECE {report.expected_calibration_error:.3f})".replace("$", r"\$")  # no formulas in names
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.2, label=label)
     axes.set_xlabel("predicted probability of preference")
     axes.set_ylabel("observed share")

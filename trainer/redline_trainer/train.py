@@ -18,7 +18,7 @@ from redline.pairs import Pair
 from redline.reading import MAX_SHOWN, ReadingReport
 from redline.row_files import Problems
 from redline_model.bundle import make_encoder, make_scorer, save_bundle
-from redline_model.errors import DataError, InvalidPromptError, ItemError, RedlineModelError, TooLongError
+from redline_model.errors import DataError, ItemError, RedlineModelError, TooLongError
 from redline_model.extraction import Extraction
 from redline_model.folders import check_free
 from redline_model.loading import Placement, load_config, load_tokenizer, token_limit
@@ -130,10 +130,9 @@ def _encode_all(
 
 def _encode_pair(encoder: Encoder, pair: Pair, *, may_truncate: bool) -> EncodedPair:
     """Both sides behind one prompt, cut if need be so that the longest of their three sequences fits."""
-    if pair.tools is not None:
-        raise InvalidPromptError("the row has 'tools', which are not given to the chat template")
     chosen, rejected = (
-        encoder.encode(Item(pair.prompt, response), is_bounded=False) for response in (pair.chosen, pair.rejected)
+        encoder.encode(Item(pair.prompt, response, tools=pair.tools), is_bounded=False)
+        for response in (pair.chosen, pair.rejected)
     )
 
     if chosen.target_ids == rejected.target_ids:
@@ -152,7 +151,8 @@ def _encode_pair(encoder: Encoder, pair: Pair, *, may_truncate: bool) -> Encoded
         reason = f"the pair needs {needed(len(prefix))} tokens and the model reads {limit}"
         if not may_truncate:
             raise TooLongError(reason)
-        prefix = encoder.encode_prompt(pair.prompt, spare=len(prefix) - (needed(len(prefix)) - limit))[0]
+        spare = len(prefix) - (needed(len(prefix)) - limit)
+        prefix = encoder.encode_prompt(pair.prompt, spare=spare, tools=pair.tools)[0]
         if needed(len(prefix)) > limit:
             raise TooLongError(f"{reason}; its responses alone are too long, and only prompts are truncated")
         chosen, rejected = replace(chosen, prefix_ids=prefix), replace(rejected, prefix_ids=prefix)

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from redline.cli import correct, derive, evaluate, ppo, score, serve, status, train
 from redline.cli.signals import PipeClosedError, Stopped, leave, stoppable
+from redline.display import visible
 from redline.errors import RedlineError
 
 
@@ -79,6 +80,11 @@ def _run() -> None:
         if any(kind.__name__ == "RedlineModelError" for kind in type(error).__mro__):
             _fail(str(error))
         raise
+    except BaseException as error:
+        # how Python sees a crash in a library written in Rust; no Exception
+        if type(error).__name__ == "PanicException":
+            _fail(f"a library crashed: {(str(error).strip().splitlines() or ['it does not say why'])[0][:300]}")
+        raise
 
 
 def _flush() -> None:
@@ -95,5 +101,5 @@ def _flush() -> None:
 
 def _fail(message: str, status: int = 1) -> NoReturn:
     with suppress(OSError):
-        print(f"redline: {message}", file=sys.stderr)
+        print(f"redline: {visible(message)}", file=sys.stderr)
     sys.exit(status)

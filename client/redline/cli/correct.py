@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from redline.cli.options import Key, Limit, OutFile, Url
+from redline.cli.options import Edits, Key, Limit, OutFile, Url
 from redline.cli.output import Output
 from redline.cli.reading import BadRowPolicy, OnBadRow, reading_report
 from redline.cli.redlining import render_correction
@@ -42,6 +42,7 @@ def correct(
         int, typer.Option(min=1, max=MAX_ROUNDS, help="Rewrite the rewrite until it stays the same, so often at most.")
     ] = 1,
     score_after: Annotated[bool, typer.Option(help="Score every correction, too.")] = False,
+    edits: Edits = None,
     truncate: Annotated[bool, typer.Option(help="Cut prompts that are too long, oldest part first.")] = False,
 ) -> None:
     """Rewrite responses. JSONL in, JSONL or Parquet out; one response in a terminal is shown with its edits in colour.
@@ -49,7 +50,10 @@ def correct(
     With --out, a run that was stopped goes on where it was when the same command is given again.
     """
     options = CorrectOptions(
-        max_rounds=max_rounds, score_after=score_after, on_too_long="truncate" if truncate else "error"
+        max_rounds=max_rounds,
+        score_after=score_after,
+        on_too_long="truncate" if truncate else "error",
+        edits=edits,
     )
     is_one = prompt is not None or response is not None
     if (file is not None) == is_one:
@@ -73,7 +77,7 @@ def correct(
                 with Output(out, {}) as output:
                     output.write("the response", _json(result), [])
             if is_terminal():
-                Console().print(render_correction(response, result))
+                Console().print(render_correction(response, result, edits))
         else:
             raise CommandError("--prompt and --response go together")
 

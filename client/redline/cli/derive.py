@@ -11,6 +11,7 @@ from redline.cli.options import Device, Limit, MaxBatchTokens, OutFolder
 from redline.cli.reading import BadRowPolicy, OnBadRow, reading_report
 from redline.cli.terminal import need, prepare_torch, say
 from redline.errors import CommandError
+from redline.locks import sole_writer
 
 if TYPE_CHECKING:
     from redline.reading import ReadingReport
@@ -40,7 +41,7 @@ def red(
     from redline_model.derive import derive_red
     from redline_model.loading import Placement
 
-    with reading_report(on_bad_row, out, is_folder=True) as reading:
+    with sole_writer(out), reading_report(on_bad_row, out, is_folder=True) as reading:
         manifest = derive_red(
             bundle,
             out,
@@ -69,7 +70,7 @@ def ensemble(
     from redline_model.loading import Placement
 
     chosen: Any = combine
-    with reading_report(on_bad_row, out, is_folder=True) as reading:
+    with sole_writer(out), reading_report(on_bad_row, out, is_folder=True) as reading:
         manifest = derive_ensemble(
             bundles,
             out,
@@ -103,7 +104,7 @@ def length_calibrated(
     from redline_trainer.data import load_pairs
     from redline_trainer.length_calibration import derive_length_calibrated
 
-    with reading_report(on_bad_row, out, is_folder=True) as reading:
+    with sole_writer(out), reading_report(on_bad_row, out, is_folder=True) as reading:
         loaded, data = load_pairs(pairs, reading)
         manifest = derive_length_calibrated(
             bundle,

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from redline.cli.options import Device, Limit, MaxBatchTokens
 from redline.cli.reading import BadRowPolicy, OnBadRow, reading_report
-from redline.cli.terminal import console, need, prepare_torch, say
+from redline.cli.terminal import need, notice, prepare_torch, say
 from redline.files import check_file_writable, write_text
 
 if TYPE_CHECKING:
@@ -72,9 +72,7 @@ def evaluate(
             bundle, loaded, precision, device=device, max_batch_tokens=max_batch_tokens, report=reading
         ):
             row = table.rows[-1]
-            console.print(
-                f"{row.precision}: {row.accuracy.mean:.1%} of pairs right, {row.judged_tokens_per_s:.0f} tokens/s"
-            )
+            notice(f"{row.precision}: {row.accuracy.mean:.1%} of pairs right, {row.judged_tokens_per_s:.0f} tokens/s")
         assert table is not None
         _write(out, table.model_dump_json(indent=2))
         say(_rendered(table))
@@ -132,7 +130,7 @@ def _rendered(table: PrecisionTable) -> str:
             f"{row.judged_tokens_per_s:.0f}",
             f"{row.weights_mb:.0f}",
         )
-    plain = Console(width=150, no_color=True)
+    plain = Console(width=150, no_color=True, markup=False, emoji=False)
     with plain.capture() as captured:
         plain.print(shown)
     text = captured.get().rstrip()

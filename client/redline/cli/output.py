@@ -11,9 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from redline.cli.terminal import need, say, write_stdout
+from redline.cli.terminal import is_terminal, need, say, write_stdout
+from redline.display import visible_json
 from redline.errors import CommandError
 from redline.files import RecordingFile, atomic_file, check_file_writable, is_special, open_special
+from redline.locks import holder_of, is_at, try_lock
 from redline.row_files import Problems
 
 _ROW_GROUP = 4096
@@ -61,19 +63,30 @@ class Output:
         if is_special(partial):
             raise CommandError(f"{partial} is not a regular file; remove it")
         self._partial = partial
-        try:
-            descriptor = os.open(partial, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.out)) from error
-        self._file = RecordingFile(descriptor, "ab")
+        self._file = self._locked(partial)
         head = json.dumps({"redline_partial": 1, **asked}, sort_keys=True, ensure_ascii=False)
         try:
-            if not _locked(self._file):
-                raise CommandError(f"another process is writing {partial}")
             self._resume(partial, head.encode() + b"\n")
         except BaseException:
             self._file.close()
             raise
+
+    def _locked(self, partial: Path) -> RecordingFile:
+        """The partial file, this process's alone until it is closed. Raises CommandError and OSError."""
+        while True:
+            try:
+                partial.parent.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(partial, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self.out)) from error
+            file = RecordingFile(descriptor, "ab")
+            if not try_lock(descriptor):
+                holder = holder_of(descriptor)
+                file.close()
+                raise CommandError(f"{holder} is writing {partial}")
+            if is_at(descriptor, partial):
+                return file
+            file.close()  # whoever wrote it has just finished
 
     def _resume(self, partial: Path, head: bytes) -> None:
         """Count the whole rows, and cut off the one that was being written."""
@@ -115,7 +128,7 @@ class Output:
         """One more row. ``where`` it came from, and why answers in it failed, if any did. Raises OSError."""
         data = _line(row)
         if self.out is None:
-            write_stdout(data)
+            write_stdout(visible_json(data.decode()).encode() if is_terminal() else data)
         else:
             try:
                 if self._special is not None:
@@ -180,19 +193,6 @@ def _answer(partial: Path, number: int, line: bytes) -> tuple[str, list[str], di
         return held["where"], held["failed"], held["row"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CommandError(f"{partial}:{number}: is damaged; remove the file to start over") from error
-
-
-def _locked(file: IO[bytes] | RecordingFile) -> bool:
-    """Whether the file is this process's alone from now on; always, where there are no locks."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def _write_parquet(file: IO[bytes], rows: Callable[[], Iterator[dict[str, Any]]]) -> None:

@@ -12,11 +12,13 @@ import typer
 
 from redline.cli.options import Device, Key, OutFolder, Seed, Url
 from redline.cli.reading import BadRowPolicy, OnBadRow, reading_report
-from redline.cli.terminal import console, need, prepare_torch, progress_bar, say
+from redline.cli.terminal import need, notice, prepare_torch, progress_bar, say
 from redline.client import RewardClient
 from redline.errors import CommandError, RedlineError
 from redline.exchange import DEFAULT_URL
 from redline.files import check_parent_writable, write_text
+from redline.locks import sole_writer
+from redline.redacting import without_secrets
 from redline.retry import RetryPolicy
 from redline.wire import ScoreOptions
 
@@ -106,84 +108,83 @@ def ppo(
     )
 
     def waiting(error: RedlineError, wait_s: float) -> None:
-        console.print(
-            f"waiting {wait_s:.1f} s for the reward service: {error}", style="yellow", highlight=False, soft_wrap=True
-        )
+        notice(f"waiting {wait_s:.1f} s for the reward service: {error}", is_warning=True)
 
     if out.exists() and not out.is_dir():
         raise CommandError(f"{out}: Not a directory")
     check_parent_writable(out / "policy")
-    with reading_report(on_bad_row, out, is_folder=True) as reading:
-        rows = load_prompt_rows(prompts, reading)
-        learner = CausalPolicy.load(
-            policy,
-            device=device,
-            lora_rank=lora_rank,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            critic="linear" if critic == "linear" else "network",
-            gradient_checkpointing=gradient_checkpointing,
-        )
-        questions = usable_prompts(rows, learner.prompt_ids, reading)
-    with prompts.open("rb") as file:
-        prompts_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    retry = RetryPolicy(max_attempts=None, patience_s=patience_s)
-    with RewardClient(url, key=key, retry=retry, on_wait=waiting) as client:
-        served = client.model()
-        console.print(f"rewards from {served.kind} model {served.name} ({served.digest[:19]}) at {url}", soft_wrap=True)
-        loop = PPOLoop(
-            learner,
-            RemoteRewards(
-                client,
-                options=ScoreOptions(mode=mode, calibrated=calibrated, on_too_long="truncate" if truncate else "error"),
-            ),
-            questions,
-            config,
-            identity={
-                "policy": policy,
-                "prompts": prompts_sha256,
-                "lora_rank": lora_rank,
-                "critic": critic,
-                "max_new_tokens": max_new_tokens,
-                "temperature": temperature,
-                "mode": mode,
-                "calibrated": calibrated,
-                "truncate": truncate,
-            },
-            refused=out / "refused",
-        )
-        checkpoint = out / "checkpoint" / "state.pt"
-        loop.resume(checkpoint)
-        if loop.steps_done > steps:
-            raise CommandError(
-                f"{out} holds a run of {loop.steps_done} steps already; ask for more, or choose another --out"
+    with sole_writer(out, is_kept=True):
+        with reading_report(on_bad_row, out, is_folder=True) as reading:
+            rows = load_prompt_rows(prompts, reading)
+            learner = CausalPolicy.load(
+                policy,
+                device=device,
+                lora_rank=lora_rank,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                critic="linear" if critic == "linear" else "network",
+                gradient_checkpointing=gradient_checkpointing,
             )
-        if loop.steps_done:
-            console.print(f"resuming at step {loop.steps_done}")
-        out.mkdir(parents=True, exist_ok=True)
-        loop.digest = loop.digest or served.digest
-        with MetricsLog(out, resumed_at=loop.steps_done) as log, progress_bar("ppo", steps) as bar:
-
-            def show(metrics: dict[str, float], sampled: Sequence[Rollout], scores: Scores) -> None:
-                log.write(metrics)
-                if metrics["model_changed"]:
-                    console.print(f"the reward model changed, to {(loop.digest or '')[:19]}", soft_wrap=True)
-                _write_samples(out / "samples.jsonl", sampled, scores)
-                bar.update(
-                    int(metrics["step"]),
-                    f"score {metrics['score']:.3f}  KL {metrics['kl']:.2f}  tokens {metrics['response_tokens']:.1f}",
+            questions = usable_prompts(rows, learner.prompt_ids, reading)
+        with prompts.open("rb") as file:
+            prompts_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        retry = RetryPolicy(max_attempts=None, patience_s=patience_s)
+        with RewardClient(url, key=key, retry=retry, on_wait=waiting) as client:
+            served = client.model()
+            notice(f"rewards from {served.kind} model {served.name} ({served.digest[:19]}) at {without_secrets(url)}")
+            loop = PPOLoop(
+                learner,
+                RemoteRewards(
+                    client,
+                    options=ScoreOptions(
+                        mode=mode, calibrated=calibrated, on_too_long="truncate" if truncate else "error"
+                    ),
+                ),
+                questions,
+                config,
+                identity={
+                    "policy": policy,
+                    "prompts": prompts_sha256,
+                    "lora_rank": lora_rank,
+                    "critic": critic,
+                    "max_new_tokens": max_new_tokens,
+                    "temperature": temperature,
+                    "mode": mode,
+                    "calibrated": calibrated,
+                    "truncate": truncate,
+                },
+                refused=out / "refused",
+            )
+            checkpoint = out / "checkpoint" / "state.pt"
+            loop.resume(checkpoint)
+            if loop.steps_done > steps:
+                raise CommandError(
+                    f"{out} holds a run of {loop.steps_done} steps already; ask for more, or choose another --out"
                 )
+            if loop.steps_done:
+                notice(f"resuming at step {loop.steps_done}")
+            out.mkdir(parents=True, exist_ok=True)
+            loop.digest = loop.digest or served.digest
+            with MetricsLog(out, resumed_at=loop.steps_done) as log, progress_bar("ppo", steps) as bar:
 
-            loop.callbacks.append(show)
-            loop.train(checkpoint, checkpoint_every)
-    loop.policy.save(out / "policy")
-    summary = write_report(out)
-    say(
-        f"score {summary['first_score']:.3f} -> {summary['last_score']:.3f}, "
-        f"KL {summary['last_kl']:.2f} nats a response after {steps} steps, "
-        f"{summary['last_truncated_share']:.0%} of the responses cut at the token limit"
-    )
-    say(f"wrote {out}: policy/, metrics.jsonl, samples.jsonl, summary.json, plots.png, tensorboard/")
+                def show(metrics: dict[str, float], sampled: Sequence[Rollout], scores: Scores) -> None:
+                    log.write(metrics)
+                    if metrics["model_changed"]:
+                        notice(f"the reward model changed, to {(loop.digest or '')[:19]}")
+                    _write_samples(out / "samples.jsonl", sampled, scores)
+                    score, kl, length = (metrics[name] for name in ("score", "kl", "response_tokens"))
+                    bar.update(int(metrics["step"]), f"score {score:.3f}  KL {kl:.2f}  tokens {length:.1f}")
+
+                loop.callbacks.append(show)
+                loop.train(checkpoint, checkpoint_every)
+        loop.policy.save(out / "policy")
+        summary = write_report(out)
+        say(
+            f"score {summary['first_score']:.3f} -> {summary['last_score']:.3f}, "
+            f"KL {summary['last_kl']:.2f} nats a response after {steps} steps, "
+            f"{summary['last_truncated_share']:.0%} of the responses cut at the token limit"
+        )
+        say(f"wrote {out}: policy/, metrics.jsonl, samples.jsonl, summary.json, plots.png, tensorboard/")
 
 
 def _write_samples(path: Path, rollouts: Sequence[Rollout], scores: Scores) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from redline.display import visible
 from redline.files import check_file_writable, is_special
 from redline.reading import ReadingReport
 
@@ -42,4 +43,4 @@ def reading_report(policy: BadRowPolicy, out: Path | None, *, is_folder: bool = 
 
 
 def _show(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(visible(line), file=sys.stderr, flush=True)

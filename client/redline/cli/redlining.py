@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from rich.text import Text
 
+from redline.display import visible
 from redline.edit_groups import grouped
-from redline.wire import Edit, ItemScore
+from redline.wire import Edit, EditsBy, ItemScore
 from redline.wire.correction import ItemCorrection
 
 
@@ -30,6 +31,7 @@ def coloured(response: str, result: ItemScore) -> Text:
             pieces[-1] = (before[0], max(before[1], end), before[2] + reward)
         else:
             pieces.append((start, end, reward))
+    response = visible(response)
     text = Text()
     largest = max((abs(reward) for _, _, reward in pieces), default=0.0)
     shown_to = 0
@@ -44,43 +46,44 @@ def coloured(response: str, result: ItemScore) -> Text:
 
 def redlined(response: str, edits: list[Edit]) -> Text:
     """The response with its edits: what is taken out struck through, what is put in underlined."""
+    response = visible(response)
     text = Text()
     at = 0
     for edit in edits:
         text.append(response[at : edit.start])
         text.append(response[edit.start : edit.end], style="red strike")
-        text.append(edit.text, style="green underline")
+        text.append(visible(edit.text), style="green underline")
         at = edit.end
     text.append(response[at:])
     return text
 
 
-def render(response: str, result: ItemScore) -> Text:
-    """Score, coloured response and, where there is one, the redline."""
+def render(response: str, result: ItemScore, edits: EditsBy | None = None) -> Text:
+    """Score, coloured response and, where there is one, the redline; ``edits`` None groups them."""
     text = Text()
     text.append(f"score {result.score:.3f}\n\n", style="bold")
     text.append_text(coloured(response, result))
     if result.edits is not None:
         text.append("\n\nredline\n\n", style="bold")
-        text.append_text(_redline(response, result.edits, result.correction_complete is not False))
+        text.append_text(_redline(response, result.edits, result.correction_complete is not False, edits))
     return text
 
 
-def render_correction(response: str, result: ItemCorrection) -> Text:
-    """What came of rewriting, the scores that are known, and the redline."""
+def render_correction(response: str, result: ItemCorrection, edits: EditsBy | None = None) -> Text:
+    """What came of rewriting, the scores that are known, and the redline; ``edits`` None groups them."""
     rewrites = "1 rewrite" if result.rounds == 1 else f"{result.rounds} rewrites"
     after = "" if result.score_after is None else f" -> {result.score_after:.3f}"
     text = Text()
     text.append(
         f"{rewrites} ({result.ended.replace('_', ' ')}), score {result.score_before:.3f}{after}\n\n", style="bold"
     )
-    text.append_text(_redline(response, result.edits, result.is_complete))
+    text.append_text(_redline(response, result.edits, result.is_complete, edits))
     return text
 
 
-def _redline(response: str, edits: list[Edit], is_complete: bool) -> Text:
+def _redline(response: str, edits: list[Edit], is_complete: bool, by: EditsBy | None) -> Text:
     """The redline; ``…`` says that it breaks off."""
-    text = redlined(response, grouped(response, edits))
+    text = redlined(response, edits if by == "words" else grouped(response, edits))
     if not is_complete:
         text.append(" …", style="dim")
     return text

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from redline.background import DaemonPool
 from redline.cli.terminal import progress_bar
+from redline.display import one_line
 from redline.errors import CommandError
 from redline.exchange import as_items
 from redline.jsonl import CheckedRows
@@ -64,8 +65,7 @@ def row_item(kind: type[Item], report: ReadingReport | None = None) -> Callable[
     Args:
         report: counts the other columns.
     """
-    # tools change what a prompt is; a service that does not know them refuses them
-    known = {*kind.model_fields, "tools"}
+    known = set(kind.model_fields)
 
     def parse(where: str, row: dict[str, Any]) -> Asked[Item]:
         fields = {name: value for name, value in row.items() if name in known and not (name == "tools" and not value)}
@@ -136,4 +136,4 @@ def fail_if_any(failures: Problems, total: int, what: str) -> None:
 
 def failures_of(answers: Answers[Any]) -> list[str]:
     """Why answers to a row are none, of those; rows that were skipped on request are no failures."""
-    return [] if answers.is_skipped else [a.error.message for a in answers.items if isinstance(a, ItemError)]
+    return [] if answers.is_skipped else [one_line(a.error.message) for a in answers.items if isinstance(a, ItemError)]

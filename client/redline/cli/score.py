@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from redline.cli.options import Key, Limit, OutFile, Url
+from redline.cli.options import Edits, Key, Limit, OutFile, Url
 from redline.cli.output import Output
 from redline.cli.reading import BadRowPolicy, OnBadRow, reading_report
 from redline.cli.redlining import render
@@ -49,6 +49,7 @@ def score(
     aggregate: Annotated[str | None, typer.Option(help="sum, mean or last; default: the bundle's.")] = None,
     calibrated: Annotated[bool, typer.Option(help="Scores as log-odds of preference.")] = False,
     correction: Annotated[bool, typer.Option(help="Ask for the model's rewrite and the edits.")] = False,
+    edits: Edits = None,
     truncate: Annotated[bool, typer.Option(help="Cut prompts that are too long, oldest part first.")] = False,
 ) -> None:
     """Score responses. JSONL in, JSONL or Parquet out; one response in a terminal is shown in colour.
@@ -60,6 +61,7 @@ def score(
         aggregate=aggregate,
         calibrated=calibrated,
         correction=correction,
+        edits=edits,
         on_too_long="truncate" if truncate else "error",
     )
     chosen = [file is not None, prompt is not None or response is not None, pairs is not None]
@@ -147,4 +149,4 @@ def _score_one(client: RewardClient, prompt: str, response: str, options: ScoreO
         with Output(out, {}) as output:
             output.write("the response", _json(result), [])
     if is_terminal():
-        Console().print(render(response, result))
+        Console().print(render(response, result, options.edits))

@@ -9,7 +9,9 @@ import typer
 from redline.cli.options import Key, Url
 from redline.cli.terminal import say
 from redline.client import RewardClient
+from redline.display import visible_json
 from redline.exchange import DEFAULT_URL
+from redline.redacting import without_secrets
 from redline.retry import NO_RETRY
 
 
@@ -17,7 +19,7 @@ def models(url: Url = DEFAULT_URL, key: Key = None) -> None:
     """Print what is served, as one JSON object a model."""
     with RewardClient(url, key=key, retry=NO_RETRY) as client:
         for model in client.models():
-            say(model.model_dump_json(exclude_none=True))
+            say(visible_json(model.model_dump_json(exclude_none=True)))
 
 
 def health(
@@ -27,4 +29,4 @@ def health(
     """Exit 0 if the service is ready to score, 1 if not."""
     with RewardClient(url, retry=NO_RETRY, timeout_s=5.0) as client:
         client.wait_until_ready(wait_s)
-    say(f"{url} is ready")
+    say(f"{without_secrets(url)} is ready")

@@ -13,9 +13,11 @@ from importlib.util import find_spec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from redline.display import visible
 from redline.errors import CommandError
 
-console = Console(stderr=True)
+# what is printed often holds text from elsewhere: brackets are no markup in it
+console = Console(stderr=True, markup=False, highlight=False, emoji=False)
 
 
 def is_terminal() -> bool:
@@ -35,10 +37,15 @@ def write_stdout(data: bytes) -> None:
         raise OSError(error.errno, error.strerror, "standard output") from error
 
 
+def notice(text: str, *, is_warning: bool = False) -> None:
+    """Print a line on standard error, whatever is in it; a warning in yellow."""
+    console.print(visible(text), style="yellow" if is_warning else None, soft_wrap=True)
+
+
 def say(text: str) -> None:
-    """Print a line on standard output at once. Raises OSError that names it."""
+    """Print a line on standard output at once, whatever is in it. Raises OSError that names it."""
     try:
-        print(text, flush=True)
+        print(visible(text), flush=True)
     except OSError as error:
         raise OSError(error.errno, error.strerror, "standard output") from error
 
@@ -92,11 +99,11 @@ class Bar:
 def progress_bar(what: str, total: int) -> Iterator[Bar]:
     """A bar with figures and the time left."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[shown]}"),
+        TextColumn("{task.fields[shown]}", markup=False),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         yield Bar(progress, what, total)

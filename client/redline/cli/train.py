@@ -9,8 +9,9 @@ import typer
 
 from redline.cli.options import Device, OutFolder, Seed
 from redline.cli.reading import BadRowPolicy, OnBadRow, reading_report
-from redline.cli.terminal import console, need, prepare_torch, progress_bar, say
+from redline.cli.terminal import need, notice, prepare_torch, progress_bar, say
 from redline.files import check_file_writable
+from redline.locks import sole_writer
 from redline.metrics_log import MetricsLog
 
 
@@ -115,7 +116,12 @@ def train(
     check_free(out, overwrite=overwrite)
     folder = logs or out.with_name(f"{out.name}-logs")
     check_file_writable(folder / "metrics.jsonl")
-    with reading_report(on_bad_row, out, is_folder=True) as reading, progress_bar(f"train {kind}", 1) as bar:
+    with (
+        sole_writer(out),
+        sole_writer(folder, is_kept=True),
+        reading_report(on_bad_row, out, is_folder=True) as reading,
+        progress_bar(f"train {kind}", 1) as bar,
+    ):
         loaded, problems = [], []
         for sources in (pairs, held_out or []):
             try:
@@ -127,7 +133,7 @@ def train(
         (training, data), (measuring, _) = loaded
         resumed_at = resumable_step(out)
         if resumed_at:
-            console.print(f"resuming at step {resumed_at}")
+            notice(f"resuming at step {resumed_at}")
         log: MetricsLog | None = None
 
         def show(report: StepReport) -> None:

@@ -23,7 +23,10 @@ from redline.wire import ChatMessage, ScoreOptions
 def _prompt(log: list[dict[str, Any]]) -> str | list[ChatMessage]:
     """The messages of a log; its data processors render templates into their contents, which is taken back."""
     told = prompt_of("".join(message["content"] for message in log))
-    return messages_of(log) if isinstance(told, str) else told
+    if not isinstance(told, str):
+        return told
+    # a log's messages hold token ids and other things of the loop's own
+    return messages_of([{"role": message["role"], "content": message["content"]} for message in log])
 
 
 class RedlineEnvironment:

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from redline.integrations.sampled import ClientPerLoop, Prompt, TokenRewarder
+from redline.messages import CONTENT_FIELDS
 from redline.transcripts import Exchange, as_item
 from redline.wire import ChatMessage, ScoreOptions
 
@@ -38,7 +39,15 @@ def _turn(message: Any) -> ChatMessage:
     content = message.content
     if isinstance(content, list):
         content = "".join(getattr(part, "text", "") for part in content)
-    return ChatMessage(role=str(message.role), content=content or "")
+    given = {name: _plain(getattr(message, name, None)) for name in CONTENT_FIELDS}
+    return ChatMessage.model_validate({"role": str(message.role), "content": content or "", **given})
+
+
+def _plain(value: Any) -> Any:
+    """A field of a message as JSON knows it."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return value.model_dump(mode="json", exclude_none=True) if hasattr(value, "model_dump") else value
 
 
 def token_algorithm(base: type, rewarder: TokenRewarder, *, scale: bool = False) -> type:

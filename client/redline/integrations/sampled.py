@@ -63,16 +63,15 @@ def address(url: str | None = None, key: str | None = None) -> tuple[str, str | 
 
 
 def messages_of(prompt: Prompt) -> str | list[ChatMessage]:
-    """A prompt in the wire's words: text is read back if it is rendered, messages keep their role and content.
+    """A prompt in the wire's words: text is read back if it is rendered, messages keep what they hold.
 
     Raises:
         BorderError: as ``redline.transcripts.prompt_of``.
+        pydantic.ValidationError: a message is none of the wire's, see ``ChatMessage``.
     """
     if isinstance(prompt, str):
         return prompt_of(prompt)
-    return [
-        one if isinstance(one, ChatMessage) else ChatMessage(role=one["role"], content=one["content"]) for one in prompt
-    ]
+    return [one if isinstance(one, ChatMessage) else ChatMessage.model_validate(dict(one)) for one in prompt]
 
 
 class ClientPerLoop:

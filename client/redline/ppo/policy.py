@@ -19,6 +19,7 @@ from redline.ppo.protocols import Prompt, Rollout, TokenOutputs
 from redline.ppo.recomputing import Recomputing
 from redline.ppo.refusal import NonFiniteError
 from redline.ppo.rotary import longest_shared, reset_angles
+from redline.rendering import PolicyPrompts, RenderError
 from redline.token_spans import token_spans
 
 
@@ -49,6 +50,7 @@ class CausalPolicy:
 
         self.model = model.eval()  # no dropout: the first ratio of a step is then exactly 1
         self.tokenizer = tokenizer
+        self._prompts = PolicyPrompts(tokenizer)
         self.device: torch.device = model.device
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
@@ -139,19 +141,17 @@ class CausalPolicy:
         )
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """The ids the policy continues: through its chat template where it has one.
+        """The ids the policy continues: through its chat template where it has one, see ``PolicyPrompts``.
 
         Raises:
-            CommandError: the prompt leaves no room for a response.
+            CommandError: the prompt leaves no room for a response, or the chat template refuses it.
         """
-        if self.tokenizer.chat_template:
-            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        else:
-            text = prompt if isinstance(prompt, str) else "\n\n".join(m["content"] for m in prompt)
-            ids = list(self.tokenizer(text)["input_ids"])
+        try:
+            ids = self._prompts.ids(prompt)
+        except RenderError as error:
+            raise CommandError(f"the policy cannot continue a prompt: {error}") from error
         if self.max_prompt_tokens is not None and len(ids) > self.max_prompt_tokens:
+            text = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
             raise CommandError(
                 f"a prompt has {len(ids)} tokens; the policy has room for {self.max_prompt_tokens}: {text[:60]!r}"
             )

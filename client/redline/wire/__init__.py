@@ -11,7 +11,12 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from redline.wire.given import ChatMessage as ChatMessage
+from redline.wire.given import FirstError as FirstError
+from redline.wire.given import Text as Text
+from redline.wire.given import TokenIds, Tools, WireModel, check_amount
 
 SCORE_PATH = "/v1/score"
 CORRECT_PATH = "/v1/correct"
@@ -29,23 +34,6 @@ DEADLINE_HEADER = "X-Deadline-S"
 Span = tuple[int, int]
 OnTooLong = Literal["error", "truncate"]
 EditsBy = Literal["words", "groups"]
-
-
-def _unicode(text: str) -> str:
-    """JSON can carry half a surrogate pair, which is no text and breaks tokenizers and logs alike."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("is not valid Unicode: it holds half a surrogate pair") from error
-    return text
-
-
-Text = Annotated[str, AfterValidator(_unicode)]
-
-# Validation of a list ends at its first bad element: a long list of bad ones would cost as many error objects.
-FirstError = Field(fail_fast=True)
-TokenIds = Annotated[list[int], FirstError]
-_MAX_FIELDS = 100
 
 
 class ErrorSpec(NamedTuple):
@@ -105,18 +93,6 @@ ERROR_TABLE: dict[ErrorCode, ErrorSpec] = {
 }
 
 
-class _Wire(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _few_fields(cls, data: Any) -> Any:
-        """Each unknown field is an error of its own; an object with very many is refused as a whole."""
-        if isinstance(data, dict) and len(data) > _MAX_FIELDS:
-            raise ValueError(f"an object with {len(data)} fields; at most {_MAX_FIELDS} are read")
-        return data
-
-
 class _Answer(BaseModel):
     """Answers tolerate fields of a newer server. Their lists fail at the first wrong element: a client must not
     collect an error for each of the millions that a broken server may send."""
@@ -143,19 +119,12 @@ class ErrorResponse(_Answer):
     error: ErrorBody
 
 
-class ChatMessage(_Wire):
-    """One turn of a conversation."""
-
-    role: Text
-    content: Text
-
-
-class ResponseItem(_Wire):
+class ResponseItem(WireModel):
     """One response to a prompt, as text or as ids of the model's own tokenizer.
 
     ``prompt`` is a string or a conversation. ``finished`` says that the policy ended the response itself;
     a truncated response is read without its end-of-sequence token. ``response_ids`` hold no end-of-sequence
-    token beyond a last one.
+    token beyond a last one. ``tools``: what the model may call in this conversation, as its chat template reads them.
     """
 
     id: Text | None = None
@@ -165,6 +134,7 @@ class ResponseItem(_Wire):
     response_ids: TokenIds | None = None
     tokenizer_fingerprint: Text | None = None
     finished: bool = True
+    tools: Tools | None = None
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -175,6 +145,7 @@ class ResponseItem(_Wire):
         by_id = self.prompt_ids is not None or self.response_ids is not None
         if by_id and self.tokenizer_fingerprint is None:
             raise ValueError("ids need 'tokenizer_fingerprint' (GET /v1/models tells the model's)")
+        check_amount(self.prompt if isinstance(self.prompt, list) else (), self.tools or ())
         return self
 
     def payload(self) -> dict[str, Any]:
@@ -198,7 +169,7 @@ class ScoreItem(ResponseItem):
         return self
 
 
-class ScoreOptions(_Wire):
+class ScoreOptions(WireModel):
     """How to read rewards off the model; ``None`` means the bundle's own default.
 
     Which modes and aggregates a model knows is the model's affair: ``ModelInfo`` lists them.
@@ -216,7 +187,7 @@ class ScoreOptions(_Wire):
     on_too_long: OnTooLong = "error"
 
 
-class ScoreRequest(_Wire):
+class ScoreRequest(WireModel):
     """Body of ``POST /v1/score``."""
 
     model: Text = "default"

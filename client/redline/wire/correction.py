@@ -18,8 +18,8 @@ from redline.wire import (
     Text,
     Usage,
     _Answer,
-    _Wire,
 )
+from redline.wire.given import WireModel
 
 MAX_ROUNDS = 16
 
@@ -33,7 +33,7 @@ MAX_ROUNDS = 16
 Ended = Literal["fixed_point", "cycle", "max_rounds", "incomplete", "empty", "too_long"]
 
 
-class CorrectOptions(_Wire):
+class CorrectOptions(WireModel):
     """How far to go.
 
     ``max_rounds``: rewrites at most, each of the one before it. ``score_after``: score the correction, at the cost
@@ -46,7 +46,7 @@ class CorrectOptions(_Wire):
     on_too_long: OnTooLong = "error"
 
 
-class CorrectRequest(_Wire):
+class CorrectRequest(WireModel):
     """Body of ``POST /v1/correct``."""
 
     model: Text = "default"

@@ -129,7 +129,7 @@ def common_encoder(encoders: Sequence[Encoder]) -> Encoder:
     first = encoders[0]
     facts: dict[str, Callable[[Encoder], object]] = {
         "tokenizer": lambda encoder: tokenizer_fingerprint(encoder.tokenizer),
-        "template": lambda encoder: encoder.template,
+        "template": lambda encoder: (encoder.template, getattr(encoder.tokenizer, "chat_template", None)),
         "arrangement": lambda encoder: encoder.arrangement,
     }
     for what, of in facts.items():

@@ -12,9 +12,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, PrivateAttr, Tag, model_validator
 
+from redline.messages import content_fields
 from redline.token_spans import Span, token_spans
-from redline.transcripts import BorderError, Exchange, as_item, from_whole
+from redline.transcripts import BorderError, Exchange, as_item
 from redline.wire import ChatMessage, FirstError, ScoreItem, Text
+from redline.wire.given import Tools
 from redline_service.dropins.protocol import Foreign, Reader, Scored, Texts
 
 Ids = Annotated[list[int], FirstError]
@@ -22,8 +24,7 @@ IdLists = Annotated[list[Ids], FirstError]
 
 
 def _decoder(reader: Reader) -> Callable[[Sequence[int]], str]:
-    tokenizer = reader.encoder.tokenizer
-    return lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=False))
+    return reader.encoder.texts.decode
 
 
 def _checked(ids: Ids, reader: Reader) -> Ids:
@@ -35,12 +36,13 @@ def _checked(ids: Ids, reader: Reader) -> Ids:
 
 def _exchange(given: str | Ids, reader: Reader) -> Exchange:
     text = given if isinstance(given, str) else _decoder(reader)(_checked(given, reader))
-    return from_whole(text, reader.ends)
+    return reader.from_whole(text)
 
 
 class _VLLMBody(Foreign):
     input: Text | Texts | Ids | IdLists | None = None
     messages: Annotated[list[ChatMessage], FirstError] | None = None
+    tools: Tools | None = None
     use_activation: bool | None = None
 
     @model_validator(mode="after")
@@ -63,11 +65,14 @@ class _VLLMBody(Foreign):
             return [_exchange(given, reader) for given in self.given()]
         if len(self.messages) < 2 or self.messages[-1].role != "assistant":
             raise BorderError("the messages do not end with an assistant's turn: there is no response to score")
+        more = content_fields(self.messages[-1].model_extra or {})
+        if more:
+            raise BorderError(f"the response carries {', '.join(map(repr, more))}; a response is text")
         return [Exchange(self.messages[:-1], self.messages[-1].content, True)]
 
     def items(self, reader: Reader) -> list[ScoreItem]:
         """Raises BorderError."""
-        return [as_item(exchange) for exchange in self.exchanges(reader)]
+        return [as_item(exchange, tools=self.tools) for exchange in self.exchanges(reader)]
 
     def activated(self, score: float) -> float:
         """The score as asked for: raw, unless an activation is asked for in so many words."""
@@ -150,8 +155,7 @@ def _tokens_of_response(given: str | Ids, exchange: Exchange, reader: Reader) ->
     The first token behind a finished response is its end token.
     """
     if isinstance(given, str):
-        encoded = reader.encoder.tokenizer(given, return_offsets_mapping=True)
-        spans = [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
+        spans = reader.encoder.texts.whole(given).spans
     else:
         spans = token_spans(_decoder(reader), given)[1]
     start, end = exchange.start, exchange.start + len(exchange.response)

@@ -9,9 +9,6 @@ from pydantic import Discriminator, Tag, model_validator
 from redline.transcripts import (
     Exchange,
     as_item,
-    from_prompt_and_response,
-    from_query_and_prompt,
-    from_whole,
     without_ending,
 )
 from redline.wire import ChatMessage, FirstError, ScoreItem, Text
@@ -40,9 +37,9 @@ class OpenRLHFBody(Foreign):
     def items(self, reader: Reader) -> list[ScoreItem]:
         """Raises BorderError."""
         if self.prompts is None:
-            return [as_item(from_whole(query, reader.ends)) for query in self.query]
+            return [as_item(reader.from_whole(query)) for query in self.query]
         pairs = zip(self.query, self.prompts, strict=True)
-        return [as_item(from_query_and_prompt(query, prompt, reader.ends)) for query, prompt in pairs]
+        return [as_item(reader.from_query_and_prompt(query, prompt)) for query, prompt in pairs]
 
     def reply(self, scored: Scored) -> Any:
         """One number a sample everywhere: a ragged value would break the caller's logging."""
@@ -100,7 +97,7 @@ class SlimeBody(Foreign):
     def items(self, reader: Reader) -> list[ScoreItem]:
         """Raises BorderError."""
         if isinstance(self.prompt, str):
-            return [as_item(from_prompt_and_response(self.prompt, self.response, has_ends=True, ends=reader.ends))]
+            return [as_item(reader.from_prompt_and_response(self.prompt, self.response))]
         return [as_item(Exchange(self.prompt, *without_ending(self.response, reader.ends)))]
 
     def reply(self, scored: Scored) -> Any:

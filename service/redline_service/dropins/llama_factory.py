@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from redline.transcripts import as_item, from_whole
+from redline.transcripts import as_item
 from redline.wire import ScoreItem
 from redline_service.dropins.protocol import Foreign, Reader, Scored, Texts
 
@@ -19,7 +19,7 @@ class LLaMAFactoryBody(Foreign):
 
     def items(self, reader: Reader) -> list[ScoreItem]:
         """Raises BorderError."""
-        return [as_item(from_whole(text, reader.ends)) for text in self.messages]
+        return [as_item(reader.from_whole(text)) for text in self.messages]
 
     def reply(self, scored: Scored) -> Any:
         """A number a conversation."""

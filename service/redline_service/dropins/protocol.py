@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from redline.wire import FirstError, ItemScore, ScoreItem, Text
+from redline.messages import Message
+from redline.rendering import OwnForm
+from redline.transcripts import (
+    Exchange,
+    Markup,
+    beginning,
+    from_prompt_and_response,
+    from_whole,
+    split_query,
+    without_ending,
+)
+from redline.wire import ChatMessage, FirstError, ItemScore, ScoreItem, Text
 from redline_model.errors import TooLongError
 from redline_model.template import Encoder
 
@@ -19,6 +31,7 @@ Texts = Annotated[list[Text], FirstError]
 # in any case.
 _MAX_EXCESS = 4
 _FREE_LENGTH = 2**16
+_NOTHING = re.compile(r"(?!)")
 
 
 class Foreign(BaseModel):
@@ -50,10 +63,58 @@ def _is_sized(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Reader:
-    """What a body is read with. ``ends``: strings that end a sequence, beyond those of known templates."""
+    """What a body is read with. ``ends``: strings that end a sequence, beyond those of known templates.
+
+    Texts in the form of the model's own chat template are read by what that template writes; others by the markup of
+    known families (``redline.transcripts``), or refused.
+    """
 
     encoder: Encoder
     ends: Sequence[str] = ()
+
+    def from_whole(self, text: str) -> Exchange:
+        """A whole rendered conversation. Raises BorderError."""
+        own = self.encoder.own_form
+        for given, added in self._forms(text, own) if own is not None else ():
+            found = own.whole(given) if own is not None else None
+            if own is not None and found is not None:
+                messages, answer, is_finished, start = found
+                if not is_finished:
+                    answer, is_finished = self._ending(answer, own)
+                return Exchange(_wired(messages), answer, is_finished, start - added)
+        return from_whole(text, self.ends)
+
+    def from_query_and_prompt(self, query: str, prompt: str) -> Exchange:
+        """A prompt, and it or its end with the response behind it. Raises BorderError."""
+        return self.from_prompt_and_response(*split_query(query, prompt, self.ends))
+
+    def from_prompt_and_response(self, prompt: str, response: str) -> Exchange:
+        """A prompt and its response, end tokens left in. Raises BorderError."""
+        own = self.encoder.own_form
+        for given, _ in self._forms(prompt, own) if own is not None else ():
+            messages = own.prompt(given) if own is not None else None
+            if own is not None and messages is not None:
+                return Exchange(_wired(messages), *self._ending(response, own))
+        return from_prompt_and_response(prompt, response, has_ends=True, ends=self.ends)
+
+    def _ending(self, response: str, own: OwnForm) -> tuple[str, bool]:
+        """``response`` without padding and what closes it, and whether there was something."""
+        answer, is_finished = own.answer(without_ending(response, (), Markup(_NOTHING, (), False))[0])
+        if is_finished:
+            return answer, True
+        return without_ending(response, self.ends, Markup(_NOTHING, tuple(end.strip() for end in own.ends), False))
+
+    def _forms(self, text: str, own: OwnForm) -> Iterator[tuple[str, int]]:
+        """The text, and without padding on its left, with a begin token; each with how much longer it has become."""
+        yield text, 0
+        at = beginning(text, self.ends)
+        for begin in ("", *own.begins):
+            if (at, begin) != (0, ""):
+                yield begin + text[at:], len(begin) - at
+
+
+def _wired(messages: Sequence[Message]) -> list[ChatMessage]:
+    return [ChatMessage.model_validate(message) for message in messages]
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,10 @@ async def ready(request: Request) -> dict[str, str]:
 
 for _path in LIVE_PATHS:
     router.get(_path, include_in_schema=_path == HEALTH_PATH)(live)
+    router.head(_path, include_in_schema=False)(live)
 for _path in READY_PATHS:
     router.get(_path, include_in_schema=_path == READY_PATH, responses={503: {"model": ErrorResponse}})(ready)
+    router.head(_path, include_in_schema=False)(ready)
 
 
 @router.get(METRICS_PATH, response_class=Response)
@@ -39,6 +41,7 @@ async def metrics(request: Request) -> Response:
     return Response(shown.text(), media_type="text/plain; version=0.0.4")
 
 
+@router.head("/", include_in_schema=False)
 @router.get("/", response_class=HTMLResponse, include_in_schema=False)
 async def index(request: Request) -> HTMLResponse:
     """What this is. The model is named where no key is needed to ask for it."""

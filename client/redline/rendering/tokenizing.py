@@ -1,0 +1,114 @@
+"""Text to ids with a fast tokenizer, without the state that ``tokenizer(text)`` changes.
+
+A call of a transformers tokenizer sets truncation, padding and the splitting of special tokens on the one backend
+that all threads share, and then encodes: between the two another thread may have set something else. Here are two
+private copies of the backend whose settings never change.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+Span = tuple[int, int]
+# Tokenizers whose backend cannot be copied are called one thread at a time.
+_CALLS = threading.Lock()
+
+
+class Encoded(NamedTuple):
+    """Ids, and each one's span in characters of the text, end exclusive."""
+
+    ids: list[int]
+    spans: list[Span]
+
+
+class PrivateTokenizer:
+    """Thread-safe: nothing is changed after construction.
+
+    Args:
+        tokenizer: a transformers tokenizer. One without a copyable fast backend is called under a lock, and then has
+            no spans unless it is fast.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._template_copy = self._foreign_copy = None
+        if getattr(tokenizer, "is_fast", False):
+            self._template_copy = _copy(tokenizer.backend_tokenizer, splits_special=False)
+            self._foreign_copy = _copy(tokenizer.backend_tokenizer, splits_special=True)
+
+    def template_ids(self, text: str) -> list[int]:
+        """Ids of a template's own text: special tokens are read as such, none are added."""
+        return self.guarded(lambda: self._encoded(text, is_foreign=False), len(text)).ids
+
+    def foreign_ids(self, text: str) -> list[int]:
+        """Ids of a caller's text: what spells a special token is ordinary text."""
+        return self.guarded(lambda: self._encoded(text, is_foreign=True), len(text)).ids
+
+    def foreign(self, text: str) -> Encoded:
+        """As ``foreign_ids``, with spans. Needs a fast tokenizer."""
+        return self.guarded(lambda: self._encoded(text, is_foreign=True, has_spans=True), len(text))
+
+    def whole(self, text: str) -> Encoded:
+        """A text as ``tokenizer(text)`` reads it: special tokens are read, and added at the ends, with empty spans."""
+        return self.guarded(lambda: self._encoded(text, is_foreign=False, has_spans=True, is_framed=True), len(text))
+
+    def around(self, texts: int = 1) -> list[list[int]]:
+        """Ids that the tokenizer adds before, between and behind ``texts`` (1 or 2) texts."""
+        if self._template_copy is not None:
+            sample = ("a",) * texts
+            encoded = self._template_copy.encode(*sample, add_special_tokens=True)
+            return _gaps(list(encoded.ids), list(encoded.sequence_ids), texts)
+        bare = self._encoded("a", is_foreign=False).ids
+        framed = self._encoded("a", is_foreign=False, is_framed=True).ids
+        at = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), 0)
+        return [framed[:at], framed[at + len(bare) :]]
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """The text of ``ids``."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def normalized(self, text: str) -> str:
+        """``text`` as the tokenizer's normalizer writes it."""
+        normalizer = getattr(getattr(self.tokenizer, "backend_tokenizer", None), "normalizer", None)
+        return text if normalizer is None else str(normalizer.normalize_str(text))
+
+    def guarded(self, work: Callable[[], Encoded], characters: int) -> Encoded:
+        """What ``work`` makes of so many characters; the place to bound it."""
+        return work()
+
+    def _encoded(self, text: str, *, is_foreign: bool, has_spans: bool = False, is_framed: bool = False) -> Encoded:
+        backend = self._foreign_copy if is_foreign else self._template_copy
+        if backend is not None:
+            encoded = backend.encode(text, add_special_tokens=is_framed)
+            spans = [(int(start), int(end)) for start, end in encoded.offsets] if has_spans else []
+            return Encoded(list(encoded.ids), spans)
+        settings = {"add_special_tokens": is_framed, "split_special_tokens": is_foreign}
+        with _CALLS:
+            found = self.tokenizer(text, **settings, **({"return_offsets_mapping": True} if has_spans else {}))
+        spans = [(int(start), int(end)) for start, end in found["offset_mapping"]] if has_spans else []
+        return Encoded(list(found["input_ids"]), spans)
+
+
+def _gaps(ids: Sequence[int], sequences: Sequence[int | None], texts: int) -> list[list[int]]:
+    gaps: list[list[int]] = [[] for _ in range(texts + 1)]
+    at = 0
+    for token, sequence in zip(ids, sequences, strict=True):
+        if sequence is None:
+            gaps[at].append(token)
+        else:
+            at = sequence + 1
+    return gaps
+
+
+def _copy(backend: Any, *, splits_special: bool) -> Any:
+    """A copy with truncation and padding off; None where the backend cannot be written down (parts in Python)."""
+    try:
+        copied = type(backend).from_str(backend.to_str())
+    except Exception:  # tokenizers raises bare Exceptions
+        return None
+    copied.no_truncation()
+    copied.no_padding()
+    copied.encode_special_tokens = splits_special
+    return copied

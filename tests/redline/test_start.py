@@ -1,0 +1,58 @@
+"""The package loads what is used, and a command that is interrupted while it loads says so in one line."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import redline
+
+INTERRUPTED = """
+import builtins, os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+real = builtins.__import__
+def import_and_interrupt(name, *args, **settings):
+    if name == sys.argv[1]:
+        os.kill(os.getpid(), int(sys.argv[2]))
+    return real(name, *args, **settings)
+builtins.__import__ = import_and_interrupt
+from redline.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["redline.cli.app", "typer", "httpx", "redline.client"])
+@pytest.mark.parametrize(
+    ("number", "status", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_while_a_command_loads_is_one_line(
+    module: str, number: signal.Signals, status: int, said: str
+) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, module, str(int(number))]
+    ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (status, "", f"redline: {said}\n")
+
+
+def test_what_starts_a_command_is_light() -> None:
+    code = "import sys, redline.cli; print([m for m in ('httpx', 'pydantic', 'typer', 'rich') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_every_public_name_is_there() -> None:
+    code = "from redline import *; import redline; print(*sorted(n for n in redline.__all__ if n not in globals()))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+    assert set(redline.__all__) <= set(dir(redline))
+    assert redline.wire.SCORE_PATH == "/v1/score"
+    assert callable(redline.token_spans)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        redline.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("first", ["redline.token_spans", "redline.client", "redline.columns", "redline.testing"])
+def test_a_name_is_the_same_whatever_was_imported_before(first: str) -> None:
+    code = f"import {first}; from redline import token_spans, RewardClient; print(token_spans.__name__, RewardClient)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "token_spans <class 'redline.client.RewardClient'>\n"

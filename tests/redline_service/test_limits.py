@@ -1,0 +1,154 @@
+"""What one caller may hold: slots, memory for bodies, room in the queue; and who counts as one caller."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from pydantic import SecretStr, TypeAdapter, ValidationError
+
+from redline.wire import ScoreItem
+from redline_service.admission import caller_name
+from redline_service.connections import ConnectionLimits, Connections
+from redline_service.engine import _slices
+from redline_service.errors import OverloadedError
+from redline_service.limiter import BodyMemory, ConcurrencyLimiter
+from redline_service.request_body import parse_body
+from redline_service.routes.dropins import ClassifyBody
+from redline_service.server import configuration
+from redline_service.settings import ServiceSettings
+
+CLIENT = ("10.0.0.1", 1234)
+
+
+def test_the_last_eighth_of_the_slots_is_for_callers_that_hold_few() -> None:
+    limiter = ConcurrencyLimiter(16)
+    with ExitStack() as stack:
+        for _ in range(14):
+            stack.enter_context(limiter.slot("greedy"))
+        with pytest.raises(OverloadedError):
+            limiter.check("greedy")
+        stack.enter_context(limiter.slot("other"))
+        stack.enter_context(limiter.slot("third"))
+        with pytest.raises(OverloadedError):
+            limiter.check("fourth")
+    limiter.check("greedy")
+    assert limiter.in_use == 0
+
+
+def test_one_slot_is_anybodys() -> None:
+    limiter = ConcurrencyLimiter(1)
+    with limiter.slot("a"), pytest.raises(OverloadedError):
+        limiter.check("b")
+    with limiter.slot("b"):
+        pass
+
+
+def test_a_caller_holds_half_of_the_memory_for_bodies_and_others_half_of_the_rest() -> None:
+    memory = BodyMemory(800)
+    with memory.share("a") as first, memory.share("a") as second, memory.share("b") as other:
+        first.add(300)
+        second.add(100)
+        with pytest.raises(OverloadedError):
+            second.add(1)
+        other.add(200)
+        with pytest.raises(OverloadedError):
+            other.add(1)
+        assert memory.in_use == 600
+        first.release()
+        other.add(100)
+        assert memory.in_use == 400
+    assert memory.in_use == 0
+
+
+@pytest.mark.parametrize("spelling", [b"Bearer secret", b"bearer secret", b"BEARER   secret ", b"Bearer\tsecret"])
+def test_a_key_is_one_caller_however_it_is_spelled(spelling: bytes) -> None:
+    settings = ServiceSettings(bundle="any", keys=[SecretStr("other"), SecretStr("secret")])
+    expected = (1, "10.0.0.1") if b"\t" not in spelling else (None, "10.0.0.1")
+    assert caller_name(settings, spelling, CLIENT) == expected
+    assert caller_name(ServiceSettings(bundle="any"), spelling, CLIENT) == (None, "10.0.0.1")
+
+
+@pytest.mark.parametrize("name", ["deadline_s", "body_timeout_s", "header_timeout_s", "idle_timeout_s"])
+@pytest.mark.parametrize("value", ["inf", "nan", "0", "-1"])
+def test_a_time_limit_is_a_finite_number_of_seconds(name: str, value: str) -> None:
+    with pytest.raises(ValidationError, match=name):
+        ServiceSettings.model_validate({"bundle": "any", name: value})
+
+
+def test_items_are_tokenised_in_slices_that_end_soon() -> None:
+    items = [ScoreItem(prompt="p" * 15_000, response="r" * 4_900) for _ in range(5)]
+    items += [ScoreItem(prompt=[{"role": "user", "content": "p" * 50_000}], response="r")]  # type: ignore[list-item]
+    items += [ScoreItem(prompt_ids=[1], response_ids=[2], tokenizer_fingerprint="sha256:0") for _ in range(250)]
+    slices = [len(part) for part in _slices(items)]
+    assert slices == [2, 2, 2, 200, 50]
+    assert not list(_slices([]))
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"a": "\\ud800", "b": ' + b"[" * 400 + b"]" * 400 + b"}", b'{"a": "\\ud800", "b": ' + b"9" * 5000 + b"}"]
+)
+def test_half_a_surrogate_pair_does_not_lift_the_limits_of_the_parser(body: bytes) -> None:
+    with pytest.raises(Exception) as caught:
+        parse_body(body, TypeAdapter(Any), 10)
+    assert type(caught.value).__name__ == "RequestError"
+
+
+def test_lists_of_ids_are_items_and_a_list_of_numbers_is_one() -> None:
+    adapter: TypeAdapter[Any] = TypeAdapter(ClassifyBody)
+    assert parse_body(b'{"input": [1, 2, 3]}', adapter, 2).given() == [[1, 2, 3]]
+    for body in (b'{"input": [[1], [2], [3]]}', b'{"input_ids": [[1], [2], [3]]}', b'{"text": ["a", "b", "c"]}'):
+        with pytest.raises(Exception, match="a request may hold 2"):
+            parse_body(body, adapter, 2)
+
+
+def test_a_text_far_beyond_the_model_is_refused_before_any_work(ask: Any) -> None:
+    long = "<|user|>" + "a b " * 500_000
+    started = time.perf_counter()
+    for path, body in (
+        ("/classify", {"text": long}),
+        ("/pooling", {"input": [long]}),
+        ("/get_reward", {"query": [long]}),
+    ):
+        answer = ask("POST", path, json=body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_long"), path
+    assert time.perf_counter() - started < 10
+
+
+def test_of_two_keys_in_one_request_the_first_counts(ask: Any) -> None:
+    settings = {"keys": ["good"]}
+    for order, status in ((("Bearer good", "Bearer bad"), 200), (("Bearer bad", "Bearer good"), 401)):
+        headers = [("Authorization", value) for value in order]
+        body = {"items": [{"prompt": "a", "response": "b"}]}
+        assert ask("POST", "/v1/score", settings=settings, headers=headers, json=body).status_code == status
+        assert ask("GET", "/v1/models", settings=settings, headers=headers).status_code == status
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/health/live", "/health/ready", "/healthz", "/readyz"])
+def test_probes_may_ask_with_head(ask: Any, path: str) -> None:
+    assert ask("HEAD", path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("proxies", "seen"),
+    [(None, "10.0.0.1"), ("10.0.0.1", "192.0.2.7"), ("10.0.0.9,10.0.0.1", "192.0.2.7"), ("10.0.0.9", "10.0.0.1")],
+)
+def test_only_a_named_proxy_says_who_the_caller_is(
+    monkeypatch: pytest.MonkeyPatch, proxies: str | None, seen: str
+) -> None:
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")  # uvicorn's own variable
+    found: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        found.append(scope["client"][0])
+
+    config = configuration(
+        ServiceSettings(bundle="any", forwarded_allow_ips=proxies), app, Connections(ConnectionLimits())
+    )
+    config.load()
+    scope = {"type": "http", "client": CLIENT, "scheme": "http", "headers": [(b"x-forwarded-for", b"192.0.2.7")]}
+    asyncio.run(config.loaded_app(scope, None, None))  # type: ignore[arg-type]
+    assert found == [seen]
