@@ -29,8 +29,8 @@ from redline.files import write_text
 
 HERE = Path(__file__).resolve().parent
 BIN = Path(sys.executable).parent
-# What both reward models and both policies get alike. The defaults are for pretrained models; these are tiny and learned
-# from scratch minutes ago: their learning rates are high, and bfloat16 is no faster.
+# What both reward models and both policies get alike. The defaults are for pretrained models; these are tiny and
+# learned from scratch minutes ago: their learning rates are high, and bfloat16 is no faster.
 RM_OPTIONS = "--max-steps {steps} --learning-rate 1e-3 --held-out-share 0.05 --precision float32"
 PPO_OPTIONS = (
     "--steps {steps} --epochs 4 --learning-rate 1e-4 --critic linear --value-clip 0.2 --value-scale none "
