@@ -93,12 +93,17 @@ def ppo(
             "sample_batch": budget.rollouts,
             "epochs": 2,
             "learning_rate": 2e-4,
+            "value_clip": 0.2,
+            "value_scale": "none",
+            "reward_scale": "auto",
+            "reward_scale_limit": 1e6,
+            "cut_responses": "keep",
             "seed": seed,
         }
     )
     drawn = list(questions)
     random.Random(seed).shuffle(drawn)
-    policy = CausalPolicy.load(start, device="cpu", max_new_tokens=budget.max_new_tokens)
+    policy = CausalPolicy.load(start, device="cpu", max_new_tokens=budget.max_new_tokens, critic="linear")
     PPOLoop(policy, rewards, [q.prompt for q in drawn], config, callbacks=[watch]).train()
     policy.save(out)
     return curve

@@ -9,6 +9,7 @@ RedlineError
 ├── ServiceError            the service refused the request: code, status, retryable
 ├── ItemsFailedError        the request was answered, some of its items could not be
 ├── ModelChangedError       the service answers with other weights than before
+├── StepRefusedError        a step of PPO met a number that is not finite; nothing was learned from it
 └── CommandError            a command cannot go on; its message is the one line that is printed
 """
 
@@ -75,6 +76,10 @@ class ItemsFailedError(RedlineError):
 
 class ModelChangedError(RedlineError):
     """The reward model was swapped in mid-run and the caller asked to stop at that."""
+
+
+class StepRefusedError(RedlineError):
+    """A step of PPO met a reward, log-probability, loss or gradient that is not finite, and changed nothing."""
 
 
 class CommandError(RedlineError):

@@ -39,14 +39,27 @@ def ppo(
     sample_batch: Annotated[int, typer.Option(help="Responses sampled at a time, scored during the next.")] = 32,
     minibatch: Annotated[int, typer.Option(help="Responses of one update.")] = 32,
     microbatch: Annotated[int | None, typer.Option(help="Responses of one forward pass; the rest accumulates.")] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over a step's responses.")] = 4,
-    learning_rate: Annotated[float, typer.Option(help="Of policy and value head.")] = 1e-5,
+    epochs: Annotated[int, typer.Option(help="Passes over a step's responses.")] = 2,
+    learning_rate: Annotated[float, typer.Option(help="Of the policy.")] = 3e-6,
+    critic: Annotated[str, typer.Option(help="network (its own), or linear (learned with the policy).")] = "network",
+    critic_learning_rate: Annotated[float, typer.Option(help="Of a critic of its own.")] = 3e-3,
+    value_clip: Annotated[float | None, typer.Option(help="Limit of a step's change of values; default: none.")] = None,
+    value_scale: Annotated[str, typer.Option(help="Units of values: auto (the returns' own), or none.")] = "auto",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.01, help="Of sampling.")] = 1.0,
     kl_coefficient: Annotated[float, typer.Option(help="Price of a nat of KL from the reference.")] = 0.05,
     kl_target: Annotated[float | None, typer.Option(help="Adapt the price to this many nats a response.")] = None,
+    reward_scale: Annotated[str, typer.Option(help="none, or auto: divide rewards by their deviation.")] = "none",
+    reward_scale_limit: Annotated[float, typer.Option(help="Largest factor of auto, either way.")] = 10.0,
+    cut_responses: Annotated[
+        str, typer.Option(help="penalty, mask or keep: what a response is worth that is cut at the token limit.")
+    ] = "penalty",
+    cut_penalty: Annotated[float, typer.Option(help="Taken off the reward of a response that is cut.")] = 1.0,
     advantage: Annotated[str, typer.Option(help="gae, or group (GRPO's; no value function).")] = "gae",
     lora_rank: Annotated[int | None, typer.Option(help="Learn a low-rank adapter instead of all weights.")] = None,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory: compute layers again for the backward pass.")
+    ] = False,
     mode: Annotated[str | None, typer.Option(help="Extraction mode; default: the bundle's.")] = None,
     calibrated: Annotated[bool, typer.Option(help="Rewards in log-odds of preference.")] = False,
     truncate: Annotated[bool, typer.Option(help="Cut prompts that the reward model finds too long.")] = False,
@@ -66,7 +79,15 @@ def ppo(
     from redline_model.loading import check_policy
 
     check_policy(policy)
-    choices: dict[str, Any] = {"advantage": advantage, "on_model_change": on_model_change}
+    choices: dict[str, Any] = {
+        "advantage": advantage,
+        "on_model_change": on_model_change,
+        "value_scale": value_scale,
+        "reward_scale": reward_scale,
+        "cut_responses": cut_responses,
+    }
+    if critic not in ("network", "linear"):
+        raise CommandError(f"--critic is network or linear, not {critic}")
     config = PPOConfig(
         steps=steps,
         rollouts=rollouts,
@@ -76,6 +97,10 @@ def ppo(
         microbatch=microbatch,
         epochs=epochs,
         learning_rate=learning_rate,
+        critic_learning_rate=critic_learning_rate,
+        value_clip=value_clip,
+        reward_scale_limit=reward_scale_limit,
+        cut_penalty=cut_penalty,
         kl_coefficient=kl_coefficient,
         kl_target=kl_target,
         seed=seed,
@@ -97,6 +122,8 @@ def ppo(
                 lora_rank=lora_rank,
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
+                critic="linear" if critic == "linear" else "network",
+                gradient_checkpointing=gradient_checkpointing,
             )
             questions = usable_prompts(rows, learner.prompt_ids, reading)
         with prompts.open("rb") as file:
@@ -119,12 +146,14 @@ def ppo(
                     "policy": policy,
                     "prompts": prompts_sha256,
                     "lora_rank": lora_rank,
+                    "critic": critic,
                     "max_new_tokens": max_new_tokens,
                     "temperature": temperature,
                     "mode": mode,
                     "calibrated": calibrated,
                     "truncate": truncate,
                 },
+                refused=out / "refused",
             )
             checkpoint = out / "checkpoint" / "state.pt"
             loop.resume(checkpoint)
@@ -152,7 +181,8 @@ def ppo(
         summary = write_report(out)
         say(
             f"score {summary['first_score']:.3f} -> {summary['last_score']:.3f}, "
-            f"KL {summary['last_kl']:.2f} nats a response after {steps} steps"
+            f"KL {summary['last_kl']:.2f} nats a response after {steps} steps, "
+            f"{summary['last_truncated_share']:.0%} of the responses cut at the token limit"
         )
         say(f"wrote {out}: policy/, metrics.jsonl, samples.jsonl, summary.json, plots.png, tensorboard/")
 

@@ -40,7 +40,8 @@ def leave_one_out_advantages(
 
     Args:
         rewards, mask: (B, T) as in ``rewards_to_go``; responses may stand left or right in their rows.
-        groups: B marks; responses to one prompt have the same. One alone has no others and gets zeros.
+        groups: B marks; responses to one prompt have the same. One alone has no others and gets zeros. A row without a
+            token in the mask (a sample that failed, say) is no response: it is in no baseline.
         scale: divide by the root mean square of a group's advantages over its tokens. GRPO's deviation of the sums
             (arXiv 2402.03300) may vanish where those of token rewards do not.
 
@@ -55,8 +56,9 @@ def leave_one_out_advantages(
     last = torch.where(is_own, at, 0).amax(1, keepdim=True)
     left = to_go.gather(1, torch.minimum(at + begins, last))
     members: dict[Hashable, list[int]] = {}
-    for row, group in enumerate(groups):
-        members.setdefault(group, []).append(row)
+    for row, (group, has_tokens) in enumerate(zip(groups, is_own.any(1).tolist(), strict=True)):
+        if has_tokens:
+            members.setdefault(group, []).append(row)
     baselines = left.clone()
     for rows in members.values():
         if len(rows) > 1:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,6 +16,33 @@ def penalized_rewards(
 ) -> Tensor:
     """``r_t - beta (log pi(y_t) - log pi_ref(y_t))``, ``(B, T)`` (arXiv 2204.05862, per token); 0 in padding."""
     return (rewards - kl_coefficient * (logprobs - reference)) * mask
+
+
+def cut_penalties(is_cut: Tensor, mask: Tensor, penalty: float) -> Tensor:
+    """``-penalty`` on the last token of every response that is cut at the token limit, ``(B, T)``; 0 elsewhere.
+
+    Args:
+        is_cut: (B,). penalty: in units of the scorer's rewards (``missing_eos_penalty`` in TRL).
+    """
+    last = torch.arange(mask.shape[1], device=mask.device) == mask.sum(1, keepdim=True) - 1
+    return -penalty * (last & is_cut.unsqueeze(1)).to(torch.float32)
+
+
+def rewards_to_go(rewards: Tensor, discount: float) -> Tensor:
+    """``sum_{k >= t} discount^(k - t) r_k``, ``(B, T)``; padding is 0 in and out."""
+    following = torch.zeros_like(rewards[:, 0])
+    columns: list[Tensor] = []
+    for t in range(rewards.shape[1] - 1, -1, -1):
+        following = rewards[:, t] + discount * following
+        columns.append(following)
+    return torch.stack(columns[::-1], dim=1)
+
+
+def reward_scale(totals: Sequence[float], limit: float) -> float:
+    """``1 / std`` of the responses' summed rewards, between ``1 / limit`` and ``limit``; 1 where they do not vary."""
+    mean = sum(totals) / len(totals)
+    std = math.sqrt(sum((total - mean) ** 2 for total in totals) / len(totals))
+    return min(max(1.0 / std, 1.0 / limit), limit) if std > 1e-6 else 1.0
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, discount: float, lam: float) -> Advantages:
@@ -38,12 +68,13 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, discount: float, lam: flo
 def group_relative(rewards: Tensor, mask: Tensor, groups: Tensor) -> Advantages:
     """Each response's return against the others of its prompt (GRPO, arXiv 2402.03300): ``(R - mean) / std``.
 
-    The same number on all tokens of a response; there is no value function. A group of one has advantage 0.
+    The same number on all tokens of a response; there is no value function. A group of one has advantage 0. A response
+    without a token in ``mask`` is no member of its group.
     """
     totals = (rewards * mask).sum(1)
     advantages = torch.zeros_like(totals)
     for group in torch.unique(groups):
-        members = groups == group
+        members = (groups == group) & mask.any(1)
         mine = totals[members]
         if len(mine) > 1:
             advantages[members] = (mine - mine.mean()) / (mine.std() + 1e-6)
@@ -53,6 +84,8 @@ def group_relative(rewards: Tensor, mask: Tensor, groups: Tensor) -> Advantages:
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
     """Mean 0 and variance 1 over the True positions of ``mask``; 0 elsewhere."""
     real = values[mask]
+    if not len(real):
+        return torch.zeros_like(values)
     centered = values - real.mean()
     return centered * torch.rsqrt(real.var(correction=0) + 1e-8) * mask
 

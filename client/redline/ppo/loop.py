@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import math
-import random
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from redline.background import DaemonPool
-from redline.errors import ModelChangedError, ProtocolError
-from redline.ppo.advantages import GAE, GroupRelative, penalized_rewards, whiten
+from redline.errors import ModelChangedError, StepRefusedError
+from redline.ppo.advantages import (
+    GAE,
+    GroupRelative,
+    cut_penalties,
+    penalized_rewards,
+    reward_scale,
+    rewards_to_go,
+    whiten,
+)
 from redline.ppo.checkpoint import read_checkpoint, save_checkpoint
 from redline.ppo.config import PPOConfig
-from redline.ppo.losses import adapted_kl_coefficient, explained_variance, policy_loss, value_loss
+from redline.ppo.losses import adapted_kl_coefficient, explained_variance
 from redline.ppo.protocols import (
     AdvantageEstimator,
     Callback,
@@ -26,9 +32,11 @@ from redline.ppo.protocols import (
     Prompt,
     RewardSource,
     Rollout,
-    Scores,
     TokenOutputs,
 )
+from redline.ppo.refusal import NonFiniteError, StepBatch, check_scores, write_batch
+from redline.ppo.sampling import padded_rewards, roll_out, step_prompts, token_mask
+from redline.ppo.update import Learning, make_optimizer, update
 
 
 class PPOLoop:
@@ -39,6 +47,8 @@ class PPOLoop:
         estimator: None takes the one that ``config.advantage`` names.
         callbacks: called after every step with its metrics, rollouts and scores.
         identity: whatever else must be the same for a checkpoint to be resumed (the policy's source, say).
+        refused: folder for the batch of a step that is refused; None takes ``refused`` beside the checkpoint's folder,
+            and writes nothing where there is no checkpoint.
     """
 
     def __init__(
@@ -51,6 +61,7 @@ class PPOLoop:
         estimator: AdvantageEstimator | None = None,
         callbacks: Sequence[Callback] = (),
         identity: Mapping[str, object] | None = None,
+        refused: Path | None = None,
     ) -> None:
         self.policy = policy
         self.rewards = rewards
@@ -61,21 +72,23 @@ class PPOLoop:
         self.steps_done = 0
         self.kl_coefficient = config.kl_coefficient
         self.reward_scale: float | None = None if config.reward_scale == "auto" else 1.0
+        self.value_scale: float | None = None if config.value_scale == "auto" else 1.0
+        self.refused = refused
         self.digest: str | None = None
         self._estimator: AdvantageEstimator = estimator or (
             GAE(config.discount, config.gae_lambda) if config.advantage == "gae" else GroupRelative()
         )
-        self._optimizer = torch.optim.AdamW(
-            policy.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
-        )
+        self._optimizer = make_optimizer(policy, config)
         torch.manual_seed(config.seed)
 
     def train(self, checkpoint: Path | None = None, checkpoint_every: int = 10) -> None:
         """All steps that are left. With ``checkpoint``, an interrupted run goes on where that file says.
 
         Raises:
-            RedlineError: the reward source gave up, or the checkpoint is of another run.
+            RedlineError: the reward source gave up, a step was refused, or the checkpoint is of another run.
         """
+        if checkpoint is not None and self.refused is None:
+            self.refused = checkpoint.parent / "refused"
         if checkpoint is not None and not self.steps_done:
             self.resume(checkpoint)
         while self.steps_done < self.config.steps:
@@ -90,36 +103,71 @@ class PPOLoop:
             self.load_state(read_checkpoint(checkpoint, self.identity))
 
     def step(self) -> dict[str, float]:
-        """One round of sampling, scoring and learning; returns its metrics."""
+        """One round of sampling, scoring and learning; returns its metrics.
+
+        Raises:
+            StepRefusedError: a reward, log-probability, loss or gradient is not finite. Weights, optimizer and all
+                else that the next step depends on are as they were before the step, but for torch's generators.
+        """
+        batch = StepBatch(self.steps_done + 1)
+        before = {**self.state(), "optimizer": copy.deepcopy(self._optimizer.state_dict())}
+        try:
+            metrics = self._step(batch)
+        except NonFiniteError as error:
+            self._optimizer.zero_grad(set_to_none=True)
+            self.load_state(before)
+            where = "" if self.refused is None else f"; see {write_batch(self.refused, batch, str(error))}"
+            raise StepRefusedError(
+                f"step {batch.step} is refused, and the weights are those before it: {error}{where}"
+            ) from error
+        assert batch.scores is not None
+        for callback in self.callbacks:
+            callback(metrics, batch.rollouts, batch.scores)
+        return metrics
+
+    def _step(self, batch: StepBatch) -> dict[str, float]:
         config = self.config
         clock = time.perf_counter()
 
         # 1. responses to the next prompts; every batch is scored while the next is sampled
-        rollouts, scores, scoring_s = self._roll_out()
+        rollouts, scores, scoring_s = roll_out(self.policy, self.rewards, self.step_prompts(self.steps_done), config)
+        batch.rollouts, batch.scores = rollouts, scores
+        check_scores(scores)
         is_model_new = self._notice_model(scores.digest)
         rollout_s = time.perf_counter() - clock
 
         # 2. what policy, value function and reference say of them before anything changes
         mask = token_mask(rollouts, self.policy.device)
         with torch.no_grad():
-            old = self._old_outputs(rollouts, mask)
+            old = self._old_outputs(rollouts, mask, batch)
             reference = self._padded([self.policy.reference_logprobs(part) for part in self._parts(rollouts)], mask)
+        reference = batch.take("reference log-probability", reference, mask)
 
-        # 3. token rewards on one scale, less the price of leaving the reference
+        # 3. token rewards, what being cut at the token limit costs, one scale, and the price of leaving the reference
         raw = padded_rewards(scores, mask)
+        is_cut = torch.tensor([not rollout.is_finished for rollout in rollouts], device=mask.device)
+        if config.cut_responses == "penalty":
+            raw = raw + cut_penalties(is_cut, mask, config.cut_penalty)
+        learned = mask & ~is_cut.unsqueeze(1) if config.cut_responses == "mask" else mask
         if self.reward_scale is None:
-            self.reward_scale = scale_of([math.fsum(item.rewards) for item in scores.items])
+            totals = [math.fsum(row) for row in raw.tolist()]
+            self.reward_scale = reward_scale(totals, config.reward_scale_limit)
         rewards = penalized_rewards(raw * self.reward_scale, old.logprobs, reference, self.kl_coefficient, mask)
 
-        # 4. advantages
+        # 4. advantages, of the responses that are learned from
+        value_scale = self._value_scale(rewards, learned)
+        values = old.values * value_scale
         groups = torch.tensor([rollout.group for rollout in rollouts], device=mask.device)
-        advantages, returns = self._estimator(rewards, old.values, mask, groups)
-        if config.whiten:
-            advantages = whiten(advantages, mask)
+        advantages, returns = self._estimator(rewards * learned, values, learned, groups)
+        if config.whiten and returns is not None:
+            advantages = whiten(advantages, learned)
+        advantages = batch.take("advantage", advantages, learned)
 
         # 5. several epochs of clipped updates
         clock = time.perf_counter()
-        update = self._update(rollouts, mask, old, advantages, returns)
+        learning = Learning(learned, old, advantages, returns, value_scale)
+        seed = f"{config.seed}/{self.steps_done}"
+        updates = update(self.policy, self._optimizer, rollouts, learning, config, seed)
         update_s = time.perf_counter() - clock
 
         # 6. the price itself
@@ -133,60 +181,37 @@ class PPOLoop:
         # 7. the books
         self.steps_done += 1
         tokens = mask.sum()
-        metrics = {
+        return {
             "step": float(self.steps_done),
             "score": sum(item.score for item in scores.items) / len(scores.items),
-            "token_reward": float(raw.sum() / tokens),
+            "token_reward": float(padded_rewards(scores, mask).sum() / tokens),
+            "reward_scale": self.reward_scale,
             "kl": kl,
             "kl_coefficient": used_coefficient,
             "entropy": float((old.entropy * mask).sum() / tokens),
             "response_tokens": float(tokens / len(rollouts)),
             "truncated_share": sum(not r.is_finished for r in rollouts) / len(rollouts),
-            "explained_variance": 0.0 if returns is None else explained_variance(old.values, returns, mask),
-            **update,
+            "explained_variance": 0.0 if returns is None else explained_variance(values, returns, learned),
+            **updates,
             "model_changed": float(is_model_new),
             "seconds_rollout": rollout_s,
             "seconds_scoring": scoring_s,
             "seconds_update": update_s,
         }
-        for callback in self.callbacks:
-            callback(metrics, rollouts, scores)
-        return metrics
 
     def step_prompts(self, step: int) -> list[Prompt]:
         """The prompts of a step, each ``samples_per_prompt`` times; a function of seed and step alone."""
-        count = max(1, self.config.rollouts // self.config.samples_per_prompt)
-        chosen: list[Prompt] = []
-        while len(chosen) < count:
-            epoch, offset = divmod(step * count + len(chosen), len(self.prompts))
-            order = list(range(len(self.prompts)))
-            random.Random(f"{self.config.seed}/{epoch}").shuffle(order)
-            chosen += [self.prompts[i] for i in order[offset : offset + count - len(chosen)]]
-        return [prompt for prompt in chosen for _ in range(self.config.samples_per_prompt)]
+        return step_prompts(self.prompts, self.config, step)
 
-    def _roll_out(self) -> tuple[list[Rollout], Scores, float]:
-        prompts = self.step_prompts(self.steps_done)
-        rollouts: list[Rollout] = []
-        pending: list[Future[tuple[Scores, float]]] = []
-
-        def score(part: list[Rollout]) -> tuple[Scores, float]:
-            started = time.perf_counter()
-            scores = self.rewards.score(part)
-            if len(scores.items) != len(part):
-                raise ProtocolError(f"the reward source gave {len(scores.items)} scores for {len(part)} rollouts")
-            return scores, time.perf_counter() - started
-
-        with DaemonPool(1) as scorer:
-            for start in range(0, len(prompts), self.config.sample_batch):
-                part = prompts[start : start + self.config.sample_batch]
-                groups = [(start + n) // self.config.samples_per_prompt for n in range(len(part))]
-                sampled = self.policy.sample(part, groups)
-                rollouts += sampled
-                pending.append(scorer.submit(score, sampled))
-            answers = [future.result() for future in pending]
-        digests = dict.fromkeys(scores.digest for scores, _ in answers if scores.digest is not None)
-        items = [item for scores, _ in answers for item in scores.items]
-        return rollouts, Scores(items, "+".join(digests) or None), sum(seconds for _, seconds in answers)
+    def _value_scale(self, rewards: Tensor, mask: Tensor) -> float:
+        """Units of the value function: the standard deviation of the first returns that vary, and 1 until then."""
+        if self.value_scale is None:
+            returns = rewards_to_go(rewards, self.config.discount)[mask]
+            std = float(returns.std(correction=0)) if len(returns) else 0.0
+            if not std > 1e-6:
+                return 1.0
+            self.value_scale = std
+        return self.value_scale
 
     def _notice_model(self, digest: str | None) -> bool:
         """Whether other weights than before have answered; a step in mid-swap names both, the later one last."""
@@ -206,59 +231,13 @@ class PPOLoop:
 
     def _padded(self, parts: Sequence[Tensor], mask: Tensor) -> Tensor:
         rows = [torch.nn.functional.pad(part, (0, mask.shape[1] - part.shape[1])) for part in parts]
-        return torch.cat(rows) * mask
+        return torch.where(mask, torch.cat(rows), 0.0)
 
-    def _old_outputs(self, rollouts: Sequence[Rollout], mask: Tensor) -> TokenOutputs:
+    def _old_outputs(self, rollouts: Sequence[Rollout], mask: Tensor, batch: StepBatch) -> TokenOutputs:
         parts = [self.policy.outputs(part) for part in self._parts(rollouts)]
-        return TokenOutputs(*(self._padded(fields, mask) for fields in zip(*parts, strict=True)))
-
-    def _update(
-        self,
-        rollouts: Sequence[Rollout],
-        mask: Tensor,
-        old: TokenOutputs,
-        advantages: Tensor,
-        returns: Tensor | None,
-    ) -> dict[str, float]:
-        config = self.config
-        sums = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "update_kl", "grad_norm"), 0.0)
-        updates = 0
-        for epoch in range(config.epochs):
-            order = list(range(len(rollouts)))
-            random.Random(f"{config.seed}/{self.steps_done}/{epoch}").shuffle(order)
-            for start in range(0, len(order), config.minibatch):
-                chosen = order[start : start + config.minibatch]
-                tokens = mask[chosen].sum()
-                size = config.microbatch or len(chosen)
-                for first in range(0, len(chosen), size):
-                    rows = chosen[first : first + size]
-                    now = self.policy.outputs([rollouts[i] for i in rows])
-                    width = now.logprobs.shape[1]
-                    real = mask[rows, :width]
-                    surrogate = policy_loss(
-                        now.logprobs, old.logprobs[rows, :width], advantages[rows, :width], real, config.clip
-                    )
-                    loss = surrogate.loss - config.entropy_coefficient * (now.entropy * real).sum()
-                    if returns is not None:
-                        error = value_loss(
-                            now.values,
-                            old.values[rows, :width],
-                            returns[rows, :width],
-                            real,
-                            config.value_clip,
-                        )
-                        loss = loss + config.value_coefficient * error
-                        sums["value_loss"] += float(error.detach() / tokens)
-                    torch.autograd.backward(loss / tokens)
-                    sums["policy_loss"] += float(surrogate.loss.detach() / tokens)
-                    sums["clip_fraction"] += float(surrogate.clipped / tokens)
-                    sums["update_kl"] += float(surrogate.kl / tokens)
-                norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), config.max_grad_norm)
-                sums["grad_norm"] += float(norm)
-                self._optimizer.step()
-                self._optimizer.zero_grad(set_to_none=True)
-                updates += 1
-        return {name: value / updates for name, value in sums.items()}
+        fields = [self._padded(field, mask) for field in zip(*parts, strict=True)]
+        names = ("log-probability", "entropy", "value")
+        return TokenOutputs(*(batch.take(name, field, mask) for name, field in zip(names, fields, strict=True)))
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on."""
@@ -267,6 +246,7 @@ class PPOLoop:
             "steps_done": self.steps_done,
             "kl_coefficient": self.kl_coefficient,
             "reward_scale": self.reward_scale,
+            "value_scale": self.value_scale,
             "digest": self.digest,
             "policy": self.policy.state(),
             "optimizer": self._optimizer.state_dict(),
@@ -277,29 +257,7 @@ class PPOLoop:
         self.steps_done = state["steps_done"]
         self.kl_coefficient = state["kl_coefficient"]
         self.reward_scale = state["reward_scale"]
+        self.value_scale = state["value_scale"]
         self.digest = state["digest"]
         self.policy.load_state(state["policy"])
         self._optimizer.load_state_dict(state["optimizer"])
-
-
-def token_mask(rollouts: Sequence[Rollout], device: torch.device) -> Tensor:
-    """``(B, T)``, True on every response token, the end token included."""
-    lengths = torch.tensor([len(rollout.response_ids) for rollout in rollouts], device=device)
-    return torch.arange(int(lengths.max()), device=device) < lengths.unsqueeze(1)
-
-
-def padded_rewards(scores: Scores, mask: Tensor) -> Tensor:
-    """Token rewards as ``(B, T)``, 0 in padding. Raises ProtocolError where their number is not the tokens'."""
-    rewards = torch.zeros(mask.shape, device=mask.device)
-    for row, (item, length) in enumerate(zip(scores.items, mask.sum(1).tolist(), strict=True)):
-        if len(item.rewards) != length:
-            raise ProtocolError(f"rollout {row} has {length} tokens and {len(item.rewards)} rewards")
-        rewards[row, :length] = torch.tensor(item.rewards)
-    return rewards
-
-
-def scale_of(scores: Sequence[float]) -> float:
-    """``1 / std`` of the responses' summed rewards; 1 where they do not vary."""
-    mean = sum(scores) / len(scores)
-    std = math.sqrt(sum((s - mean) ** 2 for s in scores) / len(scores))
-    return 1.0 / std if std > 1e-6 else 1.0

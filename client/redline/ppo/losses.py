@@ -18,7 +18,7 @@ class PolicyLoss(NamedTuple):
 
 def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float) -> PolicyLoss:
     """Clipped surrogate (arXiv 1707.06347): ``-min(q A, clamp(q, 1-clip, 1+clip) A)``, ``q = pi/pi_old``."""
-    log_ratio = (logprobs - old_logprobs) * mask
+    log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0)
     ratio = log_ratio.exp()
     plain = -advantages * ratio
     clamped = -advantages * ratio.clamp(1 - clip, 1 + clip)
@@ -28,16 +28,23 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask
     return PolicyLoss(loss, is_clipped.sum().detach(), kl.detach())
 
 
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float) -> Tensor:
-    """``1/2 max((V - R)^2, (clamp(V, V_old +- clip) - R)^2)``, summed over tokens (the PPO2 form)."""
-    near = old_values + (values - old_values).clamp(-clip, clip)
-    worse = torch.maximum((values - returns) ** 2, (near - returns) ** 2)
-    return 0.5 * torch.where(mask, worse, 0.0).sum()
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float | None) -> Tensor:
+    """``1/2 max((V - R)^2, (clamp(V, V_old +- clip) - R)^2)``, summed over tokens (the PPO2 form).
+
+    ``clip`` None: ``1/2 (V - R)^2``.
+    """
+    error = (values - returns) ** 2
+    if clip is not None:
+        near = old_values + (values - old_values).clamp(-clip, clip)
+        error = torch.maximum(error, (near - returns) ** 2)
+    return 0.5 * torch.where(mask, error, 0.0).sum()
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     """``1 - Var(R - V) / Var(R)`` over real tokens; 0 where returns do not vary."""
     target = returns[mask]
+    if not len(target):
+        return 0.0
     variance = target.var(correction=0)
     if float(variance) < 1e-12:
         return 0.0

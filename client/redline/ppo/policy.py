@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from redline.errors import CommandError
 from redline.files import atomic_folder
+from redline.ppo.critic import ValueNetwork, features_width, linear_head, value_features
+from redline.ppo.forward import States, lay_out, probe, run
 from redline.ppo.protocols import Prompt, Rollout, TokenOutputs
+from redline.ppo.recomputing import Recomputing
+from redline.ppo.refusal import NonFiniteError
+from redline.ppo.rotary import longest_shared, reset_angles
 from redline.rendering import PolicyPrompts, RenderError
 from redline.token_spans import token_spans
 
@@ -25,6 +30,9 @@ class CausalPolicy:
         model: a transformers causal LM, or a PEFT model around one.
         temperature: of sampling; the log-probabilities that are optimised are of the same distribution.
         max_prompt_tokens: a longer prompt raises CommandError; None for no limit.
+        critic: ``network``, a value function of its own that does not move the policy (``redline.ppo.critic``); or
+            ``linear``, a head on the policy's states, learned with the policy and at its rate.
+        gradient_checkpointing: keep one hidden state a layer for the backward pass and compute the others again.
     """
 
     def __init__(
@@ -35,6 +43,8 @@ class CausalPolicy:
         max_new_tokens: int = 128,
         temperature: float = 1.0,
         max_prompt_tokens: int | None = None,
+        critic: Literal["network", "linear"] = "network",
+        gradient_checkpointing: bool = False,
     ) -> None:
         from transformers import GenerationConfig
 
@@ -63,11 +73,17 @@ class CausalPolicy:
             eos_token_id=sorted(self.end_ids),
             pad_token_id=self._pad_id,
         )
-        width = model.config.get_text_config().hidden_size
-        self.value_head = nn.Linear(width, 1, device=self.device, dtype=torch.float32)
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
+        self._limit = longest_shared(model.config.to_dict())
+        self._probed = probe(model, self._pad_id, self.end_ids)
+        self._has_own_critic = critic == "network"
+        self.value_head: nn.Module
+        if self._has_own_critic:
+            width = features_width(self._probed.embedding_width, self._probed.state_width)
+            self.value_head = ValueNetwork(width, self.device)
+        else:
+            self.value_head = linear_head(self._probed.state_width, self.device)
         self._reference = None if self._has_adapter else copy.deepcopy(model).requires_grad_(False)
+        self._recomputing = Recomputing(model) if gradient_checkpointing else None
 
     @classmethod
     def load(
@@ -78,6 +94,8 @@ class CausalPolicy:
         lora_rank: int | None = None,
         max_new_tokens: int = 128,
         temperature: float = 1.0,
+        critic: Literal["network", "linear"] = "network",
+        gradient_checkpointing: bool = False,
     ) -> CausalPolicy:
         """A policy from a folder or hub id, with a fresh LoRA adapter if ``lora_rank`` is given.
 
@@ -118,6 +136,8 @@ class CausalPolicy:
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             max_prompt_tokens=None if positions is None else positions - max_new_tokens,
+            critic=critic,
+            gradient_checkpointing=gradient_checkpointing,
         )
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
@@ -139,20 +159,47 @@ class CausalPolicy:
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[Prompt], groups: Sequence[int]) -> list[Rollout]:
-        """One response a prompt, by ancestral sampling."""
+        """One response a prompt, by ancestral sampling. Raises NonFiniteError where a logit is NaN or infinite."""
         rows = [self.prompt_ids(prompt) for prompt in prompts]
+        responses: list[list[int]] = [[]] * len(rows)
+        # generation pads on the left; a model that reads padding gets prompts of one length at a time
+        lengths = [len(row) for row in rows]
+        is_padded = self._probed.padding == "left"
+        for part in self._passes([n + self.max_new_tokens for n in lengths], None if is_padded else lengths):
+            for n, response in zip(part, self._generate([rows[n] for n in part]), strict=True):
+                responses[n] = response
+        return [
+            self._rollout(prompt, row, response, group)
+            for prompt, row, response, group in zip(prompts, rows, responses, groups, strict=True)
+        ]
+
+    def _generate(self, rows: Sequence[list[int]]) -> list[list[int]]:
         width = max(map(len, rows))
         ids = torch.full((len(rows), width), self._pad_id, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for n, row in enumerate(rows):
             ids[n, width - len(row) :] = torch.tensor(row)
             mask[n, width - len(row) :] = 1
-        out = self.model.generate(input_ids=ids.to(self.device), attention_mask=mask.to(self.device))
-        responses = out[:, width:].tolist()
-        return [
-            self._rollout(prompt, row, response, group)
-            for prompt, row, response, group in zip(prompts, rows, responses, groups, strict=True)
-        ]
+        if self._limit is not None:
+            reset_angles(self.model)
+        out = self.model.generate(
+            input_ids=ids.to(self.device), attention_mask=mask.to(self.device), logits_processor=[_finite]
+        )
+        responses: list[list[int]] = out[:, width:].tolist()
+        return responses
+
+    def _passes(self, totals: Sequence[int], apart: Sequence[int] | None) -> list[list[int]]:
+        """Which sequences may share a pass, as lists of places.
+
+        Args:
+            totals: tokens of each sequence; beyond the length up to which angles are shared only equals may.
+            apart: sequences with different marks may not.
+        """
+        parts: dict[tuple[int, int], list[int]] = {}
+        for n, total in enumerate(totals):
+            is_long = self._limit is not None and total > self._limit
+            parts.setdefault((total if is_long else 0, 0 if apart is None else apart[n]), []).append(n)
+        return list(parts.values())
 
     def _rollout(self, prompt: Prompt, row: list[int], response: list[int], group: int) -> Rollout:
         end = next((n for n, token in enumerate(response) if token in self.end_ids), None)
@@ -167,47 +214,72 @@ class CausalPolicy:
             spans = [*spans, (len(text), len(text))]
         return Rollout(prompt, tuple(row), tuple(ids), text, tuple(spans), is_finished, group)
 
-    def _forward(self, model: Any, rollouts: Sequence[Rollout]) -> tuple[Tensor, Tensor, Tensor]:
-        """``(logits (B, T, V), hidden (B, T, H), targets (B, T))`` of the response tokens.
+    def _apart(
+        self, model: Any, rollouts: Sequence[Rollout], told: Callable[[States, Tensor, Tensor], Sequence[Tensor]]
+    ) -> list[Tensor]:
+        """``told(states, targets, features)`` of passes that do not depend on each other, joined in order, (B, T) each.
 
-        Prompts are padded on the left and responses on the right, so the responses stand in the same columns
-        and no logits are made for prompts.
+        ``features`` are the value function's.
         """
-        before = max(len(r.prompt_ids) for r in rollouts)
-        after = max(len(r.response_ids) for r in rollouts)
-        ids = torch.full((len(rollouts), before + after), self._pad_id, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for n, rollout in enumerate(rollouts):
-            start, end = before - len(rollout.prompt_ids), before + len(rollout.response_ids)
-            ids[n, start:end] = torch.tensor(rollout.prompt_ids + rollout.response_ids)
-            mask[n, start:end] = 1
-        ids, mask = ids.to(self.device), mask.to(self.device)
-        out = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp_min(0),
-            use_cache=False,
-            output_hidden_states=True,
-            logits_to_keep=after + 1,
-        )
-        logits = out.logits[:, -after - 1 : -1].float() / self.temperature
-        hidden = out.hidden_states[-1][:, before - 1 : before + after - 1]
-        return logits, hidden, ids[:, before:]
+        totals = [len(r.prompt_ids) + len(r.response_ids) for r in rollouts]
+        places = range(len(rollouts)) if self._probed.padding == "none" else None
+        parts = self._passes(totals, places)
+        longest = max(len(r.response_ids) for r in rollouts)
+        joined: list[list[Tensor]] = []
+        for part in parts:
+            layout = lay_out([rollouts[n] for n in part], self._probed.padding, self._pad_id, self.device)
+            if self._limit is not None:
+                reset_angles(model)
+            states = run(model, layout)
+            if self._has_own_critic:
+                features = value_features(
+                    states.embeddings, states.states, layout.mask, layout.columns, self.max_new_tokens
+                )
+            else:
+                index = layout.columns.unsqueeze(-1).expand(-1, -1, states.states.shape[-1])
+                features = states.states.gather(1, index).float()
+            fields = told(states, layout.targets, features)
+            joined.append([nn.functional.pad(field, (0, longest - field.shape[1])) for field in fields])
+        if len(parts) == 1:
+            return joined[0]
+        order = torch.tensor([n for part in parts for n in part], device=self.device).argsort()
+        return [torch.cat(fields)[order] for fields in zip(*joined, strict=True)]
 
-    def outputs(self, rollouts: Sequence[Rollout]) -> TokenOutputs:
-        """Log-probabilities, entropies and values, ``(B, T)`` each; padding holds numbers without meaning."""
-        logits, hidden, targets = self._forward(self.model, rollouts)
-        distribution = logits.log_softmax(-1)
-        logprobs = distribution.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-        entropy = -(distribution.exp() * distribution).sum(-1)
-        return TokenOutputs(logprobs, entropy, self.value_head(hidden.float()).squeeze(-1))
+    def outputs(self, rollouts: Sequence[Rollout], *, entropy_gradient: bool = False) -> TokenOutputs:
+        """Log-probabilities, entropies and values, ``(B, T)`` each; padding holds numbers without meaning.
+
+        Args:
+            entropy_gradient: entropies are part of a loss, and not of a report alone; their graph keeps five tensors
+                of the vocabulary's width.
+        """
+
+        def told(states: States, targets: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            distribution = self._distribution(states)
+            with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+                entropy = entropy_of(distribution)
+            return _chosen(distribution, targets), entropy, self.value_head(features).squeeze(-1)
+
+        with self._recomputed():
+            return TokenOutputs(*self._apart(self.model, rollouts, told))
 
     @torch.no_grad()
     def reference_logprobs(self, rollouts: Sequence[Rollout]) -> Tensor:
         """Under the starting point, ``(B, T)``."""
         with self._as_reference() as reference:
-            logits, _, targets = self._forward(reference, rollouts)
-        return logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+            return self._apart(
+                reference, rollouts, lambda states, targets, _: [_chosen(self._distribution(states), targets)]
+            )[0]
+
+    def _distribution(self, states: States) -> Tensor:
+        return (states.logits.float() / self.temperature).log_softmax(-1)
+
+    @contextmanager
+    def _recomputed(self) -> Iterator[None]:
+        if self._recomputing is None or not torch.is_grad_enabled():
+            yield
+        else:
+            with self._recomputing.on():
+                yield
 
     @contextmanager
     def _as_reference(self) -> Iterator[Any]:
@@ -220,6 +292,10 @@ class CausalPolicy:
     def parameters(self) -> list[nn.Parameter]:
         """What learns: the model's weights (its adapter's, with LoRA) and the value head."""
         return [p for p in self.model.parameters() if p.requires_grad] + list(self.value_head.parameters())
+
+    def value_parameters(self) -> list[nn.Parameter]:
+        """Those of a value function of its own; none of a linear head, which learns with the policy."""
+        return list(self.value_head.parameters()) if self._has_own_critic else []
 
     def state(self) -> dict[str, Any]:
         """Learned weights by name, and the value head, on the CPU."""
@@ -245,3 +321,19 @@ class CausalPolicy:
                 self.tokenizer.save_pretrained(temporary)
         finally:
             model.generation_config = sampling
+
+
+def _finite(ids: Tensor, logits: Tensor) -> Tensor:
+    """Raises NonFiniteError where the next token cannot be drawn; -inf is a token that cannot come."""
+    if not bool((logits < torch.inf).all()):
+        raise NonFiniteError("the logits of a next token are not finite")
+    return logits
+
+
+def entropy_of(logprobs: Tensor) -> Tensor:
+    """``-sum p log p`` in nats over the last dimension; a probability of 0 adds nothing."""
+    return -(logprobs.exp() * logprobs.clamp_min(torch.finfo(logprobs.dtype).min)).sum(-1)
+
+
+def _chosen(logprobs: Tensor, targets: Tensor) -> Tensor:
+    return logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)

@@ -59,7 +59,10 @@ class RewardSource(Protocol):
 
 
 class TokenOutputs(NamedTuple):
-    """Of every response token, each ``(B, T)``: log-probability (nats), entropy (nats), value before it."""
+    """Of every response token, each ``(B, T)``: log-probability (nats), entropy (nats), value before it.
+
+    Values are in units that the loop chooses (``PPOConfig.value_scale``).
+    """
 
     logprobs: Tensor
     entropy: Tensor
@@ -75,8 +78,8 @@ class Policy(Protocol):
         """One response a prompt, drawn with torch's global generator."""
         ...
 
-    def outputs(self, rollouts: Sequence[Rollout]) -> TokenOutputs:
-        """What the policy says of its responses now, with gradients."""
+    def outputs(self, rollouts: Sequence[Rollout], *, entropy_gradient: bool = False) -> TokenOutputs:
+        """What the policy says of its responses now, with gradients; entropies' only if they are asked for."""
         ...
 
     def reference_logprobs(self, rollouts: Sequence[Rollout]) -> Tensor:
@@ -85,6 +88,10 @@ class Policy(Protocol):
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """What learns, value head included."""
+        ...
+
+    def value_parameters(self) -> list[torch.nn.Parameter]:
+        """Those of a value function whose gradients never reach the policy; may be left out, or none."""
         ...
 
     def state(self) -> dict[str, Any]:

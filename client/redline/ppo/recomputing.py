@@ -1,0 +1,46 @@
+"""Gradient checkpointing for a model in evaluation mode, where transformers leaves it off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from redline.errors import CommandError
+
+
+class Recomputing:
+    """Layers of ``model`` keep their input alone for the backward pass; the rest is computed again.
+
+    transformers does so in training mode alone, which would bring dropout back. Here the layers are in training mode
+    during a pass and what lies inside them is not; dropout rates of the layers themselves are set to 0.
+
+    Raises:
+        CommandError: the architecture does not support it.
+    """
+
+    def __init__(self, model: Any) -> None:
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        try:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        except ValueError as error:
+            raise CommandError(f"gradient checkpointing is not possible with this policy: {error}") from error
+        self._layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if not self._layers:
+            raise CommandError(f"gradient checkpointing is not possible with {type(model).__name__}")
+        for layer in self._layers:
+            for name, value in vars(layer).items():
+                if "dropout" in name and isinstance(value, float):
+                    setattr(layer, name, 0.0)
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """For one pass with gradients; sampling needs its cache and runs outside."""
+        for layer in self._layers:
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                layer.training = False
