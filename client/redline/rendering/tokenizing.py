@@ -7,6 +7,7 @@ private copies of the backend whose settings never change.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ from typing import Any, NamedTuple
 Span = tuple[int, int]
 # Tokenizers whose backend cannot be copied are called one thread at a time.
 _CALLS = threading.Lock()
+_MAX_COPIES = 4  # kept for others that need the same
+_COPIES: dict[tuple[bytes, bool], Any] = {}
 
 
 class Encoded(NamedTuple):
@@ -103,12 +106,23 @@ def _gaps(ids: Sequence[int], sequences: Sequence[int | None], texts: int) -> li
 
 
 def _copy(backend: Any, *, splits_special: bool) -> Any:
-    """A copy with truncation and padding off; None where the backend cannot be written down (parts in Python)."""
+    """A copy with truncation and padding off; None where the backend cannot be written down (parts in Python).
+
+    Equal backends (members of an ensemble, a model and its policy) share one: a vocabulary takes tens of megabytes.
+    """
     try:
-        copied = type(backend).from_str(backend.to_str())
+        written = backend.to_str()
     except Exception:  # tokenizers raises bare Exceptions
         return None
-    copied.no_truncation()
-    copied.no_padding()
-    copied.encode_special_tokens = splits_special
-    return copied
+    key = (hashlib.sha256(written.encode("utf-8", "surrogatepass")).digest(), splits_special)
+    with _CALLS:
+        if key in _COPIES:
+            return _COPIES[key]
+        copied = type(backend).from_str(written)
+        copied.no_truncation()
+        copied.no_padding()
+        copied.encode_special_tokens = splits_special
+        _COPIES[key] = copied
+        while len(_COPIES) > _MAX_COPIES:
+            del _COPIES[next(iter(_COPIES))]
+        return copied
