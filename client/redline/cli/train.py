@@ -127,9 +127,6 @@ def train(
         **settings,
     )
     check_free(out, overwrite=overwrite)
-    measured = Placement(device=device).cpu_precision
-    if measured is not None and precision == "auto":
-        notice(str(measured))
     folder = logs or out.with_name(f"{out.name}-logs")
     check_file_writable(folder / "metrics.jsonl")
     with (
@@ -155,7 +152,11 @@ def train(
         def show(report: StepReport) -> None:
             nonlocal log
             # not before the first step: a command that fails must not touch the logs of a finished run
-            log = log or MetricsLog(folder, resumed_at=resumed_at)
+            if log is None:
+                log = MetricsLog(folder, resumed_at=resumed_at)
+                measured = Placement(device=device).cpu_precision
+                if measured is not None and precision == "auto":
+                    notice(str(measured))
             log.write(report._asdict() | {"tokens_per_s": report.tokens / report.seconds})
             bar.resize(report.steps)
             bar.update(report.step, f"loss {report.loss:.3f}  {report.tokens / report.seconds:,.0f} tokens/s")
