@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from redline.errors import CommandError
 from redline.files import atomic_folder
 from redline.ppo.critic import ValueNetwork, features_width, linear_head, value_features
-from redline.ppo.forward import States, lay_out, probe, run
+from redline.ppo.forward import States, lay_out, probe, run, stop_rescaling
 from redline.ppo.protocols import Prompt, Rollout, TokenOutputs
 from redline.ppo.recomputing import Recomputing
 from redline.ppo.refusal import NonFiniteError
@@ -73,6 +73,7 @@ class CausalPolicy:
             eos_token_id=sorted(self.end_ids),
             pad_token_id=self._pad_id,
         )
+        self._rescale_every = stop_rescaling(model)
         self._limit = longest_shared(model.config.to_dict())
         self._probed = probe(model, self._pad_id, self.end_ids)
         self._has_own_critic = critic == "network"
@@ -315,12 +316,16 @@ class CausalPolicy:
         model = copy.deepcopy(self.model).merge_and_unload() if self._has_adapter else self.model
         sampling = model.generation_config
         model.generation_config = self._generation_config
+        if self._rescale_every:
+            model.config.rescale_every = self._rescale_every
         try:
             with atomic_folder(folder) as temporary:
                 model.save_pretrained(temporary)
                 self.tokenizer.save_pretrained(temporary)
         finally:
             model.generation_config = sampling
+            if self._rescale_every:
+                model.config.rescale_every = 0
 
 
 def _finite(ids: Tensor, logits: Tensor) -> Tensor:
