@@ -41,6 +41,8 @@ format: $(SETUP)  ## put the code into its one format
 bench: $(SETUP)  ## speed of serving and training beside other ways; ARGS=--quick for minutes instead of an hour
 	$(BIN)/python -m benchmarks.serving --out runs/bench $(ARGS)
 	$(BIN)/python -m benchmarks.training --out runs/bench $(ARGS)
+	$(BIN)/python -m benchmarks.training_memory --out runs/bench $(ARGS)
+	$(BIN)/python -m benchmarks.cpu_precision --out runs/bench $(ARGS)
 
 claims: $(SETUP)  ## PPO against every scorer on three tasks, judged by gold; ARGS=--quick for minutes instead of hours
 	$(BIN)/python -m benchmarks.claims $(ARGS)

@@ -30,7 +30,8 @@ from redline_model.loading import Placement
 from redline_model.template import EncodedItem
 from redline_trainer.config import TrainConfig
 from redline_trainer.objectives import EncodedPair, Seq2SeqObjective
-from redline_trainer.train import encode_pairs, run_optimizer_step
+from redline_trainer.step import run_optimizer_step
+from redline_trainer.train import encode_pairs
 
 _RATE = 1e-5
 

@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("REDLINE_CPU_PRECISION", "float32")  # tolerances are float32's, whatever the machine is good at
 
 from pathlib import Path
 from typing import Any

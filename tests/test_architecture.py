@@ -22,7 +22,13 @@ SOURCES = {
 # package -> the modules of other packages of ours that it may import
 ALLOWED = {
     "redline": (),
-    "redline_model": ("redline.token_spans", "redline.files", "redline.messages", "redline.rendering"),
+    "redline_model": (
+        "redline.token_spans",
+        "redline.files",
+        "redline.messages",
+        "redline.rendering",
+        "redline.cpu_precision",
+    ),
     "redline_service": (
         "redline.wire",
         "redline.alignment",
@@ -113,7 +119,7 @@ def test_importing_redline_loads_no_torch_and_is_quick_about_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["score", "correct", "models", "health", "train", "evaluate", "serve", "ppo", "derive"]
+    "command", ["score", "correct", "models", "health", "train", "evaluate", "serve", "ppo", "derive", "inspect"]
 )
 def test_help_of_any_command_needs_no_torch(command: str) -> None:
     code = (

@@ -21,11 +21,13 @@ from benchmarks.reference_server import left_padded
 from benchmarks.report import markdown
 from benchmarks.serving import exactness, figures
 from benchmarks.training import collate, example
+from benchmarks.training_memory import KeptLogits, table
 from benchmarks.workloads import Texts, build_workloads
 from redline_model.bundle import Bundle
 from redline_model.extraction import Reading
 from redline_model.loading import Placement
 from redline_model.template import EncodedItem, Item
+from redline_trainer.objectives import EncodedPair, Seq2SeqObjective
 
 
 def test_the_reference_gives_redline_s_paper_rewards(bundle: Bundle) -> None:
@@ -240,3 +242,16 @@ def test_the_overload_benchmark_runs_against_a_service(tmp_path: Path, capsys: p
     assert found["short_beside_long"]["short_requests"] == {"alone": 5, "beside": 5, "not_scored": 0}
     print_overload(found)
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_the_loss_that_keeps_its_logits_is_the_one_that_does_not(bundle: Bundle) -> None:
+    encoder = bundle.scorer.encoder
+    sides = [encoder.encode(Item("How?", text)) for text in ("Hold the button.", "Go away")]
+    pair = EncodedPair(sides[0], sides[1], "How?")
+    losses = []
+    for objective in (KeptLogits(bundle.scorer.model), Seq2SeqObjective(bundle.scorer.model)):
+        with torch.no_grad():
+            losses.append(float(objective.loss(objective.units(pair))))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    row = {"peak_mb": 2950.4, "tokens_per_s": 77.25, "tokens_per_cpu_s": 50.0, "losses": [2.0, 1.5]}
+    assert table({"chunked": row}).splitlines()[-1] == "| chunked | 2950 | 77.2 | 50.0 | 1.500000 |"

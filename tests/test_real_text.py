@@ -32,7 +32,7 @@ TINY = Plan(
     rollouts=4,
     new_tokens=6,
     prompts=3,
-    autocast="off",
+    precision="float32",
 )
 
 

@@ -32,7 +32,7 @@ class Plan:
     rollouts: int
     new_tokens: int
     prompts: int
-    autocast: str
+    precision: str
     learning_rate: float = 2e-5
 
 
@@ -53,7 +53,7 @@ FULL = Plan(
     rollouts=64,
     new_tokens=128,
     prompts=200,
-    autocast="auto",
+    precision="auto",
 )
 REDUCED = Plan(
     training=("mlqe_postedit", "pandalm_test"),
@@ -71,7 +71,7 @@ REDUCED = Plan(
     rollouts=16,
     new_tokens=40,
     prompts=32,
-    autocast="bfloat16",
+    precision="bfloat16",
     learning_rate=1e-4,  # few steps have to do
 )
 # more would teach a small set by heart
@@ -134,7 +134,7 @@ class Run:
                 "on_too_long": "skip",
                 "learning_rate": self.plan.learning_rate,
                 "held_out_share": 0.0,
-                "autocast": self.plan.autocast,
+                "precision": self.plan.precision,
                 "device": self.device,
                 "seed": self.seed,
                 **KINDS[kind],

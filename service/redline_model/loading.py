@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from redline.cpu_precision import CPUPrecision, cpu_precision
 from redline_model.bounded_json import one_line
 from redline_model.checkpoint_names import check_names, compared_without_loading, silenced
 from redline_model.errors import BundleError, UnsupportedError
@@ -35,8 +36,8 @@ SCORE_HEADS = ("score", "classifier")  # of sequence classifiers that read the l
 class Placement(BaseModel):
     """Where and how weights are held.
 
-    ``device`` and ``dtype`` ``auto``: CUDA in bfloat16 where there is one that can, else the CPU in float32
-    (bfloat16 is several times slower than float32 on CPUs without matrix units).
+    ``device`` and ``dtype`` ``auto``: CUDA in bfloat16 where there is one that can, else the CPU in float32, or in
+    bfloat16 where that is much faster (``redline.cpu_precision``).
     ``quantization`` goes through bitsandbytes; on a CPU it saves memory, not time. ``compile``: compile what lies
     between the attentions with ``torch.compile``; it pays on GPUs and needs a C compiler.
     """
@@ -59,11 +60,30 @@ class Placement(BaseModel):
         return device
 
     def torch_dtype(self) -> torch.dtype:
-        """The dtype meant, see the class."""
+        """The dtype meant, see the class; raises UnsupportedError for a precision of the environment that is none."""
         if self.dtype != "auto":
             return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.dtype]
-        on_cuda = self.torch_device().type == "cuda"
-        return torch.bfloat16 if on_cuda and torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if prefers_bfloat16(self.torch_device()) else torch.float32
+
+    @property
+    def cpu_precision(self) -> CPUPrecision | None:
+        """What was measured of the CPU, where that decided the dtype; None elsewhere."""
+        is_decided = self.dtype != "auto" or self.torch_device().type != "cpu"
+        return None if is_decided else _measured_cpu()
+
+
+def prefers_bfloat16(device: torch.device) -> bool:
+    """Whether ``device`` should compute in bfloat16 where nothing was said. Raises UnsupportedError."""
+    if device.type == "cpu":
+        return _measured_cpu().chosen == "bfloat16"
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def _measured_cpu() -> CPUPrecision:
+    try:
+        return cpu_precision()
+    except ValueError as error:
+        raise UnsupportedError(str(error)) from error
 
 
 def quantization_config(quantization: Quantization, compute_dtype: torch.dtype) -> Any:

@@ -4,15 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from redline_model.probing import differs, without_dropout
 
 # Rows times vocabulary of one chunk of logits: 32 MiB in float32, more rows than a matrix product needs to be fast.
 _CHUNK_ELEMENTS = 2**23
+
+
+class Projection(Protocol):
+    """From rows ``(N, width)`` to logits ``(N, V)``, a chunk of rows at a time."""
+
+    def parts(self, rows: int) -> Iterator[slice]:
+        """``rows`` cut into chunks."""
+        ...
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Logits ``(n, V)`` of rows ``(n, width)``."""
+        ...
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The weights that ``project`` uses."""
+        ...
+
+
+class AsTheyAre:
+    """The projection of rows that are logits already. See ``Projection``."""
+
+    def parts(self, rows: int) -> Iterator[slice]:
+        """All rows in one."""
+        yield slice(0, rows)
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """The rows."""
+        return hidden
+
+    def parameters(self) -> list[nn.Parameter]:
+        """None."""
+        return []
 
 
 class Head:
@@ -34,14 +66,19 @@ class Head:
     def chunks(self, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield ``(part of the N rows, logits (n, V))`` for hidden rows ``(N, hidden)``."""
         for part in self.parts(len(hidden)):
-            yield part, self._apply(hidden[part])
+            yield part, self.project(hidden[part])
 
     def parts(self, rows: int) -> Iterator[slice]:
         """``rows`` cut into chunks."""
         for start in range(0, rows, self._rows):
             yield slice(start, min(start + self._rows, rows))
 
-    def _apply(self, hidden: Tensor) -> Tensor:
+    def parameters(self) -> list[nn.Parameter]:
+        """The projection's own weights; the bias that some models put behind it never learns."""
+        return list(self._head.parameters())
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Logits ``(n, V)`` of hidden rows ``(n, hidden)``."""
         logits: Tensor = self._head(hidden.to(self._head.weight.dtype))
         if self._scale != 1.0:
             logits = logits * self._scale
@@ -84,4 +121,4 @@ class Head:
                 hidden = entered[0]
             else:
                 hidden = out.hidden_states[-1]
-            return not differs(self._apply(hidden), out.logits, model)
+            return not differs(self.project(hidden), out.logits, model)

@@ -11,7 +11,7 @@ from torch import Tensor
 from redline_model.batches import pack_by_length, pad, to_device
 from redline_model.causal import Branch, CausalForward, pad_branches
 from redline_model.errors import UnsupportedError
-from redline_model.logits import Head
+from redline_model.logits import AsTheyAre, Head, Projection
 from redline_model.prefixes import Prefix, PrefixCache
 from redline_model.ragged import Past
 from redline_model.rotary import RotaryState
@@ -20,6 +20,19 @@ from redline_model.template import EncodedItem
 
 class TargetForward(Protocol):
     """A seq2seq reward model's forward pass, and how its work is cut into passes."""
+
+    @property
+    def projection(self) -> Projection:
+        """From the rows of ``states`` to logits."""
+        ...
+
+    def states(self, items: Sequence[EncodedItem]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield ``(rows (n, width), target ids (n,))``, in the order of the items' targets.
+
+        ``projection`` makes logits of the rows. Width is the hidden size; the vocabulary where the head is not
+        understood and the rows are logits.
+        """
+        ...
 
     def logits(self, items: Sequence[EncodedItem]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield ``(logits (n, V), target ids (n,))`` in chunks, in the order of the items' targets."""
@@ -63,6 +76,11 @@ class CausalTargets:
         self.forward = CausalForward(model, prefix_cache_tokens) if self.head.is_understood else None
 
     @property
+    def projection(self) -> Projection:
+        """See ``TargetForward``."""
+        return AsTheyAre() if self.forward is None else self.head
+
+    @property
     def is_ragged(self) -> bool:
         """Whether passes are without padding, and keys and values can be kept of them."""
         return self.forward is not None and self.forward.is_ragged
@@ -75,6 +93,12 @@ class CausalTargets:
     def logits(
         self, items: Sequence[EncodedItem], keep: Sequence[Past | None] | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
+        """See ``TargetForward`` and ``states``."""
+        yield from _projected(self.projection, self.states(items, keep))
+
+    def states(
+        self, items: Sequence[EncodedItem], keep: Sequence[Past | None] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """See ``TargetForward``. ``keep``: where to keep an item's keys and values, ragged models only."""
         pairs = [branch_of(item) for item in items]
         branches, wanted = [branch for branch, _ in pairs], [positions for _, positions in pairs]
@@ -82,9 +106,7 @@ class CausalTargets:
         if self.forward is None:
             yield self._full_logits(branches, wanted), ids
             return
-        hidden = self.forward(branches, wanted, keep)
-        for part, logits in self.head.chunks(hidden):
-            yield logits, ids[part]
+        yield self.forward(branches, wanted, keep), ids
 
     def _full_logits(self, branches: Sequence[Branch], wanted: Sequence[range]) -> Tensor:
         parts = self.rotary.parts([branch.tokens for branch in branches])
@@ -128,12 +150,21 @@ class EncoderDecoderTargets:
         self.head = Head(model)
         self.rotary = RotaryState(model)
 
+    @property
+    def projection(self) -> Projection:
+        """See ``TargetForward``."""
+        return self.head if self.head.is_understood else AsTheyAre()
+
     def logits(self, items: Sequence[EncodedItem]) -> Iterator[tuple[Tensor, Tensor]]:
         """See ``TargetForward``."""
-        for part in self.rotary.parts([max(len(source_of(item)), len(item.target_ids)) for item in items]):
-            yield from self._logits(items[part])
+        yield from _projected(self.projection, self.states(items))
 
-    def _logits(self, items: Sequence[EncodedItem]) -> Iterator[tuple[Tensor, Tensor]]:
+    def states(self, items: Sequence[EncodedItem]) -> Iterator[tuple[Tensor, Tensor]]:
+        """See ``TargetForward``."""
+        for part in self.rotary.parts([max(len(source_of(item)), len(item.target_ids)) for item in items]):
+            yield from self._states(items[part])
+
+    def _states(self, items: Sequence[EncodedItem]) -> Iterator[tuple[Tensor, Tensor]]:
         self.rotary.reset()
         device = self.model.device
         source = pad([source_of(item) for item in items], device)
@@ -152,8 +183,7 @@ class EncoderDecoderTargets:
             return
         with self.head.intercepted() as entered:
             self.model(**inputs)
-        for part, logits in self.head.chunks(entered[0][is_target]):
-            yield logits, ids[part]
+        yield entered[0][is_target], ids
 
     @property
     def start_id(self) -> int:
@@ -180,6 +210,13 @@ class EncoderDecoderTargets:
     def batches(self, items: Sequence[EncodedItem], max_tokens: int) -> Iterator[list[int]]:
         """Like lengths together."""
         return pack_by_length(items, lambda item: self.cost(item, set()), max_tokens)
+
+
+def _projected(projection: Projection, states: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows as logits, a chunk at a time."""
+    for rows, ids in states:
+        for part in projection.parts(len(rows)):
+            yield projection.project(rows[part]), ids[part]
 
 
 def source_of(item: EncodedItem) -> list[int]:

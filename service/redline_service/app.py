@@ -49,6 +49,8 @@ def load_bundle(settings: ServiceSettings) -> Bundle:
         prefix_cache_tokens=settings.prefix_cache_tokens,
         prefix_cache_bytes=None if settings.prefix_cache_mib is None else settings.prefix_cache_mib * 2**20,
     )
+    if bundle.placement.cpu_precision is not None:
+        logger.info("%s", bundle.placement.cpu_precision)
     reading = reading_key(bundle.scorer, reading_of(bundle.scorer))
     if settings.scalar == "calibrated" and reading not in bundle.manifest.calibration:
         raise UnsupportedError(f"a calibrated scalar was asked for, and the bundle was not calibrated for {reading}")

@@ -13,6 +13,7 @@ from redline.alignment import align_rewards
 from redline.wire import (
     AppliedOptions,
     Calibration,
+    CPUSpeeds,
     EditsBy,
     ErrorCode,
     ItemError,
@@ -165,6 +166,7 @@ class Engine:
         manifest, scorer = self.bundle.manifest, self._scorer
         default = reading_of(scorer)
         placement = self.bundle.placement
+        measured = placement.cpu_precision
         return ModelInfo(
             name=self.name,
             digest=self.bundle.digest,
@@ -180,6 +182,7 @@ class Engine:
             dtype=str(scorer.model.dtype).removeprefix("torch."),
             device=str(scorer.model.device),
             quantization=placement.quantization,
+            cpu_precision=None if measured is None else CPUSpeeds(**measured._asdict()),
         )
 
     async def score(

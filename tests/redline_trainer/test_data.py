@@ -339,7 +339,7 @@ def test_a_missing_file_is_said_to_be_missing(
         ("a.json", b"[" * 100_000, "not JSON"),
         ("a.jsonl", b"[" * 100_000, "a.jsonl:1: not JSON"),
         ("a.jsonl.gz", b'{"prompt": "p"}', "cannot be read"),
-        ("a.jsonl.gz", gzip.compress(b'{"prompt": "p"}' * 99)[:-9], "cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b'{"prompt": "p"}' * 99, mtime=0)[:-9], "cannot be read"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(name: str, data: bytes, reason: str, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,10 +20,10 @@ from redline_trainer.objectives import (
     ScalarObjective,
     Seq2SeqObjective,
     mismatch_of,
-    target_nll,
     with_strays,
 )
-from redline_trainer.train import encode_pairs
+from redline_trainer.target_loss import target_nll
+from redline_trainer.train import encode_pairs, train
 from tests.conftest import build_causal, build_scalar, build_tokenizer
 
 PAIRS = [Pair(f"question {n // 2}", f"good answer {n}", f"bad reply {n}", f"row {n}") for n in range(12)]
@@ -97,3 +99,57 @@ def test_only_seq2seq_has_strays_unless_asked_for() -> None:
     assert config(**alone).uses_strays
     with pytest.raises(ValidationError, match="nothing to learn"):
         config(mismatch=False, **alone)
+
+
+@pytest.mark.parametrize("prompts", [6, 3, 2])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_few_prompts_still_lend_a_response_to_every_pair(prompts: int, seed: int) -> None:
+    pairs = [Pair(f"question {n % prompts}", f"good answer {n}", f"bad reply {n}", f"row {n}") for n in range(12)]
+    strayed = with_strays(encode_pairs(ENCODER, pairs, "error")[0], ENCODER, seed)
+    chosen = {tuple(pair.chosen.response_ids): pair.prompt_key for pair in strayed}
+    strays = [(pair, pair.stray) for pair in strayed if pair.stray is not None]
+    assert len(strays) == 12
+    assert all(chosen[tuple(stray.response_ids)] != pair.prompt_key for pair, stray in strays)
+
+
+def test_what_is_lent_is_the_next_in_the_cycle_as_ever(encoded: list[EncodedPair]) -> None:
+    order = list(range(len(encoded)))
+    random.Random("0/strays").shuffle(order)
+    after = dict(zip(order, [*order[1:], order[0]], strict=True))
+    for n, pair in enumerate(with_strays(encoded, ENCODER, 0)):
+        lender = encoded[after[n]]
+        if lender.prompt_key != pair.prompt_key:
+            assert pair.stray is not None
+            assert pair.stray.response_ids == lender.chosen.response_ids
+
+
+def test_a_response_too_long_to_be_lent_gives_way_to_the_next() -> None:
+    long = Pair("question 9", "long " * 40, "bad reply", "row 9")
+    pairs = [*PAIRS[:6], long]
+    encoded = encode_pairs(ENCODER, pairs, "error")[0]
+    limit = max(
+        ENCODER.length(len(s.prefix_ids), len(s.response_ids), len(s.request_ids), len(pair.chosen.target_ids))
+        for pair in encoded[:6]
+        for s in (pair.chosen, pair.rejected)
+    )
+    strayed = with_strays(encoded, encoder_of(limit + 3), 0)
+    assert all(pair.stray is not None for pair in strayed[:6])
+    assert strayed[6].stray is None
+
+
+def test_fewer_than_promised_are_counted_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base = tmp_path / "base"
+    tokenizer = build_tokenizer()
+    build_causal(len(tokenizer)).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    settings: dict[str, Any] = {"base": str(base), "max_steps": 1, "held_out_share": 0.0, "pairs_per_step": 2}
+    one_prompt = [Pair("question", f"good answer {n}", f"bad reply {n}", f"row {n}") for n in range(4)]
+    with caplog.at_level("WARNING", logger="redline_trainer"):
+        result = train(TrainConfig(out=tmp_path / "one", **settings), one_prompt)
+    assert "0 of 4 pairs have a response of another prompt beside them: all have one prompt" in caplog.text
+    assert result.manifest.metrics["mismatched_pairs"] == 0
+    caplog.clear()
+    with caplog.at_level("WARNING", logger="redline_trainer"):
+        result = train(TrainConfig(out=tmp_path / "many", **settings), PAIRS)
+    assert "another prompt" not in caplog.text
+    assert result.manifest.metrics["mismatched_pairs"] == len(PAIRS)

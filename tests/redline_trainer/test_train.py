@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from redline.cpu_precision import choose
 from redline.pairs import Pair
 from redline.reading import ReadingReport
 from redline_model.bundle import Bundle, make_encoder
@@ -22,8 +23,9 @@ from redline_trainer.checkpoint import ResumeError
 from redline_trainer.config import TrainConfig
 from redline_trainer.evaluate import evaluate
 from redline_trainer.objectives import EncodedPair, ScalarObjective, Seq2SeqObjective
+from redline_trainer.recipes import default_learning_rate
+from redline_trainer.step import DivergedError, StepReport, run_optimizer_step
 from redline_trainer.train import (
-    StepReport,
     checkpoint_path,
     encode_pairs,
     learning_rate_at,
@@ -293,8 +295,123 @@ def test_every_pair_is_seen_once_an_epoch() -> None:
 
 
 def test_the_learning_rate_warms_up_and_decays() -> None:
-    settings = TrainConfig(base="b", out=Path("o"), learning_rate=1.0, warmup_share=0.1)
-    rates = [learning_rate_at(step, 100, settings) for step in range(100)]
+    rates = [learning_rate_at(step, 100, 1.0, 0.1) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1.0) == rates[9]
     assert rates[-1] == pytest.approx(0.11)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("kind", ["seq2seq", "scalar", "dpo"])
+def test_a_step_that_is_not_finite_is_refused_before_its_update(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: float, where: str, kind: str
+) -> None:
+    class BadGradient(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, loss: torch.Tensor) -> torch.Tensor:
+            return loss.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            return gradient * bad
+
+    seen: list[StepReport] = []
+    changed: list[bool] = []
+
+    def spoiled(step: int, rate: float, config: TrainConfig, objective: Any, *args: Any, **options: Any) -> StepReport:
+        if step < 2:
+            return run_optimizer_step(step, rate, config, objective, *args, **options)
+        learning, plain = args[2], type(objective).loss
+        before = [p.detach().clone() for p in learning]
+        monkeypatch.setattr(
+            objective,
+            "loss",
+            lambda units: (
+                plain(objective, units) * bad if where == "loss" else BadGradient.apply(plain(objective, units))
+            ),
+        )
+        try:
+            return run_optimizer_step(step, rate, config, objective, *args, **options)
+        finally:
+            changed.append(any(not torch.equal(a, b) for a, b in zip(before, learning, strict=True)))
+
+    monkeypatch.setattr("redline_trainer.train.run_optimizer_step", spoiled)
+    out = tmp_path / "rm"
+    with pytest.raises(DivergedError, match=r"^step 3 was refused.*rm\.refused-step-3\.jsonl$") as caught:
+        train(config(base, out, kind=kind, held_out_share=0.0), PAIRS, observers=[seen.append])
+    assert "\n" not in str(caught.value)
+    assert len(seen) == 2
+    assert changed == [False]
+    assert not out.exists()
+    rows = [json.loads(line) for line in (tmp_path / "rm.refused-step-3.jsonl").read_text().splitlines()]
+    expected = [PAIRS[i] for i in step_indices(2, len(PAIRS), 4, 0)]
+    assert [(row["prompt"], row["chosen"], row["rejected"]) for row in rows] == [
+        (pair.prompt, pair.chosen, pair.rejected) for pair in expected
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "parameters", "rate"),
+    [
+        ({"kind": "seq2seq"}, 135_000_000, 2e-5),
+        ({"kind": "scalar"}, 135_000_000, 1e-5),
+        ({"kind": "red"}, 7_000_000_000, 1e-5),
+        ({"kind": "dpo"}, 1_000_000_000, 1e-6),
+        ({"kind": "dpo"}, 7_000_000_000, 1e-6),
+        ({"kind": "dpo"}, 250_000_000, 2e-6),
+        ({"kind": "dpo"}, 40_000_000, 5e-6),
+        ({"kind": "dpo"}, 100_000, 1e-5),
+        ({"kind": "dpo", "method": "lora"}, 1_000_000_000, 1e-5),
+        ({"kind": "seq2seq", "method": "qlora"}, 7_000_000_000, 2e-4),
+    ],
+)
+def test_default_learning_rates_suit_pretrained_bases(settings: dict[str, Any], parameters: int, rate: float) -> None:
+    config = TrainConfig(base="b", out=Path("o"), **settings)
+    assert default_learning_rate(config, parameters) == pytest.approx(rate)
+
+
+def test_the_learning_rate_taken_is_that_of_the_bundle_s_record(base: str, tmp_path: Path) -> None:
+    seen: list[StepReport] = []
+    settings = config(base, tmp_path / "rm", kind="dpo", learning_rate=None, max_steps=1, warmup_share=0.0)
+    result = train(settings, PAIRS, observers=[seen.append])
+    assert seen[0].learning_rate == pytest.approx(1e-5)  # a tiny model
+    assert result.manifest.training["learning_rate"] == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize(
+    ("precision", "speeds", "has_bfloat16"),
+    [
+        ("auto", (50.0, 400.0), True),
+        ("auto", (50.0, 60.0), False),
+        ("bfloat16", (50.0, 60.0), True),
+        ("float32", (50.0, 400.0), False),
+    ],
+)
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_on_a_cpu_the_arithmetic_is_what_was_measured_and_weights_stay_float32(
+    base: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    speeds: tuple[float, float],
+    has_bfloat16: bool,
+    method: str,
+) -> None:
+    monkeypatch.delenv("REDLINE_CPU_PRECISION", raising=False)
+    monkeypatch.setattr("redline.cpu_precision._known", choose(*speeds))
+    plain, seen = Seq2SeqObjective.loss, []
+
+    def watched(self: Seq2SeqObjective, units: Any) -> torch.Tensor:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return plain(self, units)
+
+    monkeypatch.setattr(Seq2SeqObjective, "loss", watched)
+    settings = config(base, tmp_path / "rm", precision=precision, method=method, max_steps=1, device="cpu")
+    assert all(p.dtype == torch.float32 for p in trainable_model(settings, Placement(dtype="float32")).parameters())
+    train(settings, PAIRS)
+    assert set(seen) == {has_bfloat16}
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "rm/model.safetensors", "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float32}  # noqa: SIM118

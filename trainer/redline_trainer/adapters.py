@@ -9,6 +9,7 @@ import torch
 from redline_model.loading import CLASSIFIERS, Placement, load_model
 from redline_model.scorers.scalar import check_pooling
 from redline_trainer.config import TrainConfig
+from redline_trainer.dropout import set_training_mode
 
 
 def trainable_model(config: TrainConfig, placement: Placement) -> Any:
@@ -18,7 +19,7 @@ def trainable_model(config: TrainConfig, placement: Placement) -> Any:
         full = _load_base(config, placement.model_copy(update={"dtype": "float32"}))
         if config.gradient_checkpointing:
             full.gradient_checkpointing_enable()
-        return full.train()
+        return set_training_mode(full, config.dropout)
     from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
 
     quantization = "nf4" if config.method == "qlora" else None
@@ -45,7 +46,7 @@ def trainable_model(config: TrainConfig, placement: Placement) -> Any:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return model.train()
+    return set_training_mode(model, config.dropout)
 
 
 def _load_base(config: TrainConfig, placement: Placement) -> Any:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from redline_model.extraction import Aggregate, Mode
 from redline_model.loading import CLASSIFIERS
+from redline_trainer.dropout import Dropout
 
 
 class TrainConfig(BaseModel):
@@ -20,9 +21,11 @@ class TrainConfig(BaseModel):
     of other prompts as sources, or as losing sides (docs/method.md), by default for seq2seq alone. ``beta``: of
     ``dpo``, reward for a nat. ``odin``: a length head beside the quality head, with the weights of its two losses
     (kinds scalar and red). ``smoothing_rate``: how far a pair's label moves to the model's own prediction at each
-    visit, 0 not at all (kinds scalar and red). ``max_steps`` wins over ``epochs``. ``autocast``: arithmetic in
-    bfloat16; ``auto`` where a GPU can, ``bfloat16`` also on a CPU (faster on one with matrix units, several times
-    slower on one without).
+    visit, 0 not at all (kinds scalar and red). ``max_steps`` wins over ``epochs``.
+    ``learning_rate``: its peak, by default that of ``recipes.default_learning_rate``. ``dropout``: inside the base,
+    ``off`` or as its configuration says (``base``); ``lora_dropout`` is that of the adapters alone. ``precision``: of
+    the arithmetic, the weights that learn are float32; ``auto`` is bfloat16 where a GPU can and where a CPU was
+    measured to be much faster in it.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -52,8 +55,9 @@ class TrainConfig(BaseModel):
     lora_rank: int = Field(default=16, ge=1)
     lora_alpha: float = Field(default=32.0, gt=0)
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout: Dropout = "off"
     gradient_checkpointing: bool = False
-    autocast: Literal["auto", "off", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     instruction: str | None = None
     mode: Mode = "margin"
     aggregate: Aggregate = "sum"
@@ -61,11 +65,6 @@ class TrainConfig(BaseModel):
     checkpoint_every: int = Field(default=200, ge=1)
     seed: int = 0
     device: str = "auto"
-
-    @property
-    def step_size(self) -> float:
-        """The learning rate: as given, else 2e-5 for all weights and 2e-4 for adapters."""
-        return self.learning_rate or (2e-5 if self.method == "full" else 2e-4)
 
     @property
     def uses_strays(self) -> bool:

@@ -20,7 +20,8 @@ from redline_model.probing import without_dropout
 from redline_model.scorers.dpo import judged
 from redline_model.targets import CausalTargets, branch_of
 from redline_model.template import EncodedItem
-from redline_trainer.objectives import EncodedPair, Objective, target_nll
+from redline_trainer.objectives import EncodedPair, Objective
+from redline_trainer.target_loss import target_nll
 
 
 class DPOObjective(Objective[EncodedPair]):

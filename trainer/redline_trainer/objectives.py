@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from redline_model.batches import pack_by_length
 from redline_model.causal import Branch
 from redline_model.scorers.scalar import ScalarForward
-from redline_model.targets import TargetForward, target_forward
+from redline_model.targets import target_forward
 from redline_model.template import EncodedItem, Encoder
 from redline_trainer.smoothing import SmoothedLabels
+from redline_trainer.target_loss import weighted_nll
 
 U = TypeVar("U")
+
+_MOST_TRIED = 1000
 
 
 class EncodedPair(NamedTuple):
@@ -95,28 +98,33 @@ def mismatch_of(pair: EncodedPair) -> EncodedItem | None:
 def with_strays(pairs: Sequence[EncodedPair], encoder: Encoder, seed: int) -> list[EncodedPair]:
     """``pairs``, each with the chosen response of a pair drawn among those of other prompts.
 
-    A pair gets none where there is no other prompt, or where the draw is too long for the model.
+    All pairs stand in one random cycle, and each is lent the response of the next one of another prompt that is not
+    too long for the model. A pair gets none where there is no other prompt, or where the first thousand that come
+    after it are of no use.
     """
     order = list(range(len(pairs)))
     random.Random(f"{seed}/strays").shuffle(order)
-    after = dict(zip(order, order[1:] + order[:1], strict=True))  # one cycle through all pairs: every one lent once
+    if len({pair.prompt_key for pair in pairs}) < 2:
+        return [pair._replace(stray=None) for pair in pairs]
+    place = {n: at for at, n in enumerate(order)}
     strayed = []
     for n, pair in enumerate(pairs):
-        other = pairs[after[n]]
-        source = other.chosen
-        # a rewriting model reads the stray and then writes the chosen response; a judging one reads the stray alone
-        target = source if encoder.arrangement == "judge" else pair.chosen
-        pieces = (pair.chosen.prefix_ids, source.response_ids, source.request_ids, target.target_ids)
-        fits = encoder.max_tokens is None or encoder.length(*map(len, pieces)) <= encoder.max_tokens
-        is_usable = other.prompt_key != pair.prompt_key and fits
-        stray = replace(source, prefix_ids=pair.chosen.prefix_ids) if is_usable else None
-        strayed.append(pair._replace(stray=stray))
+        after = (order[(place[n] + ahead) % len(order)] for ahead in range(1, min(len(order), _MOST_TRIED + 1)))
+        strays = (_stray(pair, pairs[other], encoder) for other in after)
+        strayed.append(pair._replace(stray=next((stray for stray in strays if stray is not None), None)))
     return strayed
 
 
-def target_nll(forward: TargetForward, items: Sequence[EncodedItem]) -> Tensor:
-    """``-log pi(target token)`` in nats, ``(N,)``, in the order of the items' targets."""
-    return torch.cat([F.cross_entropy(logits.float(), ids, reduction="none") for logits, ids in forward.logits(items)])
+def _stray(pair: EncodedPair, other: EncodedPair, encoder: Encoder) -> EncodedItem | None:
+    """The chosen response of ``other`` behind the prompt of ``pair``; None if it is the same prompt or too long."""
+    if other.prompt_key == pair.prompt_key:
+        return None
+    source = other.chosen
+    # a rewriting model reads the stray and then writes the chosen response; a judging one reads the stray alone
+    target = source if encoder.arrangement == "judge" else pair.chosen
+    pieces = (pair.chosen.prefix_ids, source.response_ids, source.request_ids, target.target_ids)
+    fits = encoder.max_tokens is None or encoder.length(*map(len, pieces)) <= encoder.max_tokens
+    return replace(source, prefix_ids=pair.chosen.prefix_ids) if fits else None
 
 
 class Seq2SeqObjective(Objective[Mapping]):
@@ -133,6 +141,7 @@ class Seq2SeqObjective(Objective[Mapping]):
 
     def __init__(self, model: Any, identity_weight: float = 1.0, correction_weight: float = 1.0) -> None:
         self._forward = target_forward(model)
+        self._device = model.device
         self._identity_weight = identity_weight
         self._correction_weight = correction_weight
 
@@ -160,10 +169,10 @@ class Seq2SeqObjective(Objective[Mapping]):
 
     def loss(self, units: Sequence[Mapping]) -> Tensor:
         """Weighted sum of target tokens' negative log-likelihoods."""
-        nll = target_nll(self._forward, [unit.item for unit in units])
-        sizes = torch.tensor([self.size(unit) for unit in units], device=nll.device)
-        weights = torch.tensor([unit.weight for unit in units], device=nll.device)
-        return (nll * weights.repeat_interleave(sizes)).sum()
+        device = self._device
+        sizes = torch.tensor([self.size(unit) for unit in units], device=device)
+        weights = torch.tensor([unit.weight for unit in units], device=device).repeat_interleave(sizes)
+        return weighted_nll(self._forward, [unit.item for unit in units], weights)
 
 
 class ScalarObjective(Objective[EncodedPair]):

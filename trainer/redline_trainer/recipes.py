@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from redline_model.bundle import REFERENCE
@@ -13,6 +14,28 @@ from redline_trainer.dpo import DPOObjective
 from redline_trainer.objectives import Objective, ScalarObjective, Seq2SeqObjective
 from redline_trainer.odin import ODINObjective
 from redline_trainer.smoothing import SmoothedLabels
+
+
+def default_learning_rate(config: TrainConfig, parameters: int) -> float:
+    """The peak of the learning rate where a run names none, for a base of so many parameters, all weights learning.
+
+    For pretrained bases, from what was published with settings that worked; tiny models want more, and are told it.
+
+    - seq2seq: 2e-5, as supervised fine-tuning, which it is (Alpaca; Zephyr, arXiv 2310.16944).
+    - scalar, red: 1e-5 (Llama 2's reward models, arXiv 2307.09288, 5e-6 at 70B; InstructGPT's 9e-6, arXiv 2203.02155).
+    - dpo: 1e-6 (arXiv 2305.18290, appendix B, at 2.8B and below). **Ours**: below 1e9 parameters it grows with the
+      inverse root of the size, to 1e-5 at most; 2.7e-6 at 135M. Published runs at 7B and above take less (5e-7:
+      Zephyr), which is left to who has such a model.
+
+    Adapters: ten times that (QLoRA, arXiv 2305.14314: 2e-4 for supervised fine-tuning at 7B and 13B; Zephyr's recipes
+    with adapters take ten times those without for dpo).
+    """
+    rate: float
+    if config.kind == "dpo":
+        rate = 1e-6 * min(10.0, max(1.0, math.sqrt(1e9 / max(1, parameters))))
+    else:
+        rate = 1e-5 if config.kind in CLASSIFIERS else 2e-5
+    return rate if config.method == "full" else 10 * rate
 
 
 def template_for(config: TrainConfig, tokenizer: Any) -> Template:

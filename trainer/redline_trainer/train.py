@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -18,35 +18,27 @@ from redline.pairs import Pair
 from redline.reading import MAX_SHOWN, ReadingReport
 from redline.row_files import Problems
 from redline_model.bundle import make_encoder, make_scorer, save_bundle
-from redline_model.errors import DataError, ItemError, RedlineModelError, TooLongError
+from redline_model.errors import DataError, ItemError, TooLongError
 from redline_model.extraction import Extraction
 from redline_model.folders import check_free
 from redline_model.loading import Placement, load_config, load_tokenizer, token_limit
 from redline_model.manifest import DataSource, Manifest
 from redline_model.template import Encoder, Item
-from redline_trainer.adapters import merged, trainable_model
+from redline_trainer.adapters import inner, merged, trainable_model
 from redline_trainer.checkpoint import resume, run_identity, save_checkpoint, saved_step
 from redline_trainer.config import TrainConfig
 from redline_trainer.data import split_by_prompt
 from redline_trainer.evaluate import Evaluation, evaluate
-from redline_trainer.objectives import EncodedPair, Objective, with_strays
-from redline_trainer.recipes import bundle_parts, frozen_reference, make_objective, scorer_options, template_for
-
-
-class DivergedError(RedlineModelError):
-    """Training left the finite numbers."""
-
-
-class StepReport(NamedTuple):
-    """What one optimiser step did. ``loss`` in nats, ``tokens`` of the training sequences, without padding."""
-
-    step: int
-    steps: int
-    loss: float
-    learning_rate: float
-    grad_norm: float
-    tokens: int
-    seconds: float
+from redline_trainer.objectives import EncodedPair, with_strays
+from redline_trainer.recipes import (
+    bundle_parts,
+    default_learning_rate,
+    frozen_reference,
+    make_objective,
+    scorer_options,
+    template_for,
+)
+from redline_trainer.step import DivergedError, StepReport, run_optimizer_step, write_refused
 
 
 class TrainResult(NamedTuple):
@@ -60,6 +52,7 @@ class TrainResult(NamedTuple):
     skipped_pairs: int
 
 
+logger = logging.getLogger(__name__)
 Observer = Callable[[StepReport], None]
 
 
@@ -104,12 +97,12 @@ def encode_pairs(
     return encoded, skipped
 
 
-def learning_rate_at(step: int, steps: int, config: TrainConfig) -> float:
+def learning_rate_at(step: int, steps: int, peak: float, warmup_share: float) -> float:
     """Linear warm-up, then linear decay to a tenth; ``step`` counts from 0."""
-    warmup = max(1, round(config.warmup_share * steps))
+    warmup = max(1, round(warmup_share * steps))
     if step < warmup:
-        return config.step_size * (step + 1) / warmup
-    return config.step_size * (1 - 0.9 * (step - warmup) / max(1, steps - warmup))
+        return peak * (step + 1) / warmup
+    return peak * (1 - 0.9 * (step - warmup) / max(1, steps - warmup))
 
 
 def _encode_all(
@@ -199,10 +192,15 @@ def train(
         DataError: pairs that cannot be used, all of them listed, before any training.
         BundleError: the base cannot be loaded, or the output exists and ``overwrite`` is not set.
         ResumeError: an unfinished run with other settings stands in the way.
+        DivergedError: a step's loss or gradient is not finite; the message names the file that holds its pairs.
     """
     # 1. what can fail fails before anything is spent
     check_free(config.out, overwrite=overwrite)
     placement = Placement(device=config.device)
+    if placement.torch_device().type == "cpu":  # only the arithmetic is bfloat16 there, by autocast
+        measured = placement.cpu_precision
+        logger.info("%s", measured if config.precision == "auto" else f"the CPU computes in {config.precision}")
+        placement = placement.model_copy(update={"dtype": "float32"})
     base_config, tokenizer = load_config(config.base), load_tokenizer(config.base)
     limit = token_limit(base_config, config.max_tokens)
     template = template_for(config, tokenizer)
@@ -214,18 +212,28 @@ def train(
         raise DataError("\n  ".join(["no pairs are left to train on", *(reading.skipped.shown if reading else [])]))
     if reading is not None:
         reading.finish()
+    counted: dict[str, int] = {}
     if config.uses_strays:
         training = with_strays(training, encoder, config.seed)
+        counted["mismatched_pairs"] = sum(pair.stray is not None for pair in training)
+        if counted["mismatched_pairs"] < len(training):
+            logger.warning(
+                "%d of %d pairs have a response of another prompt beside them: %s",
+                counted["mismatched_pairs"],
+                len(training),
+                "all others are too long" if len({pair.prompt_key for pair in training}) > 1 else "all have one prompt",
+            )
 
     # 2. the model and its optimiser, as new or as they were
     torch.manual_seed(config.seed)
     random.seed(config.seed)
     model = trainable_model(config, placement)
+    peak = config.learning_rate or default_learning_rate(config, inner(model).num_parameters())
     # with adapters the reference is the same weights without them, and is loaded only to be saved
     reference = frozen_reference(config, placement) if config.method == "full" else None
     objective = make_objective(config, model, len(pairs), reference)
     learning = [p for p in model.parameters() if p.requires_grad] + objective.parameters()
-    optimizer = torch.optim.AdamW(learning, lr=config.step_size, betas=(0.9, 0.95), weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(learning, lr=peak, betas=(0.9, 0.95), weight_decay=config.weight_decay)
     steps = config.max_steps or max(1, math.ceil(config.epochs * len(training) / config.pairs_per_step))
     state = checkpoint_path(config.out)
     identity = run_identity(config, training)
@@ -234,9 +242,13 @@ def train(
     # 3. the steps
     for step in range(done, steps):
         indices = step_indices(step, len(training), config.pairs_per_step, config.seed)
-        rate = learning_rate_at(step, steps, config)
+        rate = learning_rate_at(step, steps, peak, config.warmup_share)
         batch = [training[i] for i in indices]
-        report = run_optimizer_step(step, rate, config, objective, batch, optimizer, learning, steps=steps)
+        try:
+            report = run_optimizer_step(step, rate, config, objective, batch, optimizer, learning, steps=steps)
+        except DivergedError as error:
+            file = write_refused(config.out, step + 1, [pairs[pair.number] for pair in batch])
+            raise DivergedError(f"{error}; its {len(batch)} pairs are in {file}") from error
         for observe in observers:
             observe(report)
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
@@ -257,56 +269,16 @@ def train(
         beta=config.beta if config.kind == "dpo" else None,
         calibration=evaluated.calibration if evaluated else {},
         data=list(data),
-        metrics=evaluated.evaluation.model_dump(exclude_none=True) if evaluated else {},
-        training={**config.model_dump(mode="json", exclude={"out"}), "steps": steps, "pairs": len(training)},
+        metrics=(evaluated.evaluation.model_dump(exclude_none=True) if evaluated else {}) | counted,
+        training={
+            **config.model_dump(mode="json", exclude={"out"}),
+            "learning_rate": peak,
+            "steps": steps,
+            "pairs": len(training),
+        },
     )
     parts = bundle_parts(reference)
     written = save_bundle(config.out, manifest, final, tokenizer, parts=parts, overwrite=overwrite)
     shutil.rmtree(state.parent, ignore_errors=True)
     evaluation = evaluated.evaluation if evaluated else None
     return TrainResult(config.out, written, evaluation, len(training), len(measuring), skipped + skipped_too)
-
-
-def run_optimizer_step(
-    step: int,
-    learning_rate: float,
-    config: TrainConfig,
-    objective: Objective[Any],
-    batch: Sequence[EncodedPair],
-    optimizer: torch.optim.Optimizer,
-    learning: Sequence[torch.nn.Parameter],
-    *,
-    steps: int = 0,
-) -> StepReport:
-    """One optimiser step on ``batch``, in as many forward passes as ``config.max_batch_tokens`` asks for.
-
-    Args:
-        step: counts from 0; ``steps`` is how many there will be, both for the report alone.
-        learning: the weights that learn.
-
-    Raises:
-        DivergedError: the gradient is not finite; nothing was learned.
-    """
-    started = time.perf_counter()
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    units = [unit for pair in batch for unit in objective.units(pair)]
-    size = sum(map(objective.size, units))
-    device = learning[0].device
-    is_able = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    has_bf16 = config.autocast == "bfloat16" or (config.autocast == "auto" and is_able)
-    total = torch.zeros((), device=device)
-    for microbatch in objective.batches(units, config.max_batch_tokens):
-        with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16):
-            loss = objective.loss([units[i] for i in microbatch]) / size
-        torch.autograd.backward(loss)
-        total += loss.detach()
-    grad_norm = torch.nn.utils.clip_grad_norm_(learning, config.max_grad_norm)
-    if not bool(torch.isfinite(grad_norm)):
-        raise DivergedError(f"the gradient of step {step + 1} is not finite; lower the learning rate")
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    tokens = sum(map(objective.tokens, units))
-    return StepReport(
-        step + 1, steps, float(total), learning_rate, float(grad_norm), tokens, time.perf_counter() - started
-    )

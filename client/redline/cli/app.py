@@ -11,7 +11,7 @@ import typer
 from pydantic import ValidationError
 from typer.core import TyperGroup
 
-from redline.cli import correct, derive, evaluate, ppo, score, serve, status, train
+from redline.cli import correct, derive, evaluate, inspect, ppo, score, serve, status, train
 from redline.cli.signals import PipeClosedError, Stopped, leave, stoppable
 from redline.display import visible
 from redline.errors import RedlineError
@@ -37,6 +37,7 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.add_typer(derive.app, name="derive")
 app.command("evaluate", short_help="Measure a reward model on preference pairs.")(evaluate.evaluate)
+app.command("inspect", short_help="Load a reward model and print what it is, and in which precision.")(inspect.inspect)
 app.command("serve")(serve.serve)
 app.command("score")(score.score)
 app.command("correct")(correct.correct)

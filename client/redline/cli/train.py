@@ -36,7 +36,12 @@ def train(
         str, typer.Option(help="Pairs that are too long: error, truncate (the prompt) or skip.")
     ] = "error",
     on_bad_row: OnBadRow = BadRowPolicy.ERROR,
-    learning_rate: Annotated[float | None, typer.Option(help="Default 2e-5; 2e-4 with adapters.")] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Peak; default 2e-5 (seq2seq), 1e-5 (scalar, red), 1e-6 or more by size (dpo); adapters: ten times."
+        ),
+    ] = None,
     correction_weight: Annotated[float, typer.Option(help="Weight of the correction mapping (seq2seq).")] = 1.0,
     identity_weight: Annotated[float, typer.Option(help="Weight of the identity mapping, w_id (seq2seq).")] = 1.0,
     mismatch: Annotated[
@@ -54,9 +59,13 @@ def train(
         float, typer.Option(help="How far labels move to the model's prediction at a visit (scalar, red).")
     ] = 0.0,
     lora_rank: Annotated[int, typer.Option(help="Rank of the adapters.")] = 16,
+    lora_dropout: Annotated[float, typer.Option(help="Dropout inside the adapters.")] = 0.0,
+    dropout: Annotated[
+        str, typer.Option(help="Dropout inside the base: off, or base (as its configuration says).")
+    ] = "off",
     gradient_checkpointing: Annotated[bool, typer.Option(help="Trade time for memory.")] = False,
-    autocast: Annotated[
-        str, typer.Option(help="bfloat16 arithmetic: auto (on GPUs that can), bfloat16 (on a CPU, too) or off.")
+    precision: Annotated[
+        str, typer.Option(help="Of the arithmetic: auto (bfloat16 where it is much faster), float32 or bfloat16.")
     ] = "auto",
     instruction: Annotated[str | None, typer.Option(help="How the model is asked for its rewrite.")] = None,
     mode: Annotated[str, typer.Option(help="Default extraction mode of the bundle.")] = "margin",
@@ -74,9 +83,11 @@ def train(
     prepare_torch()
     from redline_model.errors import DataError
     from redline_model.folders import check_free
+    from redline_model.loading import Placement
     from redline_trainer.config import TrainConfig
     from redline_trainer.data import load_pairs
-    from redline_trainer.train import StepReport, resumable_step
+    from redline_trainer.step import StepReport
+    from redline_trainer.train import resumable_step
     from redline_trainer.train import train as fit
 
     settings: dict[str, Any] = {
@@ -85,7 +96,8 @@ def train(
         "mode": mode,
         "aggregate": aggregate,
         "on_too_long": on_too_long,
-        "autocast": autocast,
+        "precision": precision,
+        "dropout": dropout,
     }
     config = TrainConfig(
         base=base,
@@ -105,6 +117,7 @@ def train(
         odin_orthogonality_weight=odin_orthogonality_weight,
         smoothing_rate=smoothing_rate,
         lora_rank=lora_rank,
+        lora_dropout=lora_dropout,
         gradient_checkpointing=gradient_checkpointing,
         instruction=instruction,
         held_out_share=held_out_share,
@@ -114,6 +127,9 @@ def train(
         **settings,
     )
     check_free(out, overwrite=overwrite)
+    measured = Placement(device=device).cpu_precision
+    if measured is not None and precision == "auto":
+        notice(str(measured))
     folder = logs or out.with_name(f"{out.name}-logs")
     check_file_writable(folder / "metrics.jsonl")
     with (

@@ -282,8 +282,19 @@ class Calibration(_Answer):
     expected_calibration_error: float
 
 
+class CPUSpeeds(_Answer):
+    """The precision chosen for a CPU, and 1e9 operations a second of a thread in each; None where none was measured."""
+
+    chosen: str
+    float32_gflops: float | None = None
+    bfloat16_gflops: float | None = None
+
+
 class ModelInfo(_Answer):
-    """Answer to ``GET /v1/models/{name}``. ``calibration`` is keyed ``mode/aggregate``."""
+    """Answer to ``GET /v1/models/{name}``. ``calibration`` is keyed ``mode/aggregate``.
+
+    ``cpu_precision``: where ``dtype`` was left to the service, on a CPU.
+    """
 
     name: str
     digest: str
@@ -299,6 +310,7 @@ class ModelInfo(_Answer):
     dtype: str
     device: str
     quantization: str | None = None
+    cpu_precision: CPUSpeeds | None = None
 
 
 class ModelList(_Answer):

@@ -1,0 +1,105 @@
+"""What float32 and bfloat16 cost on this CPU: the product measured at start, scoring, and a training step, in turns.
+
+    python -m benchmarks.cpu_precision --out runs/bench [--quick] [--model FOLDER]
+
+The first row is what ``redline.cpu_precision`` decides by; the others say whether it decides rightly for this model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.bundles import build_bundle
+from benchmarks.serving import machine
+from benchmarks.training import build_pairs, ours
+from benchmarks.workloads import Texts
+from redline.cpu_precision import NEEDED_RATIO, choose, measure
+from redline_model.bundle import Bundle
+from redline_model.loading import Placement
+from redline_model.scorers import Scorer, measure_all, reading_of
+from redline_model.template import EncodedItem
+from redline_trainer.config import TrainConfig
+from redline_trainer.precision import correlation
+from redline_trainer.train import encode_pairs
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+def scored(scorer: Scorer[Any], items: Sequence[EncodedItem]) -> tuple[torch.Tensor, float]:
+    """Scores ``(N,)`` and judged tokens a second."""
+    started = time.perf_counter()
+    measured = measure_all(scorer, items, 2048)
+    seconds = time.perf_counter() - started
+    reading = reading_of(scorer)
+    scores = torch.tensor([scorer.read(one, reading).score for one in measured], dtype=torch.float64)
+    return scores, sum(len(item.target_ids) for item in items) / seconds
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="where cpu_precision.json goes")
+    parser.add_argument("--model", type=Path, help="model folder; default models/smollm2, else random weights")
+    parser.add_argument("--texts", type=Path, default=Path("../shared/data"), help="folder of preference pairs")
+    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="two pairs, one turn")
+    parser.add_argument("--seed", type=int, default=0)
+    args, _ = parser.parse_known_args()
+    count, repeats = (2, 1) if args.quick else (args.pairs, args.repeats)
+    product = choose(*measure())
+    with tempfile.TemporaryDirectory() as folder:
+        path, weights = build_bundle(Path(folder) / "bundle", args.model, args.seed)
+        scorers = {
+            precision: Bundle.load(path, Placement.model_validate({"device": "cpu", "dtype": precision})).scorer
+            for precision in PRECISIONS
+        }
+    texts = Texts(scorers["float32"].encoder.tokenizer, args.texts, args.seed)
+    pairs, _ = encode_pairs(scorers["float32"].encoder, build_pairs(texts, count), "error")
+    items = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
+    rates: dict[str, dict[str, list[float]]] = {what: {p: [] for p in PRECISIONS} for what in ("scoring", "training")}
+    scores: dict[str, torch.Tensor] = {}
+    losses: dict[str, float] = {}
+    for repeat in range(repeats):
+        for precision in PRECISIONS if repeat % 2 == 0 else PRECISIONS[::-1]:
+            scores[precision], rate = scored(scorers[precision], items)
+            rates["scoring"][precision].append(rate)
+            settings = {"base": "b", "out": "o", "max_batch_tokens": 2048, "precision": precision}
+            model = copy.deepcopy(scorers["float32"].model)
+            (losses[precision],), (seconds,) = ours(model, [pairs], TrainConfig.model_validate(settings))
+            rates["training"][precision].append(len(pairs) / seconds)
+            print(f"  {precision:9} scoring {rate:8.1f} tokens/s, a step {seconds:6.2f} s", file=sys.stderr)
+    medians = {what: {p: statistics.median(of[p]) for p in PRECISIONS} for what, of in rates.items()}
+    report = {
+        "machine": machine(),
+        "weights": weights,
+        "chosen": product.chosen,
+        "needed_ratio": NEEDED_RATIO,
+        "product_gflops": {"float32": product.float32_gflops, "bfloat16": product.bfloat16_gflops},
+        "scoring_judged_tokens_per_s": medians["scoring"],
+        "training_pairs_per_s": medians["training"],
+        "score_correlation": correlation(scores["bfloat16"], scores["float32"]),
+        "largest_score_difference": float((scores["bfloat16"] - scores["float32"]).abs().max()),
+        "losses": losses,
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "cpu_precision.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print("| | float32 | bfloat16 | ratio |\n|---|---|---|---|")
+    for what, row in (("product, GFLOP/s", report["product_gflops"]), *medians.items()):
+        print(f"| {what} | {row['float32']:.1f} | {row['bfloat16']:.1f} | {row['bfloat16'] / row['float32']:.2f} |")
+    print(f"chosen: {product.chosen}; wrote {args.out / 'cpu_precision.json'}")
+
+
+if __name__ == "__main__":
+    main()

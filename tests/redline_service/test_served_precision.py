@@ -1,0 +1,59 @@
+"""Scores over HTTP are the offline ones in the precision that was chosen, and callers can see which it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from redline import cpu_precision as module
+from redline.cpu_precision import ENVIRONMENT
+from redline_model.bundle import Bundle
+from redline_model.loading import Placement
+from redline_model.scorers import Scorer, reading_of
+from redline_model.template import Item
+from tests.conftest import build_dpo, build_scalar, build_scorer, write_bundle
+from tests.redline_service.conftest import with_service
+
+ITEMS = [
+    {"prompt": "How do I reset my router?", "response": "Hold the round button and wait ten seconds."},
+    {"prompt": "How do I reset my router?", "response": "I am sorry, but I cannot help with that."},
+    {"prompt": "Grüße?", "response": "The quick brown fox jumps over the lazy dog."},
+]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["seq2seq", "scalar", "red", "dpo"])
+def test_http_and_offline_scores_are_equal(
+    kind: Any,
+    precision: str,
+    causal_scorer: Scorer[Any],
+    tokenizer: Any,
+    tmp_path: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
+    speeds = (50.0, 400.0) if precision == "bfloat16" else (50.0, 20.0)
+    monkeypatch.setattr(module, "_known", module.choose(*speeds))
+    if kind in {"scalar", "red"}:
+        scorer = build_scorer(kind, build_scalar(len(tokenizer)), tokenizer)
+    else:
+        scorer = causal_scorer if kind == "seq2seq" else build_dpo(tokenizer)
+    folder = write_bundle(tmp_path / "rm", scorer, kind).folder
+    offline, served = Bundle.load(folder, Placement(device="cpu")), Bundle.load(folder, Placement(device="cpu"))
+    own = offline.scorer
+    assert str(own.model.dtype) == f"torch.{precision}"
+
+    async def work(http: httpx.AsyncClient) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        answers = [(await http.post("/v1/score", json={"items": [item]})).json()["items"][0] for item in ITEMS]
+        return answers, (await http.get("/v1/models")).json()["models"][0]
+
+    answers, info = with_service(served, work)
+    for item, answer in zip(ITEMS, answers, strict=True):
+        judged = own.read(own.measure([own.encoder.encode(Item(item["prompt"], item["response"]))])[0], reading_of(own))
+        assert answer["score"] == pytest.approx(judged.score, abs=1e-6)
+        assert answer["rewards"] == pytest.approx(judged.rewards, abs=1e-6)
+    assert info["dtype"] == precision
+    told = {"chosen": precision, "float32_gflops": speeds[0], "bfloat16_gflops": speeds[1]}
+    assert info["cpu_precision"] == told

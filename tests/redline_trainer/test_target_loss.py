@@ -1,0 +1,145 @@
+"""Losses over chunks of rows: the values and gradients of plain autograd, without its memory."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from redline_model.targets import TargetForward, target_forward
+from redline_model.template import EncodedItem
+from redline_trainer.dpo import DPOObjective
+from redline_trainer.objectives import EncodedPair, Seq2SeqObjective
+from redline_trainer.target_loss import target_nll, weighted_nll
+from tests.families import build_family
+
+VOCABULARY = 64
+CHUNK = 5  # rows
+ITEMS = [
+    EncodedItem([5, 6, 7], [8, 9, 10, 11], [3, 4], [12, 13, 14, 0], [], ""),
+    EncodedItem([5, 6, 7], [20, 21], [3, 4], [8, 9, 10, 11, 30, 0], [], ""),
+    EncodedItem([40, 41], [22], [3, 4], [23, 0], [], ""),
+]
+WEIGHTS = torch.tensor([1.0] * 4 + [0.25] * 6 + [2.0] * 2)
+FAMILIES = ["llama", "llama_tied", "lora_on_head", "frozen_head", "gemma2", "granite", "gpt2", "mamba", "t5", "bart"]
+
+
+def build(family: str) -> Any:
+    """A model of the family whose weights learn as its name says."""
+    name = "llama" if family in {"llama_tied", "lora_on_head", "frozen_head"} else family
+    model = build_family(name)
+    if family == "llama_tied":
+        model.lm_head.weight = model.model.embed_tokens.weight
+    if family == "frozen_head":
+        model.lm_head.requires_grad_(False)
+    if family == "bart":
+        model.final_logits_bias.copy_(torch.randn(1, VOCABULARY))
+    if family == "lora_on_head":
+        from peft import LoraConfig, get_peft_model
+
+        wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "lm_head"], lora_dropout=0.0))
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter)
+        return wrapped.get_base_model()
+    return model
+
+
+def plain_nll(forward: TargetForward, items: list[EncodedItem]) -> Tensor:
+    """By plain autograd, which keeps the logits."""
+    return torch.cat([F.cross_entropy(logits.float(), ids, reduction="none") for logits, ids in forward.logits(items)])
+
+
+def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    torch.autograd.backward(loss)
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture(autouse=True)
+def _several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("redline_model.logits._CHUNK_ELEMENTS", CHUNK * VOCABULARY)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("way", [lambda f, w: weighted_nll(f, ITEMS, w), lambda f, w: (target_nll(f, ITEMS) * w).sum()])
+def test_values_and_gradients_are_those_of_plain_autograd(
+    family: str, way: Callable[[TargetForward, Tensor], Tensor]
+) -> None:
+    model = build(family)
+    forward = target_forward(model)
+    expected = (plain_nll(forward, ITEMS) * WEIGHTS).sum()
+    theirs = gradients(model, expected / 12)  # as divided by the size of a step
+    loss = way(forward, WEIGHTS)
+    ours = gradients(model, loss / 12)
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert ours.keys() == theirs.keys()
+    assert theirs
+    for name, gradient in theirs.items():
+        assert torch.allclose(ours[name], gradient, atol=1e-5, rtol=1e-4), name
+    with torch.no_grad():
+        assert float(way(forward, WEIGHTS)) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def test_dropout_in_the_head_s_adapter_is_the_same_in_both_passes() -> None:
+    torch.manual_seed(0)
+    model = build("lora_on_head")
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleDict) and "default" in module and "dropout" in str(module).lower():
+            module["default"] = torch.nn.Dropout(0.5)
+    model.train()
+    forward = target_forward(model)
+    results = []
+    for nll in (plain_nll, target_nll):
+        torch.manual_seed(1)
+        loss = nll(forward, ITEMS).sum()
+        results.append((float(loss.detach()), gradients(model, loss)))
+    (expected, theirs), (loss, ours) = results
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-4, rtol=1e-4) for name in theirs)
+
+
+def kept(make_loss: Callable[[], Tensor]) -> int:
+    """Rows of vocabulary width, of chunks of logits, that the graph of a loss keeps until its backward pass."""
+    found: list[weakref.ref[Tensor]] = []
+
+    def see(tensor: Tensor) -> Tensor:
+        if tensor.dim() == 2 and tensor.shape[-1] == VOCABULARY and len(tensor) <= CHUNK:
+            found.append(weakref.ref(tensor))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+        loss = make_loss()
+    rows = sum(len(tensor) for reference in found if (tensor := reference()) is not None)
+    assert loss.requires_grad
+    return rows
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "t5"])
+def test_no_graph_keeps_logits(family: str) -> None:
+    model = build(family)
+    forward = target_forward(model)
+    pair = EncodedPair(ITEMS[0], ITEMS[1], "p")
+    seq2seq = Seq2SeqObjective(model)
+    assert kept(lambda: plain_nll(forward, ITEMS).sum()) >= len(WEIGHTS)
+    assert kept(lambda: seq2seq.loss(seq2seq.units(pair))) == 0
+    if family != "t5":
+        dpo = DPOObjective(model, 0.1, reference=build(family).requires_grad_(False))
+        assert kept(lambda: dpo.loss(dpo.units(pair))) == 0
+
+
+def test_in_bfloat16_arithmetic_gradients_stay_close_to_float32_s() -> None:
+    model = build("llama")
+    forward = target_forward(model)
+    expected = gradients(model, plain_nll(forward, ITEMS).sum())
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = weighted_nll(forward, ITEMS, torch.ones(12))
+    ours = gradients(model, loss)
+    assert all(ours[name].dtype == torch.float32 for name in ours)
+    for name, gradient in expected.items():
+        assert float((ours[name] - gradient).norm()) < 0.05 * float(gradient.norm()), name
