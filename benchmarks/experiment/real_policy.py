@@ -67,7 +67,7 @@ def ppo_by_command(run: Run, kind: str) -> Path:
                 *("--max-new-tokens", str(plan.new_tokens), "--seed", str(run.seed)),
                 *("--epochs", "4", "--learning-rate", "1e-5", "--critic", "linear", "--value-clip", "0.2"),
                 *("--value-scale", "none", "--reward-scale", "auto", "--reward-scale-limit", "1000000"),
-                *("--cut-responses", "keep"),
+                *("--cut-responses", "keep", "--precision", "float32"),
             ]
             subprocess.run(command, check=True)
     return out / "policy"

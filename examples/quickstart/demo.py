@@ -34,7 +34,7 @@ BIN = Path(sys.executable).parent
 RM_OPTIONS = "--max-steps {steps} --learning-rate 1e-3 --held-out-share 0.05 --precision float32"
 PPO_OPTIONS = (
     "--steps {steps} --epochs 4 --learning-rate 1e-4 --critic linear --value-clip 0.2 --value-scale none "
-    "--reward-scale auto --reward-scale-limit 1000000 --cut-responses keep --max-new-tokens 64"
+    "--reward-scale auto --reward-scale-limit 1000000 --cut-responses keep --precision float32 --max-new-tokens 64"
 )
 
 

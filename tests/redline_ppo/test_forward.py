@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 import transformers
 from transformers import LlamaConfig
 
+from redline.errors import CommandError
 from redline.ppo import CausalPolicy, FunctionRewards, PPOConfig, PPOLoop
 from redline.ppo.policy import entropy_of
 from redline.ppo.rotary import longest_shared
@@ -59,10 +61,9 @@ def nested(rope: dict[str, Any], positions: int) -> Any:
     return transformers.Gemma3ForCausalLM(config)
 
 
-def rwkv() -> Any:
-    config = transformers.RwkvConfig(
-        vocab_size=400, hidden_size=32, attention_hidden_size=32, num_hidden_layers=2, context_length=128
-    )
+def rwkv(**options: Any) -> Any:
+    given = {"vocab_size": 400, "hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2}
+    config = transformers.RwkvConfig(**given, context_length=128, **options)
     config.eos_token_id = config.bos_token_id = config.pad_token_id = 0
     model = transformers.RwkvForCausalLM(config)
     for parameter in model.parameters():
@@ -153,6 +154,24 @@ def test_rwkv_reads_padding_or_nothing_is_shown() -> None:
         alone = model(input_ids=ids).logits[0].log_softmax(-1)
         padded = model(input_ids=torch.nn.functional.pad(ids, (3, 0))).logits[0, 3:].log_softmax(-1)
     assert (padded - alone).abs().max() > 0.1
+
+
+def test_a_model_that_divides_its_weights_in_evaluation_is_saved_as_it_is(tmp_path: Path) -> None:
+    model = rwkv(rescale_every=1)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    expected = own_logprobs(model.eval(), ROLLOUTS[0])
+    mine = policy_of(model)
+    mine.sample(PROMPTS[:2], [0, 1])
+    with torch.no_grad():
+        assert torch.allclose(mine.outputs(ROLLOUTS[:1]).logprobs[0], expected, atol=1e-5)
+    mine.save(tmp_path / "policy")
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    again = transformers.RwkvForCausalLM.from_pretrained(str(tmp_path / "policy")).eval()
+    assert again.config.rescale_every == 1
+    assert torch.allclose(own_logprobs(again, ROLLOUTS[0]), expected, atol=1e-5)
+    again(input_ids=torch.tensor([[5]]))
+    with pytest.raises(CommandError, match="rescaled its weights"):
+        policy_of(again)
 
 
 @pytest.mark.parametrize("name", ["rwkv", "dynamic, flat"])

@@ -71,6 +71,21 @@ def test_before_any_update_ratio_is_1_and_kl_is_0(lora: bool, temperature: float
         assert torch.allclose(alone[row], logprobs[row, : len(rollout.response_ids)], atol=1e-4)
 
 
+def test_in_bfloat16_products_are_rounded_and_nothing_else() -> None:
+    """Log-probabilities of the same tokens: near those in float32, not equal, and themselves in float32."""
+    sound = policy(calm=1.0)
+    rounded = CausalPolicy(sound.model, sound.tokenizer, max_new_tokens=8, precision="bfloat16")
+    torch.manual_seed(0)
+    rollouts = sound.sample(PROMPTS, range(len(PROMPTS)))
+    mask = token_mask(rollouts, sound.device)
+    with torch.no_grad():
+        exact, told = sound.outputs(rollouts), rounded.outputs(rollouts)
+    difference = (told.logprobs - exact.logprobs)[mask].abs()
+    assert 0 < float(difference.max()) < 0.5
+    assert told.logprobs.dtype == told.values.dtype == torch.float32
+    assert torch.equal(told.logprobs, rounded.reference_logprobs(rollouts))
+
+
 def test_logprobs_are_those_of_the_sampling_distribution() -> None:
     """Sampled frequencies of the first token agree with exp(logprob) at the sampling temperature."""
     torch.manual_seed(0)
@@ -99,12 +114,20 @@ def test_rollouts_tell_text_spans_and_end() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"advantage": "group", "samples_per_prompt": 4}, {"microbatch": 2}, {"kl_target": 1.0}]
+    ("settings", "precision"),
+    [
+        ({}, "float32"),
+        ({"advantage": "group", "samples_per_prompt": 4}, "float32"),
+        ({"microbatch": 2}, "float32"),
+        ({"kl_target": 1.0}, "float32"),
+        ({}, "bfloat16"),
+    ],
 )
-def test_a_policy_learns_what_is_rewarded(settings: dict[str, Any]) -> None:
+def test_a_policy_learns_what_is_rewarded(settings: dict[str, Any], precision: Any) -> None:
     seen: list[dict[str, float]] = []
+    sound = policy()
     loop = PPOLoop(
-        policy(),
+        CausalPolicy(sound.model, sound.tokenizer, max_new_tokens=8, precision=precision),
         FunctionRewards(count_e),
         PROMPTS,
         config(
@@ -122,6 +145,7 @@ def test_a_policy_learns_what_is_rewarded(settings: dict[str, Any]) -> None:
     assert sum(m["score"] for m in seen[-3:]) / 3 > sum(m["score"] for m in seen[:3]) / 3 + 0.5
     assert seen[0]["kl"] == pytest.approx(0.0, abs=1e-5)
     assert seen[-1]["kl"] > 0.1
+    assert {parameter.dtype for parameter in loop.policy.parameters()} == {torch.float32}
 
 
 def test_lora_leaves_the_base_as_it_was_and_saves_a_plain_model(tmp_path: Path) -> None:

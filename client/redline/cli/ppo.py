@@ -14,6 +14,7 @@ from redline.cli.options import Device, Key, OutFolder, Seed, Url
 from redline.cli.reading import BadRowPolicy, OnBadRow, reading_report
 from redline.cli.terminal import need, notice, prepare_torch, progress_bar, say
 from redline.client import RewardClient
+from redline.cpu_precision import cpu_precision
 from redline.errors import CommandError, RedlineError
 from redline.exchange import DEFAULT_URL
 from redline.files import check_parent_writable, write_text
@@ -60,6 +61,9 @@ def ppo(
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory: compute layers again for the backward pass.")
     ] = False,
+    precision: Annotated[
+        str, typer.Option(help="Of matrix products: auto (a CPU is measured), float32 or bfloat16.")
+    ] = "auto",
     mode: Annotated[str | None, typer.Option(help="Extraction mode; default: the bundle's.")] = None,
     calibrated: Annotated[bool, typer.Option(help="Rewards in log-odds of preference.")] = False,
     truncate: Annotated[bool, typer.Option(help="Cut prompts that the reward model finds too long.")] = False,
@@ -79,6 +83,7 @@ def ppo(
     from redline_model.loading import check_policy
 
     check_policy(policy)
+    own: dict[str, Any] = {"critic": critic, "precision": precision}
     choices: dict[str, Any] = {
         "advantage": advantage,
         "on_model_change": on_model_change,
@@ -88,6 +93,8 @@ def ppo(
     }
     if critic not in ("network", "linear"):
         raise CommandError(f"--critic is network or linear, not {critic}")
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise CommandError(f"--precision is auto, float32 or bfloat16, not {precision}")
     config = PPOConfig(
         steps=steps,
         rollouts=rollouts,
@@ -122,9 +129,11 @@ def ppo(
                 lora_rank=lora_rank,
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
-                critic="linear" if critic == "linear" else "network",
                 gradient_checkpointing=gradient_checkpointing,
+                **own,
             )
+            if precision == "auto" and learner.device.type == "cpu":
+                notice(str(cpu_precision()))
             questions = usable_prompts(rows, learner.prompt_ids, reading)
         with prompts.open("rb") as file:
             prompts_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -147,6 +156,7 @@ def ppo(
                     "prompts": prompts_sha256,
                     "lora_rank": lora_rank,
                     "critic": critic,
+                    "precision": learner.precision,
                     "max_new_tokens": max_new_tokens,
                     "temperature": temperature,
                     "mode": mode,

@@ -41,3 +41,14 @@ def read_checkpoint(path: Path, identity: dict[str, object]) -> dict[str, Any]:
     if state["cuda_rng"]:
         torch.cuda.set_rng_state_all(state["cuda_rng"])
     return state
+
+
+def kept_on_cpu(state: Any) -> Any:
+    """``state`` with every tensor copied to main memory; its dictionaries, lists and tuples are new as well."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: kept_on_cpu(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(kept_on_cpu(value) for value in state)
+    return state

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from redline.errors import CommandError
 from redline.ppo.protocols import Rollout
 
 # Which side may be padded without a change of any log-probability; "none": each sequence is alone in its pass.
@@ -75,6 +76,25 @@ def run(model: Any, layout: Layout) -> States:
         index = (layout.columns - first).unsqueeze(-1).expand(-1, -1, logits.shape[-1])
         logits = logits.gather(1, index)
     return States(logits, out.hidden_states[0], out.hidden_states[-1])
+
+
+def stop_rescaling(model: Any) -> int:
+    """Keep a model from dividing its own weights for half precision when it is not training (RWKV); 0 if it never does.
+
+    The weights of such a pass are not the model's: learned and saved, they would be divided again when loaded.
+
+    Returns:
+        ``config.rescale_every``, which is 0 now, to be put back when the model is saved.
+
+    Raises:
+        CommandError: the model has divided its weights already.
+    """
+    every = int(getattr(model.config, "rescale_every", 0) or 0)
+    if every:
+        if any(getattr(module, "layers_are_rescaled", False) for module in model.modules()):
+            raise CommandError("the policy has rescaled its weights in an earlier pass; load it anew")
+        model.config.rescale_every = 0
+    return every
 
 
 class Probed(NamedTuple):

@@ -11,10 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from redline.cpu_precision import cpu_precision
 from redline.errors import CommandError
 from redline.files import atomic_folder
 from redline.ppo.critic import ValueNetwork, features_width, linear_head, value_features
-from redline.ppo.forward import States, lay_out, probe, run
+from redline.ppo.forward import States, lay_out, probe, run, stop_rescaling
+from redline.ppo.loading import load_model
 from redline.ppo.protocols import Prompt, Rollout, TokenOutputs
 from redline.ppo.recomputing import Recomputing
 from redline.ppo.refusal import NonFiniteError
@@ -33,6 +35,8 @@ class CausalPolicy:
         critic: ``network``, a value function of its own that does not move the policy (``redline.ppo.critic``); or
             ``linear``, a head on the policy's states, learned with the policy and at its rate.
         gradient_checkpointing: keep one hidden state a layer for the backward pass and compute the others again.
+        precision: of matrix products in sampling, reference and update. Weights, optimizer, logarithms of
+            probabilities and values are in float32 either way.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class CausalPolicy:
         max_prompt_tokens: int | None = None,
         critic: Literal["network", "linear"] = "network",
         gradient_checkpointing: bool = False,
+        precision: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         from transformers import GenerationConfig
 
@@ -54,6 +59,7 @@ class CausalPolicy:
         self.device: torch.device = model.device
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
+        self.precision: Literal["float32", "bfloat16"] = precision
         self.max_prompt_tokens = max_prompt_tokens
         self._has_adapter = hasattr(model, "peft_config")
         self._generation_config = model.generation_config
@@ -73,6 +79,7 @@ class CausalPolicy:
             eos_token_id=sorted(self.end_ids),
             pad_token_id=self._pad_id,
         )
+        self._rescale_every = stop_rescaling(model)
         self._limit = longest_shared(model.config.to_dict())
         self._probed = probe(model, self._pad_id, self.end_ids)
         self._has_own_critic = critic == "network"
@@ -96,39 +103,19 @@ class CausalPolicy:
         temperature: float = 1.0,
         critic: Literal["network", "linear"] = "network",
         gradient_checkpointing: bool = False,
+        precision: Literal["auto", "float32", "bfloat16"] = "float32",
     ) -> CausalPolicy:
         """A policy from a folder or hub id, with a fresh LoRA adapter if ``lora_rank`` is given.
+
+        Args:
+            precision: ``auto`` measures the CPU (``redline.cpu_precision``), and takes float32 elsewhere.
 
         Raises:
             CommandError: it cannot be loaded, or needs code of its own.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
-                str(source), dtype=torch.float32, trust_remote_code=False, weights_only=True
-            ).to(name)
-        except Exception as error:  # damaged files raise anything
-            if "trust_remote_code" in str(error):
-                raise CommandError(
-                    f"{source} needs code of its own, and Redline does not run code from model folders"
-                ) from error
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise CommandError(f"no policy can be loaded from {source}: {reason}") from error
-        if lora_rank is not None:
-            from peft import LoraConfig, TaskType, get_peft_model
-
-            model = get_peft_model(
-                model,
-                LoraConfig(
-                    task_type=TaskType.CAUSAL_LM,
-                    r=lora_rank,
-                    lora_alpha=2 * lora_rank,
-                    target_modules="all-linear",
-                ),
-            )
+        model, tokenizer = load_model(source, device, lora_rank)
+        if precision == "auto":
+            precision = cpu_precision().chosen if model.device.type == "cpu" else "float32"
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         return cls(
             model,
@@ -138,6 +125,7 @@ class CausalPolicy:
             max_prompt_tokens=None if positions is None else positions - max_new_tokens,
             critic=critic,
             gradient_checkpointing=gradient_checkpointing,
+            precision=precision,
         )
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
@@ -182,9 +170,10 @@ class CausalPolicy:
             mask[n, width - len(row) :] = 1
         if self._limit is not None:
             reset_angles(self.model)
-        out = self.model.generate(
-            input_ids=ids.to(self.device), attention_mask=mask.to(self.device), logits_processor=[_finite]
-        )
+        with self._precise():
+            out = self.model.generate(
+                input_ids=ids.to(self.device), attention_mask=mask.to(self.device), logits_processor=[_finite]
+            )
         responses: list[list[int]] = out[:, width:].tolist()
         return responses
 
@@ -230,7 +219,8 @@ class CausalPolicy:
             layout = lay_out([rollouts[n] for n in part], self._probed.padding, self._pad_id, self.device)
             if self._limit is not None:
                 reset_angles(model)
-            states = run(model, layout)
+            with self._precise():
+                states = run(model, layout)
             if self._has_own_critic:
                 features = value_features(
                     states.embeddings, states.states, layout.mask, layout.columns, self.max_new_tokens
@@ -272,6 +262,9 @@ class CausalPolicy:
 
     def _distribution(self, states: States) -> Tensor:
         return (states.logits.float() / self.temperature).log_softmax(-1)
+
+    def _precise(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     @contextmanager
     def _recomputed(self) -> Iterator[None]:
@@ -315,12 +308,16 @@ class CausalPolicy:
         model = copy.deepcopy(self.model).merge_and_unload() if self._has_adapter else self.model
         sampling = model.generation_config
         model.generation_config = self._generation_config
+        if self._rescale_every:
+            model.config.rescale_every = self._rescale_every
         try:
             with atomic_folder(folder) as temporary:
                 model.save_pretrained(temporary)
                 self.tokenizer.save_pretrained(temporary)
         finally:
             model.generation_config = sampling
+            if self._rescale_every:
+                model.config.rescale_every = 0
 
 
 def _finite(ids: Tensor, logits: Tensor) -> Tensor:

@@ -1,0 +1,44 @@
+"""A policy's model and tokenizer from a folder or hub id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from redline.errors import CommandError
+
+
+def load_model(source: str | Path, device: str, lora_rank: int | None) -> tuple[Any, Any]:
+    """``(model, tokenizer)``, in float32, with a fresh LoRA adapter if ``lora_rank`` is given.
+
+    Raises:
+        CommandError: it cannot be loaded, or needs code of its own.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(source), dtype=torch.float32, trust_remote_code=False, weights_only=True
+        ).to(name)
+    except Exception as error:  # damaged files raise anything
+        if "trust_remote_code" in str(error):
+            raise CommandError(
+                f"{source} needs code of its own, and Redline does not run code from model folders"
+            ) from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CommandError(f"no policy can be loaded from {source}: {reason}") from error
+    if lora_rank is None:
+        return model, tokenizer
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=lora_rank,
+        lora_alpha=2 * lora_rank,
+        target_modules="all-linear",
+    )
+    return get_peft_model(model, config), tokenizer
