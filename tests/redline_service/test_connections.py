@@ -131,9 +131,7 @@ def test_at_the_limit_an_answer_that_nobody_reads_makes_room() -> None:
         held = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(2)]
         for connection in held:
             connection.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n" * 2)  # the second is under way, not idle
-            time.sleep(0.3)
-        # the sweep looks twice a second whether anything was read
-        time.sleep(1.2)
+            time.sleep(1.2)  # the sweep looks twice a second whether anything was read
         with socket.create_connection(("127.0.0.1", port), timeout=5) as another:
             assert b"200" in get(another)
         return [one in {two.transport.get_extra_info("peername") for two in connections.open} for one in names(held)]
