@@ -195,6 +195,13 @@ HOSTILE: dict[str, Damage] = {
     "template with a power": template("{{ 9**9**9 }}"),
     "template with a power that is not reached": template("{% if false %}{{ messages|length ** 9 }}{% endif %}"),
     "template with a loop in a loop": template(LONG % 0),
+    "template with a loop on the day that scores are of": template(
+        "{% if strftime_now('%Y') == '2025' %}" + LONG % 0 + "{% endif %}"
+    ),
+    "template with a loop for tools": template("{% if tools %}" + LONG % 0 + "{% endif %}{{ messages[0].content }}"),
+    "template with a loop for calls of tools": template(
+        "{% if messages[-1].role == 'tool' %}" + LONG % 0 + "{% endif %}{{ messages[0].content }}"
+    ),
     "template with a loop for three turns": template(LONG % 3),
     "template with a loop for eight turns": template(LONG % 8),
     "template with a loop for sixty turns": template(LONG % 60),

@@ -32,10 +32,11 @@ from redline.wire import (
 )
 from redline.wire.correction import CorrectOptions, CorrectRequest, CorrectResponse, ItemCorrection
 
+_AGGREGATES = frozenset({"sum", "mean", "last"})
 _RESULTS = frozenset({"score", "rewards", "correction", "score_before"})
 _KNOWN = _RESULTS | {"error", "items"}
 _NAME_BYTES = 40  # of a field's name at most
-_DIGEST = re.compile(r"sha256:\S+")
+_DIGEST = re.compile(r"sha256:[!-~]+")
 # Scores are sums of 32-bit numbers, of some thousands at most.
 _SUM_TOLERANCE = 1e-4
 
@@ -132,7 +133,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_model(model: ModelRef | ModelInfo, name: str) -> None:
-    if not model.name or not model.kind:
+    if not (model.name and model.kind and model.name.isprintable() and model.kind.isprintable()):
         raise _wrong("it does not name the model and its kind")
     if name not in {"default", model.name}:
         raise _wrong(f"model {_short(name)} was asked for and {_short(model.name)} answered")
@@ -148,6 +149,8 @@ def _check_options(applied: AppliedOptions, wanted: ScoreOptions | CorrectOption
         answered = getattr(applied, name)
         if value is not None and answered != value:
             raise _wrong(f"option {name} is {_short(answered)} where {_short(value)} was asked for")
+    if applied.aggregate not in _AGGREGATES and expected.get("aggregate") is None:
+        raise _wrong(f"option aggregate is {_short(applied.aggregate)}, which is not known and was not asked for")
 
 
 def _score_problem(item: ScoreItem, score: ItemScore, applied: AppliedOptions, wanted: ScoreOptions) -> str | None:

@@ -12,6 +12,8 @@ from typing import Any
 
 Message = dict[str, Any]
 
+MAX_INTEGER_BITS = 256  # written out a longer one would be a text of any length
+_TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 # Fields whose values are part of what was said: a reader that leaves one out reads another conversation. Any other
 # field (an id, a name, a weight) is passed on too and may be left unused.
 CONTENT_FIELDS = (
@@ -62,7 +64,7 @@ def _text_of_part(part: Any) -> str:
         return part
     kind = part.get("type") if isinstance(part, dict) else None
     text = part.get("text") if isinstance(part, dict) else None
-    if kind in {"text", "input_text", "output_text"} and isinstance(text, str):
+    if isinstance(kind, str) and kind in _TEXT_PARTS and isinstance(text, str):
         return text
     raise MessageError(f"holds a content part of type {str(kind)[:40]!r}; only text is read")
 
@@ -76,8 +78,8 @@ def json_size(value: Any, *, max_values: int, max_depth: int) -> int:
     """How many values (members, elements and single ones) a JSON value holds.
 
     Raises:
-        MessageError: more than ``max_values``, nested deeper than ``max_depth``, a number that is not finite, half a
-            surrogate pair, or something that JSON does not know.
+        MessageError: more than ``max_values``, nested deeper than ``max_depth``, a number that is not finite, an
+            integer of more than ``MAX_INTEGER_BITS``, half a surrogate pair, or something that JSON does not know.
     """
     count = 0
     waiting = [(value, 0)]
@@ -108,5 +110,7 @@ def _check_plain(value: Any) -> None:
             raise MessageError("holds text that is not valid Unicode: half a surrogate pair") from error
     elif isinstance(value, float) and not math.isfinite(value):
         raise MessageError("holds a number that is not finite")
+    elif isinstance(value, int) and value.bit_length() > MAX_INTEGER_BITS:
+        raise MessageError(f"holds an integer of more than {MAX_INTEGER_BITS} bits")
     elif value is not None and not isinstance(value, (bool, int, float)):
         raise MessageError(f"holds a {type(value).__name__}, which is no JSON")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 # A prompt is cut here to this many characters more than need be: the first tokens behind a cut may differ.
 _SPARE_CHARS = 1024
+_DIGITS_PER_BIT = math.log10(2)
+_FLOAT_CHARS = 24  # the longest that a float is written in
 
 
 def bounded_item(item: Item, max_tokens: int, max_chars: int) -> tuple[Item, bool]:
@@ -49,14 +52,16 @@ def bounded_item(item: Item, max_tokens: int, max_chars: int) -> tuple[Item, boo
 
 
 def _size(value: Any) -> int:
-    """Characters of a JSON value, a number or a bracket counted as one."""
+    """Characters of a JSON value, about; a bracket counts as one."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, dict):
         return 1 + sum(_size(name) + _size(one) for name, one in value.items())
     if isinstance(value, (list, tuple)):
         return 1 + sum(map(_size, value))
-    return int(value is not None)
+    if isinstance(value, int):
+        return 1 + int(value.bit_length() * _DIGITS_PER_BIT)
+    return _FLOAT_CHARS if isinstance(value, float) else int(value is not None)
 
 
 def _size_beside_content(message: Message) -> int:

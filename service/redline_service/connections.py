@@ -35,6 +35,11 @@ _MAX_PIPELINED = 4
 _SWEEP_S = 0.5
 _LAST_BODY_S = 5.0
 _HEADERS_END = b"\r\n\r\n"
+# How a request begins, and what its headers do not hold: what looks otherwise goes to the parser as it comes, which
+# refuses it. Headers are kept until they are complete.
+_METHOD = re.compile(rb"[A-Z]{1,20}(?: |$)")
+_LONGEST_METHOD = 21
+_BARE_LINE_END = re.compile(rb"(?<!\r)\n")
 # Some clients offer HTTP/2 in every request (Java's does). The parser would then take the body for the new protocol's.
 _UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*(?=\r\n)", re.IGNORECASE)
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -122,12 +127,12 @@ class LimitedProtocol(HttpToolsProtocol):
         self.requests = 0
         self._is_refused = False
         self._is_in_headers = self._is_in_body = False
-        self._header_bytes = 0
         self._waiting_since = time.monotonic()
         self._headers_since: float | None = None
         self._body_since = 0.0
         self._body_left: int | None = None  # bytes of the body that is coming in, None if its length is not known
-        self._ahead = b""  # what came behind a request that is not answered yet
+        self._ahead = b""  # what came behind a request that is not answered yet, and headers that are not complete
+        self._looked_at = 0  # bytes of it in which no end of the headers was found
         self._unread_since: float | None = None
         self._unread = 0
 
@@ -158,7 +163,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._parse_ahead()
 
     def _parse_ahead(self) -> None:
-        """Give the parser what belongs to one request; the rest waits until that one is answered."""
+        """Give the parser what belongs to one request, its headers as a whole; the rest waits until it is answered."""
         while self._ahead and not self.transport.is_closing():
             if self.is_busy and not self._is_in_body:
                 self.flow.pause_reading()  # uvicorn goes on reading once the request is answered
@@ -166,20 +171,40 @@ class LimitedProtocol(HttpToolsProtocol):
             if self._is_in_body:
                 end = len(self._ahead) if self._body_left is None else self._body_left
             else:
-                at = self._ahead.find(_HEADERS_END)
+                if not self._looked_at:
+                    self._ahead = self._ahead.lstrip(b"\r\n")
+                at = self._ahead.find(_HEADERS_END, max(0, self._looked_at - len(_HEADERS_END)))
+                if at < 0 and self._headers_may_go_on():
+                    return
                 end = len(self._ahead) if at < 0 else at + len(_HEADERS_END)
+                if end > _MAX_HEADER_BYTES:
+                    self.send_400_response("The headers are too large.")
+                    return
+            self._looked_at = 0
             part, self._ahead = self._ahead[:end], self._ahead[end:]
             self._parse(part if self._is_in_body else _UPGRADE.sub(b"", part))
+            if self._is_in_headers and not self.transport.is_closing():  # the parser gets headers whole or not at all
+                self.send_400_response("The headers are not complete, or not HTTP/1.1.")
+
+    def _headers_may_go_on(self) -> bool:
+        """Whether what came may be the beginning of a request's headers, of which the rest is waited for."""
+        if not self._ahead:
+            return True
+        if len(self._ahead) > _MAX_HEADER_BYTES or not _METHOD.match(self._ahead[:_LONGEST_METHOD]):
+            return False
+        if _BARE_LINE_END.search(self._ahead, self._looked_at):
+            return False
+        self._looked_at = len(self._ahead)
+        if self._headers_since is None:
+            self._headers_since = time.monotonic()
+        return True
 
     def _parse(self, data: bytes) -> None:
         if self._headers_since is None and not self.is_busy and not self._is_in_body:
             self._headers_since = time.monotonic()
-        self._header_bytes += len(data) if self._is_in_headers else 0
         if self._is_in_body and self._body_left is not None:
             self._body_left -= len(data)
         super().data_received(data)
-        if self._is_in_headers and self._header_bytes > _MAX_HEADER_BYTES:
-            self.send_400_response("The headers are too large.")
         if self.is_busy and len(self.cycle.body) >= _READ_BYTES:
             self.flow.pause_reading()  # until the endpoint asks for more
 
@@ -187,7 +212,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """The parser's hook: the first byte of a request. Raises ValueError, which ends the connection."""
         if len(self.pipeline) >= _MAX_PIPELINED:
             raise ValueError("too many requests ahead of their answers")
-        self._is_in_headers, self._header_bytes = True, 0
+        self._is_in_headers = True
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:

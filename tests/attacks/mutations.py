@@ -114,6 +114,10 @@ _VALUES: list[Any] = [
         {"role": "user", "content": None},
         {"role": "tool", "content": "x", "name": "y"},
         [{"type": "text", "text": "x"}],
+        [{"type": [], "text": "x"}],
+        [{"type": {"text": 1}, "text": ["x"]}],
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {"x": [1]}}}]},
+        {"role": "assistant", "content": "x", "reasoning_content": "t", "name": "n"},
     ),
 ]
 _RAW = [

@@ -54,6 +54,28 @@ def test_a_request_that_offers_another_protocol_keeps_its_body(service: Attacked
             assert exchange(connection, raw, 10).status == 200
 
 
+@pytest.mark.parametrize("lines", [("Connection: Upgrade", "Upgrade: h2c"), ("Upgrade: h2c", "Connection: upgrade")])
+def test_an_offer_that_comes_in_pieces_does_not_make_the_body_another_request(
+    service: Attacked, lines: tuple[str, str]
+) -> None:
+    hidden = post("/v1/score", json.dumps({"model": "hidden", "items": []}).encode())
+    body = json.dumps({"items": [{"prompt": PROMPT, "response": hidden.decode()}]}).encode()
+    for content, statuses in ((body, {200}), (hidden, {422})):
+        raw = post("/v1/score", content, *lines)
+        headers = raw.index(b"\r\n\r\n") + 4
+        for cut in [*range(1, headers, 7), headers - 3, headers - 2, headers - 1, headers, headers + 5]:
+            with service.connect() as connection:
+                connection.sendall(raw[:cut])
+                time.sleep(0.005)
+                connection.sendall(raw[cut:] + b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                received = b""
+                while piece := connection.recv(65536):
+                    received += piece
+            assert {int(received.split(b" ")[1])} == statuses, cut
+            assert received.count(b"HTTP/1.1 ") == 2, (cut, received)
+            assert b"hidden" not in received.replace(hidden, b"")
+
+
 @pytest.mark.parametrize(
     "raw", [b"\r\n\r\nx", b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
 )

@@ -233,7 +233,6 @@ TEN = [1.0, 2.0, 3.0, 4.0, 0.0, 11.5]  # their sum is 21.5, their mean 21.5 / 6
         ("mean", 1, -21.5 / 6, False),
         ("mean", 1, 0.0, False),
         ("last", 1, 2.0, True),
-        ("an aggregate of a newer service", 0, -5.0, True),
     ],
 )
 def test_a_score_is_the_aggregate_of_its_rewards(
@@ -626,3 +625,20 @@ def test_offsets_that_tokenizers_give_are_never_refused(family: str) -> None:
         spans = [tuple(span) for span in found["offset_mapping"]]
         if spans:
             assert offsets_problem([*spans, (len(text), len(text))], text) is None, (text, spans)
+
+
+def test_an_aggregate_that_is_neither_known_nor_asked_for_is_refused(is_async: bool) -> None:
+    def one(body: Answer) -> None:
+        body["options"]["aggregate"] = "newest"
+
+    with pytest.raises(ProtocolError, match="aggregate is 'newest', which is not known"):
+        scored(is_async, one)
+
+
+@pytest.mark.parametrize(("field", "value"), [("digest", "sha256:\x1b[31m"), ("name", "a\x1b[2J"), ("kind", "x\n")])
+def test_names_that_move_a_cursor_are_refused(field: str, value: str, is_async: bool) -> None:
+    def one(body: Answer) -> None:
+        body["model"][field] = value
+
+    with pytest.raises(ProtocolError):
+        scored(is_async, one)

@@ -161,3 +161,13 @@ def test_reading_the_own_form_is_linear(style: str, fragment: str) -> None:
         with contextlib.suppress(BorderError):
             reader.from_query_and_prompt(text + "x", text)
         assert time.process_time() - started < 1.0
+
+
+def test_end_tokens_as_padding_cost_linear_time() -> None:
+    chat = reader_of("chatml").encoder.layout.chat
+    assert chat is not None
+    form = OwnForm(chat)
+    end = form.ends[-1]
+    started = time.perf_counter()
+    assert form.answer("An answer." + end * 100_000) == ("An answer.", True)
+    assert time.perf_counter() - started < 1.0

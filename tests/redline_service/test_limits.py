@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
+from redline.transcripts import BorderError
 from redline.wire import ScoreItem
 from redline_service.admission import caller_name
 from redline_service.connections import ConnectionLimits, Connections
+from redline_service.dropins.responses import turns_of
 from redline_service.engine import _slices
 from redline_service.errors import OverloadedError
 from redline_service.limiter import BodyMemory, ConcurrencyLimiter
@@ -152,3 +154,45 @@ def test_only_a_named_proxy_says_who_the_caller_is(
     scope = {"type": "http", "client": CLIENT, "scheme": "http", "headers": [(b"x-forwarded-for", b"192.0.2.7")]}
     asyncio.run(config.loaded_app(scope, None, None))  # type: ignore[arg-type]
     assert found == [seen]
+
+
+@pytest.mark.parametrize("kind", [[], {}, ["text"], {"text": 1}, 1, True, None, "image"])
+def test_a_content_part_of_no_known_type_is_refused_on_every_route(ask: Any, kind: Any) -> None:
+    message = {"role": "user", "content": [{"type": kind, "text": "x"}]}
+    answer = {"role": "assistant", "content": "y"}
+    bodies: dict[str, Any] = {
+        "/v1/score": {"items": [{"prompt": [message], "response": "a"}]},
+        "/v1/correct": {"items": [{"prompt": [message], "response": "a"}]},
+        "/get_reward": {"prompt": [message], "response": "a", "label": 1},
+        "/classify": {"messages": [message, answer]},
+        "/pooling": {"messages": [message, answer], "task": "classify"},
+        "/verify": {"responses_create_params": {"input": [message]}, "response": {"output": [answer]}},
+    }
+    for path, body in bodies.items():
+        assert ask("POST", path, json=body).status_code == 422, path
+
+
+def test_many_calls_of_functions_cost_linear_time() -> None:
+    calls = [{"type": "function_call", "name": "f"}] * 10_000
+    started = time.perf_counter()
+    assert len(turns_of(calls[:1_500])[0].model_extra["tool_calls"]) == 1_500  # type: ignore[index]
+    with pytest.raises(ValidationError, match="more than 10000 values"):
+        turns_of(calls)
+    with pytest.raises(BorderError, match="10001 items"):
+        turns_of([*calls, calls[0]])
+    thoughts = [{"type": "reasoning", "summary": [{"text": "t" * 1000}]}] * 9_000
+    assert len(turns_of([*thoughts, {"role": "assistant", "content": "a"}])) == 1
+    assert time.perf_counter() - started < 1.0
+
+
+@pytest.mark.parametrize("field", ["tools", "tool_calls", "name"])
+def test_integers_of_any_length_are_refused_before_any_work(ask: Any, field: str) -> None:
+    huge = '[{"function": {"x": [' + ", ".join(["9" * 4000] * 500) + "]}}]"
+    message = '{"role": "user", "content": "q"' + (f', "{field}": {huge}' if field != "tools" else "") + "}"
+    tools = f', "tools": {huge}' if field == "tools" else ""
+    body = f'{{"items": [{{"prompt": [{message}], "response": "a"{tools}}}]}}'
+    started = time.perf_counter()
+    answer = ask("POST", "/v1/score", content=body.encode(), headers={"content-type": "application/json"})
+    assert answer.status_code == 422
+    assert "integer" in answer.text
+    assert time.perf_counter() - started < 10

@@ -68,10 +68,12 @@ class OwnForm:
         for end in self.ends:
             body, is_ended = _without_end(text, end)
             token = end.strip()
-            while is_ended and self._chat.special.pattern.fullmatch(token) and body.endswith(token):
-                body = body[: len(body) - len(token)]  # end tokens as padding
             if is_ended:
-                return body, True
+                at = len(body)
+                if self._chat.special.pattern.fullmatch(token):
+                    while at >= len(token) and body.startswith(token, at - len(token)):
+                        at -= len(token)  # end tokens as padding
+                return body[:at], True
         return text, False
 
     @cached_property

@@ -8,6 +8,7 @@ from typing import Any
 
 from redline.transcripts import BorderError
 from redline.wire import ChatMessage
+from redline.wire.given import MAX_VALUES
 
 
 def turns_of(items: Sequence[Any]) -> list[ChatMessage]:
@@ -17,24 +18,26 @@ def turns_of(items: Sequence[Any]) -> list[ChatMessage]:
     turn behind it, and one without text, or behind which there is none, is left out.
 
     Raises:
-        BorderError: an item is of another type.
+        BorderError: an item is of another type, or there are more than ``MAX_VALUES``.
         pydantic.ValidationError: a message is none of the wire's, see ``ChatMessage``.
     """
+    if len(items) > MAX_VALUES:
+        raise BorderError(f"the conversation holds {len(items)} items; at most {MAX_VALUES} are read")
     turns: list[dict[str, Any]] = []
-    thought = ""
+    thoughts: list[str] = []
     for one in items:
         kind = one.get("type") or "message" if isinstance(one, dict) else None
         if kind == "reasoning":
-            thought += _thought(one)
+            thoughts.append(_thought(one))
             continue
         turn = _turn(one, kind)
         if turn["role"] == "assistant":
-            if thought:
+            if thought := "".join(thoughts):
                 turn["reasoning_content"] = thought
             if "tool_calls" in turn and turns and turns[-1]["role"] == "assistant" and not thought:
-                turns[-1]["tool_calls"] = [*turns[-1].get("tool_calls", []), *turn["tool_calls"]]
+                turns[-1].setdefault("tool_calls", []).extend(turn["tool_calls"])
                 turn = {}
-            thought = ""
+            thoughts.clear()
         if turn:
             turns.append(turn)
     return [ChatMessage.model_validate(turn) for turn in turns]
