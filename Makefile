@@ -19,7 +19,7 @@ demo: $(SETUP)  ## the whole loop on the quickstart world, with a report (about 
 	$(BIN)/python examples/quickstart/demo.py --out runs/demo
 
 test: $(SETUP)  ## every test
-	$(BIN)/python -m pytest -m 'not faults'
+	$(BIN)/python -m pytest -m 'not faults' -n 2 --dist loadfile --no-loadscope-reorder
 
 test-faults: $(SETUP)  ## heavier forms of the fault tests: 20,000 mutated requests, slow attacks (about ten minutes)
 	$(BIN)/python -m pytest -m faults --timeout=900

@@ -21,6 +21,12 @@ from redline_model.loading import Kind
 from redline_model.scorers import DPOScorer, Scorer
 from redline_model.template import Template
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of long tests first: of two workers none is left with the longest file at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("loop") is None)
+
+
 TEXTS = [
     "How do I reset my router?",
     "To reset your router, open the network panel, hold the round button and wait ten seconds.",

@@ -23,6 +23,8 @@ from redline_model.bundle import Bundle
 from tests.commands import run, served
 from tests.conftest import build_causal, build_tokenizer
 
+pytestmark = pytest.mark.loop
+
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:

@@ -23,6 +23,7 @@ from redline_model.bundle import Bundle
 from tests.commands import ENVIRONMENT, LAUNCH, Silent, ended, served, start
 from tests.conftest import build_causal, build_tokenizer
 
+pytestmark = pytest.mark.loop
 PROMPTLY_S = 6.0  # measured: 0.1 to 2.2 s on an idle machine
 ENDS = {signal.SIGINT: (130, "redline: interrupted"), signal.SIGTERM: (143, "redline: terminated")}
 both = pytest.mark.parametrize("number", list(ENDS), ids=["SIGINT", "SIGTERM"])

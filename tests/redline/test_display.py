@@ -27,7 +27,7 @@ MARKUP = ["[/x]", "[bold", "[red]red[/red]", "[link=http://x]y[/link]", ":smile:
 
 @pytest.mark.parametrize("text", [*MARKUP, "two\nlines", "1 2.5 'x' https://x"])
 def test_brackets_are_text(text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(terminal.console, "file", sys.stderr)
+    monkeypatch.setattr(terminal.console, "_file", sys.stderr)
     for is_warning in (False, True):
         notice(text, is_warning=is_warning)
         assert capsys.readouterr().err == text + "\n"
@@ -46,7 +46,7 @@ def test_no_command_prints_markup() -> None:
 def test_control_characters_are_shown_as_pictures(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(terminal.console, "file", sys.stderr)
+    monkeypatch.setattr(terminal.console, "_file", sys.stderr)
     assert visible("a\x1b[2J\tb\nc\x7f\x9b\u202e") == "a␛[2J\tb\nc␡\ufffd\ufffd"
     notice(CLEAR_SCREEN)
     say(CLEAR_SCREEN)
