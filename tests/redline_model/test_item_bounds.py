@@ -6,32 +6,30 @@ from typing import Any
 
 import pytest
 
+from redline.rendering import PrivateTokenizer
 from redline_model.errors import TooLongError
 from redline_model.scorers import Scorer
 from redline_model.template import Encoder, Item
 
 
-class Counting:
-    """A tokenizer that counts the characters that it is given."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self.characters = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tokenizer, name)
-
-    def __call__(self, text: str, **how: Any) -> Any:
-        self.characters += len(text)
-        return self._tokenizer(text, **how)
-
-
 @pytest.fixture
 def encoder(causal_scorer: Scorer[Any], tokenizer: Any) -> Encoder:
     kept = causal_scorer.encoder
-    return Encoder(
-        Counting(tokenizer), kept.template, arrangement=kept.arrangement, vocab_size=kept.vocab_size, max_tokens=64
-    )
+    return Encoder(tokenizer, kept.template, arrangement=kept.arrangement, vocab_size=kept.vocab_size, max_tokens=64)
+
+
+@pytest.fixture
+def tokenised(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Characters of each text that was tokenised."""
+    found: list[int] = []
+    encoded = PrivateTokenizer._encoded
+
+    def counting(self: PrivateTokenizer, text: str, **how: Any) -> Any:
+        found.append(len(text))
+        return encoded(self, text, **how)
+
+    monkeypatch.setattr(PrivateTokenizer, "_encoded", counting)
+    return found
 
 
 LONG = "How do I reset my router? " * 100_000
@@ -50,22 +48,24 @@ LONG = "How do I reset my router? " * 100_000
     ],
     ids=["response", "prompt", "message", "role", "messages", "prompt ids", "response ids"],
 )
-def test_what_is_far_too_long_is_refused_before_it_is_tokenised(encoder: Encoder, item: Item) -> None:
-    encoder.tokenizer.characters = 0
+def test_what_is_far_too_long_is_refused_before_it_is_tokenised(
+    encoder: Encoder, tokenised: list[int], item: Item
+) -> None:
     with pytest.raises(TooLongError):
         encoder.encode(item)
-    assert encoder.tokenizer.characters < 100
+    assert sum(tokenised) < 100
 
 
 @pytest.mark.parametrize("is_chat", [False, True])
-def test_a_long_prompt_is_cut_before_it_is_tokenised_and_gives_the_same_ids(encoder: Encoder, is_chat: bool) -> None:
+def test_a_long_prompt_is_cut_before_it_is_tokenised_and_gives_the_same_ids(
+    encoder: Encoder, tokenised: list[int], is_chat: bool
+) -> None:
     def prompt(text: str) -> Any:
         return [{"role": "system", "content": LONG}, {"role": "user", "content": text}] if is_chat else text
 
     assert encoder.max_chars is not None
-    encoder.tokenizer.characters = 0
     cut = encoder.encode(Item(prompt(LONG + "And the round button?"), "Hold it.", on_too_long="truncate"))
-    assert encoder.tokenizer.characters < 3 * (encoder.max_chars + 2048)
+    assert 0 < sum(tokenised) < 3 * (encoder.max_chars + 2048)
     assert cut.is_truncated
     short = LONG[-encoder.max_chars :] + "And the round button?"
     expected = encoder.encode(Item(prompt(short), "Hold it.", on_too_long="truncate"))
@@ -76,3 +76,12 @@ def test_no_text_within_the_limit_is_refused_for_its_characters(encoder: Encoder
     longest = max(tokenizer.get_vocab(), key=len)
     text = tokenizer.convert_tokens_to_string([longest]) * 20
     assert len(text) <= encoder.max_chars  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("value", [10**2000, [10**60] * 100, -(10**2000), {"x": 1e-300, "y": [1.5] * 200}])
+def test_numbers_count_with_what_they_are_written_in(encoder: Encoder, tokenised: list[int], value: Any) -> None:
+    encoder.max_chars = 2000
+    message = {"role": "user", "content": "c", "name": value}
+    with pytest.raises(TooLongError):
+        encoder.encode(Item([message], "r"))
+    assert sum(tokenised) < 100
