@@ -192,10 +192,14 @@ def test_the_same_template_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_conversations_of_the_trial_go_on_for_long() -> None:
-    shapes = [[message["role"] for message in messages] for messages in template_check.conversations()]
+    shapes = [
+        [message["role"] for message in conversation["messages"]] for conversation in template_check.conversations()
+    ]
     assert shapes[0] == ["user", "assistant", "user"]
     assert {1, 2, 9, 10, 20, 33, 65, 101, 256} <= set(map(len, shapes))
     assert ["system", "user"] in shapes
+    assert ["user", "assistant", "tool"] in shapes
+    assert {bool(conversation["tools"]) for conversation in template_check.conversations()} == {True, False}
 
 
 def test_a_header_tells_dtypes_and_shapes(bundle: Bundle) -> None:
