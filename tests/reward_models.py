@@ -61,11 +61,7 @@ def build_reward_model(family: str, folder: Path, *, pad: str = "<|end|>", label
 
 @torch.no_grad()
 def own_scores(folder: Path, items: list[tuple[Any, str]], padding_side: str | None = None) -> list[float]:
-    """transformers' own logits of the items, (prompt, response) each, in one padded batch; None: one by one.
-
-    One by one the model has no padding token, for transformers looks for the last token that is none, and a model
-    that pads with its end token would be read a token early.
-    """
+    """transformers' own logits of the items, (prompt, response) each, in one padded batch; None: one by one."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         folder, dtype=torch.float32, trust_remote_code=False
@@ -79,7 +75,6 @@ def own_scores(folder: Path, items: list[tuple[Any, str]], padding_side: str | N
         messages.append({"role": "assistant", "content": response})
         rows.append(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"])
     if padding_side is None:
-        model.config.pad_token_id = None
         return [float(model(input_ids=torch.tensor([row])).logits) for row in rows]
     batch = tokenizer.pad({"input_ids": rows}, padding_side=padding_side, return_tensors="pt")
     return model(**{name: batch[name] for name in ("input_ids", "attention_mask")}).logits[:, 0].tolist()

@@ -28,6 +28,7 @@ ALLOWED = {
         "redline.messages",
         "redline.rendering",
         "redline.cpu_precision",
+        "redline.positions",
     ),
     "redline_service": (
         "redline.wire",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from redline.files import atomic_folder, write_text
+from redline.positions import source_positions, target_positions
 from redline_model.bounded_json import one_line
 from redline_model.card import model_card
 from redline_model.compiling import compile_layers
@@ -35,7 +36,6 @@ from redline_model.loading import (
 )
 from redline_model.manifest import MANIFEST, CalibrationFit, DataSource, Manifest, parse_manifest, read_manifest
 from redline_model.panics import PanicError, panics_as_errors
-from redline_model.positions import source_positions, target_positions
 from redline_model.prefixes import DEFAULT_MEMORY_SHARE, share_bytes
 from redline_model.scorers import (
     DPOScorer,

@@ -26,18 +26,27 @@ _MAX_SHOWN = 3
 # Tensors that say nothing: tables that are computed anew, masks, and the head of another task.
 _HARMLESS = re.compile(
     r"(^|\.)(rotary_emb\.inv_freq|inv_freq|position_ids|masked_bias|attn\.bias|attention\.bias|final_logits_bias)$"
-    r"|^(lm_head|embed_out|score|classifier|classification_head)\."
 )
+_LANGUAGE_HEADS = re.compile(r"(lm_head|embed_out)\.")
+_CLASSIFIER_HEADS = re.compile(r"(score|classifier|classification_head)\.")
 
 
 def check_names(
-    told: Mapping[str, Any], source: str | Path, what: str, *, new_head: str | None = None, must_warn: bool = True
+    told: Mapping[str, Any],
+    source: str | Path,
+    what: str,
+    *,
+    is_classifier: bool = False,
+    new_head: str | None = None,
+    must_warn: bool = True,
 ) -> None:
     """Refuse a model whose checkpoint does not fit it.
 
     Args:
         told: transformers' loading information: ``missing_keys``, ``unexpected_keys`` and ``mismatched_keys``.
         what: kind of the model, for the message.
+        is_classifier: the model's head is a classifier's; that of a language model is then not missed, and the other
+            way round.
         new_head: the module that may be missing as a whole, for it is to be fitted; None where nothing may.
         must_warn: name tensors that the model does not use.
 
@@ -55,7 +64,10 @@ def check_names(
     missing = sorted(name for name in told["missing_keys"] if new_head is None or not name.startswith(f"{new_head}."))
     if missing:
         raise BundleError(f"{source} lacks weights of a {what} model: {_listed(missing)}")
-    unexpected = sorted(name for name in told["unexpected_keys"] if not _HARMLESS.search(name))
+    others = _LANGUAGE_HEADS if is_classifier else _CLASSIFIER_HEADS
+    unexpected = sorted(
+        name for name in told["unexpected_keys"] if not _HARMLESS.search(name) and not others.match(name)
+    )
     if unexpected and must_warn:
         logger.warning("%s holds weights that a %s model does not use: %s", source, what, _listed(unexpected))
 

@@ -1,8 +1,8 @@
 """Items as a Hugging Face reward model reads them: the conversation in its own chat template, nothing added.
 
 The ids are those of ``tokenizer.apply_chat_template([*prompt, {"role": "assistant", "content": response}])``, with the
-text that closes the assistant's turn, and the model is read at the last of them. Without a chat template they are
-those of ``tokenizer(prompt, response)``.
+text that closes the assistant's turn, and the model is read where transformers reads it: at the last of them that is
+not the pad token. Without a chat template they are those of ``tokenizer(prompt, response)``.
 """
 
 from __future__ import annotations

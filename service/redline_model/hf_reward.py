@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from redline.positions import token_limit
 from redline_model.bounded_json import check_size, one_line
 from redline_model.errors import BundleError, UnsupportedError
 from redline_model.extraction import Extraction
@@ -16,7 +17,6 @@ from redline_model.folders import file_digest
 from redline_model.loading import load_config, load_tokenizer
 from redline_model.manifest import MANIFEST, Manifest
 from redline_model.model_folder import ADAPTER_CONFIG, CONFIG, check_folder
-from redline_model.positions import token_limit
 from redline_model.template import Template
 from redline_model.weight_headers import INDEX, read_index
 

@@ -14,13 +14,13 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from redline.cpu_precision import CPUPrecision, cpu_precision
+from redline.positions import token_limit as token_limit
 from redline_model.bounded_json import one_line
 from redline_model.checkpoint_names import check_names, compared_without_loading, silenced
 from redline_model.errors import BundleError, UnsupportedError
 from redline_model.hub import locate_model
 from redline_model.model_folder import check_folder, check_weights, described_model, no_code
 from redline_model.panics import panics_as_errors
-from redline_model.positions import token_limit as token_limit
 from redline_model.template_check import check_chat_template
 from redline_model.tokenizer_check import check_loaded_tokenizer, check_tokenizer_files
 
@@ -215,7 +215,7 @@ def load_model(source: str | Path, kind: Kind, placement: Placement, *, must_be_
         raise _not_loaded(f"{kind} weights", source, error) from error
     may_have_new_head = kind in CLASSIFIERS and not must_be_complete
     new_head = next((name for name in SCORE_HEADS if may_have_new_head and hasattr(model, name)), None)
-    check_names(told, source, kind, new_head=new_head)
+    check_names(told, source, kind, is_classifier=kind in CLASSIFIERS, new_head=new_head)
     if placement.quantization is None:
         model = model.to(device)
     return model.eval()

@@ -70,6 +70,8 @@ def test_a_score_is_transformers_own_logit_in_any_batch(folders: tuple[Path, Pat
         ours = scores(has_pad, items, prefix_cache_tokens=cache)
         assert ours == pytest.approx(own_scores(has_pad, items, side), abs=2e-4)
     one_by_one = own_scores(pads_with_end, items)
+    for side in ("left", "right"):
+        assert own_scores(pads_with_end, items, side) == pytest.approx(one_by_one, abs=2e-4)
     assert scores(pads_with_end, items, prefix_cache_tokens=cache) == pytest.approx(one_by_one, abs=2e-4)
     assert max(one_by_one) - min(one_by_one) > 0.1, "scores that differ, or nothing is shown"
     assert [scores(pads_with_end, [item])[0] for item in items] == pytest.approx(one_by_one, abs=2e-4)

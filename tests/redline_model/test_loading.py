@@ -244,3 +244,22 @@ def test_a_head_of_another_width_than_the_hidden_size_is_trained_and_served(
         kind=kind, base=str(tmp_path / "base"), out=tmp_path / "out", device="cpu", max_steps=1, **options
     )
     assert train(settings, PAIRS).evaluation is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "is_classifier", "is_named"),
+    [
+        ("score.bias", True, True),
+        ("score.weight", False, False),
+        ("lm_head.weight", True, False),
+        ("lm_head.bias", False, True),
+        ("model.layers.0.self_attn.rotary_emb.inv_freq", True, False),
+        ("model.foo", False, True),
+    ],
+)
+def test_unexpected_weights_are_named_unless_they_are_another_task_s_head(
+    caplog: pytest.LogCaptureFixture, name: str, is_classifier: bool, is_named: bool
+) -> None:
+    told = {"missing_keys": set(), "unexpected_keys": {name}, "mismatched_keys": set()}
+    check_names(told, "folder", "scalar", is_classifier=is_classifier)
+    assert (name in caplog.text) == is_named

@@ -23,9 +23,9 @@ from transformers import (
     T5GemmaConfig,
 )
 
+from redline.positions import source_positions, target_positions, token_limit
 from redline_model.bundle import make_encoder
 from redline_model.errors import TooLongError
-from redline_model.positions import source_positions, target_positions, token_limit
 from redline_model.template import Item, Template
 from tests.conftest import build_scorer
 

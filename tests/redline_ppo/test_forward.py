@@ -272,3 +272,37 @@ def test_gradient_checkpointing_gives_the_same_gradients_with_fewer_saved_tensor
     assert len(plain) == len(again)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(plain, again, strict=True))
     assert fewer < kept
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tokenizer = build_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    config = transformers.MptConfig(vocab_size=len(tokenizer), d_model=16, n_heads=2, n_layers=1, max_seq_len=48)
+    transformers.MptForCausalLM(config).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_policy_s_limit_is_found_under_whichever_name(folder: Path) -> None:
+    policy = CausalPolicy.load(folder, max_new_tokens=16)
+    assert policy.prompt_ids("How?")
+    with pytest.raises(CommandError, match="32"):
+        policy.prompt_ids("How do I reset my router? " * 20)
+
+
+def test_a_fresh_adapter_is_drawn_by_the_seed_alone(folder: Path) -> None:
+    def adapter(seed: int) -> list[torch.Tensor]:
+        torch.rand(5)
+        policy = CausalPolicy.load(folder, max_new_tokens=8, lora_rank=2, seed=seed)
+        return [weight.detach() for name, weight in policy.model.named_parameters() if "lora_A" in name]
+
+    first, again, other = adapter(0), adapter(0), adapter(1)
+    assert first
+    assert all(map(torch.equal, first, again))
+    assert not all(map(torch.equal, first, other))
+
+
+def test_a_precision_of_the_environment_that_is_none_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDLINE_CPU_PRECISION", "foo")
+    with pytest.raises(CommandError, match="REDLINE_CPU_PRECISION"):
+        CausalPolicy.load(folder, max_new_tokens=8, precision="auto")

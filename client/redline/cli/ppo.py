@@ -130,6 +130,7 @@ def ppo(
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 gradient_checkpointing=gradient_checkpointing,
+                seed=seed,
                 **own,
             )
             if precision == "auto" and learner.device.type == "cpu":

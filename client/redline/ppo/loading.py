@@ -10,8 +10,8 @@ import torch
 from redline.errors import CommandError
 
 
-def load_model(source: str | Path, device: str, lora_rank: int | None) -> tuple[Any, Any]:
-    """``(model, tokenizer)``, in float32, with a fresh LoRA adapter if ``lora_rank`` is given.
+def load_model(source: str | Path, device: str, lora_rank: int | None, seed: int = 0) -> tuple[Any, Any]:
+    """``(model, tokenizer)``, in float32, with a fresh LoRA adapter, drawn by ``seed``, if ``lora_rank`` is given.
 
     Raises:
         CommandError: it cannot be loaded, or needs code of its own.
@@ -41,4 +41,6 @@ def load_model(source: str | Path, device: str, lora_rank: int | None) -> tuple[
         lora_alpha=2 * lora_rank,
         target_modules="all-linear",
     )
-    return get_peft_model(model, config), tokenizer
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, config), tokenizer

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from redline.cpu_precision import cpu_precision
 from redline.errors import CommandError
 from redline.files import atomic_folder
+from redline.positions import source_positions
 from redline.ppo.critic import ValueNetwork, features_width, linear_head, value_features
 from redline.ppo.forward import States, lay_out, probe, run, stop_rescaling
 from redline.ppo.loading import load_model
@@ -104,8 +105,9 @@ class CausalPolicy:
         critic: Literal["network", "linear"] = "network",
         gradient_checkpointing: bool = False,
         precision: Literal["auto", "float32", "bfloat16"] = "float32",
+        seed: int = 0,
     ) -> CausalPolicy:
-        """A policy from a folder or hub id, with a fresh LoRA adapter if ``lora_rank`` is given.
+        """A policy from a folder or hub id, with a fresh LoRA adapter, drawn by ``seed``, if ``lora_rank`` is given.
 
         Args:
             precision: ``auto`` measures the CPU (``redline.cpu_precision``), and takes float32 elsewhere.
@@ -113,10 +115,13 @@ class CausalPolicy:
         Raises:
             CommandError: it cannot be loaded, or needs code of its own.
         """
-        model, tokenizer = load_model(source, device, lora_rank)
+        model, tokenizer = load_model(source, device, lora_rank, seed)
         if precision == "auto":
-            precision = cpu_precision().chosen if model.device.type == "cpu" else "float32"
-        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+            try:
+                precision = cpu_precision().chosen if model.device.type == "cpu" else "float32"
+            except ValueError as error:  # the environment asks for another
+                raise CommandError(str(error)) from error
+        positions = source_positions(model.config)
         return cls(
             model,
             tokenizer,

@@ -120,6 +120,7 @@ class ClassifierScorer(ABC, Generic[M]):
         self.model = model
         self.models = (model,)
         self._forward = ScalarForward(model, prefix_cache_tokens)
+        self._pad_id = model.config.get_text_config().pad_token_id
         self.encoder = encoder
         self.extraction = extraction
 
@@ -167,12 +168,19 @@ class ScalarScorer(ClassifierScorer[ScalarMeasurement]):
     kind = "scalar"
 
     def branch(self, item: EncodedItem) -> Branch:
-        """See ``ClassifierScorer``; in arrangement ``conversation`` it ends where the turn is closed."""
+        """See ``ClassifierScorer``; in arrangement ``conversation`` it ends where transformers reads such a model.
+
+        That is the last token that is not the pad token, so one earlier where a model pads with the token that closes
+        a turn: its head was trained there.
+        """
         if self.encoder.arrangement != "conversation":
             return branch_of(item)
-        own = [*item.response_ids, *item.request_ids]
-        cut = len(item.prefix_ids) - (not own)
-        return Branch(tuple(item.prefix_ids[:cut]), [*item.prefix_ids[cut:], *own])
+        ids = [*item.prefix_ids, *item.response_ids, *item.request_ids]
+        end = len(ids)
+        while end > 1 and ids[end - 1] == self._pad_id:
+            end -= 1
+        cut = min(len(item.prefix_ids), end - 1)
+        return Branch(tuple(ids[:cut]), ids[cut:end])
 
     @torch.inference_mode()
     def launch(self, items: Sequence[EncodedItem]) -> Callable[[], list[ScalarMeasurement]]:
