@@ -8,8 +8,10 @@ from typing import Any
 from redline.client import RewardClient
 from redline.errors import ItemsFailedError
 from redline.exchange import DEFAULT_URL
+from redline.pair_columns import BESIDE_PROMPT, PROMPT_COLUMNS
+from redline.pairs import parse_asked
 from redline.row_files import BadRowError
-from redline.turns import messages_of, single_reply
+from redline.turns import single_reply
 from redline.wire import ErrorBody, ErrorCode, ItemError, ItemScore, ScoreOptions
 
 _MISSING = ItemError(error=ErrorBody.of(ErrorCode.INVALID_REQUEST, "the prompt or the response is missing"))
@@ -26,7 +28,8 @@ class ScoreColumns:
 
     Args:
         url, key: of the service.
-        prompt: the column with prompts, texts or conversations.
+        prompt: the column with prompts, texts or conversations. What stands beside it (``system``, ``history``,
+            ``tools``) is read as train reads it, and so are other forms where there is no column ``prompt``.
         responses: the columns with responses, texts or single assistant turns, such as ``("chosen", "rejected")``.
         model, options: as in ``RewardClient.score``.
         must_succeed: raise ItemsFailedError where a row cannot be scored.
@@ -71,23 +74,35 @@ class ScoreColumns:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_client": None}
 
+    def _prompt_columns(self, batch: Mapping[str, Sequence[Any]]) -> list[str]:
+        """The columns of a batch that make its prompts, the first of them one that may be the prompt."""
+        main = [name for name in PROMPT_COLUMNS if name in batch and name not in self._responses]
+        if self._prompt != "prompt" or not main:
+            batch[self._prompt]  # KeyError
+            main = [self._prompt, *(name for name in main if name not in (self._prompt, "prompt"))]
+        return [*main, *(n for n in BESIDE_PROMPT if n in batch and n not in self._responses and n not in main)]
+
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """Columns in, columns out.
 
         Raises:
             TypeError: a single row was given; ``map`` needs ``batched=True``.
-            KeyError: a column is missing.
+            KeyError: a column is missing, or there is none with prompts.
             ServiceError, ConnectionFailedError, ProtocolError: as ``RewardClient.score``.
         """
-        if isinstance(batch[self._prompt], str):
+        names = self._prompt_columns(batch)
+        if isinstance(batch[names[0]], str):
             raise TypeError("ScoreColumns takes batches: map(..., batched=True)")
         if self._client is None:
             self._client = RewardClient(self.url, key=self._key)
-        prompts = batch[self._prompt]
+        asked = [
+            {"prompt" if name == self._prompt else name: value for name, value in zip(names, values, strict=True)}
+            for values in zip(*(batch[name] for name in names), strict=True)
+        ]
         rows = [
-            _item(prompt, response, column)
+            _item(row, response, column)
             for column in self._responses
-            for prompt, response in zip(prompts, batch[column], strict=True)
+            for row, response in zip(asked, batch[column], strict=True)
         ]
         items = [row for row in rows if not isinstance(row, ItemError)]
         result = self._client.score(items, model=self._model, options=self._options)
@@ -98,7 +113,7 @@ class ScoreColumns:
             raise ItemsFailedError(failures)
         columns: dict[str, list[Any]] = {}
         for n, column in enumerate(self._responses):
-            answers = every[n * len(prompts) : (n + 1) * len(prompts)]
+            answers = every[n * len(asked) : (n + 1) * len(asked)]
             told = [answer if isinstance(answer, ItemScore) else None for answer in answers]
             columns[f"{column}_score"] = [answer and answer.score for answer in told]
             columns[f"{column}_rewards"] = [answer and answer.rewards for answer in told]
@@ -107,13 +122,13 @@ class ScoreColumns:
         return columns
 
 
-def _item(prompt: Any, response: Any, column: str) -> dict[str, Any] | ItemError:
+def _item(row: dict[str, Any], response: Any, column: str) -> dict[str, Any] | ItemError:
     """What is asked of one row, or why nothing can be."""
-    if prompt is None or response is None:
+    if response is None or all(value is None for value in row.values()):
         return _MISSING
     try:
-        if isinstance(prompt, list):
-            prompt = messages_of(prompt, "prompt")
-        return {"prompt": prompt, "response": single_reply(response, column)}
+        reply = single_reply(response, column)
+        prompt, tools = parse_asked(row, reply)
     except BadRowError as error:
         return ItemError(error=ErrorBody.of(ErrorCode.INVALID_REQUEST, str(error)))
+    return {"prompt": prompt, "response": reply, **({} if tools is None else {"tools": tools})}

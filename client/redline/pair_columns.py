@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from redline.messages import Message
+from redline.earlier_turns import Prompt, with_conversation, with_history
 from redline.row_files import BadRowError
 from redline.turns import is_transcript, messages_of, single_reply, transcript_of
 
@@ -22,6 +22,9 @@ _QUESTIONS = ("question", "instruction", "query")
 _CONVERSATIONS = ("messages", "conversations", "conversation", "context")
 _SYSTEMS = ("system", "system_prompt", "system_message")
 _MEDIA = ("images", "image", "audios", "audio", "videos", "video")
+# what tells the prompt of a row, and with what else
+PROMPT_COLUMNS = ("prompt", *_QUESTIONS, *_CONVERSATIONS)
+BESIDE_PROMPT = ("input", "history", "tools", *_SYSTEMS, *_MEDIA)
 _LISTS = ("completions", "answers", "responses", "generations", "output")
 _NUMBERED = re.compile(r"(response|answer|completion|output|conversation|generation|candidate)_?([abAB012])")
 _SUFFIXES = ({"a", "b"}, {"0", "1"}, {"1", "2"})
@@ -61,6 +64,10 @@ class Columns:
         """The value of a column, which counts as used from now on."""
         self._used.add(name)
         return self._row.get(name)
+
+    def is_used(self, name: str) -> bool:
+        """Whether a column was taken."""
+        return name in self._used
 
     def drop(self, fields: Iterable[str]) -> None:
         """Count fields inside a column as unused."""
@@ -161,7 +168,7 @@ def _verdict(columns: Columns, name: str, stem: str, suffixes: list[str]) -> int
     raise BadRowError(f"'{name}' is {str(value)[:40]!r}, which does not name one of the two responses")
 
 
-def prompt_of(columns: Columns, *, has_whole_sides: bool) -> str | list[Message] | None:
+def prompt_of(columns: Columns, *, has_whole_sides: bool) -> Prompt | None:
     """The prompt that a row states in a column of its own; None if it states none.
 
     Args:
@@ -188,8 +195,36 @@ def prompt_of(columns: Columns, *, has_whole_sides: bool) -> str | list[Message]
         return None
     if is_transcript(prompt):
         turns = transcript_of(prompt)
-        return turns[:-1] if len(turns) > 1 and turns[-1] == {"role": "assistant", "content": ""} else turns
-    return prompt if isinstance(prompt, str) else messages_of(prompt, field)
+        prompt = turns[:-1] if len(turns) > 1 and turns[-1] == {"role": "assistant", "content": ""} else turns
+    elif not isinstance(prompt, str):
+        prompt = messages_of(prompt, field)
+    if not prompt:
+        return "" if isinstance(prompt, str) else []
+    stated = with_history(prompt, columns.look("history"))
+    if isinstance(columns.look("history"), (str, list)):
+        columns.take("history")
+    return stated if has_whole_sides else with_conversations(columns, stated, is_alone=False)
+
+
+def with_conversations(columns: Columns, prompt: Prompt, *, is_alone: bool) -> Prompt:
+    """The prompt with the earlier turns that a column like ``messages`` holds beside it. Raises BadRowError.
+
+    Args:
+        is_alone: no response stands beside the prompt.
+    """
+    for name in _CONVERSATIONS:
+        if prompt and _is_conversation(columns.look(name)) and not columns.is_used(name):
+            turns = messages_of(columns.look(name), name)
+            longer = with_conversation(prompt, turns, name, is_alone=is_alone)
+            if longer is not prompt:
+                columns.take(name)
+                prompt = longer
+    return prompt
+
+
+def states_transcript(columns: Columns) -> bool:
+    """Whether the prompt stands in the row as a transcript, whose turns have no white space around them."""
+    return any(is_transcript(columns.look(name)) for name in ("prompt", *_QUESTIONS))
 
 
 def _check_contained(columns: Columns, questions: list[str], prompt: Any) -> None:
@@ -206,7 +241,7 @@ def _check_contained(columns: Columns, questions: list[str], prompt: Any) -> Non
 
 
 def _question(columns: Columns, questions: list[str]) -> Any:
-    """The text of ``question``, ``instruction`` or ``query``, with Alpaca's ``input`` and LLaMA-Factory's ``history``.
+    """The text of ``question``, ``instruction`` or ``query``, with Alpaca's ``input``.
 
     Instruction and input are joined as LLaMA-Factory joins them, by a line end.
     """
@@ -218,17 +253,7 @@ def _question(columns: Columns, questions: list[str]) -> Any:
     if not questions:
         return None
     texts = dict.fromkeys(columns.take(name) for name in [*main, *(["input"] if "input" in questions else [])])
-    text = "\n".join(texts)
-    history = columns.look("history")
-    if not isinstance(history, list) or not history:
-        return text
-    columns.take("history")
-    if not all(isinstance(turn, list) and len(turn) == 2 and all(isinstance(t, str) for t in turn) for turn in history):
-        raise BadRowError("'history' is no list of [question, answer] texts")
-    turns = [
-        {"role": role, "content": t} for turn in history for role, t in zip(("user", "assistant"), turn, strict=True)
-    ]
-    return [*turns, {"role": "user", "content": text}]
+    return "\n".join(texts)
 
 
 def _conversation(columns: Columns) -> str:

@@ -23,12 +23,23 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from redline.earlier_turns import bare, turns_of
 from redline.messages import Message
-from redline.pair_columns import Columns, Side, prompt_of, shown, sides_of, system_of, tools_of
+from redline.pair_columns import (
+    Columns,
+    Side,
+    prompt_of,
+    shown,
+    sides_of,
+    states_transcript,
+    system_of,
+    tools_of,
+    with_conversations,
+)
 from redline.row_files import BadRowError
 from redline.turns import is_transcript, messages_of, reply_text, transcript_of
 
-__all__ = ["BadRowError", "Message", "Pair", "parse_prompt", "parse_row"]
+__all__ = ["BadRowError", "Message", "Pair", "parse_asked", "parse_prompt", "parse_row"]
 
 Ignore = Callable[[Iterable[str]], None]
 Prompt = str | list[Message]
@@ -70,7 +81,7 @@ def parse_row(row: Any, where: str, *, teaches: bool = True, ignore: Ignore | No
     prompt, chosen, rejected, is_text = _split(columns, *sides)
     # a text that lends its beginning to an implicit prompt is no longer the one that was marked
     has_spans = is_text and "rejected" in sides[1].field and isinstance(columns.look("spans"), list)
-    spans = _spans(columns.look("spans"), rejected) if has_spans else None
+    spans = _spans(columns.look("spans"), sides[1].value, rejected) if has_spans else None
     if spans is not None:
         columns.take("spans")
     tools = tools_of(columns)
@@ -88,24 +99,82 @@ def parse_row(row: Any, where: str, *, teaches: bool = True, ignore: Ignore | No
 
 def parse_prompt(row: Any, *, ignore: Ignore | None = None) -> Prompt:
     """The prompt of a row that has one, or of a pair in any accepted form; of ``messages``, what precedes the last
-    assistant turn. Raises BadRowError.
+    assistant turn. Raises BadRowError, also where ``parse_row`` finds the prompt in conflict with the pair's sides.
     """
     columns = _columns(row)
-    prompt = prompt_of(columns, has_whole_sides=True)
-    if prompt is None:
+    stated = prompt_of(columns, has_whole_sides=True)
+    if stated is None:
         sides = sides_of(columns)
         prompt = _split(columns, *sides)[0] if sides is not None else prompt_of(columns, has_whole_sides=False)
         if prompt is None:
             raise BadRowError(f"no 'prompt' of text or messages{_among(columns.unused())}")
         if sides is None and isinstance(prompt, list) and len(prompt) > 1 and prompt[-1]["role"] == "assistant":
             prompt = prompt[:-1]
-    prompt = _checked(_with_system(prompt, system_of(columns)))
+        prompt = _checked(_with_system(prompt, system_of(columns)))
+    else:
+        turns = _both_as_turns(row)
+        if turns is None:
+            prompt = with_conversations(columns, stated, is_alone=not _has_sides(row))
+            prompt = _checked(_with_system(prompt, system_of(columns)))
+        else:
+            prompt = _prompt_before(columns, *turns)
     if tools_of(columns) is not None:
         raise BadRowError("'tools' cannot be given to a policy")
     _check_unicode(prompt)
     if ignore is not None:
         ignore(columns.unused())
     return prompt
+
+
+def parse_asked(
+    row: Any, response: str | None, *, known: Iterable[str] = (), ignore: Ignore | None = None
+) -> tuple[Prompt, list[Any] | None]:
+    """``(prompt, tools)`` of a row that holds one response, read as those of a pair. Raises BadRowError.
+
+    Args:
+        response: the row's own; ``messages`` may end with it.
+        known: columns that the caller uses.
+        ignore: called with the columns of the row that are not used.
+    """
+    columns = _columns(row)
+    for name in known:
+        columns.take(name)
+    prompt = prompt_of(columns, has_whole_sides=False)
+    if prompt is None:
+        raise BadRowError(f"no 'prompt' of text or messages{_among(columns.unused())}")
+    if "prompt" not in columns and isinstance(prompt, list) and len(prompt) > 1:
+        last = prompt[-1]
+        if last["role"] == "assistant" and response is not None and last["content"] == response:
+            prompt = prompt[:-1]
+    prompt = _checked(_with_system(prompt, system_of(columns)))
+    tools = tools_of(columns)
+    _check_unicode([prompt, tools])
+    if ignore is not None:
+        ignore(columns.unused())
+    return prompt, tools
+
+
+def _has_sides(row: Any) -> bool:
+    try:
+        return sides_of(_columns(row)) is not None
+    except BadRowError:
+        return True
+
+
+def _both_as_turns(row: Any) -> tuple[Side, Side, list[Message], list[Message]] | None:
+    """The sides of a pair that are conversations or transcripts, and their turns; None for any other row."""
+    try:
+        sides = sides_of(_columns(row))
+    except BadRowError:  # the row is no pair, but has a prompt
+        return None
+    if sides is None or not all(side.value and (is_transcript(side.value) or _is_turns(side.value)) for side in sides):
+        return None
+    one, other = _sides(*sides)
+    return (*sides, one, other) if isinstance(one, list) and isinstance(other, list) else None
+
+
+def _is_turns(value: Any) -> bool:
+    return isinstance(value, (list, dict))
 
 
 def _columns(row: Any) -> Columns:
@@ -140,7 +209,7 @@ def _with_system(prompt: Prompt, system: str | None) -> Prompt:
     """The prompt behind a system turn, which it may hold already. Raises BadRowError if it holds another."""
     if system is None or not prompt:
         return prompt
-    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    turns = turns_of(prompt)
     if turns[0]["role"] == "system":
         if turns[0]["content"].strip() != system.strip():
             raise BadRowError("the row's system text is not the one that its conversation begins with")
@@ -156,26 +225,41 @@ def _split(columns: Columns, chosen: Side, rejected: Side) -> tuple[Prompt, str,
         assert isinstance(other, str)
         stated = prompt_of(columns, has_whole_sides=False)
         if stated is not None:
-            return _checked(_with_system(stated, system_of(columns))), one, other, True
+            is_stripped = states_transcript(columns)  # as the turns of a whole transcript are
+            texts = [text.strip() if is_stripped else text for text in (one, other)]
+            return _checked(_with_system(stated, system_of(columns))), texts[0], texts[1], True
         texts = columns.unused_texts()
         if texts:
             raise BadRowError(f"there is no 'prompt'; the other columns with text are {shown(texts)}")
         at = _shared_beginning(one, other)
         return one[:at], one[at:], other[at:], False
-    is_whole = len(one) > 1 and len(other) > 1
+    prompt = _prompt_before(columns, chosen, rejected, one, other)
+    texts = [_last_reply(columns, turns, field) for turns, field in ((one, chosen.field), (other, rejected.field))]
+    return prompt, texts[0], texts[1], not is_transcript(rejected.value) and _states_prompt(columns, one, other)
+
+
+def _states_prompt(columns: Columns, one: list[Message], other: list[Message]) -> bool:
+    return prompt_of(columns, has_whole_sides=_are_whole(one, other)) is not None
+
+
+def _are_whole(one: list[Message], other: list[Message]) -> bool:
+    return len(one) > 1 and len(other) > 1
+
+
+def _prompt_before(columns: Columns, chosen: Side, rejected: Side, one: list[Message], other: list[Message]) -> Prompt:
+    """The prompt of two sides that are turns, ``one`` and ``other``. Raises BadRowError where they disagree with it."""
+    is_whole = _are_whole(one, other)
     stated = prompt_of(columns, has_whole_sides=is_whole)
     system = system_of(columns)
     if stated is None:
         if one[:-1] != other[:-1] or not is_whole:
             raise BadRowError("there is no 'prompt', and the conversations differ before their last turn")
-        prompt = _with_system(one[:-1], system)
-    else:
-        prompt = _checked(_with_system(stated, system))
-        starts = [_turns(stated), _turns(prompt)]
-        _check_start(one, starts, chosen.field)
-        _check_start(other, starts, rejected.field)
-    texts = [_last_reply(columns, turns, field) for turns, field in ((one, chosen.field), (other, rejected.field))]
-    return _checked(prompt), texts[0], texts[1], not is_transcript(rejected.value) and stated is not None
+        return _checked(_with_system(one[:-1], system))
+    prompt = _checked(_with_system(stated, system))
+    starts = [turns_of(stated), turns_of(prompt)]
+    _check_start(one, starts, chosen.field)
+    _check_start(other, starts, rejected.field)
+    return prompt
 
 
 def _sides(chosen: Side, rejected: Side) -> tuple[str | list[Message], str | list[Message]]:
@@ -192,22 +276,14 @@ def _sides(chosen: Side, rejected: Side) -> tuple[str | list[Message], str | lis
     return one, other
 
 
-def _turns(prompt: Prompt) -> list[Message]:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-
-
 def _check_start(turns: list[Message], starts: list[list[Message]], field: str) -> None:
     """Raise BadRowError unless ``turns`` are a reply alone, or stand behind the prompt and nothing else."""
-    before = [_bare(turn) for turn in turns[:-1]]
-    if before and len(turns) > 1 and before in [[_bare(turn) for turn in start] for start in starts]:
+    before = [bare(turn) for turn in turns[:-1]]
+    if before and len(turns) > 1 and before in [[bare(turn) for turn in start] for start in starts]:
         return
     if len(turns) != 1:
         reason = "" if len(turns) < 2 else ", and it does not begin with 'prompt' alone"
         raise BadRowError(f"'{field}' must be one assistant turn beyond the prompt, it has {len(turns)}{reason}")
-
-
-def _bare(turn: Message) -> Message:
-    return {**turn, "content": turn["content"].strip()}
 
 
 def _last_reply(columns: Columns, turns: list[Message], field: str) -> str:
@@ -230,15 +306,26 @@ def _shared_beginning(chosen: str, rejected: str) -> int:
     return at
 
 
-def _spans(value: Any, text: str) -> tuple[tuple[int, int], ...] | None:
-    """Error spans; None where there are none or the field is another thing. Raises BadRowError for one in disorder."""
+def _spans(value: Any, marked: Any, text: str) -> tuple[tuple[int, int], ...] | None:
+    """Error spans in ``text``, which is ``marked`` (if that is text) without the white space around it, or all of it.
+
+    None where there are none or the field is another thing. Raises BadRowError for one in disorder.
+    """
     whole = [isinstance(span, dict) and "start" in span and "end" in span for span in value]
     if not all(whole):
         if any(whole):
             raise BadRowError("'spans' holds one without 'start' or 'end' among others that have both")
         return None
     spans = tuple((span["start"], span["end"]) for span in value)
+    whole_text = marked if isinstance(marked, str) else text
     for start, end in spans:
-        if type(start) is not int or type(end) is not int or not 0 <= start <= end <= len(text):
-            raise BadRowError(f"a span from {start!r} to {end!r} does not lie in 'rejected' ({len(text)} characters)")
-    return spans
+        if type(start) is not int or type(end) is not int or not 0 <= start <= end <= len(whole_text):
+            raise BadRowError(
+                f"a span from {start!r} to {end!r} does not lie in 'rejected' ({len(whole_text)} characters)"
+            )
+    before = 0 if whole_text == text else len(whole_text) - len(whole_text.lstrip())
+    return tuple((_within(start - before, text), _within(end - before, text)) for start, end in spans)
+
+
+def _within(place: int, text: str) -> int:
+    return min(max(place, 0), len(text))

@@ -20,11 +20,14 @@ from redline import ItemsFailedError, RewardClient, ScoreColumns
 from redline.cli import score as command
 from redline.cli.app import app
 from redline.cli.output import Output
+from redline.cli.rows import row_item
 from redline.errors import CommandError, ServiceError
 from redline.jsonl import CheckedRows
+from redline.reading import ReadingReport
 from redline.retry import NO_RETRY
+from redline.row_files import BadRowError
 from redline.testing import FakeService
-from redline.wire import SCORE_PATH, ErrorBody, ErrorCode, ErrorResponse
+from redline.wire import SCORE_PATH, ErrorBody, ErrorCode, ErrorResponse, ResponseItem, ScoreItem
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -281,3 +284,83 @@ def test_parquet_takes_ids_of_every_kind(tmp_path: Path) -> None:
         for n, name in enumerate([7, None, "x"]):
             output.write(f"row {n}", {"id": name, "score": 1.0}, [])
     assert parquet.read_table(tmp_path / "out.parquet")["id"].to_pylist() == ["7", None, "x"]
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+_RUDE = [{"role": "system", "content": "Be rude."}, _user("Say hi")]
+_FORMS: list[tuple[dict[str, Any], Any]] = [
+    ({"prompt": "Say hi"}, "Say hi"),
+    ({"system": "Be rude.", "prompt": "Say hi"}, _RUDE),
+    ({"prompt": _RUDE}, _RUDE),
+    ({"prompt": "\n\nHuman: Say hi\n\nAssistant:"}, [_user("Say hi")]),
+    ({"question": "Say hi"}, "Say hi"),
+    ({"instruction": "Say", "input": "hi"}, "Say\nhi"),
+    ({"messages": [_user("Say hi")]}, [_user("Say hi")]),
+    ({"messages": [_user("Say hi"), {"role": "assistant", "content": "hello"}]}, [_user("Say hi")]),
+]
+
+
+def _asked(item: Any) -> Any:
+    prompt = item.payload()["prompt"] if hasattr(item, "payload") else item["prompt"]
+    return (
+        prompt if isinstance(prompt, str) else [{name: turn[name] for name in ("role", "content")} for turn in prompt]
+    )
+
+
+@pytest.mark.parametrize(("row", "prompt"), _FORMS)
+def test_prompts_of_rows_and_of_data_sets_are_read_as_those_of_pairs(
+    served: FakeService, monkeypatch: pytest.MonkeyPatch, row: dict[str, Any], prompt: Any
+) -> None:
+    for kind in (ScoreItem, ResponseItem):
+        asked = row_item(kind)("here", {"id": 7, **row, "response": "hello", "finished": None})
+        assert [_asked(item) for item in asked.items] == [prompt]
+        assert (asked.id, asked.items[0].id, asked.items[0].response, asked.items[0].finished) == (
+            7,
+            "7",
+            "hello",
+            True,
+        )
+    sent: list[Any] = []
+    score = RewardClient.score
+
+    def noting(client: RewardClient, items: Any, **more: Any) -> Any:
+        sent.extend(items)
+        return score(client, items, **more)
+
+    monkeypatch.setattr(RewardClient, "score", noting)
+    columns = ScoreColumns()({name: [value] for name, value in {**row, "response": "hello"}.items()})
+    assert columns["response_error"] == [""]
+    assert [_asked(item) for item in sent] == [prompt]
+
+
+def test_forms_of_rows_without_text_stay() -> None:
+    ids = {"prompt_ids": [1], "response_ids": [2], "tokenizer_fingerprint": "f", "finished": False, "system": "S"}
+    report = ReadingReport()
+    item = row_item(ScoreItem, report)("here", ids).items[0]
+    assert (item.prompt_ids, item.response_ids, item.prompt, item.finished) == ([1], [2], None, False)
+    assert report.ignored == {"system": 1}
+    spans = row_item(ScoreItem)("here", {"prompt": "p", "response": "ab", "token_offsets": [[0, 2]], "tools": "[]"})
+    assert (spans.items[0].token_offsets, spans.items[0].tools) == ([(0, 2)], None)
+    tools = row_item(ScoreItem)("here", {"prompt": "p", "response": "ab", "tools": '[{"name": "x"}]'})
+    assert tools.items[0].tools == [{"name": "x"}]
+
+
+def test_an_empty_response_is_a_bad_row_where_those_are_skipped() -> None:
+    row = {"prompt": "p", "response": " "}
+    assert len(row_item(ScoreItem, ReadingReport())("here", row).items) == 1, "the service says so"
+    with pytest.raises(BadRowError, match="'response' is empty"):
+        row_item(ScoreItem, ReadingReport(skips=True))("here", row)
+
+
+def test_columns_without_prompts_are_missing(served: FakeService) -> None:
+    for columns, batch in (
+        (ScoreColumns(), {"response": ["a"], "system": ["s"]}),
+        (ScoreColumns(prompt="ask"), {"prompt": ["p"], "response": ["a"]}),
+    ):
+        with pytest.raises(KeyError):
+            columns(batch)
+    named = ScoreColumns(prompt="ask")({"ask": ["p"], "response": ["aa"]})
+    assert named["response_score"] == [2.0]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from redline.pairs import BadRowError, Pair, parse_prompt, parse_row
+from redline.pairs import BadRowError, Pair, parse_asked, parse_prompt, parse_row
 
 Row = dict[str, Any]
 
@@ -339,3 +339,95 @@ def test_a_row_without_a_usable_prompt_is_refused(row: Any, reason: str) -> None
     with pytest.raises(BadRowError) as caught:
         parse_prompt(row)
     assert reason in str(caught.value)
+
+
+HH = f"\n\nHuman: {Q}\n\nAssistant:"
+EARLIER = [user("Hello."), assistant("Hi!")]
+# name: (row without a response, its prompt)
+LONGER: dict[str, tuple[Row, Any]] = {
+    "history of pairs": ({"prompt": Q, "history": [["Hello.", "Hi!"]]}, [*EARLIER, user(Q)]),
+    "history of messages": ({"prompt": [user(Q)], "history": EARLIER}, [*EARLIER, user(Q)]),
+    "history behind a system turn": (
+        {"prompt": [turn("system", "S"), user(Q)], "history": EARLIER},
+        [turn("system", "S"), *EARLIER, user(Q)],
+    ),
+    "history and a system column": (
+        {"prompt": Q, "history": EARLIER, "system": "S"},
+        [turn("system", "S"), *EARLIER, user(Q)],
+    ),
+    "history within the text": (
+        {"prompt": f"User: Hello.\nBot: Hi!\nUser: {Q}", "history": [["Hello.", "Hi!"]]},
+        f"User: Hello.\nBot: Hi!\nUser: {Q}",
+    ),
+    "history within the turns": ({"prompt": [*EARLIER, user(Q)], "history": EARLIER}, [*EARLIER, user(Q)]),
+    "longer messages": ({"prompt": Q, "messages": [*EARLIER, user(Q)]}, [*EARLIER, user(Q)]),
+    "longer context": ({"question": Q, "context": [*EARLIER, user(Q)]}, [*EARLIER, user(Q)]),
+    "messages with a reply": ({"prompt": Q, "messages": [user(Q), assistant(GOOD)]}, Q),
+    "messages with a system turn": (
+        {"prompt": Q, "messages": [turn("system", "S"), user(Q), assistant(GOOD)]},
+        [turn("system", "S"), user(Q)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LONGER)
+def test_earlier_turns_in_another_column_belong_to_the_prompt(name: str) -> None:
+    row, prompt = LONGER[name]
+    assert parse_row({**row, **SIDES}, "here").prompt == prompt
+    assert parse_prompt({**row, **SIDES}) == prompt
+    assert parse_prompt(row) == prompt
+    assert parse_asked({**row, "response": GOOD}, GOOD) == (prompt, None)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"history": "What was said before."},
+        {"history": [["Hello.", "Hi!", "Well."]]},
+        {"history": [user("Hello.")]},
+        {"messages": EARLIER},
+        {"context": [user("Hello."), assistant("Hi!"), user("Another question?")]},
+        {"messages": [user(Q), assistant("Hi!"), user("And then?"), assistant(GOOD)]},
+    ],
+)
+def test_a_prompt_that_may_be_longer_is_refused(more: Row) -> None:
+    for row in ({"prompt": Q, **more, **SIDES}, {"prompt": [user(Q)], **more, **SIDES}):
+        with pytest.raises(BadRowError):
+            parse_row(row, "here")
+        with pytest.raises(BadRowError):
+            parse_prompt(row)
+        with pytest.raises(BadRowError):
+            parse_asked(row, GOOD)
+
+
+def test_a_dialogue_may_go_on_behind_a_prompt_without_a_response() -> None:
+    row = {"prompt": Q, "messages": [user(Q), assistant("Hi!"), user("And then?"), assistant(GOOD)]}
+    assert parse_prompt(row) == Q
+
+
+def test_a_prompt_is_compared_with_the_sides_where_it_is_sampled_from_too() -> None:
+    others: list[Row] = [
+        {"chosen": [user("Z"), assistant(GOOD)], "rejected": [user("Z"), assistant(BAD)]},
+        {"chosen": [*EARLIER, user(Q), assistant(GOOD)], "rejected": [*EARLIER, user(Q), assistant(BAD)]},
+        {"chosen": "\n\nHuman: Z\n\nAssistant: good", "rejected": "\n\nHuman: Z\n\nAssistant: bad"},
+    ]
+    for sides in others:
+        reasons = []
+        for read in (lambda row: parse_row(row, "here"), parse_prompt):
+            with pytest.raises(BadRowError) as caught:
+                read({"prompt": Q, **sides})
+            reasons.append(str(caught.value))
+        assert "does not begin with 'prompt' alone" in reasons[0]
+        assert reasons[1] == reasons[0]
+
+
+def test_a_transcript_is_one_text_however_it_is_split() -> None:
+    whole = parse_row({"chosen": f"{HH} good one ", "rejected": f"{HH} bad\n"}, "here")
+    split = parse_row({"prompt": HH, "chosen": " good one ", "rejected": " bad\n"}, "here")
+    assert (whole.prompt, whole.chosen, whole.rejected) == ([user(Q)], "good one", "bad")
+    assert (split.prompt, split.chosen, split.rejected) == ([user(Q)], "good one", "bad")
+    spans = [{"start": 0, "end": 2}, {"start": 2, "end": 5}]  # of " bad\n"
+    assert parse_row({"prompt": HH, "chosen": " ok", "rejected": " bad\n", "spans": spans}, "x").spans == (
+        (0, 1),
+        (1, 3),
+    )

@@ -16,9 +16,10 @@ from redline.display import one_line
 from redline.errors import CommandError
 from redline.exchange import as_items
 from redline.jsonl import CheckedRows
+from redline.pairs import parse_asked
 from redline.reading import ReadingReport
 from redline.row_files import BadRowError, Problems
-from redline.turns import messages_of, single_reply
+from redline.turns import single_reply
 from redline.wire import ErrorBody, ErrorCode, ItemError, ResponseItem
 
 Item = TypeVar("Item", bound=ResponseItem)
@@ -60,25 +61,42 @@ class Answers(NamedTuple, Generic[Answer]):
 
 
 def row_item(kind: type[Item], report: ReadingReport | None = None) -> Callable[[str, dict[str, Any]], Asked[Item]]:
-    """The parser of a row that is one item, made of the fields that ``kind`` knows. It raises BadRowError.
+    """The parser of a row that is one item: the fields that ``kind`` knows, and a prompt in any form that train reads.
+
+    It raises BadRowError.
 
     Args:
-        report: counts the other columns.
+        report: counts the other columns. If it skips bad rows, a row with an empty response is one; otherwise the
+            service says so.
     """
     known = set(kind.model_fields)
 
     def parse(where: str, row: dict[str, Any]) -> Asked[Item]:
-        fields = {name: value for name, value in row.items() if name in known and not (name == "tools" and not value)}
-        if row.get("response") is not None:
+        fields = {name: value for name, value in row.items() if name in known and value is not None}
+        if not fields.get("tools"):
+            fields.pop("tools", None)
+        if "response" in fields:
             fields["response"] = single_reply(row["response"], "response")
-        if isinstance(row.get("prompt"), list):
-            fields["prompt"] = messages_of(row["prompt"], "prompt")
+            if report is not None:
+                refuse_empty(report, fields["response"])
+        ignored: list[str] = []
+        if "prompt_ids" in fields:
+            ignored = [name for name, value in row.items() if name not in known and value is not None]
+        else:
+            prompt, tools = parse_asked(row, fields.get("response"), known=known, ignore=ignored.extend)
+            fields |= {"prompt": prompt, "tools": tools}
         item = item_of(fields, kind)
         if report is not None:
-            report.ignore(name for name, value in row.items() if name not in known and value is not None)
+            report.ignore(ignored)
         return Asked(row.get("id"), [item])
 
     return parse
+
+
+def refuse_empty(report: ReadingReport, response: str) -> None:
+    """Raise BadRowError for an empty response where bad rows are skipped, as train does."""
+    if report.skips and not response.strip():
+        raise BadRowError("'response' is empty")
 
 
 def skipped_row(count: int) -> Callable[[str, Any, str], Asked[Any]]:
