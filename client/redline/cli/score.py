@@ -42,7 +42,7 @@ Rows = CheckedRows[Asked[ScoreItem]]
 
 def score(
     file: Annotated[
-        Path | None, typer.Argument(help="JSONL or JSON (plain or gzip): rows with prompt and response.")
+        Path | None, typer.Argument(help="JSONL or JSON (plain or gzip): a prompt, as train reads it, and a response.")
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Score one response: its prompt.")] = None,
     response: Annotated[str | None, typer.Option(help="Score one response: the response.")] = None,
