@@ -9,7 +9,7 @@ Accepted rows (told apart by their shape; the names of columns are in ``redline.
 - TRL's implicit prompt: no ``prompt``; ``chosen`` and ``rejected`` are whole texts or whole conversations;
 - HH-RLHF transcripts: texts with ``\\n\\nHuman:`` and ``\\n\\nAssistant:`` turns;
 - the prompt in ``question``, ``query``, ``instruction`` (with ``input``) or ``messages``, with a ``system`` column or
-  without;
+  without; earlier turns of it in ``history`` or ``messages``, where it is certain that they are;
 - two responses by number or letter (``response_a``, ``response_0``) and a column that names the better one.
 
 A row whose prompt or preferred response would be a guess is refused, as are fields that carry content which a pair

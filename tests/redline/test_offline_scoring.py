@@ -355,6 +355,26 @@ def test_an_empty_response_is_a_bad_row_where_those_are_skipped() -> None:
         row_item(ScoreItem, ReadingReport(skips=True))("here", row)
 
 
+def test_a_row_whose_finished_is_not_true_or_false_is_bad() -> None:
+    with pytest.raises(BadRowError, match="finished"):
+        row_item(ScoreItem)("here", {"prompt": "p", "response": "a", "finished": "no"})
+
+
+def test_empty_responses_are_skipped_on_request(use: Callable[[Handler], None], tmp_path: Path) -> None:
+    use(FakeService(lambda word: 1.0).transport.handle_request)
+    for option, rows in (
+        ([], [{"prompt": "p", "response": text} for text in ("a", "", " ", "b")]),
+        (["--pairs"], [{"prompt": "p", "chosen": text, "rejected": "x"} for text in ("a", "", " ", "b")]),
+    ):
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        out = tmp_path / f"{len(option)}.jsonl"
+        done = CliRunner().invoke(app, ["score", *option, str(path), "--out", str(out), "--on-bad-row", "skip"])
+        assert done.exit_code == 0, done.output
+        assert "skipped 2 of 4 rows" in done.output
+        assert len(out.read_text().splitlines()) == 4, "an error stands in the place of each"
+
+
 def test_columns_without_prompts_are_missing(served: FakeService) -> None:
     for columns, batch in (
         (ScoreColumns(), {"response": ["a"], "system": ["s"]}),

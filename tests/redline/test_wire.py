@@ -351,3 +351,15 @@ def test_a_service_cannot_even_build_an_answer_with_nan(value: float) -> None:
         ItemScore(score=value, rewards=[1.0], offsets=[(0, 1)])
     with pytest.raises(ValidationError):
         ItemScore(score=1.0, rewards=[value], offsets=[(0, 1)])
+
+
+def test_finished_is_true_or_false_and_null_is_its_default() -> None:
+    told = [(True, True), (False, False), (None, True)]
+    for given, wanted in told:
+        assert ScoreItem.model_validate({**ITEM, "finished": given}).finished is wanted
+        assert ScoreItem.model_validate_json(json.dumps({**ITEM, "finished": given})).finished is wanted
+    for given in ("no", "false", 0, 1, 0.0, [], ""):
+        with pytest.raises(ValidationError):
+            ScoreItem.model_validate({**ITEM, "finished": given})
+        with pytest.raises(ValidationError):
+            ScoreItem.model_validate_json(json.dumps({**ITEM, "finished": given}))

@@ -9,8 +9,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from redline.cli import ppo as command
 from redline.cli.app import app
+from redline.client import RewardClient
 from redline.errors import CommandError, ConnectionFailedError
+from redline.ppo.prompts import scorable_rows
+from redline.testing import FakeService
+from redline.wire import ErrorBody, ErrorCode, ItemError, ItemResult, ScoreItem
 from tests.conftest import CHAT_TEMPLATE, build_causal, build_tokenizer
 
 STRICT = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn here') }}{% endif %}" + CHAT_TEMPLATE
@@ -52,3 +57,58 @@ def test_every_prompt_that_a_policy_refuses_is_named_before_anything_else(strict
     assert "skipped 3 of 4 rows" in result.output
     skipped = [json.loads(line) for line in (tmp_path / "out-skipped.jsonl").read_text().splitlines()]
     assert [row["row"] for row in skipped] == [2, 3, 4]
+
+
+class Short(FakeService):
+    """A reward model with room for ten words, whose template refuses one prompt."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda word: 1.0)
+        self.asked: list[Any] = []
+
+    def _judge(self, item: ScoreItem) -> ItemResult:
+        self.asked.append(item.prompt)
+        words = str(item.prompt).split()
+        if len(words) > 10:
+            return ItemError(id=item.id, error=ErrorBody.of(ErrorCode.TOO_LONG, "12 tokens, the limit is 10"))
+        if "never" in words:
+            return ItemError(id=item.id, error=ErrorBody.of(ErrorCode.INVALID_PROMPT, "no such prompt"))
+        return super()._judge(item)
+
+
+def test_prompts_that_the_reward_model_refuses_are_bad_rows_before_the_first_step(
+    strict_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Short()
+    monkeypatch.setattr(
+        command, "RewardClient", lambda url, **more: RewardClient(url, transport=service.transport, **more)
+    )
+    rows = [{"prompt": text} for text in ("one", "word " * 12, "two", "one", "never mind", "three")]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused = ppo(strict_policy, prompts, tmp_path / "out").exception
+    assert isinstance(refused, CommandError)
+    limit = "the reward model refuses the prompt: 12 tokens, the limit is 10"
+    reason = "the reward model refuses the prompt: no such prompt"
+    assert str(refused) == f"{prompts}:2: {limit}; {prompts}:5: {reason}"
+    assert len(service.asked) == 5, "every distinct prompt once, and no rollout"
+    few = ["--rollouts", "2", "--minibatch", "2", "--sample-batch", "2"]
+    result = ppo(strict_policy, prompts, tmp_path / "out", "--on-bad-row", "skip", *few)
+    assert result.exit_code == 0, result.output
+    assert "skipped 2 of 6 rows" in result.output
+    skipped = [json.loads(line) for line in (tmp_path / "out-skipped.jsonl").read_text().splitlines()]
+    assert [row["row"] for row in skipped] == [2, 5]
+    assert {str(prompt) for prompt in service.asked[10:]} <= {"one", "two", "three"}
+
+
+def test_no_more_prompts_are_asked_about_than_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("redline.ppo.prompts.MAX_ASKED", 40)
+    rows = [(f"f:{n}", f"prompt {n % 50}") for n in range(100)]
+    asked: list[Any] = []
+
+    def ask(prompts: list[Any]) -> list[str | None]:
+        asked.append(prompts)
+        return [None] * len(prompts)
+
+    assert scorable_rows(rows, ask) == rows
+    assert [len(part) for part in asked] == [32, 8]

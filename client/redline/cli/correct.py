@@ -29,7 +29,7 @@ _ITEMS_PER_REQUEST = 16
 
 def correct(
     file: Annotated[
-        Path | None, typer.Argument(help="JSONL or JSON (plain or gzip): rows with prompt and response.")
+        Path | None, typer.Argument(help="JSONL or JSON (plain or gzip): a prompt, as train reads it, and a response.")
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Correct one response: its prompt.")] = None,
     response: Annotated[str | None, typer.Option(help="Correct one response: the response.")] = None,

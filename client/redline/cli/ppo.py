@@ -15,7 +15,7 @@ from redline.cli.reading import BadRowPolicy, OnBadRow, reading_report
 from redline.cli.terminal import need, notice, prepare_torch, progress_bar, say
 from redline.client import RewardClient
 from redline.cpu_precision import cpu_precision
-from redline.errors import CommandError, RedlineError
+from redline.errors import CommandError, ConnectionFailedError, ProtocolError, RedlineError, ServiceError
 from redline.exchange import DEFAULT_URL
 from redline.files import check_parent_writable, write_text
 from redline.locks import sole_writer
@@ -73,12 +73,16 @@ def ppo(
     device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
-    """Train a policy with PPO against a reward service. Killed and started again, it goes on where it was."""
+    """Train a policy with PPO against a reward service. Killed and started again, it goes on where it was.
+
+    Before the first step the service scores a short response to every prompt (the first 10,000 different ones): prompts
+    that it refuses, or that are too long for it, are bad rows.
+    """
     need("ppo", "torch", "transformers", "matplotlib")
     prepare_torch()
     from redline.metrics_log import MetricsLog
     from redline.ppo import CausalPolicy, PPOConfig, PPOLoop, RemoteRewards
-    from redline.ppo.prompts import load_prompt_rows, usable_prompts
+    from redline.ppo.prompts import load_prompt_rows, scorable_rows, usable_rows
     from redline.ppo.report import write_report
     from redline_model.loading import check_policy
 
@@ -120,7 +124,14 @@ def ppo(
     if out.exists() and not out.is_dir():
         raise CommandError(f"{out}: Not a directory")
     check_parent_writable(out / "policy")
-    with sole_writer(out, is_kept=True):
+    retry = RetryPolicy(max_attempts=None, patience_s=patience_s)
+    client = RewardClient(url, key=key, retry=retry, on_wait=waiting)
+    rewards = RemoteRewards(
+        client,
+        options=ScoreOptions(mode=mode, calibrated=calibrated, on_too_long="truncate" if truncate else "error"),
+    )
+    failure: RedlineError | None = None
+    with sole_writer(out, is_kept=True), client:
         with reading_report(on_bad_row, out, is_folder=True) as reading:
             rows = load_prompt_rows(prompts, reading)
             learner = CausalPolicy.load(
@@ -135,59 +146,58 @@ def ppo(
             )
             if precision == "auto" and learner.device.type == "cpu":
                 notice(str(cpu_precision()))
-            questions = usable_prompts(rows, learner.prompt_ids, reading)
+            usable = usable_rows(rows, learner.prompt_ids, reading)
+            try:
+                served = client.model()
+                usable = scorable_rows(usable, rewards.refusals, reading)
+            except (ServiceError, ConnectionFailedError, ProtocolError) as error:
+                failure = error
+        if failure is not None:  # behind the report of what was skipped
+            raise failure
         with prompts.open("rb") as file:
             prompts_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        retry = RetryPolicy(max_attempts=None, patience_s=patience_s)
-        with RewardClient(url, key=key, retry=retry, on_wait=waiting) as client:
-            served = client.model()
-            notice(f"rewards from {served.kind} model {served.name} ({served.digest[:19]}) at {without_secrets(url)}")
-            loop = PPOLoop(
-                learner,
-                RemoteRewards(
-                    client,
-                    options=ScoreOptions(
-                        mode=mode, calibrated=calibrated, on_too_long="truncate" if truncate else "error"
-                    ),
-                ),
-                questions,
-                config,
-                identity={
-                    "policy": policy,
-                    "prompts": prompts_sha256,
-                    "lora_rank": lora_rank,
-                    "critic": critic,
-                    "precision": learner.precision,
-                    "max_new_tokens": max_new_tokens,
-                    "temperature": temperature,
-                    "mode": mode,
-                    "calibrated": calibrated,
-                    "truncate": truncate,
-                },
-                refused=out / "refused",
+        notice(f"rewards from {served.kind} model {served.name} ({served.digest[:19]}) at {without_secrets(url)}")
+        loop = PPOLoop(
+            learner,
+            rewards,
+            [prompt for _, prompt in usable],
+            config,
+            identity={
+                "policy": policy,
+                "prompts": prompts_sha256,
+                "lora_rank": lora_rank,
+                "critic": critic,
+                "precision": learner.precision,
+                "max_new_tokens": max_new_tokens,
+                "temperature": temperature,
+                "mode": mode,
+                "calibrated": calibrated,
+                "truncate": truncate,
+            },
+            refused=out / "refused",
+        )
+        checkpoint = out / "checkpoint" / "state.pt"
+        loop.resume(checkpoint)
+        if loop.steps_done > steps:
+            raise CommandError(
+                f"{out} holds a run of {loop.steps_done} steps already; ask for more, or choose another --out"
             )
-            checkpoint = out / "checkpoint" / "state.pt"
-            loop.resume(checkpoint)
-            if loop.steps_done > steps:
-                raise CommandError(
-                    f"{out} holds a run of {loop.steps_done} steps already; ask for more, or choose another --out"
-                )
-            if loop.steps_done:
-                notice(f"resuming at step {loop.steps_done}")
-            out.mkdir(parents=True, exist_ok=True)
-            loop.digest = loop.digest or served.digest
-            with MetricsLog(out, resumed_at=loop.steps_done) as log, progress_bar("ppo", steps) as bar:
+        if loop.steps_done:
+            notice(f"resuming at step {loop.steps_done}")
+        out.mkdir(parents=True, exist_ok=True)
+        loop.digest = loop.digest or served.digest
+        with MetricsLog(out, resumed_at=loop.steps_done) as log, progress_bar("ppo", steps) as bar:
 
-                def show(metrics: dict[str, float], sampled: Sequence[Rollout], scores: Scores) -> None:
-                    log.write(metrics)
-                    if metrics["model_changed"]:
-                        notice(f"the reward model changed, to {(loop.digest or '')[:19]}")
-                    _write_samples(out / "samples.jsonl", sampled, scores)
-                    score, kl, length = (metrics[name] for name in ("score", "kl", "response_tokens"))
-                    bar.update(int(metrics["step"]), f"score {score:.3f}  KL {kl:.2f}  tokens {length:.1f}")
+            def show(metrics: dict[str, float], sampled: Sequence[Rollout], scores: Scores) -> None:
+                log.write(metrics)
+                if metrics["model_changed"]:
+                    notice(f"the reward model changed, to {(loop.digest or '')[:19]}")
+                _write_samples(out / "samples.jsonl", sampled, scores)
+                score, kl, length = (metrics[name] for name in ("score", "kl", "response_tokens"))
+                bar.update(int(metrics["step"]), f"score {score:.3f}  KL {kl:.2f}  tokens {length:.1f}")
 
-                loop.callbacks.append(show)
-                loop.train(checkpoint, checkpoint_every)
+            loop.callbacks.append(show)
+            loop.train(checkpoint, checkpoint_every)
         loop.policy.save(out / "policy")
         summary = write_report(out)
         say(

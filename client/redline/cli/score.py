@@ -15,7 +15,17 @@ from redline.cli.options import Edits, Key, Limit, OutFile, Url
 from redline.cli.output import Output
 from redline.cli.reading import BadRowPolicy, OnBadRow, reading_report
 from redline.cli.redlining import render
-from redline.cli.rows import Answers, Asked, answered, fail_if_any, failures_of, item_of, row_item, skipped_row
+from redline.cli.rows import (
+    Answers,
+    Asked,
+    answered,
+    fail_if_any,
+    failures_of,
+    item_of,
+    refuse_empty,
+    row_item,
+    skipped_row,
+)
 from redline.cli.terminal import is_terminal
 from redline.client import RewardClient
 from redline.errors import CommandError
@@ -32,7 +42,7 @@ Rows = CheckedRows[Asked[ScoreItem]]
 
 def score(
     file: Annotated[
-        Path | None, typer.Argument(help="JSONL or JSON (plain or gzip): rows with prompt and response.")
+        Path | None, typer.Argument(help="JSONL or JSON (plain or gzip): a prompt, as train reads it, and a response.")
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Score one response: its prompt.")] = None,
     response: Annotated[str | None, typer.Option(help="Score one response: the response.")] = None,
@@ -109,10 +119,14 @@ def _scored(client: RewardClient, rows: Rows, options: ScoreOptions, done: int) 
 
 def _pair_items(report: ReadingReport) -> Callable[[str, dict[str, Any]], Asked[ScoreItem]]:
     def parse(where: str, row: dict[str, Any]) -> Asked[ScoreItem]:
+        ignored: list[str] = []
         name = row.get("id")
         if not isinstance(name, (str, int, float, NoneType)):
             raise BadRowError("'id' must be text or a number")
-        pair = parse_row({**row, "id": None}, where, teaches=False, ignore=report.ignore)
+        pair = parse_row({**row, "id": None}, where, teaches=False, ignore=ignored.extend)
+        for text in (pair.chosen, pair.rejected):
+            refuse_empty(report, text)
+        report.ignore(ignored)
         # a service that does not know tools refuses them
         tools = {} if pair.tools is None else {"tools": pair.tools}
         sides = [{"prompt": pair.prompt, "response": text, **tools} for text in (pair.chosen, pair.rejected)]

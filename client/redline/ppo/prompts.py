@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from redline.pairs import parse_prompt
 from redline.ppo.protocols import Prompt
 from redline.reading import ReadingReport, checked_rows
 from redline.row_files import Problems, UnknownFormatError, read_rows
+
+MAX_ASKED = 10_000
+_ASKED_AT_ONCE = 32
 
 
 def load_prompts(path: Path) -> list[Prompt]:
@@ -51,7 +55,16 @@ def usable_prompts(
     prompt_ids: Callable[[Prompt], list[int]],
     report: ReadingReport | None = None,
 ) -> list[Prompt]:
-    """The prompts that a policy can continue, in order; every one is tried before the first is used.
+    """The prompts of ``usable_rows``, which says what is raised."""
+    return [prompt for _, prompt in usable_rows(rows, prompt_ids, report)]
+
+
+def usable_rows(
+    rows: Iterable[tuple[str, Prompt]],
+    prompt_ids: Callable[[Prompt], list[int]],
+    report: ReadingReport | None = None,
+) -> list[tuple[str, Prompt]]:
+    """The rows whose prompts a policy can continue, in order; every one is tried before the first is used.
 
     Args:
         rows: ``(where, prompt)``.
@@ -61,22 +74,54 @@ def usable_prompts(
     Raises:
         CommandError: listing the prompts that the policy cannot continue, or that there are no others.
     """
-    report = report or ReadingReport()
-    usable: list[Prompt] = []
+    return _kept(((where, prompt, _refusal(prompt, prompt_ids)) for where, prompt in rows), report or ReadingReport())
+
+
+def scorable_rows(
+    rows: Sequence[tuple[str, Prompt]],
+    ask: Callable[[list[Prompt]], Sequence[str | None]],
+    report: ReadingReport | None = None,
+) -> list[tuple[str, Prompt]]:
+    """The rows whose prompts a reward service takes, in order; it is asked before the first is used.
+
+    Every distinct prompt is asked about once, at most the first ``MAX_ASKED`` of them; those behind are taken unasked.
+
+    Args:
+        rows: ``(where, prompt)``.
+        ask: why the service refuses each of some prompts, None where it does not; may raise anything.
+        report: takes the others if it skips bad rows; by default they are refused.
+
+    Raises:
+        CommandError: listing the prompts that the service refuses, or that there are no others.
+    """
+    distinct = {_key(prompt): prompt for _, prompt in rows}
+    reasons: dict[str, str | None] = {}
+    asked = list(distinct)[:MAX_ASKED]
+    for keys in (asked[at : at + _ASKED_AT_ONCE] for at in range(0, len(asked), _ASKED_AT_ONCE)):
+        reasons.update(zip(keys, ask([distinct[key] for key in keys]), strict=True))
+    return _kept(((where, prompt, reasons.get(_key(prompt))) for where, prompt in rows), report or ReadingReport())
+
+
+def _key(prompt: Prompt) -> str:
+    return json.dumps(prompt, sort_keys=True)
+
+
+def _kept(rows: Iterable[tuple[str, Prompt, str | None]], report: ReadingReport) -> list[tuple[str, Prompt]]:
+    """Those of ``(where, prompt, reason)`` that there is no reason against."""
+    kept: list[tuple[str, Prompt]] = []
     problems = Problems(SHOWN)
-    for where, prompt in rows:
-        reason = _refusal(prompt, prompt_ids)
+    for where, prompt, reason in rows:
         if reason is None:
-            usable.append(prompt)
+            kept.append((where, prompt))
         elif not report.skip(where, reason):
             problems.add(f"{where}: {reason}")
             if problems.is_full:
                 break
     if problems.count:
         raise CommandError("; ".join(problems.shown))
-    if not usable:
+    if not kept:
         raise CommandError("; ".join(["no prompt can be used", *report.skipped.first[:SHOWN]]))
-    return usable
+    return kept
 
 
 def _refusal(prompt: Prompt, prompt_ids: Callable[[Prompt], list[int]]) -> str | None:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from redline.client import RewardClient
 from redline.errors import ProtocolError
-from redline.ppo.protocols import RewardSource, Rollout, Scored, Scores
-from redline.wire import ScoreItem, ScoreOptions
+from redline.ppo.protocols import Prompt, RewardSource, Rollout, Scored, Scores
+from redline.wire import ErrorCode, ItemError, ScoreItem, ScoreOptions
 
 
 class RemoteRewards:
@@ -41,6 +41,22 @@ class RemoteRewards:
         result = self._client.score(items, model=self._model, options=self._options)
         scored = [Scored(item.score, item.rewards) for item in result.scored()]
         return Scores(scored, "+".join(result.digests) or None)
+
+    def refusals(self, prompts: Sequence[Prompt]) -> list[str | None]:
+        """Why the service takes no response to each prompt, None where it does: too long, or refused by its template.
+
+        A response of one letter is scored. A prompt that leaves room for it may still be too long with a longer one.
+        Raises what ``RewardClient.score`` raises.
+        """
+        items = [ScoreItem.model_validate({"prompt": prompt, "response": "a"}) for prompt in prompts]
+        answers = self._client.score(items, model=self._model, options=self._options).items
+        codes = (ErrorCode.TOO_LONG, ErrorCode.INVALID_PROMPT)
+        return [
+            f"the reward model refuses the prompt: {answer.error.message}"
+            if isinstance(answer, ItemError) and answer.error.code in codes
+            else None
+            for answer in answers
+        ]
 
 
 class FunctionRewards:

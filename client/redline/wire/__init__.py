@@ -11,7 +11,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 
 from redline.wire.given import ChatMessage as ChatMessage
 from redline.wire.given import FirstError as FirstError
@@ -119,6 +119,14 @@ class ErrorResponse(_Answer):
     error: ErrorBody
 
 
+def _default_flag(value: Any) -> Any:
+    return True if value is None else value
+
+
+# true or false and nothing else that may mean it; null is the default
+Flag = Annotated[bool, Strict(), BeforeValidator(_default_flag)]
+
+
 class ResponseItem(WireModel):
     """One response to a prompt, as text or as ids of the model's own tokenizer.
 
@@ -133,7 +141,7 @@ class ResponseItem(WireModel):
     prompt_ids: TokenIds | None = None
     response_ids: TokenIds | None = None
     tokenizer_fingerprint: Text | None = None
-    finished: bool = True
+    finished: Flag = True
     tools: Tools | None = None
 
     @model_validator(mode="after")
