@@ -156,8 +156,8 @@ def test_a_tokenizer_whose_backend_cannot_be_copied_is_called_under_a_lock() -> 
 
 def test_equal_tokenizers_share_their_private_copies_and_changed_ones_do_not() -> None:
     one, two = (PrivateTokenizer(with_template("byte_bpe", "chatml")) for _ in range(2))
-    assert one._template_copy is two._template_copy is not None
-    assert one._template_copy is not one._foreign_copy
+    assert one._template_copies == two._template_copies != {}
+    assert one._template_copies["nothing"] is not one._foreign_copies["nothing"]
     changed = with_template("byte_bpe", "chatml")
     changed.add_special_tokens({"additional_special_tokens": ["<new>"]})
     assert PrivateTokenizer(changed).template_ids("<new>") != one.template_ids("<new>")
