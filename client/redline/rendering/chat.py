@@ -121,16 +121,18 @@ class ChatRenderer:
     def markers(self) -> tuple[str, ...]:
         """See ``redline.rendering.markers``."""
 
-        def pieces(roles: Sequence[str]) -> list[str] | None:
+        def pieces(roles: Sequence[str], *, opens_turn: bool = False) -> list[str] | None:
             marks = Marks([])
+            turns = [{"role": role, "content": marks.code(n)} for n, role in enumerate(roles)]
             try:
-                text = self.render([{"role": role, "content": marks.code(n)} for n, role in enumerate(roles)])
+                text = self.render(turns, opens_turn=opens_turn)
             except RenderError:
                 return None
             parts = marks.pattern.split(text)
             return parts[::2] if parts[1::2] == [str(n) for n in range(len(roles))] else None
 
-        return turn_markers(pieces, self.special.pattern)
+        opened = pieces(("user",), opens_turn=True)
+        return turn_markers(pieces, self.special.pattern, opening=opened[-1] if opened is not None else "")
 
     @cached_property
     def _marker_pattern(self) -> re.Pattern[str]:
