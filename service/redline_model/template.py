@@ -168,6 +168,12 @@ class Encoder:
         """Reads texts that were rendered with the model's own chat template; None where it has none."""
         return None if self.layout.chat is None else OwnForm(self.layout.chat)
 
+    @cached_property
+    def _has_hidden_space(self) -> bool:
+        """Whether a policy writes a space in front of its answer that the answer's text does not show."""
+        is_policy = self.template.style == "policy" and self.own_form is not None
+        return is_policy and self.own_form.has_space_before_answer and self.texts.drops_space()  # type: ignore[union-attr]
+
     def _lay_out_whole(self, key: str) -> tuple[list[int], list[int]]:
         before, behind = laid_out(self.layout.whole, key)
         return [*self._head_ids, *before], [*behind, *self._tail_ids]
@@ -250,7 +256,9 @@ class Encoder:
         place: Behind = "nothing" if self.arrangement == "encoder_decoder" else self._place(prefix)
         if isinstance(item.response, str):
             text = item.response
-            ids, spans = self.texts.foreign(text, place)
+            gap = " " if self._has_hidden_space and text[:1].strip() else ""
+            ids, spans = self.texts.foreign(gap + text, place)
+            spans = [(max(0, start - len(gap)), max(0, end - len(gap))) for start, end in spans]
             if not ids and not (item.has_only_end and item.is_finished):
                 raise EmptyResponseError("the response is empty: there is no token to judge")
             return ids, spans, text, item.is_finished

@@ -48,6 +48,20 @@ def test_a_response_behind_ordinary_text_has_the_ids_of_the_whole_conversation(f
         assert found == whole[: len(found)]
 
 
+@pytest.mark.parametrize("family", ["byte_fallback", "unigram", "first_space"])
+def test_a_space_that_the_template_writes_before_the_answer_is_in_its_ids(family: str) -> None:
+    made = with_template(family, "inst")
+    item = encoder_of(made).encode(Item("Why?", "hold the button"))
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "hold the button"}]
+    whole = list(made.apply_chat_template(turns, return_dict=False))
+    found = [*item.prefix_ids, *item.response_ids]
+    same = len(item.prefix_ids) + 3  # the last word may share a token with the space behind it
+    assert found[:same] == whole[:same]
+    assert made.decode(item.response_ids) == "hold the button"
+    assert item.offsets[-1] == (15, 15)
+    assert item.offsets[-2][1] == 15
+
+
 @pytest.mark.parametrize("family", TOKENIZERS)
 def test_text_and_the_ids_that_the_policy_wrote_are_one_response(family: str) -> None:
     made = with_template(family, STYLE_OF_TOKEN)

@@ -88,6 +88,10 @@ class PrivateTokenizer:
         """The text of ``ids``."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
+    def drops_space(self) -> bool:
+        """Whether the text of ids that begin with a space is without it."""
+        return self.decode(self.foreign_ids(" a", "text")) == "a"
+
     def normalized(self, text: str) -> str:
         """``text`` as the tokenizer's normalizer writes it."""
         normalizer = getattr(getattr(self.tokenizer, "backend_tokenizer", None), "normalizer", None)
