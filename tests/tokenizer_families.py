@@ -90,11 +90,26 @@ def _word_piece() -> Any:
     return _wrapped(tokenizer)
 
 
+def _first_space() -> Any:
+    """As Llama's of transformers 5: a space's sign before the first piece of a text, none behind a special token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first", split=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<pad>", "<unk>", _END], max_token_length=8, show_progress=False
+    )
+    tokenizer.train_from_iterator(_CORPUS, trainer)
+    return _wrapped(tokenizer)
+
+
 _BUILDERS: dict[str, Callable[[], Any]] = {
     "byte_bpe": build_tokenizer,
     "byte_bpe_prefix_space": _byte_bpe_prefix_space,
     "unigram": _unigram,
     "byte_fallback": _byte_fallback,
+    "first_space": _first_space,
     "word_piece": _word_piece,
 }
 TOKENIZERS = sorted(_BUILDERS)

@@ -27,6 +27,11 @@ class Layout(Protocol):
         """The chat template, None where the layout has none."""
         ...
 
+    @property
+    def reads_apart(self) -> bool:
+        """Whether prompt and response are two texts for the tokenizer, each with a beginning."""
+        ...
+
     def whole(self, messages: Sequence[Message], tools: _Tools) -> Ids:
         """``(before, behind)`` the response, the contents read with what stands around them as one text."""
         ...
@@ -38,6 +43,8 @@ class Layout(Protocol):
 
 class ChatLayout:
     """The chat template; the response is the assistant's turn, behind it ``following`` and an opened turn if asked."""
+
+    reads_apart = False
 
     def __init__(self, chat: ChatRenderer, following: Sequence[Message], *, opens_turn: bool) -> None:
         self.chat: ChatRenderer = chat
@@ -55,6 +62,8 @@ class ChatLayout:
 
 class PolicyLayout:
     """A policy's prompt, and the response directly behind it."""
+
+    reads_apart = False
 
     def __init__(self, prompts: PolicyPrompts) -> None:
         self.prompts = prompts
@@ -74,6 +83,7 @@ class PlainLayout:
     """Markers in ordinary text, for models without a chat template; every piece is read on its own."""
 
     chat: ChatRenderer | None = None
+    reads_apart = False
 
     def __init__(self, texts: PrivateTokenizer, turn: str, turn_end: str, rewrite: str) -> None:
         self._texts = texts
@@ -96,14 +106,15 @@ class PlainLayout:
         literals = self.literals(messages, tools).ids
         before: list[int] = []
         for literal, message in zip(literals, messages, strict=False):
-            before += [*literal, *self._texts.foreign_ids(message["content"])]
+            before += [*literal, *self._texts.foreign_ids(message["content"], "text" if literal else "nothing")]
         return [*before, *literals[-2]], list(literals[-1])
 
     def literals(self, messages: Sequence[Message], tools: _Tools) -> Literals:
         """See ``Layout``."""
         check_bare(messages, tools)
         pieces = self._pieces([*(message["role"] for message in messages), "assistant"])
-        ids = [self._texts.template_ids(piece) for piece in [*pieces[:-1], pieces[-1] + self._rewrite]]
+        ids = [self._texts.template_ids(pieces[0])]
+        ids += [self._texts.template_ids(piece, "text") for piece in [*pieces[1:-1], pieces[-1] + self._rewrite]]
         return Literals((tuple(self._head + ids[0]), *map(tuple, ids[1:])), ((False, False),) * (len(messages) + 1))
 
 
@@ -111,6 +122,7 @@ class PairLayout:
     """What ``tokenizer(prompt, response)`` adds around two texts; a prompt is one text of the user."""
 
     chat: ChatRenderer | None = None
+    reads_apart = True
 
     def __init__(self, texts: PrivateTokenizer) -> None:
         self._texts = texts

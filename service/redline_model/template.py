@@ -1,9 +1,10 @@
 """(prompt, response) -> token ids. The template's text and choices live in the bundle, never in a caller.
 
-A prompt is rendered and read as one text, as transformers reads it (``redline.rendering``); a response is read on its
-own and put behind it. So a prompt is a common prefix of all its responses, and a response has the same ids wherever
-it stands. What spells a special token in a caller's text is read as text. A turn marker of ordinary characters, which
-text could spell, is refused in prompts; in responses it is text like any other and is scored.
+A prompt is rendered and read as one text, as transformers reads it (``redline.rendering``); a response is read as it
+stands behind other text, and put behind it. So a prompt is a common prefix of all its responses, and a response has
+the same ids behind all prompts that end alike. What spells a special token in a caller's text is read as text. A turn
+marker of ordinary characters, which text could spell, is refused in prompts; in responses it is text like any other
+and is scored.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from redline.messages import Message, MessageError, normalized
-from redline.rendering import POLICY_SETTINGS, Literals, OwnForm
+from redline.rendering import POLICY_SETTINGS, Behind, Literals, OwnForm
 from redline.token_spans import Span, token_spans
 from redline_model.errors import (
     BadIdsError,
@@ -150,6 +151,7 @@ class Encoder:
         head, tail = self.texts.around()
         is_plain = template.style == "plain"  # which puts its head in front itself
         is_framed = arrangement == "encoder_decoder"
+        self._begins: tuple[list[int], ...] = ([], head)  # what stands before the first text of a sequence
         self._head_ids, self._tail_ids = (head if not is_plain else [], tail) if is_framed else ([], [])
         # a longer text has more tokens than the model reads, whatever it says
         self.max_chars = None if max_tokens is None else max_tokens * max(map(len, tokenizer.get_vocab()))
@@ -165,6 +167,12 @@ class Encoder:
     def own_form(self) -> OwnForm | None:
         """Reads texts that were rendered with the model's own chat template; None where it has none."""
         return None if self.layout.chat is None else OwnForm(self.layout.chat)
+
+    @cached_property
+    def _has_hidden_space(self) -> bool:
+        """Whether a policy writes a space in front of its answer that the answer's text does not show."""
+        is_policy = self.template.style == "policy" and self.own_form is not None
+        return is_policy and self.own_form.has_space_before_answer and self.texts.drops_space()  # type: ignore[union-attr]
 
     def _lay_out_whole(self, key: str) -> tuple[list[int], list[int]]:
         before, behind = laid_out(self.layout.whole, key)
@@ -213,8 +221,11 @@ class Encoder:
         blank = [{**message, "content": ""} for message in messages]
         literals, trims = self._literals(key_of(blank, tools))
         if contents is None:
-            pairs = zip(messages, trims, strict=False)
-            contents = [self.texts.foreign_ids(_trimmed(message["content"], *ends)) for message, ends in pairs]
+            triples = zip(messages, trims, literals, strict=False)
+            contents = [
+                self.texts.foreign_ids(_trimmed(message["content"], *ends), self._place(literal))
+                for message, ends, literal in triples
+            ]
         is_truncated = False
         if spare is not None:
             excess = sum(map(len, literals[:-1])) + sum(map(len, contents)) - spare
@@ -233,11 +244,21 @@ class Encoder:
         if not prefix and self.arrangement == "judge":
             raise InvalidPromptError("nothing is left of the prompt; its last token is where the response begins")
 
-    def encode_response(self, item: Item) -> tuple[list[int], list[Span], str, bool]:
-        """``(ids without end token, spans, text, is_finished)`` of the item's response."""
+    def _place(self, before: Sequence[int]) -> Behind:
+        """What stands before a text that follows ``before``; the tokens put before a sequence are none of it."""
+        if self.layout.reads_apart or list(before) in self._begins:
+            return "nothing"
+        return self.texts.behind(before)
+
+    def encode_response(self, item: Item, prefix: Sequence[int] = ()) -> tuple[list[int], list[Span], str, bool]:
+        """``(ids without end token, spans, text, is_finished)`` of the item's response behind ``prefix``."""
+        # a decoder's text begins with the response
+        place: Behind = "nothing" if self.arrangement == "encoder_decoder" else self._place(prefix)
         if isinstance(item.response, str):
             text = item.response
-            ids, spans = self.texts.foreign(text)
+            gap = " " if self._has_hidden_space and text[:1].strip() else ""
+            ids, spans = self.texts.foreign(gap + text, place)
+            spans = [(max(0, start - len(gap)), max(0, end - len(gap))) for start, end in spans]
             if not ids and not (item.has_only_end and item.is_finished):
                 raise EmptyResponseError("the response is empty: there is no token to judge")
             return ids, spans, text, item.is_finished
@@ -251,12 +272,16 @@ class Encoder:
         if self.end_id in ids:
             raise BadIdsError(f"response_ids hold the end token {self.end_id} before their end")
         text = self.texts.decode(ids)
-        return ids, self._spans(ids, text), text, is_finished
+        return ids, self._spans(ids, text, place), text, is_finished
 
-    def _spans(self, ids: list[int], text: str) -> list[Span]:
-        again = self.texts.foreign(text)
+    def _spans(self, ids: list[int], text: str, place: Behind) -> list[Span]:
+        places: list[Behind] = [place] if place == "nothing" else [place, "nothing"]
+        for one in places:  # text at a beginning: decoding takes off the first space
+            again = self.texts.foreign(text, one)
+            if again.ids == ids:
+                return again.spans
         # sampled ids need not be the canonical tokenization of their text
-        return again.spans if again.ids == ids else token_spans(self.texts.decode, ids)[1]
+        return token_spans(self.texts.decode, ids)[1]
 
     def length(self, prefix: int, response: int, request: int, target: int) -> int:
         """Tokens that count against ``max_tokens``, from the lengths of the pieces."""
@@ -278,7 +303,8 @@ class Encoder:
         if is_bounded and self.max_tokens is not None:
             assert self.max_chars is not None
             item, is_cut = bounded_item(item, self.max_tokens, self.max_chars)
-        ids, spans, text, is_finished = self.encode_response(item)
+        prefix, request, is_truncated = self.encode_prompt(item.prompt, tools=item.tools)
+        ids, spans, text, is_finished = self.encode_response(item, prefix)
         targets = [*ids, self.end_id] if is_finished else ids
         if self.max_target_tokens is not None and len(targets) > self.max_target_tokens:
             raise TooLongError(
@@ -286,7 +312,6 @@ class Encoder:
             )
         if is_finished:
             spans = [*spans, (len(text), len(text))]
-        prefix, request, is_truncated = self.encode_prompt(item.prompt, tools=item.tools)
         needed = self.length(len(prefix), len(ids), len(request), len(targets))
         if is_bounded and self.max_tokens is not None and needed > self.max_tokens:
             reason = f"the item needs {needed} tokens and the model reads {self.max_tokens}"

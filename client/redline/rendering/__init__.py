@@ -5,6 +5,7 @@ judges it, the service), so that all of them read identical ids. Imports no torc
 is first rendered.
 """
 
+from redline.rendering.beginnings import Behind
 from redline.rendering.chat import ChatRenderer, Literals
 from redline.rendering.errors import RenderError
 from redline.rendering.own_form import OwnForm
@@ -13,6 +14,7 @@ from redline.rendering.tokenizing import Encoded, PrivateTokenizer
 
 __all__ = [
     "POLICY_SETTINGS",
+    "Behind",
     "ChatRenderer",
     "Encoded",
     "Literals",

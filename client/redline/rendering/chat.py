@@ -8,6 +8,7 @@ from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from redline.messages import CONTENT_FIELDS, Message
+from redline.rendering.beginnings import Behind
 from redline.rendering.environment import compiled, fixed_date
 from redline.rendering.errors import RenderError
 from redline.rendering.markers import turn_markers
@@ -120,16 +121,18 @@ class ChatRenderer:
     def markers(self) -> tuple[str, ...]:
         """See ``redline.rendering.markers``."""
 
-        def pieces(roles: Sequence[str]) -> list[str] | None:
+        def pieces(roles: Sequence[str], *, opens_turn: bool = False) -> list[str] | None:
             marks = Marks([])
+            turns = [{"role": role, "content": marks.code(n)} for n, role in enumerate(roles)]
             try:
-                text = self.render([{"role": role, "content": marks.code(n)} for n, role in enumerate(roles)])
+                text = self.render(turns, opens_turn=opens_turn)
             except RenderError:
                 return None
             parts = marks.pattern.split(text)
             return parts[::2] if parts[1::2] == [str(n) for n in range(len(roles))] else None
 
-        return turn_markers(pieces, self.special.pattern)
+        opened = pieces(("user",), opens_turn=True)
+        return turn_markers(pieces, self.special.pattern, opening=opened[-1] if opened is not None else "")
 
     @cached_property
     def _marker_pattern(self) -> re.Pattern[str]:
@@ -243,7 +246,8 @@ class ChatRenderer:
         before, found, behind = text.partition(answer["content"])
         if not found:
             raise RenderError(f"the chat template leaves out the answer to the conversation {_shown(messages)}")
-        return self.special.ids(before, marks, self.texts), self.special.ids(behind, marks, self.texts)
+        ids = self.special.ids(before, marks, self.texts)
+        return ids, self.special.ids(behind, marks, self.texts, behind="text")
 
     def conversation_ids(
         self, messages: Sequence[Message], tools: Sequence[Any] | None, answer: str, *, is_finished: bool
@@ -307,7 +311,11 @@ class ChatRenderer:
             (not spaced[n].endswith(bare[n] + around), not spaced[n + 1].startswith(around + bare[n + 1]))
             for n in range(len(codes))
         )
-        return Literals(tuple(tuple(self.special.ids(part, marks, self.texts)) for part in bare), trims)
+        places: list[Behind] = ["nothing", *["text" for _ in codes]]  # type: ignore[list-item]
+        ids = (
+            self.special.ids(part, marks, self.texts, behind=place) for part, place in zip(bare, places, strict=True)
+        )
+        return Literals(tuple(map(tuple, ids)), trims)
 
 
 def _with_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:

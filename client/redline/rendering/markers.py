@@ -18,10 +18,11 @@ _WORD = re.compile(r"\w")
 _LETTER = re.compile(r"[^\W\d_]")
 _SIGN = re.compile(r"[^\w\s]")
 _EMPTY_PAIR = re.compile(r"<(\w+)>\s*</\1>")  # a thought that was left out: part of an answer, not of a border
+_OPENED = re.compile(r"(?<=\S)\s*<\w+>\s*$")  # a thought that is begun for the answer, behind what opens the turn
 
 
 def turn_markers(
-    render: Callable[[Sequence[str]], list[str] | None], special: re.Pattern[str] | None
+    render: Callable[[Sequence[str]], list[str] | None], special: re.Pattern[str] | None, *, opening: str = ""
 ) -> tuple[str, ...]:
     """Texts that mark a turn and are made of ordinary characters.
 
@@ -32,13 +33,13 @@ def turn_markers(
     Args:
         render: roles to what the template writes before, between and behind their contents; None if it refuses them.
         special: matches the tokenizer's special tokens; None where borders are of ordinary characters.
+        opening: what the template writes behind a question to open the assistant's turn.
     """
     found: dict[str, None] = {}
-    for roles in _SHAPES:
-        pieces = render(roles)
-        for border in pieces[1:-1] if pieces is not None else []:
-            for part in special.split(border) if special is not None else [border]:
-                found.update(dict.fromkeys(_of_part(part)))
+    shapes = [pieces for pieces in map(render, _SHAPES) if pieces is not None]
+    for border in [*(border for pieces in shapes for border in pieces[1:-1]), _OPENED.sub("", opening)]:
+        for part in special.split(border) if special is not None else [border]:
+            found.update(dict.fromkeys(_of_part(part)))
     return tuple(found)
 
 

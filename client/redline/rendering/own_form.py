@@ -115,6 +115,12 @@ class OwnForm:
         return pieces[1] if pieces is not None else ""
 
     @cached_property
+    def has_space_before_answer(self) -> bool:
+        """Whether the template writes a space between what opens the assistant's turn and the answer."""
+        opening = self._opening
+        return bool(opening) and self._before_answer == opening + " "
+
+    @cached_property
     def _borders(self) -> list[_Borders]:
         found = []
         for roles in (("system", "user", "assistant", "user"), ("user", "assistant", "user"), ("user",)):

@@ -50,7 +50,7 @@ class PolicyPrompts:
         if self.chat is not None:
             return self.chat.literals(messages, tools, (), opens_turn=True, has_answer=False)
         check_bare(messages, tools)
-        between = tuple(self.texts.foreign_ids(BETWEEN_MESSAGES))
+        between = tuple(self.texts.foreign_ids(BETWEEN_MESSAGES, "text"))
         ids = (tuple(self._head), *((between,) * (len(messages) - 1)), ())
         return Literals(ids, ((False, False),) * len(messages))
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from redline.rendering.beginnings import Behind
 from redline.rendering.errors import RenderError
 from redline.rendering.tokenizing import PrivateTokenizer
 
@@ -88,21 +89,32 @@ class SpecialTokens:
         """``text`` with codes in the places of special tokens."""
         return self.pattern.sub(lambda found: marks.hold(found[0]), text) if self.are_in(text) else text
 
-    def ids(self, text: str, marks: Marks, tokenizer: PrivateTokenizer) -> list[int]:
-        """Ids of a rendered text in which callers' special tokens are hidden."""
+    def ids(self, text: str, marks: Marks, tokenizer: PrivateTokenizer, *, behind: Behind = "nothing") -> list[int]:
+        """Ids of a rendered text in which callers' special tokens are hidden.
+
+        Args:
+            text: a rendered text or a piece of one.
+            marks: codes of what is hidden.
+            tokenizer: that of these special tokens.
+            behind: what stands before the piece.
+        """
         if not marks.held or not marks.pattern.search(text):
-            return tokenizer.template_ids(text) if text else []
+            return tokenizer.template_ids(text, behind) if text else []
         ids: list[int] = []
+
+        def place() -> Behind:
+            return tokenizer.behind(ids) if ids else behind
+
         own = ""  # what is read as one text, special tokens included
         at = 0
         borders = [found.span() for found in self.pattern.finditer(text)]
         for start, end in [*borders, (len(text), len(text))]:
             part = text[at:start]
             if marks.pattern.search(part):
-                ids += tokenizer.template_ids(own) if own else []
-                ids += tokenizer.foreign_ids(marks.restored(part))
+                ids += tokenizer.template_ids(own, place()) if own else []
+                ids += tokenizer.foreign_ids(marks.restored(part), place())
                 own = text[start:end]
             else:
                 own += text[at:end]
             at = end
-        return ids + (tokenizer.template_ids(own) if own else [])
+        return ids + (tokenizer.template_ids(own, place()) if own else [])
