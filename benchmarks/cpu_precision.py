@@ -1,4 +1,5 @@
-"""What float32 and bfloat16 cost on this CPU: the product measured at start, scoring, and a training step, in turns.
+"""What float32 and bfloat16 cost on this CPU: the product measured at start, scoring, a training step and a PPO step,
+in turns.
 
     python -m benchmarks.cpu_precision --out runs/bench [--quick] [--model FOLDER]
 
@@ -16,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -25,6 +26,7 @@ from benchmarks.serving import machine
 from benchmarks.training import build_pairs, ours
 from benchmarks.workloads import Texts
 from redline.cpu_precision import NEEDED_RATIO, choose, measure
+from redline.ppo import CausalPolicy, FunctionRewards, PPOConfig, PPOLoop
 from redline_model.bundle import Bundle
 from redline_model.loading import Placement
 from redline_model.scorers import Scorer, measure_all, reading_of
@@ -33,7 +35,9 @@ from redline_trainer.config import TrainConfig
 from redline_trainer.precision import correlation
 from redline_trainer.train import encode_pairs
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+_NEW_TOKENS = 32
+_PROMPT_CHARACTERS = 200
 
 
 def scored(scorer: Scorer[Any], items: Sequence[EncodedItem]) -> tuple[torch.Tensor, float]:
@@ -44,6 +48,16 @@ def scored(scorer: Scorer[Any], items: Sequence[EncodedItem]) -> tuple[torch.Ten
     reading = reading_of(scorer)
     scores = torch.tensor([scorer.read(one, reading).score for one in measured], dtype=torch.float64)
     return scores, sum(len(item.target_ids) for item in items) / seconds
+
+
+def ppo_step(model: Any, tokenizer: Any, prompts: Sequence[str], precision: Literal["float32", "bfloat16"]) -> float:
+    """Response tokens a second of one PPO step: sampling, the reference and the updates, rewards for nothing."""
+    policy = CausalPolicy(copy.deepcopy(model), tokenizer, max_new_tokens=_NEW_TOKENS, precision=precision)
+    config = PPOConfig(steps=1, rollouts=len(prompts), sample_batch=len(prompts), minibatch=len(prompts))
+    loop = PPOLoop(policy, FunctionRewards(lambda rollout: float(len(rollout.response_ids))), prompts, config)
+    started = time.perf_counter()
+    metrics = loop.step()
+    return metrics["response_tokens"] * len(prompts) / (time.perf_counter() - started)
 
 
 def main() -> None:
@@ -68,7 +82,10 @@ def main() -> None:
     texts = Texts(scorers["float32"].encoder.tokenizer, args.texts, args.seed)
     pairs, _ = encode_pairs(scorers["float32"].encoder, build_pairs(texts, count), "error")
     items = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
-    rates: dict[str, dict[str, list[float]]] = {what: {p: [] for p in PRECISIONS} for what in ("scoring", "training")}
+    prompts = [question.text[:_PROMPT_CHARACTERS] for question in items]
+    rates: dict[str, dict[str, list[float]]] = {
+        what: {p: [] for p in PRECISIONS} for what in ("scoring", "training", "ppo")
+    }
     scores: dict[str, torch.Tensor] = {}
     losses: dict[str, float] = {}
     for repeat in range(repeats):
@@ -79,7 +96,10 @@ def main() -> None:
             model = copy.deepcopy(scorers["float32"].model)
             (losses[precision],), (seconds,) = ours(model, [pairs], TrainConfig.model_validate(settings))
             rates["training"][precision].append(len(pairs) / seconds)
-            print(f"  {precision:9} scoring {rate:8.1f} tokens/s, a step {seconds:6.2f} s", file=sys.stderr)
+            sampled = ppo_step(scorers["float32"].model, scorers["float32"].encoder.tokenizer, prompts, precision)
+            rates["ppo"][precision].append(sampled)
+            shown = f"scoring {rate:8.1f} tokens/s, a step {seconds:6.2f} s, PPO {sampled:7.1f} tokens/s"
+            print(f"  {precision:9} {shown}", file=sys.stderr)
     medians = {what: {p: statistics.median(of[p]) for p in PRECISIONS} for what, of in rates.items()}
     report = {
         "machine": machine(),
@@ -89,6 +109,7 @@ def main() -> None:
         "product_gflops": {"float32": product.float32_gflops, "bfloat16": product.bfloat16_gflops},
         "scoring_judged_tokens_per_s": medians["scoring"],
         "training_pairs_per_s": medians["training"],
+        "ppo_response_tokens_per_s": medians["ppo"],
         "score_correlation": correlation(scores["bfloat16"], scores["float32"]),
         "largest_score_difference": float((scores["bfloat16"] - scores["float32"]).abs().max()),
         "losses": losses,
