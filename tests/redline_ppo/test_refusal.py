@@ -17,7 +17,7 @@ import torch
 from redline.cli import app as command_line
 from redline.client import RewardClient
 from redline.errors import StepRefusedError
-from redline.ppo import FunctionRewards, PPOConfig, PPOLoop, Rollout, Scored, Scores
+from redline.ppo import FunctionRewards, PPOConfig, PPOLoop, RemoteRewards, Rollout, Scored, Scores
 from redline.ppo.policy import CausalPolicy
 from redline.ppo.protocols import TokenOutputs
 from tests.redline_ppo.tiny import PROMPTS, tiny_policy
@@ -152,6 +152,7 @@ def test_the_command_ends_with_one_line(
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "Hi"}\n')
     model = argparse.Namespace(kind="seq2seq", name="default", digest="sha256:0")
     monkeypatch.setattr(RewardClient, "model", lambda self: model)
+    monkeypatch.setattr(RemoteRewards, "refusals", lambda self, prompts: [None] * len(prompts))
     given = f"ppo --policy {tmp_path}/policy --prompts {tmp_path}/prompts.jsonl --out {tmp_path}/out --max-new-tokens 4"
     monkeypatch.setattr(sys, "argv", ["redline", *given.split()])
     with pytest.raises(SystemExit) as ended:
