@@ -96,7 +96,7 @@ def work(args: argparse.Namespace) -> None:
         started = time.process_time()
         report = run_optimizer_step(step, _RATE, config, objective, batch, optimizer, learning)
         seconds = time.process_time() - started
-        told = {
+        measured = {
             "loss": report.loss,
             "grad_norm": report.grad_norm,
             "tokens": report.tokens,
@@ -104,7 +104,7 @@ def work(args: argparse.Namespace) -> None:
             "tokens_per_cpu_s": report.tokens / seconds,
             "peak_mb": peak_mb(),
         }
-        print(json.dumps(told), flush=True)
+        print(json.dumps(measured), flush=True)
 
 
 def in_turns(names: Sequence[str], options: Sequence[str], steps: int) -> dict[str, list[dict[str, Any]]]:
@@ -118,7 +118,7 @@ def in_turns(names: Sequence[str], options: Sequence[str], steps: int) -> dict[s
         )
         for name in names
     }
-    told: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    measured: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     try:
         for step in range(steps):
             for name, worker in [*workers.items()][:: 1 if step % 2 == 0 else -1]:
@@ -128,26 +128,26 @@ def in_turns(names: Sequence[str], options: Sequence[str], steps: int) -> dict[s
                 line = worker.stdout.readline()
                 if not line:
                     raise SystemExit(f"{name} ended in step {step + 1}")
-                told[name].append(json.loads(line))
-                print(f"  {name:30} {told[name][-1]}", file=sys.stderr, flush=True)
+                measured[name].append(json.loads(line))
+                print(f"  {name:30} {measured[name][-1]}", file=sys.stderr, flush=True)
     finally:
         for worker in workers.values():
             worker.kill()
             worker.wait()
-    return told
+    return measured
 
 
 def measure(options: Sequence[str], names: Sequence[str], steps: int) -> dict[str, dict[str, Any]]:
     """A row a way; two processes at a time, for each holds a model and its optimiser's state."""
     rows: dict[str, dict[str, Any]] = {}
     for start in range(0, len(names), 2):
-        for name, told in in_turns(names[start : start + 2], options, steps).items():
+        for name, measured in in_turns(names[start : start + 2], options, steps).items():
             rows[name] = {
-                "peak_mb": told[-1]["peak_mb"],
-                "tokens_per_s": statistics.median(one["tokens_per_s"] for one in told),
-                "tokens_per_cpu_s": statistics.median(one["tokens_per_cpu_s"] for one in told),
-                "losses": [one["loss"] for one in told],
-                "grad_norms": [one["grad_norm"] for one in told],
+                "peak_mb": measured[-1]["peak_mb"],
+                "tokens_per_s": statistics.median(one["tokens_per_s"] for one in measured),
+                "tokens_per_cpu_s": statistics.median(one["tokens_per_cpu_s"] for one in measured),
+                "losses": [one["loss"] for one in measured],
+                "grad_norms": [one["grad_norm"] for one in measured],
             }
     return rows
 

@@ -29,6 +29,7 @@ ALLOWED = {
         "redline.rendering",
         "redline.cpu_precision",
         "redline.positions",
+        "redline.rotary",
     ),
     "redline_service": (
         "redline.wire",

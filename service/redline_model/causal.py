@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from redline.rotary import RotaryState
 from redline_model.batches import Padded, pack_by_length, pad, to_device
 from redline_model.prefixes import Prefix, PrefixCache
 from redline_model.probing import differs, without_dropout
 from redline_model.ragged import NAME, Past, Segment, run_segments
-from redline_model.rotary import RotaryState
 
 # A head shorter than this is not worth a piece of its own in every context.
 _LEAST_HEAD = 8

@@ -8,13 +8,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from redline.rotary import RotaryState
 from redline_model.batches import pack_by_length, pad, to_device
 from redline_model.causal import Branch, CausalForward, pad_branches
 from redline_model.errors import UnsupportedError
 from redline_model.logits import AsTheyAre, Head, Projection
 from redline_model.prefixes import Prefix, PrefixCache
 from redline_model.ragged import Past
-from redline_model.rotary import RotaryState
 from redline_model.template import EncodedItem
 
 

@@ -39,6 +39,19 @@ def copy(bundle: Bundle, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle.folder, tmp_path / "copy"))
 
 
+def refused_in_time_and_memory(folder: Path) -> Exception:
+    """The one-line error with which the bundle in ``folder`` is refused."""
+    started, before = time.monotonic(), peak_mib()
+    with pytest.raises((BundleError, UnsupportedError)) as refusal:
+        Bundle.load(folder)
+    assert time.monotonic() - started < LIMIT_S
+    assert peak_mib() - before < LIMIT_MIB
+    message = str(refusal.value)
+    assert message.isprintable()
+    assert len(message.replace(str(folder), "")) < 500
+    return refusal.value
+
+
 def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -52,14 +65,7 @@ def peak_mib() -> float:
 )
 def test_a_hostile_bundle_is_refused_in_time_and_memory(copy: Path, damage: Damage) -> None:
     damage(copy)
-    started, before = time.monotonic(), peak_mib()
-    with pytest.raises((BundleError, UnsupportedError)) as refusal:
-        Bundle.load(copy)
-    assert time.monotonic() - started < LIMIT_S
-    assert peak_mib() - before < LIMIT_MIB
-    message = str(refusal.value)
-    assert message.isprintable()
-    assert len(message.replace(str(copy), "")) < 500
+    refused_in_time_and_memory(copy)
 
 
 def test_a_hostile_bundle_is_refused_off_the_main_thread(copy: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from tests.conftest import TEXTS
 from tests.damage import Damage, json_file
 from tests.hostile_settings import HARMLESS_SETTINGS, HOSTILE_SETTINGS
 from tests.hostile_tokenizers import HOSTILE_TOKENIZERS, TAKES_SECONDS_TOO
-from tests.redline_model.test_hostile_bundles import LIMIT_MIB, LIMIT_S, peak_mib
+from tests.redline_model.test_hostile_bundles import refused_in_time_and_memory
 from tests.redline_service.conftest import with_service
 from tests.terminal import run_on_terminal
 from tests.tokenizer_families import TOKENIZERS, tokenizer_of
@@ -44,15 +43,8 @@ def copy(bundle: Bundle, tmp_path: Path) -> Path:
 )
 def test_a_hostile_tokenizer_is_refused_in_time_and_memory(copy: Path, damage: Damage) -> None:
     damage(copy)
-    started, before = time.monotonic(), peak_mib()
-    with pytest.raises((BundleError, UnsupportedError)) as refusal:
-        Bundle.load(copy)
-    assert time.monotonic() - started < LIMIT_S
-    assert peak_mib() - before < LIMIT_MIB
-    message = str(refusal.value)
-    assert str(copy) in message or isinstance(refusal.value, UnsupportedError)
-    assert message.isprintable()
-    assert len(message.replace(str(copy), "")) < 500
+    refusal = refused_in_time_and_memory(copy)
+    assert str(copy) in str(refusal) or isinstance(refusal, UnsupportedError)
 
 
 PAIRS = '{"prompt": "p", "chosen": "a", "rejected": "b"}\n'

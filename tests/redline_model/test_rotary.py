@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers import LlamaConfig
 
-from redline_model.rotary import longest_shared
+from redline.rotary import longest_shared
 from redline_model.scorers import measure_all
 from redline_model.statistics import launch_targets
 from redline_model.targets import CausalTargets, target_forward
@@ -148,7 +148,7 @@ def test_encoder_decoder_models_are_scored_alone_too() -> None:
     config.decoder_start_token_id = 1
     torch.manual_seed(0)
     fresh = transformers.T5GemmaForConditionalGeneration(config).eval()
-    assert longest_shared(fresh.config) == ORIGINAL
+    assert longest_shared(fresh.config.to_dict()) == ORIGINAL
     alone = [launch_targets(target_forward(copy.deepcopy(fresh)), [item])()[0].logprob for item in items()]
     used = target_forward(copy.deepcopy(fresh))
     with torch.inference_mode():
@@ -176,4 +176,4 @@ def test_settings_are_found_wherever_they_stand(settings: dict[str, Any], expect
         def to_dict(self) -> dict[str, Any]:
             return settings
 
-    assert longest_shared(Config()) == expected
+    assert longest_shared(Config().to_dict()) == expected

@@ -21,8 +21,8 @@ from redline.ppo.loading import load_model
 from redline.ppo.protocols import Prompt, Rollout, TokenOutputs
 from redline.ppo.recomputing import Recomputing
 from redline.ppo.refusal import NonFiniteError
-from redline.ppo.rotary import longest_shared, reset_angles
 from redline.rendering import PolicyPrompts, RenderError
+from redline.rotary import longest_shared, reset_angles
 from redline.token_spans import token_spans
 
 
@@ -174,7 +174,7 @@ class CausalPolicy:
             ids[n, width - len(row) :] = torch.tensor(row)
             mask[n, width - len(row) :] = 1
         if self._limit is not None:
-            reset_angles(self.model)
+            reset_angles(self.model.modules())
         with self._precise():
             out = self.model.generate(
                 input_ids=ids.to(self.device), attention_mask=mask.to(self.device), logits_processor=[_finite]
@@ -223,7 +223,7 @@ class CausalPolicy:
         for part in parts:
             layout = lay_out([rollouts[n] for n in part], self._probed.padding, self._pad_id, self.device)
             if self._limit is not None:
-                reset_angles(model)
+                reset_angles(model.modules())
             with self._precise():
                 states = run(model, layout)
             if self._has_own_critic:

@@ -117,22 +117,25 @@ class ChatRenderer:
             raise ValueError("the tokenizer has several chat templates and no default one")
         return str(self._templates["default"])
 
+    def pieces(self, roles: Sequence[str], *, opens_turn: bool = False) -> list[str] | None:
+        """What the template writes before, between and behind the contents of turns of these roles.
+
+        None where it refuses them, leaves a content out or writes one twice.
+        """
+        marks = Marks([])
+        turns = [{"role": role, "content": marks.code(n)} for n, role in enumerate(roles)]
+        try:
+            text = self.render(turns, opens_turn=opens_turn)
+        except RenderError:
+            return None
+        parts = marks.pattern.split(text)
+        return parts[::2] if parts[1::2] == [str(n) for n in range(len(roles))] else None
+
     @cached_property
     def markers(self) -> tuple[str, ...]:
         """See ``redline.rendering.markers``."""
-
-        def pieces(roles: Sequence[str], *, opens_turn: bool = False) -> list[str] | None:
-            marks = Marks([])
-            turns = [{"role": role, "content": marks.code(n)} for n, role in enumerate(roles)]
-            try:
-                text = self.render(turns, opens_turn=opens_turn)
-            except RenderError:
-                return None
-            parts = marks.pattern.split(text)
-            return parts[::2] if parts[1::2] == [str(n) for n in range(len(roles))] else None
-
-        opened = pieces(("user",), opens_turn=True)
-        return turn_markers(pieces, self.special.pattern, opening=opened[-1] if opened is not None else "")
+        opened = self.pieces(("user",), opens_turn=True)
+        return turn_markers(self.pieces, self.special.pattern, opening=opened[-1] if opened is not None else "")
 
     @cached_property
     def _marker_pattern(self) -> re.Pattern[str]:

@@ -111,7 +111,7 @@ class OwnForm:
     @cached_property
     def _before_answer(self) -> str:
         """What the template writes between a question and the last answer."""
-        pieces = self._pieces(("user", "assistant"))
+        pieces = self._chat.pieces(("user", "assistant"))
         return pieces[1] if pieces is not None else ""
 
     @cached_property
@@ -124,7 +124,7 @@ class OwnForm:
     def _borders(self) -> list[_Borders]:
         found = []
         for roles in (("system", "user", "assistant", "user"), ("user", "assistant", "user"), ("user",)):
-            pieces = self._pieces(roles)
+            pieces = self._chat.pieces(roles)
             if pieces is None:
                 continue
             if len(roles) == 4:
@@ -135,15 +135,6 @@ class OwnForm:
                 found.append(_Borders(pieces[0], None, self._opening, ""))
         # the longest fits best; of equal ones the one that finds no system prompt in a text of the user's
         return sorted(found, key=lambda borders: (-len(borders.start), borders.after_system is not None))
-
-    def _pieces(self, roles: Sequence[str]) -> list[str] | None:
-        marks = Marks([])
-        try:
-            text = self._chat.render([{"role": role, "content": marks.code(n)} for n, role in enumerate(roles)])
-        except RenderError:
-            return None
-        parts = marks.pattern.split(text)
-        return parts[::2] if parts[1::2] == [str(n) for n in range(len(roles))] else None
 
     def _turns(self, body: str, borders: _Borders) -> list[Message] | None:
         """The turns of a text without its end, by the borders alone."""

@@ -1,27 +1,42 @@
 """Rotary position embeddings whose angles depend on the longest sequence of a pass (dynamic NTK, LongRoPE).
 
 A sequence must not depend on what stands beside it, nor on what the model saw before. Up to a length that the
-configuration names all sequences have the same angles and may share a pass; any longer one is alone in its pass, and
-angles that transformers keeps from earlier passes are put back before each.
+configuration names all sequences have the same angles and may share a pass; a longer one may share it only with those
+of its own length, and angles that transformers keeps from earlier passes are put back before each. Scoring and PPO go
+by the same rule. Standard library only.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 _SETTINGS = ("rope_parameters", "rope_scaling")
 _KEPT = re.compile(r"(.*)original_inv_freq")
 
 
-def longest_shared(config: Any) -> int | None:
+def longest_shared(config: Mapping[str, Any]) -> int | None:
     """Tokens up to which sequences may share a pass; None where angles never depend on the pass.
 
-    Settings may be nested by layer type, and lie in a part of a composite configuration.
+    Args:
+        config: a configuration as a dictionary. Settings may be nested by layer type, and lie in a part of it.
     """
-    limits = list(_limits(config.to_dict()))
-    return min(limits) if limits else None
+    return min(_limits(config), default=None)
+
+
+def reset_angles(modules: Iterable[Any]) -> None:
+    """Put back the angles of a model that has seen nothing yet, in each of its ``modules`` that keeps any."""
+    for module in modules:
+        for name in _state(module):
+            found = _KEPT.fullmatch(name)
+            if found is None:
+                continue
+            prefix, original = found[1], getattr(module, name)
+            current = getattr(module, f"{prefix}inv_freq")
+            setattr(module, f"{prefix}inv_freq", original.detach().clone().to(current.device))
+            if f"{prefix}max_seq_len_cached" in vars(module):
+                setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
 
 
 def _limits(part: Any) -> Iterator[int]:
@@ -54,7 +69,7 @@ class RotaryState:
     """Which sequences of a model may share a pass, and the angles that it keeps between passes."""
 
     def __init__(self, model: Any) -> None:
-        self.longest_shared = longest_shared(model.config)
+        self.longest_shared = longest_shared(model.config.to_dict())
         self._modules: list[Any] = []
         if self.longest_shared is not None:
             self._modules = [
@@ -81,16 +96,7 @@ class RotaryState:
 
     def reset(self) -> None:
         """Put back the angles of a model that has seen nothing yet; to be called before every pass."""
-        for module in self._modules:
-            for name in _state(module):
-                found = _KEPT.fullmatch(name)
-                if found is None:
-                    continue
-                prefix, original = found[1], getattr(module, name)
-                current = getattr(module, f"{prefix}inv_freq")
-                setattr(module, f"{prefix}inv_freq", original.detach().clone().to(current.device))
-                if f"{prefix}max_seq_len_cached" in vars(module):
-                    setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
+        reset_angles(self._modules)
 
 
 def _state(module: Any) -> list[str]:
