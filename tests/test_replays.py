@@ -20,7 +20,8 @@ import pytest
 
 from redline import RewardClient
 from tests.conftest import build_causal, build_scorer, build_tokenizer, write_bundle
-from tests.test_whole_loop import Service, free_port
+from tests.ports import free_port
+from tests.test_whole_loop import Service
 
 pytestmark = pytest.mark.loop
 PROMPT = "How do I reset my router?"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from redline import NO_RETRY, RewardClient
 from redline_model.bundle import Bundle
 from tests.commands import ENVIRONMENT, ended, run, start
+from tests.ports import free_port
 from tests.reward_models import build_reward_model, own_scores
 
 ITEMS = [("How do I reset my router?", "Hold the round button."), ("Hi", "I am sorry, but I cannot help with that.")]
@@ -36,9 +36,7 @@ def test_a_reward_model_is_served_scored_with_and_evaluated(tmp_path: Path, monk
     expected = own_scores(folder, ITEMS)
     rows, out = tmp_path / "items.jsonl", tmp_path / "scores.jsonl"
     rows.write_text("".join(json.dumps({"prompt": p, "response": r}) + "\n" for p, r in ITEMS))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with (
         ended(start("serve", str(folder), "--port", str(port))),
         RewardClient(f"http://127.0.0.1:{port}", retry=NO_RETRY) as client,

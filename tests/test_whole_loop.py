@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ from redline_model.bundle import Bundle
 from redline_model.extraction import Reading
 from redline_model.template import Item
 from tests.conftest import build_causal, build_tokenizer
+from tests.ports import free_port
 
 pytestmark = pytest.mark.loop
 REDLINE = str(Path(sys.executable).with_name("redline"))
@@ -35,13 +35,6 @@ def run(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
     )
     assert done.returncode == status, done.stderr + done.stdout
     return done
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 class Service:

@@ -20,6 +20,7 @@ from pydantic_settings import SettingsError
 
 from redline_service.settings import ServiceSettings
 from tests.attacks.server import BODIES, KEY, PROMPT, RESPONSE, Attacked, exchange, post, serving
+from tests.ports import free_port
 
 pytestmark = pytest.mark.loop
 BIG = 64 * 1024
@@ -253,9 +254,7 @@ server.serve(ServiceSettings(bundle=sys.argv[1], port=int(sys.argv[2]), drain_s=
     ("sent", "status"), [(signal.SIGTERM, 0), pytest.param(signal.SIGINT, 130, marks=pytest.mark.faults)]
 )
 def test_a_thread_that_does_not_end_cannot_hold_up_the_exit(folder: Path, sent: int, status: int) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-c", STUCK, str(folder), str(port)],
         stderr=subprocess.PIPE,

@@ -13,7 +13,8 @@ import pytest
 
 from redline import NO_RETRY, RewardClient
 from tests.conftest import build_causal, build_scorer, build_tokenizer, write_bundle
-from tests.test_whole_loop import ENVIRONMENT, free_port
+from tests.ports import free_port
+from tests.test_whole_loop import ENVIRONMENT
 
 # the environment of one peer; what another peer needs is not there
 PEER = os.environ.get("REDLINE_PEER")
