@@ -23,9 +23,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks.experiment.budget import FULL, QUICK, Budget
-from benchmarks.experiment.jobs import Job, dpo_of, planned, runs_of, sources_of
-from benchmarks.worlds.suite import TASKS
+from benchmarks.synthetic.budget import FULL, QUICK, Budget
+from benchmarks.synthetic.jobs import Job, dpo_of, planned, runs_of, sources_of
+from benchmarks.synthetic.tasks.suite import TASKS
 
 
 def run_job(job: Job, out: Path, budget: Budget, sources: str, few: bool) -> float:
@@ -33,7 +33,7 @@ def run_job(job: Job, out: Path, budget: Budget, sources: str, few: bool) -> flo
     import torch
     from transformers.utils import logging as transformers_logging
 
-    from benchmarks.experiment.cell import Cell, default_modes
+    from benchmarks.synthetic.seed_run import Cell, default_modes
 
     torch.set_num_threads(1)
     transformers_logging.set_verbosity_error()
@@ -97,7 +97,7 @@ def verdict(tasks: Mapping[str, Any]) -> dict[str, Any]:
 
 def rendered(claims: Mapping[str, Any]) -> str:
     """The tables of ``claims.json`` in Markdown."""
-    from benchmarks.experiment.results import accuracy_table, head_to_head, table
+    from benchmarks.synthetic.statistics import accuracy_table, head_to_head, table
 
     bars = ["| bar | value | asked | met |", "|---|---|---|---|"]
     for name, bar in claims["verdict"].items():
@@ -164,9 +164,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     failed.append(f"{job}: {type(error).__name__}: {error}")
                 print(f"{job.world} seed {job.seed} {job.group}: {error or 'done'}", flush=True)
     finished = [job for job in jobs if not any(str(job) in line for line in failed)]
-    from benchmarks.experiment.collect import collected, unfinished
-    from benchmarks.experiment.results import plot_curves, plot_gold
-    from benchmarks.experiment.training import write_json
+    from benchmarks.synthetic.results_store import collected, unfinished
+    from benchmarks.synthetic.statistics import plot_curves, plot_gold
+    from benchmarks.synthetic.training import write_json
 
     claims: dict[str, Any] = collected(args.out, seeds, finished, budget, sources)
     claims["verdict"] = verdict(claims["tasks"])

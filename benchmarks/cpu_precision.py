@@ -3,7 +3,7 @@ in turns.
 
     python -m benchmarks.cpu_precision --out runs/bench [--quick] [--model FOLDER]
 
-The first row is what ``redline.cpu_precision`` decides by; the others say whether it decides rightly for this model.
+``redline.causal_lm.cpu_precision`` decides by the first row; the others say whether that is right for this model.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from typing import Any, Literal
 
 import torch
 
-from benchmarks.bundles import build_bundle
 from benchmarks.serving import machine
+from benchmarks.speed.bundles import build_bundle
+from benchmarks.speed.workloads import Texts
 from benchmarks.training import build_pairs, ours
-from benchmarks.workloads import Texts
-from redline.cpu_precision import NEEDED_RATIO, choose, measure
+from redline.causal_lm.cpu_precision import NEEDED_RATIO, choose, measure
 from redline.ppo import CausalPolicy, FunctionRewards, PPOConfig, PPOLoop
-from redline_model.bundle import Bundle
-from redline_model.loading import Placement
-from redline_model.scorers import Scorer, measure_all, reading_of
-from redline_model.template import EncodedItem
+from redline_model.bundle.bundle import Bundle
+from redline_model.bundle.loading import Placement
+from redline_model.encoding.encoder import EncodedItem
+from redline_model.scorer import Scorer, measure_all, reading_of
 from redline_trainer.config import TrainConfig
-from redline_trainer.precision import correlation
+from redline_trainer.evaluation.precision import correlation
 from redline_trainer.train import encode_pairs
 
 PRECISIONS: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")

@@ -22,16 +22,16 @@ import torch
 import transformers
 from transformers import LlamaForCausalLM
 
-from benchmarks.bundles import SHAPES, built_tokenizer, shape_config
-from benchmarks.ceiling import fewest_operations, matmul_rate
-from benchmarks.reference_server import left_padded
-from benchmarks.workloads import Texts, group
+from benchmarks.speed.bundles import SHAPES, built_tokenizer, shape_config
+from benchmarks.speed.ceiling import fewest_operations, matmul_rate
+from benchmarks.speed.reference_server import left_padded
+from benchmarks.speed.workloads import Texts, group
 from redline.wire import ScoreItem, ScoreOptions, ScoreRequest
-from redline_model.bundle import Bundle, Manifest, make_encoder, make_scorer
-from redline_model.compiling import compile_layers
+from redline_model.bundle.bundle import Bundle, Manifest, make_encoder, make_scorer
+from redline_model.bundle.loading import Placement
+from redline_model.encoding.encoder import Item, Template
 from redline_model.extraction import Extraction
-from redline_model.loading import Placement
-from redline_model.template import Item, Template
+from redline_model.inference.compile_layers import compile_layers
 from redline_service.engine import Engine
 
 # Dense bfloat16 peaks by the name that torch gives the device, operations a second, from the makers' data sheets.

@@ -27,15 +27,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bundles import build_bundle, build_tiny_bundle
-from benchmarks.contenders import RedlineHttp
-from benchmarks.load_generator import Outcome, Recording, Stream, request_template, run_apart
-from benchmarks.outcomes import beyond_the_model, goodput, short_beside_long, steady_rate
-from benchmarks.overload_report import print_overload
-from benchmarks.workloads import Texts
+from benchmarks.speed.backends import RedlineHttp
+from benchmarks.speed.bundles import build_bundle, build_tiny_bundle
+from benchmarks.speed.load_generator import Outcome, Recording, Stream, request_template, run_apart
+from benchmarks.speed.load_results import beyond_the_model, goodput, short_beside_long, steady_rate
+from benchmarks.speed.overload_report import print_overload
+from benchmarks.speed.workloads import Texts
 from redline.wire import DEADLINE_HEADER, SCORE_PATH
-from redline_model.bundle import Bundle
-from redline_model.template import Item
+from redline_model.bundle.bundle import Bundle
+from redline_model.encoding.encoder import Item
 from redline_service.engine import default_batch_tokens
 
 # name -> items a request, and whether they are responses to one prompt

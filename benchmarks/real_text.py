@@ -18,10 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.experiment.real_run import FULL, KINDS, MAIN_KINDS, REDUCED, Run
+from benchmarks.real_text_runs.run import FULL, KINDS, MAIN_KINDS, REDUCED, Run
 
 if TYPE_CHECKING:
-    from redline_trainer.quality import QualityReport
+    from redline_trainer.evaluation.report import QualityReport
 
 # what a rewriting model's blame is read by, fixed beforehand: -log pi(y_t), for its argmax copies what it is shown
 _BLAME = "probability/sum"
@@ -49,7 +49,7 @@ def all_figures(run: Run, policy: bool) -> dict[str, Any]:
             detection.pop("auc_resamples", None)
     policies = judge = None
     if policy:
-        from benchmarks.experiment.real_policy import policy_figures
+        from benchmarks.real_text_runs.policy import policy_figures
 
         policies = run.once("policies", lambda: policy_figures(run))
         judged = run.bundle(plan.judge, "scalar")
@@ -65,7 +65,7 @@ def all_figures(run: Run, policy: bool) -> dict[str, Any]:
 
 def _ahead(models: dict[str, Any]) -> dict[str, dict[str, tuple[float, float, float]]]:
     """By how much each seq2seq model's area is above every other model's, paired: difference, low, high."""
-    from redline_trainer.spans import SpanDetection, auc_difference
+    from redline_trainer.evaluation.error_spans import SpanDetection, auc_difference
 
     told = {
         name: SpanDetection.model_validate(readings.get(_BLAME) or next(iter(readings.values())))
@@ -78,7 +78,7 @@ def _ahead(models: dict[str, Any]) -> dict[str, dict[str, tuple[float, float, fl
 
 def reliability_of(figures: Mapping[str, Any], data: str) -> dict[str, QualityReport]:
     """The reports of the models fitted on ``data``, on its own test pairs."""
-    from redline_trainer.quality import QualityReport
+    from redline_trainer.evaluation.report import QualityReport
 
     return {kind: QualityReport.model_validate(r) for kind, r in figures["ranking"][data][data].items()}
 
@@ -153,8 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import torch
     from transformers.utils import logging as transformers_logging
 
-    from benchmarks.experiment.training import write_json
-    from redline_trainer.quality import plot_reliability
+    from benchmarks.synthetic.training import write_json
+    from redline_trainer.evaluation.report import plot_reliability
 
     transformers_logging.disable_progress_bar()
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device

@@ -23,9 +23,8 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks.bundles import build_bundle
-from benchmarks.ceiling import fewest_operations, matmul_rate
-from benchmarks.contenders import (
+from benchmarks.overload import FULL, QUICK, measure_overload
+from benchmarks.speed.backends import (
     SETTINGS,
     Contender,
     Offline,
@@ -38,13 +37,14 @@ from benchmarks.contenders import (
     reset_peak,
     resume,
 )
-from benchmarks.outcomes import percentile
-from benchmarks.overload import FULL, QUICK, measure_overload
-from benchmarks.overload_report import print_overload
-from benchmarks.report import print_table, write_plot
-from benchmarks.workloads import Texts, Workload, build_workloads, group
-from redline_model.bundle import Bundle
-from redline_model.template import EncodedItem, Item
+from benchmarks.speed.bundles import build_bundle
+from benchmarks.speed.ceiling import fewest_operations, matmul_rate
+from benchmarks.speed.load_results import percentile
+from benchmarks.speed.overload_report import print_overload
+from benchmarks.speed.report import print_table, write_plot
+from benchmarks.speed.workloads import Texts, Workload, build_workloads, group
+from redline_model.bundle.bundle import Bundle
+from redline_model.encoding.encoder import EncodedItem, Item
 
 # two best logits closer than this may be told apart differently by two correct computations
 _TIE = 1e-4

@@ -21,16 +21,16 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from benchmarks.bundles import build_bundle
 from benchmarks.serving import machine
-from benchmarks.workloads import Texts
-from redline.pairs import Pair
-from redline_model.bundle import Bundle
-from redline_model.loading import Placement
-from redline_model.template import EncodedItem
+from benchmarks.speed.bundles import build_bundle
+from benchmarks.speed.workloads import Texts
+from redline.preference_data.rows import Pair
+from redline_model.bundle.bundle import Bundle
+from redline_model.bundle.loading import Placement
+from redline_model.encoding.encoder import EncodedItem
 from redline_trainer.config import TrainConfig
-from redline_trainer.objectives import EncodedPair, Seq2SeqObjective
-from redline_trainer.step import run_optimizer_step
+from redline_trainer.objectives.base import EncodedPair, Seq2SeqObjective
+from redline_trainer.optimizer_step import run_optimizer_step
 from redline_trainer.train import encode_pairs
 
 _RATE = 1e-5

@@ -23,16 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.bundles import build_bundle
 from benchmarks.serving import machine
+from benchmarks.speed.bundles import build_bundle
+from benchmarks.speed.workloads import Texts
 from benchmarks.training import build_pairs
-from benchmarks.workloads import Texts
-from redline_model.bundle import Bundle
-from redline_model.loading import Placement
+from redline_model.bundle.bundle import Bundle
+from redline_model.bundle.loading import Placement
 from redline_trainer.config import TrainConfig
 from redline_trainer.dropout import set_training_mode
-from redline_trainer.objectives import Mapping, Seq2SeqObjective
-from redline_trainer.step import run_optimizer_step
+from redline_trainer.objectives.base import Mapping, Seq2SeqObjective
+from redline_trainer.optimizer_step import run_optimizer_step
 from redline_trainer.train import encode_pairs
 
 _RATE = 1e-5

@@ -21,7 +21,7 @@ from redline.testing import FakeService
 from redline.wire import ErrorBody, ErrorCode, ErrorResponse
 
 LAUNCH = [sys.executable, str(Path(__file__).with_name("launch.py"))]
-REDLINE = [sys.executable, "-m", "redline.cli"]
+REDLINE = [sys.executable, "-m", "redline_cli"]
 ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 
 

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from redline_model.bundle import REFERENCE, Bundle, Manifest, make_encoder, make_scorer, save_bundle
+from redline_model.bundle.bundle import REFERENCE, Bundle, Manifest, make_encoder, make_scorer, save_bundle
+from redline_model.bundle.loading import Kind
+from redline_model.encoding.encoder import Template
 from redline_model.extraction import Extraction
-from redline_model.loading import Kind
-from redline_model.scorers import DPOScorer, Scorer
-from redline_model.template import Template
+from redline_model.scorer import Scorer
+from redline_model.scorers.dpo import DPOScorer
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

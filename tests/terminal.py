@@ -17,7 +17,7 @@ def run_on_terminal(*arguments: str) -> tuple[int, str, str, float, int]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     started = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-c", "from redline.cli import main; main()", *arguments],
+        [sys.executable, "-c", "from redline_cli import main; main()", *arguments],
         stdin=terminal,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -11,23 +11,24 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import bundles, gpu
-from benchmarks.ceiling import body_parameters, fewest_operations
-from benchmarks.load_generator import Outcome, Recording, Stream, generate, request_template
-from benchmarks.outcomes import KINDS, beyond_the_model, goodput, percentile, short_beside_long, steady_rate
+from benchmarks import gpu
 from benchmarks.overload import QUICK, arrivals, chosen_deadline, measure_overload
-from benchmarks.overload_report import print_overload
-from benchmarks.reference_server import left_padded
-from benchmarks.report import markdown
 from benchmarks.serving import exactness, figures
+from benchmarks.speed import bundles
+from benchmarks.speed.ceiling import body_parameters, fewest_operations
+from benchmarks.speed.load_generator import Outcome, Recording, Stream, generate, request_template
+from benchmarks.speed.load_results import KINDS, beyond_the_model, goodput, percentile, short_beside_long, steady_rate
+from benchmarks.speed.overload_report import print_overload
+from benchmarks.speed.reference_server import left_padded
+from benchmarks.speed.report import markdown
+from benchmarks.speed.workloads import Texts, build_workloads
 from benchmarks.training import collate, example
 from benchmarks.training_memory import KeptLogits, table
-from benchmarks.workloads import Texts, build_workloads
-from redline_model.bundle import Bundle
+from redline_model.bundle.bundle import Bundle
+from redline_model.bundle.loading import Placement
+from redline_model.encoding.encoder import EncodedItem, Item
 from redline_model.extraction import Reading
-from redline_model.loading import Placement
-from redline_model.template import EncodedItem, Item
-from redline_trainer.objectives import EncodedPair, Seq2SeqObjective
+from redline_trainer.objectives.base import EncodedPair, Seq2SeqObjective
 
 
 def test_the_reference_gives_redline_s_paper_rewards(bundle: Bundle) -> None:
@@ -103,7 +104,7 @@ def test_a_report_becomes_the_tables_of_the_page() -> None:
 
 
 def test_figures_are_medians_over_turns() -> None:
-    from benchmarks.contenders import Run
+    from benchmarks.speed.backends import Run
 
     runs = [Run(2.0, [1.0, 2.0], []), Run(1.0, [0.5, 1.0], []), Run(4.0, [3.0, 4.0], [])]
     found = figures(runs, [100, 100, 100], 5.0, [0.1, 0.2, 0.3])

@@ -12,12 +12,13 @@ import torch
 from starlette.testclient import TestClient
 
 from benchmarks.claims import rendered, verdict
-from benchmarks.experiment.cell import Cell, lineage
-from benchmarks.experiment.collect import collected
-from benchmarks.experiment.jobs import Job, planned, sources_digest, sources_of
-from benchmarks.experiment.judging import Answers
-from benchmarks.experiment.recipes import ABLATIONS, MAIN, REWARD_MODELS, RewardModel
-from benchmarks.experiment.results import (
+from benchmarks.synthetic.configurations import ABLATIONS, MAIN, REWARD_MODELS, RewardModel
+from benchmarks.synthetic.gold_scores import Answers
+from benchmarks.synthetic.jobs import Job, planned, sources_digest, sources_of
+from benchmarks.synthetic.local_rewards import LocalRewards
+from benchmarks.synthetic.results_store import collected
+from benchmarks.synthetic.seed_run import Cell, lineage
+from benchmarks.synthetic.statistics import (
     curve_figures,
     figures,
     mean_with_interval,
@@ -25,13 +26,12 @@ from benchmarks.experiment.results import (
     split_figures,
     win_rate,
 )
-from benchmarks.experiment.rewards import LocalRewards
-from benchmarks.worlds.suite import CONTROLS, TASKS
+from benchmarks.synthetic.tasks.suite import CONTROLS, TASKS
 from redline import NO_RETRY, RewardClient
 from redline.ppo import CausalPolicy, RemoteRewards, Rollout
-from redline_model.bundle import Bundle
+from redline_model.bundle.bundle import Bundle
 from redline_model.extraction import Reading
-from redline_service.app import create_app
+from redline_service.http.app import create_app
 from redline_service.settings import ServiceSettings
 from redline_trainer.config import TrainConfig
 from tests.conftest import build_causal
@@ -163,7 +163,7 @@ def test_results_of_earlier_code_are_kept_only_on_demand(tmp_path: Path, capsys:
 
 
 def test_what_was_made_is_found_and_other_settings_make_it_anew(tmp_path: Path) -> None:
-    from benchmarks.experiment.budget import QUICK
+    from benchmarks.synthetic.budget import QUICK
 
     made: list[str] = []
 
@@ -185,7 +185,7 @@ def test_a_derived_model_is_as_fresh_as_those_it_is_made_of(monkeypatch: pytest.
 
 
 def test_answers_of_another_budget_are_not_counted(tmp_path: Path) -> None:
-    from benchmarks.experiment.budget import FULL, QUICK
+    from benchmarks.synthetic.budget import FULL, QUICK
 
     folder = tmp_path / "safety" / "seed-0" / "answers"
     folder.mkdir(parents=True)

@@ -11,8 +11,8 @@ import pytest
 import typer
 
 from benchmarks.pages import RENDERERS, filled, stored
-from redline.cli.app import app
 from redline.wire import ERROR_TABLE
+from redline_cli.app import app
 from redline_service.settings import ServiceSettings
 
 ROOT = Path(__file__).resolve().parents[1]

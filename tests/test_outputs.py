@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from redline.cli import app as command_line
-from redline.locks import sole_writer
-from redline.metrics_log import MetricsLog, read_metrics
+from redline.files.locks import sole_writer
+from redline.files.metrics_log import MetricsLog, read_metrics
 from redline.testing import FakeService
-from redline_model.bundle import Bundle
+from redline_cli import app as command_line
+from redline_model.bundle.bundle import Bundle
 from tests.commands import run, served
 from tests.conftest import build_causal, build_tokenizer
 
@@ -152,7 +152,7 @@ def test_standard_output_that_cannot_be_written_is_an_error(home: Path, url: str
         assert failed.returncode == 1
         assert failed.stderr.splitlines()[-1] == "redline: standard output: File too large"
         assert "Exception ignored" not in failed.stderr
-    shell = f"{sys.executable} -m redline.cli score {home}/items.jsonl --limit 2 --url {url} >&-"
+    shell = f"{sys.executable} -m redline_cli score {home}/items.jsonl --limit 2 --url {url} >&-"
     closed = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=False)
     assert closed.returncode == 1
     assert closed.stderr == "redline: standard output: Bad file descriptor\n"
@@ -294,7 +294,7 @@ def test_ppo_on_a_full_disk(home: Path, url: str, here: Here, tmp_path: Path) ->
         with pytest.MonkeyPatch.context() as patch:
             if name != "policy":  # the larger files before it are let through
                 patch.setattr("redline.ppo.policy.CausalPolicy.save", lambda self, folder: None)
-            patch.setattr("redline.metrics_log.write_text", lambda path, text: None)
+            patch.setattr("redline.files.metrics_log.write_text", lambda path, text: None)
             status, said = here(*first, limit=limit)
         assert (status, said) == (1, f"redline: {out / name}: File too large\n")
         assert {k: v for k, v in contents(out).items() if "tfevents" not in k and k != "summary.json"} == {

@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.experiment.real_run import KINDS, MAIN_KINDS, Plan, Run
-from benchmarks.experiment.surprisal import surprisal_scorer
 from benchmarks.real_text import all_figures, reliability_of, rendered
-from redline_model.template import Item
-from redline_trainer.quality import plot_reliability
+from benchmarks.real_text_runs.run import KINDS, MAIN_KINDS, Plan, Run
+from benchmarks.real_text_runs.surprisal import surprisal_scorer
+from redline_model.encoding.encoder import Item
+from redline_trainer.evaluation.report import plot_reliability
 from tests.conftest import build_causal, build_tokenizer
 
 TINY = Plan(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from redline import NO_RETRY, RewardClient
-from redline_model.bundle import Bundle
+from redline_model.bundle.bundle import Bundle
 from tests.commands import ENVIRONMENT, ended, run, start
 from tests.ports import free_port
 from tests.reward_models import build_reward_model, own_scores

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from redline import NO_RETRY, RewardClient
-from redline.cli.signals import GRACE_S
 from redline.testing import FakeService
-from redline_model.bundle import Bundle
+from redline_cli.signals import GRACE_S
+from redline_model.bundle.bundle import Bundle
 from tests.commands import ENVIRONMENT, LAUNCH, Silent, ended, served, start
 from tests.conftest import build_causal, build_tokenizer
 
@@ -217,8 +217,8 @@ STUBBORN = """
 import sys, threading, time
 from contextlib import suppress
 from pathlib import Path
-import redline.cli.app as command
-from redline.files import atomic_file
+import redline_cli.app as command
+from redline.files.atomic import atomic_file
 
 def work(**_):
     with atomic_file(Path(sys.argv[1])) as file:
@@ -273,7 +273,7 @@ def test_several_signals_are_one(home: Path, silent: Silent, tmp_path: Path) -> 
 
 def test_a_signal_that_is_ignored_stays_ignored(silent: Silent) -> None:
     """As for ``nohup`` or a script's background job."""
-    shell = f'trap "" INT; exec {sys.executable} -m redline.cli models --url {silent.url}'
+    shell = f'trap "" INT; exec {sys.executable} -m redline_cli models --url {silent.url}'
     process = subprocess.Popen(["sh", "-c", shell], env=ENVIRONMENT, text=True, stderr=subprocess.PIPE)
     with ended(process):
         silent.wait()

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from redline import NO_RETRY, ConnectionFailedError, RetryPolicy, RewardClient, ScoreOptions, ServiceError
-from redline_model.bundle import Bundle
+from redline_model.bundle.bundle import Bundle
+from redline_model.encoding.encoder import Item
 from redline_model.extraction import Reading
-from redline_model.template import Item
 from tests.conftest import build_causal, build_tokenizer
 from tests.ports import free_port
 

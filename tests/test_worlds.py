@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from benchmarks.worlds.suite import CONTROLS, TASKS, demonstrations, draw_questions, pairs, world
-from benchmarks.worlds.task import Annotators, Question, Task
+from benchmarks.synthetic.tasks.suite import CONTROLS, TASKS, demonstrations, draw_questions, pairs, world
+from benchmarks.synthetic.tasks.task import Annotators, Question, Task
 
 WORLDS = (*TASKS, *CONTROLS)
 

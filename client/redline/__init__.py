@@ -15,13 +15,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from redline.token_spans import token_spans  # at once: the module of this name would stand in its place
+from redline.text.token_spans import token_spans  # at once: the module of this name would stand in its place
 
 if TYPE_CHECKING:
     from redline.aclient import AsyncRewardClient
-    from redline.alignment import align_rewards, check_offsets
     from redline.client import RewardClient
-    from redline.columns import ScoreColumns
+    from redline.dataset_columns import ScoreColumns
     from redline.errors import (
         AnswerMismatchError,
         AnswerTooLargeError,
@@ -34,9 +33,10 @@ if TYPE_CHECKING:
         RedlineError,
         ServiceError,
     )
+    from redline.http.retry import NO_RETRY, RetryPolicy
     from redline.reranking import BestOf, abest_of, best_of
     from redline.results import CorrectResult, ScoreResult
-    from redline.retry import NO_RETRY, RetryPolicy
+    from redline.text.alignment import align_rewards, check_offsets
     from redline.wire import ChatMessage, ItemError, ItemScore, ModelInfo, ResponseItem, ScoreItem, ScoreOptions
     from redline.wire.correction import CorrectOptions, ItemCorrection
 
@@ -78,12 +78,12 @@ __all__ = [
 # where each public name is defined
 _MODULES = {
     "redline.aclient": ("AsyncRewardClient",),
-    "redline.alignment": (
+    "redline.text.alignment": (
         "align_rewards",
         "check_offsets",
     ),
     "redline.client": ("RewardClient",),
-    "redline.columns": ("ScoreColumns",),
+    "redline.dataset_columns": ("ScoreColumns",),
     "redline.errors": (
         "AnswerMismatchError",
         "AnswerTooLargeError",
@@ -105,7 +105,7 @@ _MODULES = {
         "CorrectResult",
         "ScoreResult",
     ),
-    "redline.retry": (
+    "redline.http.retry": (
         "NO_RETRY",
         "RetryPolicy",
     ),

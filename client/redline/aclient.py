@@ -12,10 +12,10 @@ from typing import Any, Self, TypeVar
 import httpx
 from pydantic import BaseModel
 
-from redline.answer_body import MAX_ANSWER_BYTES, Answer, AnswerReader
-from redline.answer_checks import checked_model
 from redline.errors import ConnectionFailedError, RedlineError, ServiceError
-from redline.exchange import (
+from redline.http.answer_body import MAX_ANSWER_BYTES, Answer, AnswerReader
+from redline.http.answer_checks import checked_model
+from redline.http.exchange import (
     CONCURRENCY,
     DEFAULT_TIMEOUT_S,
     DEFAULT_URL,
@@ -34,11 +34,11 @@ from redline.exchange import (
     parse,
     scoring,
 )
-from redline.proxies import proxy_settings, readable_proxy_errors
-from redline.redacting import without_secrets
-from redline.request_ids import RequestIds, surplus_connection
+from redline.http.proxies import proxy_settings, readable_proxy_errors
+from redline.http.request_ids import RequestIds, surplus_connection
+from redline.http.retry import NO_RETRY, Attempts, OnWait, RetryPolicy, is_retryable
+from redline.http.url_redaction import without_secrets
 from redline.results import CorrectResult, Result, ScoreResult
-from redline.retry import NO_RETRY, Attempts, OnWait, RetryPolicy, is_retryable
 from redline.wire import (
     MODELS_PATH,
     READY_PATH,

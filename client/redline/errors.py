@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from redline.display import one_line
+from redline.text.printable import one_line
 from redline.wire import ErrorBody
 
 

@@ -2,7 +2,7 @@
 
 A message is ``{"role": text, "content": text}`` and, where they hold something, further fields: ``tool_calls``,
 ``reasoning_content``, ``name`` and so on. Chat templates differ in which of them they use, so they are passed on as
-they are, and what a template does not use is refused where the template is known (``redline_model.template``).
+they are, and what a template does not use is refused where the template is known (``redline_model.encoding.encoder``).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from statistics import fmean
 
 import httpx
 
-from redline.alignment import align_rewards, check_offsets
+from redline.text.alignment import align_rewards, check_offsets
 from redline.wire import (
     CORRECT_PATH,
     MODELS_PATH,

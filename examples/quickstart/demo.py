@@ -25,7 +25,7 @@ from types import FrameType
 
 from data import INSTRUCTION
 
-from redline.files import write_text
+from redline.files.atomic import write_text
 
 HERE = Path(__file__).resolve().parent
 BIN = Path(sys.executable).parent

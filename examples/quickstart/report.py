@@ -15,8 +15,8 @@ from markupsafe import Markup, escape
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from redline.edit_groups import grouped
-from redline.metrics_log import read_metrics
+from redline.files.metrics_log import read_metrics
+from redline.text.edit_groups import grouped
 from redline.wire import Edit
 
 COLOURS = {"ppo_seq2seq": "#1d6fb8", "ppo_scalar": "#b3261e"}

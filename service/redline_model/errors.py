@@ -3,7 +3,7 @@
 RedlineModelError
 ├── BundleError           a folder is not a complete, intact bundle
 ├── UnsupportedError      this model, mode or option cannot do what was asked
-├── PanicError            a library in Rust crashed (redline_model.panics)
+├── PanicError            a library in Rust crashed (redline_model.untrusted.panics)
 ├── DataError             preference data cannot be read (raised by the trainer)
 └── ItemError             one (prompt, response) cannot be scored; others can
     ├── InvalidPromptError

@@ -9,7 +9,7 @@ import time
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
-from redline.alignment import align_rewards
+from redline.text.alignment import align_rewards
 from redline.wire import (
     AppliedOptions,
     Calibration,
@@ -30,18 +30,18 @@ from redline.wire import (
     Usage,
 )
 from redline.wire.correction import CorrectRequest, CorrectResponse
-from redline_model.bundle import Bundle
+from redline_model.bundle.bundle import Bundle
+from redline_model.encoding.encoder import EncodedItem, Encoder
 from redline_model.errors import RedlineModelError, UnsupportedError
 from redline_model.extraction import AGGREGATES, Reading
-from redline_model.scorers import reading_key, reading_of
-from redline_model.template import EncodedItem, Encoder
-from redline_service.batching import PLANNED_SHARE, Batcher, BatchObserver
-from redline_service.correcting import Corrector
-from redline_service.edits import readable, wire_edits
-from redline_service.encoding import encoded
+from redline_model.scorer import reading_key, reading_of
+from redline_service.correction.service import Corrector
+from redline_service.correction.wire_edits import readable, wire_edits
 from redline_service.errors import RequestError, item_error
-from redline_service.jobs import Outcome, Timing
-from redline_service.thread_pool import ThreadPool
+from redline_service.item_encoding import encoded
+from redline_service.scheduling.batcher import PLANNED_SHARE, Batcher, BatchObserver
+from redline_service.scheduling.jobs import Outcome, Timing
+from redline_service.scheduling.thread_pool import ThreadPool
 
 logger = logging.getLogger("redline.service")
 # Characters that are tokenised before another request's turn comes; an item counts as this many at least.

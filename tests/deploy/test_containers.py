@@ -104,7 +104,7 @@ def _services(*arguments: str, files: tuple[Path, ...] = (COMPOSE,), **variables
 def _parse(arguments: list[str]) -> Any:
     """The context of ``redline ARGUMENTS``, read but not run. Raises click's UsageError for an unknown option."""
     typer = pytest.importorskip("typer")
-    from redline.cli.app import app
+    from redline_cli.app import app
 
     group = typer.main.get_command(app)
     name, *rest = arguments

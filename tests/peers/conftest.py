@@ -41,7 +41,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     tokenizer = build_tokenizer()
     write_bundle(folder, build_scorer("seq2seq", build_causal(len(tokenizer)), tokenizer))
     port = free_port()
-    command = [sys.executable, "-c", "from redline.cli import main; main()", "serve", str(folder), "--port", str(port)]
+    command = [sys.executable, "-c", "from redline_cli import main; main()", "serve", str(folder), "--port", str(port)]
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:

@@ -10,9 +10,9 @@ import pytest
 import torch
 import typing_extensions
 
-from redline.integrations.credit import leave_one_out_advantages
-from redline.integrations.sampled import TokenRewarder
 from redline.integrations.skyrl import TokenRewardGenerator, register_estimator
+from redline.integrations.token_rewarder import TokenRewarder
+from redline.token_advantages import leave_one_out_advantages
 
 typing.TypedDict = typing_extensions.TypedDict  # what pydantic wants of SkyRL's types below Python 3.12
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from redline import RewardClient
-from redline.integrations.sampled import TokenRewarder
+from redline.integrations.token_rewarder import TokenRewarder
 
 CHAT = [{"role": "user", "content": "How do I reset my router?"}]
 RESPONSES = ["Hold the round button.", "I am sorry.", "Wait ten seconds 🙂 then", "Hold."]

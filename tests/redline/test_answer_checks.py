@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from redline import CorrectOptions, ProtocolError, RedlineError, RetryPolicy, ScoreOptions, ServiceError
-from redline.answer_checks import offsets_problem
-from redline.exchange import retry_after_s
+from redline.http.answer_checks import offsets_problem
+from redline.http.exchange import retry_after_s
 from redline.testing import FakeService
 from redline.wire import MODELS_PATH, SCORE_PATH
 from tests.redline.raw_server import RawServer, call, http, receive_request

@@ -17,8 +17,9 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from redline import AnswerTooLargeError, ConnectionFailedError, ProtocolError, RedlineError, exchange
-from redline.answer_body import AnswerReader
+from redline import AnswerTooLargeError, ConnectionFailedError, ProtocolError, RedlineError
+from redline.http import exchange
+from redline.http.answer_body import AnswerReader
 from tests.redline.raw_server import RawServer, call, http, receive_request
 
 MIB = 2**20
@@ -76,7 +77,7 @@ def chunked(body: bytes) -> bytes:
 
 
 def compressed(body: bytes) -> bytes:
-    return http(gzip.compress(body), GZIP)
+    return http(gzip.compress(body, mtime=0), GZIP)
 
 
 @pytest.mark.parametrize("sent", [plain, until_closed, chunked, compressed])
@@ -140,13 +141,13 @@ def test_half_a_gibibyte_of_zeros_costs_no_more_than_the_default_limit_and_a_lit
 
 
 def test_gzip_of_several_members_is_read_whole(is_async: bool) -> None:
-    assert models(is_async, http(gzip.compress(EMPTY[:5]) + gzip.compress(EMPTY[5:]), GZIP)) == []
+    assert models(is_async, http(gzip.compress(EMPTY[:5], mtime=0) + gzip.compress(EMPTY[5:], mtime=0), GZIP)) == []
 
 
 @pytest.mark.parametrize("piece", [1, 2, 7, 1000])
 def test_gzip_in_pieces_of_any_size_is_the_same_text(piece: int) -> None:
     text = json.dumps([n * n for n in range(30_000)]).encode()
-    data = gzip.compress(text)
+    data = gzip.compress(text, mtime=0)
     response = httpx.Response(200, headers={"Content-Encoding": "gzip"}, request=httpx.Request("GET", "http://x"))
     reader = AnswerReader(response, 2 * len(text))
     for start in range(0, len(data), piece):
@@ -159,7 +160,7 @@ def test_gzip_in_pieces_of_any_size_is_the_same_text(piece: int) -> None:
 )
 def test_encodings_that_were_not_asked_for_are_refused(encoding: str, is_async: bool) -> None:
     with pytest.raises(ProtocolError, match="encoding that was not asked for") as caught:
-        models(is_async, http(gzip.compress(EMPTY), f"Content-Encoding: {encoding}"))
+        models(is_async, http(gzip.compress(EMPTY, mtime=0), f"Content-Encoding: {encoding}"))
     assert len(str(caught.value)) < 200
 
 
@@ -169,7 +170,14 @@ def test_no_encoding_by_any_name_is_none(encoding: str, is_async: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [EMPTY, gzip.compress(EMPTY)[:-1], gzip.compress(EMPTY)[:12], gzip.compress(EMPTY) + b"more", b"\x1f\x8b"]
+    "body",
+    [
+        EMPTY,
+        gzip.compress(EMPTY, mtime=0)[:-1],
+        gzip.compress(EMPTY, mtime=0)[:12],
+        gzip.compress(EMPTY, mtime=0) + b"more",
+        b"\x1f\x8b",
+    ],
 )
 def test_gzip_that_is_none_or_breaks_off_is_an_error(body: bytes, is_async: bool) -> None:
     with pytest.raises(ProtocolError, match="gzip"):

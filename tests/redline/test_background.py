@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from redline.background import DaemonPool
+from redline.http.daemon_pool import DaemonPool
 
 
 def test_results_and_errors_come_back_in_order() -> None:
@@ -38,7 +38,7 @@ def test_after_a_failure_nothing_more_is_begun() -> None:
 
 def test_an_interrupted_program_ends_at_once() -> None:
     code = (
-        "import time\nfrom redline.background import DaemonPool\n"
+        "import time\nfrom redline.http.daemon_pool import DaemonPool\n"
         "with DaemonPool(2) as pool:\n    pool.submit(time.sleep, 60)\n    raise SystemExit(3)"
     )
     started = time.monotonic()

@@ -28,12 +28,12 @@ from redline import (
     ScoreItem,
     ServiceError,
 )
-from redline.cli import app as command_line
-from redline.cli import correct as command
-from redline.cli.app import app
-from redline.cli.redlining import render_correction
 from redline.testing import FakeService
 from redline.wire import CORRECT_PATH, ERROR_TABLE, Edit, ErrorBody, ErrorCode, ErrorResponse
+from redline_cli import app as command_line
+from redline_cli.app import app
+from redline_cli.commands import correct as command
+from redline_cli.redlining import render_correction
 
 AT_ONCE = RetryPolicy(max_attempts=4, first_wait_s=0.0, longest_wait_s=0.0)
 Handler = Callable[[httpx.Request], httpx.Response]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from redline.integrations.credit import leave_one_out_advantages
+from redline.token_advantages import leave_one_out_advantages
 
 REWARDS = torch.tensor([[1.0, 2.0], [0.0, 4.0], [3.0, 0.0], [9.0, 9.0]])
 MASK = torch.tensor([[True, True], [True, True], [True, False], [False, False]])

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from redline import ConnectionFailedError, RewardClient
-from redline.deadlines import DeadlineBackend, enforce_deadlines, request_deadline
+from redline.http.deadlines import DeadlineBackend, enforce_deadlines, request_deadline
 from tests.redline.raw_server import RawServer, call, http, receive_request
 
 TIMEOUT_S = 0.3

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import redline.cli
-from redline.cli import terminal
-from redline.cli.redlining import render, render_correction
-from redline.cli.terminal import notice, say
-from redline.display import one_line, visible, visible_json
+import redline_cli
 from redline.testing import FakeService
+from redline.text.printable import one_line, visible, visible_json
 from redline.wire import Edit, ErrorBody, ErrorCode, ItemError, ItemResult, ItemScore, ScoreItem, ScoreOptions
 from redline.wire.correction import ItemCorrection
+from redline_cli import terminal
+from redline_cli.redlining import render, render_correction
+from redline_cli.terminal import notice, say
 from tests.commands import run, served
 
 CLEAR_SCREEN = "\x1b[2J\x9b2J\r\x07\x7f\u202e"
@@ -35,7 +35,7 @@ def test_brackets_are_text(text: str, capsys: pytest.CaptureFixture[str], monkey
 
 def test_no_command_prints_markup() -> None:
     assert not terminal.console._markup
-    for path in Path(redline.cli.__file__).parent.glob("*.py"):
+    for path in Path(redline_cli.__file__).parent.glob("*.py"):
         code = path.read_text()
         assert "console.print(" not in code or path.name == "terminal.py", path
         for made in re.findall(r"Console\((.*?)\)(\.print\(\w+)?", code):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redline.edit_groups import grouped
+from redline.text.edit_groups import grouped
 from redline.wire import Edit
-from redline_model.edits import edits_between
+from redline_model.correction.edits import edits_between
 
 
 def _edits(response: str, correction: str) -> list[Edit]:

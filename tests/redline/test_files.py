@@ -14,8 +14,15 @@ from typing import Any
 
 import pytest
 
-from redline import files
-from redline.files import atomic_file, atomic_folder, check_file_writable, discard_unfinished, is_special, write_text
+from redline.files import atomic as files
+from redline.files.atomic import (
+    atomic_file,
+    atomic_folder,
+    check_file_writable,
+    discard_unfinished,
+    is_special,
+    write_text,
+)
 
 
 @contextmanager

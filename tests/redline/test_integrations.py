@@ -14,9 +14,9 @@ import torch
 
 from redline import AsyncRewardClient, ItemsFailedError, RewardClient
 from redline.integrations import nemo_rl, prime_rl, skyrl, slime, verl_reward
-from redline.integrations.credit import leave_one_out_advantages, rewards_to_go
-from redline.integrations.sampled import ClientPerLoop, TokenRewarder, read_sampled
+from redline.integrations.token_rewarder import ClientPerLoop, TokenRewarder, read_sampled
 from redline.testing import FakeService
+from redline.token_advantages import leave_one_out_advantages, rewards_to_go
 from tests.tokenizer_families import TOKENIZERS, tokenizer_of
 
 TEXTS = ["Hold the round button.", "I am sorry 🙂", "naïve café, don't!", "x"]
@@ -312,7 +312,7 @@ def test_a_rendered_prompt_is_not_rendered_again(monkeypatch: pytest.MonkeyPatch
 
 def test_a_client_is_kept_for_each_event_loop(fake: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "redline.integrations.sampled.AsyncRewardClient", partial(AsyncRewardClient, transport=fake.transport)
+        "redline.integrations.token_rewarder.AsyncRewardClient", partial(AsyncRewardClient, transport=fake.transport)
     )
     clients = ClientPerLoop("http://test")
 
@@ -328,7 +328,7 @@ def test_verl_s_reward_function_takes_a_response_that_ended_at_once(
     fake: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "redline.integrations.sampled.AsyncRewardClient", partial(AsyncRewardClient, transport=fake.transport)
+        "redline.integrations.token_rewarder.AsyncRewardClient", partial(AsyncRewardClient, transport=fake.transport)
     )
     for text, score in (("", 0.5), ("Hold.", -4.5)):
         told = asyncio.run(verl_reward.compute_score("any", text, None, {"prompt": RENDERED}))

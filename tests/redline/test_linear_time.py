@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from redline import align_rewards, check_offsets, token_spans
-from redline.marker_scan import end_of_content, marker_at_end, overlap, start_of_content
-from redline.transcripts import BorderError, from_prompt_and_response, from_query_and_prompt, from_whole, prompt_of
+from redline.text.chat_markup import BorderError, from_prompt_and_response, from_query_and_prompt, from_whole, prompt_of
+from redline.text.marker_scan import end_of_content, marker_at_end, overlap, start_of_content
 
 _FRAGMENTS = [
     *("[INST] <<SYS>>", "<</SYS>>", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT] ", "<s>", "</s>", "<pad> ", "[/INST]"),

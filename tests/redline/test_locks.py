@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from redline.files import atomic_file
-from redline.locks import sole_writer
+from redline.files.atomic import atomic_file
+from redline.files.locks import sole_writer
 
 HOLD = (
-    "import sys; from pathlib import Path; from redline.locks import sole_writer; from redline.files import atomic_file"
+    "import sys; from pathlib import Path; from redline.files.locks import sole_writer\n"
+    "from redline.files.atomic import atomic_file"
 )
 WRITER = f"{HOLD}\nwith sole_writer(Path(sys.argv[1])):\n    print('in', flush=True); sys.stdin.read()"
 KEEPER = WRITER.replace("argv[1])", "argv[1]), is_kept=True")

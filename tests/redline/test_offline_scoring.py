@@ -17,17 +17,17 @@ import pytest
 from typer.testing import CliRunner
 
 from redline import ItemsFailedError, RewardClient, ScoreColumns
-from redline.cli import score as command
-from redline.cli.app import app
-from redline.cli.output import Output
-from redline.cli.rows import row_item
 from redline.errors import CommandError, ServiceError
-from redline.jsonl import CheckedRows
-from redline.reading import ReadingReport
-from redline.retry import NO_RETRY
-from redline.row_files import BadRowError
+from redline.files.row_files import BadRowError
+from redline.http.retry import NO_RETRY
+from redline.preference_data.checked_rows import CheckedRows
+from redline.preference_data.row_report import ReadingReport
 from redline.testing import FakeService
 from redline.wire import SCORE_PATH, ErrorBody, ErrorCode, ErrorResponse, ResponseItem, ScoreItem
+from redline_cli.app import app
+from redline_cli.commands import score as command
+from redline_cli.output import Output
+from redline_cli.request_rows import row_item
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -195,7 +195,7 @@ def test_rows_are_not_held_in_memory(tmp_path: Path) -> None:
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> FakeService:
     fake = FakeService(lambda word: float(len(word)))
-    monkeypatch.setattr("redline.columns.RewardClient", partial(RewardClient, transport=fake.transport))
+    monkeypatch.setattr("redline.dataset_columns.RewardClient", partial(RewardClient, transport=fake.transport))
     return fake
 
 

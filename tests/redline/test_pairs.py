@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from redline.pairs import BadRowError, Pair, parse_asked, parse_prompt, parse_row
+from redline.preference_data.rows import BadRowError, Pair, parse_asked, parse_prompt, parse_row
 
 Row = dict[str, Any]
 

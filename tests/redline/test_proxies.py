@@ -14,8 +14,8 @@ import pytest
 
 from redline import AsyncRewardClient, ConfigurationError, ProtocolError, RewardClient
 from redline.errors import ConnectionFailedError
-from redline.proxies import is_loopback, proxy_of
-from redline.retry import NO_RETRY
+from redline.http.proxies import is_loopback, proxy_of
+from redline.http.retry import NO_RETRY
 from redline.wire import READY_PATH
 
 

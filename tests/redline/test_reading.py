@@ -14,20 +14,21 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from redline import RewardClient, row_files
-from redline.cli import correct, score
-from redline.cli.app import app
-from redline.cli.reading import BadRowPolicy, reading_report
+from redline import RewardClient
 from redline.errors import CommandError
-from redline.jsonl import CheckedRows
+from redline.files import row_files
+from redline.files.row_files import BadRowError, UnknownFormatError, read_rows
+from redline.http.retry import NO_RETRY
 from redline.ppo.prompts import load_prompt_rows, load_prompts, usable_prompts
-from redline.reading import ReadingReport
-from redline.retry import NO_RETRY
-from redline.row_files import BadRowError, UnknownFormatError, read_rows
+from redline.preference_data.checked_rows import CheckedRows
+from redline.preference_data.row_report import ReadingReport
+from redline.preference_data.turns import single_reply
 from redline.testing import FakeService
-from redline.turns import single_reply
+from redline_cli.app import app
+from redline_cli.bad_rows import BadRowPolicy, reading_report
+from redline_cli.commands import correct, score
 from redline_model.errors import DataError
-from redline_trainer.data import load_pairs
+from redline_trainer.load_pairs import load_pairs
 
 MiB = 2**20
 GOOD = {"prompt": "p", "response": "r", "chosen": "a", "rejected": "b"}

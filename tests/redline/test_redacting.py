@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from redline import AsyncRewardClient, RedlineError, RewardClient
-from redline.redacting import ShownURL, without_secrets
+from redline.http.url_redaction import ShownURL, without_secrets
 from tests.commands import run
 from tests.redline.raw_server import call
 

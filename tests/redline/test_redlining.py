@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from redline.cli.redlining import coloured, redlined, render
 from redline.wire import Edit, ItemScore
+from redline_cli.redlining import coloured, redlined, render
 
 TEXT = "Hold the  red button."
 SCORE = ItemScore(

@@ -20,7 +20,7 @@ from redline import (
     RetryPolicy,
     ServiceError,
 )
-from redline.retry import is_retryable
+from redline.http.retry import is_retryable
 from redline.wire import ERROR_TABLE, ErrorBody, ErrorCode
 
 UNREACHABLE = ConnectionFailedError("nobody there")

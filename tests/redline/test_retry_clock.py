@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from redline import ConnectionFailedError, RedlineError, RetryPolicy, ScoreItem, ServiceError
-from redline.retry import Attempts
+from redline.http.retry import Attempts
 from redline.testing import FakeService
 from redline.wire import DEADLINE_HEADER, ERROR_TABLE, ErrorBody, ErrorCode, ErrorResponse
 from tests.redline.raw_server import RawServer, call, http, receive_request

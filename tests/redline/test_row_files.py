@@ -12,22 +12,22 @@ from typing import Any
 
 import pytest
 
-from redline import row_files
-from redline.cli.rows import row_item
 from redline.errors import CommandError
-from redline.jsonl import CheckedRows
-from redline.ppo.prompts import load_prompts
-from redline.row_files import (
+from redline.files import row_files
+from redline.files.row_files import (
     MAX_PROBLEMS,
     MAX_ROW_BYTES,
     Problems,
     UnreadableRowError,
     read_rows,
 )
-from redline.strict_json import parse_json
+from redline.files.strict_json import parse_json
+from redline.ppo.prompts import load_prompts
+from redline.preference_data.checked_rows import CheckedRows
 from redline.wire import ScoreItem
+from redline_cli.request_rows import row_item
 from redline_model.errors import DataError
-from redline_trainer.data import load_pairs
+from redline_trainer.load_pairs import load_pairs
 
 ROW = {"prompt": "p", "response": "r", "chosen": "a", "rejected": "b"}
 GOOD = json.dumps(ROW).encode()

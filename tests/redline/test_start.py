@@ -19,12 +19,12 @@ def import_and_interrupt(name, *args, **settings):
         os.kill(os.getpid(), int(sys.argv[2]))
     return real(name, *args, **settings)
 builtins.__import__ = import_and_interrupt
-from redline.cli import main
+from redline_cli import main
 main()
 """
 
 
-@pytest.mark.parametrize("module", ["redline.cli.app", "typer", "httpx", "redline.client"])
+@pytest.mark.parametrize("module", ["redline_cli.app", "typer", "httpx", "redline.client"])
 @pytest.mark.parametrize(
     ("number", "status", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
@@ -37,7 +37,7 @@ def test_a_signal_while_a_command_loads_is_one_line(
 
 
 def test_what_starts_a_command_is_light() -> None:
-    code = "import sys, redline.cli; print([m for m in ('httpx', 'pydantic', 'typer', 'rich') if m in sys.modules])"
+    code = "import sys, redline_cli; print([m for m in ('httpx', 'pydantic', 'typer', 'rich') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
@@ -51,7 +51,9 @@ def test_every_public_name_is_there() -> None:
         redline.nothing  # noqa: B018
 
 
-@pytest.mark.parametrize("first", ["redline.token_spans", "redline.client", "redline.columns", "redline.testing"])
+@pytest.mark.parametrize(
+    "first", ["redline.text.token_spans", "redline.client", "redline.dataset_columns", "redline.testing"]
+)
 def test_a_name_is_the_same_whatever_was_imported_before(first: str) -> None:
     code = f"import {first}; from redline import token_spans, RewardClient; print(token_spans.__name__, RewardClient)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

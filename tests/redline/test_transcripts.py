@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from redline.transcripts import (
+from redline.text.chat_markup import (
     BorderError,
     Exchange,
     as_item,

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from redline_model.bundle import MANIFEST, Bundle, Manifest, save_bundle, tokenizer_fingerprint
+from redline_model.bundle.bundle import MANIFEST, Bundle, Manifest, save_bundle, tokenizer_fingerprint
+from redline_model.bundle.loading import Placement, load_tokenizer, token_limit
+from redline_model.encoding.encoder import Item, Template
 from redline_model.errors import BundleError, UnsupportedError
 from redline_model.extraction import Extraction, Reading
-from redline_model.loading import Placement, load_tokenizer, token_limit
-from redline_model.scorers import Scorer
-from redline_model.template import Item, Template
+from redline_model.scorer import Scorer
 from tests.conftest import build_tokenizer, write_bundle
 
 ITEM = Item("How do I reset my router?", "Hold the round button.")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from redline_model.causal import Branch, CausalForward
-from redline_model.prefixes import PrefixCache
-from redline_model.ragged import NAME, Past
+from redline_model.inference.causal_forward import Branch, CausalForward
+from redline_model.inference.packed_attention import NAME, Past
+from redline_model.inference.prefix_cache import PrefixCache
 from tests.families import CAUSAL, build_family
 
 # families whose attention can be handed over; the others must take the slow road, and be right on it
@@ -76,7 +76,7 @@ def test_the_model_s_own_calls_are_what_they_were(family: str) -> None:
 
 
 def test_long_segments_are_masked_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("redline_model.ragged._MASKED_ROWS", 4)
+    monkeypatch.setattr("redline_model.inference.packed_attention._MASKED_ROWS", 4)
     for family in ("llama", "mistral"):
         reference, model = build_family(family), build_family(family)
         forward = CausalForward(model, 100)

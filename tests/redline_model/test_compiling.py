@@ -7,10 +7,10 @@ import shutil
 import pytest
 import torch
 
-from redline_model.bundle import Bundle
-from redline_model.compiling import compile_layers
-from redline_model.loading import Placement
-from redline_model.template import Item
+from redline_model.bundle.bundle import Bundle
+from redline_model.bundle.loading import Placement
+from redline_model.encoding.encoder import Item
+from redline_model.inference.compile_layers import compile_layers
 from tests.families import build_family
 
 

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from redline import cpu_precision as module
-from redline.cpu_precision import ENVIRONMENT, CPUPrecision, choose, cpu_precision, measure
-from redline_model.bundle import Bundle
+from redline.causal_lm import cpu_precision as module
+from redline.causal_lm.cpu_precision import ENVIRONMENT, CPUPrecision, choose, cpu_precision, measure
+from redline_model.bundle.bundle import Bundle
+from redline_model.bundle.loading import Placement, prefers_bfloat16
 from redline_model.errors import UnsupportedError
-from redline_model.loading import Placement, prefers_bfloat16
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_the_environment_and_the_option_win(monkeypatch: pytest.MonkeyPatch) -> 
 def test_inspect_says_what_was_chosen_and_both_speeds(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     from typer.testing import CliRunner
 
-    from redline.cli.app import app
+    from redline_cli.app import app
 
     monkeypatch.setattr(module, "measure", lambda: (50.0, 400.0))
     found = json.loads(CliRunner().invoke(app, ["inspect", str(bundle.folder), "--device", "cpu"]).stdout)

@@ -11,21 +11,16 @@ from typing import Any
 
 import pytest
 
-from redline_model.bundle import INNER, MANIFEST, Bundle, Manifest, member_folder, write_bundle
-from redline_model.derive import Measured, derive_ensemble, derive_red
+from redline_model.bundle.bundle import INNER, MANIFEST, Bundle, Manifest, member_folder, write_bundle
+from redline_model.bundle.derive import Measured, derive_ensemble, derive_red
+from redline_model.bundle.loading import Placement
+from redline_model.bundle.manifest import CalibrationFit
+from redline_model.encoding.encoder import Item
 from redline_model.errors import BundleError, UnsupportedError
 from redline_model.extraction import Reading
-from redline_model.loading import Placement
-from redline_model.manifest import CalibrationFit
-from redline_model.scorers import (
-    EnsembleScorer,
-    LengthCalibratedScorer,
-    LengthCalibration,
-    LengthCurve,
-    Scorer,
-    reading_of,
-)
-from redline_model.template import Item
+from redline_model.scorer import Scorer, reading_of
+from redline_model.scorers.ensemble import EnsembleScorer
+from redline_model.scorers.length_calibrated import LengthCalibratedScorer, LengthCalibration, LengthCurve
 from tests.conftest import build_causal, build_dpo, build_scalar, build_scorer
 from tests.conftest import write_bundle as written
 
@@ -163,7 +158,7 @@ def test_what_load_is_told_reaches_every_model(
     inner = length_calibrated(scalars[0], tmp_path / "inner")
     derive_ensemble([inner.folder, scalars[1].folder], tmp_path / "e")
     compiled: list[Any] = []
-    monkeypatch.setattr("redline_model.bundle.compile_layers", compiled.append)
+    monkeypatch.setattr("redline_model.bundle.bundle.compile_layers", compiled.append)
     placement = Placement(dtype="bfloat16", compile=True)
     loaded = Bundle.load(tmp_path / "e", placement, max_tokens=77, prefix_cache_tokens=123).scorer
     assert isinstance(loaded, EnsembleScorer)

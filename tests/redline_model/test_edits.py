@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from redline_model.edits import TextEdit, apply_edits, edits_between
+from redline_model.correction.edits import TextEdit, apply_edits, edits_between
 
 quickly = settings(deadline=None, database=None, max_examples=200)
 anything = st.text(max_size=40)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from redline_model.encoding.encoder import EncodedItem, Item
 from redline_model.errors import UnsupportedError
 from redline_model.extraction import (
     MODES,
@@ -22,8 +23,7 @@ from redline_model.extraction import (
     extract,
     token_statistics,
 )
-from redline_model.scorers import Scorer
-from redline_model.template import EncodedItem, Item
+from redline_model.scorer import Scorer
 
 PROMPT = "How do I reset my router?"
 RESPONSES = [

@@ -11,12 +11,12 @@ import huggingface_hub
 import pytest
 import torch
 
-from redline.files import write_text
-from redline_model.bundle import MANIFEST, Bundle
-from redline_model.derive import derive_ensemble, derive_red
+from redline.files.atomic import write_text
+from redline_model.bundle.bundle import MANIFEST, Bundle
+from redline_model.bundle.derive import derive_ensemble, derive_red
+from redline_model.encoding.encoder import Item
 from redline_model.errors import BundleError, InvalidPromptError, UnsupportedError
-from redline_model.scorers import measure_all, reading_of
-from redline_model.template import Item
+from redline_model.scorer import measure_all, reading_of
 from tests.conftest import build_causal, build_tokenizer, write_bundle
 from tests.reward_models import FAMILIES, build_reward_model, own_scores
 

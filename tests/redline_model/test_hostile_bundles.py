@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 import torch
 
-from redline_model import template_check
-from redline_model.bundle import MAX_DEPTH, Bundle, Manifest, locate, save_bundle
+from redline_model.bundle.bundle import MAX_DEPTH, Bundle, Manifest, locate, save_bundle
+from redline_model.bundle.loading import load_config, load_model
+from redline_model.encoding.encoder import Template
 from redline_model.errors import BundleError, RedlineModelError, UnsupportedError
 from redline_model.extraction import Extraction
-from redline_model.loading import load_config, load_model
-from redline_model.model_folder import check_weights
-from redline_model.template import Template
-from redline_model.template_check import check_chat_template
-from redline_model.weight_headers import read_header
+from redline_model.untrusted import template_check
+from redline_model.untrusted.model_folder import check_weights
+from redline_model.untrusted.template_check import check_chat_template
+from redline_model.untrusted.weight_headers import read_header
 from tests.conftest import CHAT_TEMPLATE, build_causal, build_tokenizer
 from tests.damage import WEIGHTS, Damage, edit_json, json_file, sign, template
 from tests.families import CAUSAL, build_family
@@ -135,7 +135,7 @@ def test_every_family_of_models_passes_the_comparison_with_its_weights(name: str
 
 
 def test_a_base_may_have_weights_in_pytorch_s_format_and_a_bundle_not(copy: Path, tmp_path: Path) -> None:
-    from redline_model.loading import Placement
+    from redline_model.bundle.loading import Placement
 
     model = build_causal(400)
     (copy / WEIGHTS).unlink()
@@ -154,7 +154,7 @@ class _Unpickled:
 
 
 def test_weights_of_a_base_cannot_run_code(copy: Path, tmp_path: Path) -> None:
-    from redline_model.loading import Placement
+    from redline_model.bundle.loading import Placement
 
     _Unpickled.trace = tmp_path / "code was run"
     (copy / WEIGHTS).unlink()
@@ -251,7 +251,7 @@ def test_a_template_s_turn_is_not_a_program(tmp_path: Path) -> None:
 
 
 def _with_turn(folder: Path, turn: str) -> None:
-    from redline_model.manifest import parse_manifest
+    from redline_model.bundle.manifest import parse_manifest
 
     made = Manifest(
         kind="seq2seq",

@@ -11,14 +11,14 @@ from typing import Any
 import httpx
 import pytest
 
-from redline_model import tokenizer_check
-from redline_model.bundle import Bundle
+from redline_model.bundle.bundle import Bundle
+from redline_model.bundle.loading import load_tokenizer
+from redline_model.encoding.encoder import Encoder, Item
 from redline_model.errors import BundleError, TokenizerError, UnsupportedError
-from redline_model.loading import load_tokenizer
-from redline_model.panics import PanicError, is_panic, panics_as_errors
-from redline_model.template import Encoder, Item
-from redline_model.tokenizer_check import check_tokenizer_files
-from redline_service.thread_pool import ThreadPool
+from redline_model.untrusted import tokenizer_check
+from redline_model.untrusted.panics import PanicError, is_panic, panics_as_errors
+from redline_model.untrusted.tokenizer_check import check_tokenizer_files
+from redline_service.scheduling.thread_pool import ThreadPool
 from tests.conftest import TEXTS
 from tests.damage import Damage, json_file
 from tests.hostile_settings import HARMLESS_SETTINGS, HOSTILE_SETTINGS
@@ -256,7 +256,7 @@ def test_a_panic_in_a_thread_is_an_ordinary_error_to_those_who_wait() -> None:
 def test_a_panic_ends_a_command_with_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from redline.cli import app
+    from redline_cli import app
 
     def crash() -> None:
         raise a_panic()

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import torch
 
-from redline_model.bundle import Bundle
+from redline_model.bundle.bundle import Bundle
+from redline_model.bundle.loading import Placement, check_policy, load_model
 from redline_model.errors import BundleError
-from redline_model.loading import Placement, check_policy, load_model
-from redline_model.pickle_check import PICKLED, pickled_tensors
+from redline_model.untrusted.pickle_check import PICKLED, pickled_tensors
 from tests.conftest import build_causal
 from tests.damage import WEIGHTS, config, file, json_file
 from tests.redline_model.test_hostile_bundles import LIMIT_MIB, LIMIT_S, peak_mib

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from redline.rendering import PrivateTokenizer
+from redline.chat_template import PrivateTokenizer
+from redline_model.encoding.encoder import Encoder, Item
 from redline_model.errors import TooLongError
-from redline_model.scorers import Scorer
-from redline_model.template import Encoder, Item
+from redline_model.scorer import Scorer
 
 
 @pytest.fixture

@@ -19,12 +19,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from redline.pairs import Pair
-from redline_model.bundle import make_encoder
-from redline_model.checkpoint_names import check_names
+from redline.preference_data.rows import Pair
+from redline_model.bundle.bundle import make_encoder
+from redline_model.bundle.checkpoint_names import check_names
+from redline_model.bundle.loading import Kind, Placement, check_policy, load_config, load_model, load_tokenizer
+from redline_model.encoding.encoder import Template
 from redline_model.errors import BundleError, UnsupportedError
-from redline_model.loading import Kind, Placement, check_policy, load_config, load_model, load_tokenizer
-from redline_model.template import Template
 from redline_trainer.config import TrainConfig
 from redline_trainer.train import train
 from tests.conftest import build_causal, build_encoder_decoder, build_tokenizer

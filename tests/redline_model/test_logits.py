@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from redline_model.logits import Head
-from redline_model.scorers import Scorer
-from redline_model.template import Item
+from redline_model.encoding.encoder import Item
+from redline_model.inference.lm_head import Head
+from redline_model.scorer import Scorer
 from tests.families import build_family
 
 
 def test_chunks_joined_are_the_full_logits(causal_scorer: Scorer[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("redline_model.logits._CHUNK_ELEMENTS", 1000)  # several chunks
+    monkeypatch.setattr("redline_model.inference.lm_head._CHUNK_ELEMENTS", 1000)  # several chunks
     model = causal_scorer.model
     head = Head(model)
     assert head.is_understood

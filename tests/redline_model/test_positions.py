@@ -23,10 +23,10 @@ from transformers import (
     T5GemmaConfig,
 )
 
-from redline.positions import source_positions, target_positions, token_limit
-from redline_model.bundle import make_encoder
+from redline.causal_lm.positions import source_positions, target_positions, token_limit
+from redline_model.bundle.bundle import make_encoder
+from redline_model.encoding.encoder import Item, Template
 from redline_model.errors import TooLongError
-from redline_model.template import Item, Template
 from tests.conftest import build_scorer
 
 
@@ -98,7 +98,7 @@ def test_a_response_that_a_decoder_has_no_positions_for_is_refused(plain_tokeniz
 def test_led_scores_and_writes_up_to_its_decoder_s_last_position(plain_tokenizer: Any) -> None:
     from transformers import LEDForConditionalGeneration
 
-    from redline_model.scorers import correct_all
+    from redline_model.scorer import correct_all
 
     config = LEDConfig(
         vocab_size=len(plain_tokenizer),

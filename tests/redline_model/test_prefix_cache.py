@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from redline_model.bundle import Bundle
-from redline_model.prefixes import PrefixCache, share_bytes
-from redline_model.ragged import Past
-from redline_model.sized_cache import SizedCache
-from redline_model.template import Item
+from redline_model.bundle.bundle import Bundle
+from redline_model.encoding.encoder import Item
+from redline_model.encoding.sized_cache import SizedCache
+from redline_model.inference.packed_attention import Past
+from redline_model.inference.prefix_cache import PrefixCache, share_bytes
 
 
 def past(tokens: int, layers: int = 2, heads: int = 2, size: int = 8) -> Past:

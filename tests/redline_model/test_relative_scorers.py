@@ -8,22 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from redline_model.encoding.encoder import Item, Template
 from redline_model.errors import InvalidPromptError, NonFiniteError, UnsupportedError
 from redline_model.extraction import AGGREGATES, Aggregate, Extraction, Reading, aggregate_rewards, move_score
-from redline_model.scorers import (
-    EnsembleOptions,
-    EnsembleScorer,
-    Judgement,
-    LengthCalibratedScorer,
-    LengthCurve,
-    Scorer,
-    all_readings,
-    correct_all,
-    reading_key,
-    reading_of,
-)
-from redline_model.scorers.ensemble import combined
-from redline_model.template import Item, Template
+from redline_model.scorer import Judgement, Scorer, all_readings, correct_all, reading_key, reading_of
+from redline_model.scorers.ensemble import EnsembleOptions, EnsembleScorer, combined
+from redline_model.scorers.length_calibrated import LengthCalibratedScorer, LengthCurve
 from tests.conftest import (
     build_causal,
     build_dpo,

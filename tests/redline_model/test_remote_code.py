@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from redline_model.bundle import Bundle
+from redline_model.bundle.bundle import Bundle
+from redline_model.bundle.loading import load_config, load_tokenizer
 from redline_model.errors import BundleError
-from redline_model.loading import load_config, load_tokenizer
 from tests.damage import Damage, config, json_file
 from tests.terminal import run_on_terminal
 

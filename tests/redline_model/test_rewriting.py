@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from redline_model.drafting import Draft
+from redline_model.correction.drafting import Draft
+from redline_model.correction.rewriter import Correction, RaggedRewriter, WholeRewriter
+from redline_model.encoding.encoder import EncodedItem, Item
 from redline_model.extraction import divergence
-from redline_model.rewriting import RaggedRewriter, WholeRewriter
-from redline_model.scorers import Correction, Scorer, Seq2SeqScorer, correct_all
-from redline_model.targets import source_of
-from redline_model.template import EncodedItem, Item
+from redline_model.inference.target_logits import source_of
+from redline_model.scorer import Scorer, correct_all
+from redline_model.scorers.seq2seq import Seq2SeqScorer
 from tests.conftest import build_causal, build_scorer, build_tokenizer
 
 PROMPTS = ["How do I reset my router?", "Summarise: the cat sat on the mat."]

@@ -11,11 +11,11 @@ import torch
 import transformers
 from transformers import LlamaConfig
 
-from redline.rotary import longest_shared
-from redline_model.scorers import measure_all
-from redline_model.statistics import launch_targets
-from redline_model.targets import CausalTargets, target_forward
-from redline_model.template import EncodedItem
+from redline.causal_lm.rotary import longest_shared
+from redline_model.encoding.encoder import EncodedItem
+from redline_model.inference.target_logits import CausalTargets, target_forward
+from redline_model.inference.token_statistics import launch_targets
+from redline_model.scorer import measure_all
 from tests.conftest import build_scorer
 
 ORIGINAL = 24  # tokens up to which the angles are the base's

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from redline_model.encoding.encoder import Item
 from redline_model.errors import UnsupportedError
 from redline_model.extraction import Reading
 from redline_model.scorers.scalar import ScalarForward, check_pooling, score_head
-from redline_model.template import Item
-from redline_trainer.objectives import EncodedPair
-from redline_trainer.odin import ODINObjective
+from redline_trainer.objectives.base import EncodedPair
+from redline_trainer.objectives.odin import ODINObjective
 from tests.conftest import build_causal, build_scalar, build_scorer
 
 TEXTS = ["Hold the round button.", "I am sorry, but I cannot help with that.", "Grüße aus Köln!", "To reset"]

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from redline_model.batches import pack_by_length
+from redline_model.encoding.encoder import Item
 from redline_model.errors import NonFiniteError, UnsupportedError
 from redline_model.extraction import Reading
-from redline_model.scorers import Scorer, correct_all, reading_of
+from redline_model.inference.padding import pack_by_length
+from redline_model.scorer import Scorer, correct_all, reading_of
 from redline_model.scorers.scalar import ScalarForward
-from redline_model.template import Item
 from tests.conftest import build_causal, build_scorer, build_tokenizer
 
 PROMPT = "How do I reset my router?"

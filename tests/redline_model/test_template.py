@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from redline_model.encoding.encoder import Encoder, Item, Template
 from redline_model.errors import (
     BadIdsError,
     EmptyResponseError,
@@ -15,8 +16,7 @@ from redline_model.errors import (
     TooLongError,
     UnsupportedError,
 )
-from redline_model.scorers import Scorer
-from redline_model.template import Encoder, Item, Template
+from redline_model.scorer import Scorer
 from tests.conftest import build_tokenizer
 
 TOKENIZERS = {True: build_tokenizer(chat=True), False: build_tokenizer(chat=False)}

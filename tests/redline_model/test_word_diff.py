@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from redline_model import word_diff
-from redline_model.edits import apply_edits, edits_between
-from redline_model.word_diff import Match, matches_between
+from redline_model.correction import word_diff
+from redline_model.correction.edits import apply_edits, edits_between
+from redline_model.correction.word_diff import Match, matches_between
 
 quickly = settings(deadline=None, database=None, max_examples=200)
 few_letters = st.lists(st.sampled_from("abcdef"), max_size=40)

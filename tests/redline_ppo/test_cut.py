@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from redline.metrics_log import MetricsLog
+from redline.files.metrics_log import MetricsLog
 from redline.ppo import FunctionRewards, PPOConfig, PPOLoop, Rollout
 from redline.ppo.advantages import cut_penalties, group_relative, reward_scale
 from redline.ppo.protocols import Advantages

@@ -12,10 +12,10 @@ import torch
 import transformers
 from transformers import LlamaConfig
 
+from redline.causal_lm.rotary import longest_shared
 from redline.errors import CommandError
 from redline.ppo import CausalPolicy, FunctionRewards, PPOConfig, PPOLoop
 from redline.ppo.policy import entropy_of
-from redline.rotary import longest_shared
 from tests.conftest import build_tokenizer
 from tests.redline_ppo.tiny import PROMPTS, rollout, tiny_policy
 

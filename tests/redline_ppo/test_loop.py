@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from redline.errors import CommandError, ConnectionFailedError, ModelChangedError, ProtocolError
-from redline.metrics_log import MetricsLog, read_metrics
+from redline.files.metrics_log import MetricsLog, read_metrics
 from redline.ppo import (
     CausalPolicy,
     FunctionRewards,

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from redline.cli import ppo as command
-from redline.cli.app import app
 from redline.client import RewardClient
 from redline.errors import CommandError, ConnectionFailedError
 from redline.ppo.prompts import scorable_rows
 from redline.testing import FakeService
 from redline.wire import ErrorBody, ErrorCode, ItemError, ItemResult, ScoreItem
+from redline_cli.app import app
+from redline_cli.commands import ppo as command
 from tests.conftest import CHAT_TEMPLATE, build_causal, build_tokenizer
 
 STRICT = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn here') }}{% endif %}" + CHAT_TEMPLATE

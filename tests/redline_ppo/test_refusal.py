@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-from redline.cli import app as command_line
 from redline.client import RewardClient
 from redline.errors import StepRefusedError
 from redline.ppo import FunctionRewards, PPOConfig, PPOLoop, RemoteRewards, Rollout, Scored, Scores
 from redline.ppo.policy import CausalPolicy
 from redline.ppo.protocols import TokenOutputs
+from redline_cli import app as command_line
 from tests.redline_ppo.tiny import PROMPTS, tiny_policy
 
 

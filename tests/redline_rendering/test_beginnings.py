@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from redline.rendering import PolicyPrompts, PrivateTokenizer
-from redline_model.template import Encoder, Item, Template
+from redline.chat_template import PolicyPrompts, PrivateTokenizer
+from redline_model.encoding.encoder import Encoder, Item, Template
 from tests.chat_templates import with_template
 from tests.tokenizer_families import TOKENIZERS, tokenizer_of
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from redline.rendering import PolicyPrompts, RenderError
+from redline.chat_template import PolicyPrompts, RenderError
+from redline_model.encoding.encoder import Encoder, Item, Template
 from redline_model.errors import InvalidPromptError, TooLongError
-from redline_model.template import Encoder, Item, Template
 from tests.chat_templates import with_template
 
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]

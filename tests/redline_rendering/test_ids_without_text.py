@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from redline_model.encoding.encoder import Encoder, Item, Template
 from redline_model.errors import BadIdsError
-from redline_model.scorers import Scorer, reading_of
-from redline_model.template import Encoder, Item, Template
+from redline_model.scorer import Scorer, reading_of
 from tests.conftest import build_causal, build_scorer
 from tests.tokenizer_families import TOKENIZERS, tokenizer_of
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from redline.rendering import ChatRenderer, OwnForm
-from redline.transcripts import BorderError, from_query_and_prompt, prompt_of
-from redline_model.template import Encoder, Template
-from redline_service.dropins.protocol import Reader
+from redline.chat_template import ChatRenderer, OwnForm
+from redline.text.chat_markup import BorderError, from_query_and_prompt, prompt_of
+from redline_model.encoding.encoder import Encoder, Template
+from redline_service.compat.base import Reader
 from tests.chat_templates import STYLES, with_template
 
 CHAT = [

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from redline.chat_template import PolicyPrompts, PrivateTokenizer, RenderError
 from redline.ppo.policy import CausalPolicy
-from redline.rendering import PolicyPrompts, PrivateTokenizer, RenderError
+from redline_model.encoding.encoder import Encoder, Item, Template
 from redline_model.errors import InvalidPromptError
-from redline_model.template import Encoder, Item, Template
 from tests.chat_templates import FAMILIES, STYLES, with_template
 from tests.conftest import build_causal
 

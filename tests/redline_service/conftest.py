@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import httpx
 import pytest
 
-from redline_model.bundle import Bundle
-from redline_service.app import create_app
+from redline_model.bundle.bundle import Bundle
+from redline_service.http.app import create_app
 from redline_service.settings import ServiceSettings
 
 T = TypeVar("T")

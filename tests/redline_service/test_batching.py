@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 
 import pytest
 
-from redline_model.rewriting import RaggedRewriter
-from redline_model.scorers import Scorer, correct_all
-from redline_model.template import EncodedItem, Item
-from redline_service.batching import Batcher
+from redline_model.correction.rewriter import RaggedRewriter
+from redline_model.encoding.encoder import EncodedItem, Item
+from redline_model.scorer import Scorer, correct_all
 from redline_service.errors import OverloadedError
-from redline_service.jobs import Outcome
+from redline_service.scheduling.batcher import Batcher
+from redline_service.scheduling.jobs import Outcome
 from tests.conftest import build_causal, build_scorer
 
 T = TypeVar("T")

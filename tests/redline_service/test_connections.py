@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import uvicorn
 
-from redline_service.connections import ConnectionLimits, Connections
-from redline_service.server import listen
+from redline_service.http.connections import ConnectionLimits, Connections
+from redline_service.http.server import listen
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -110,7 +110,7 @@ def still_open(connection: socket.socket) -> bool:
 
 @pytest.mark.parametrize("soft", [300, -1])
 def test_the_limit_is_within_the_descriptors(monkeypatch: pytest.MonkeyPatch, soft: int) -> None:
-    monkeypatch.setattr("redline_service.connections.resource.getrlimit", lambda which: (soft, soft))
+    monkeypatch.setattr("redline_service.http.connections.resource.getrlimit", lambda which: (soft, soft))
     assert Connections(ConnectionLimits(max_connections=1000)).limit == (172 if soft > 0 else 1000)
 
 

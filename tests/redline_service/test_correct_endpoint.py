@@ -16,11 +16,11 @@ import torch
 
 from redline.wire import ResponseItem, ScoreItem, ScoreRequest
 from redline.wire.correction import CorrectOptions, CorrectRequest
-from redline_model.bundle import Bundle
-from redline_model.edits import TextEdit, apply_edits
-from redline_model.rewriting import Correction
-from redline_model.scorers import Seq2SeqScorer
-from redline_model.template import EncodedItem
+from redline_model.bundle.bundle import Bundle
+from redline_model.correction.edits import TextEdit, apply_edits
+from redline_model.correction.rewriter import Correction
+from redline_model.encoding.encoder import EncodedItem
+from redline_model.scorers.seq2seq import Seq2SeqScorer
 from redline_service.engine import Engine
 from tests.conftest import build_causal, build_scorer, write_bundle
 from tests.redline_service.conftest import with_service
@@ -361,7 +361,7 @@ def test_the_answer_names_the_model_the_reading_and_what_it_cost(bundle: Bundle)
 
 
 def _item(text: str) -> Any:
-    from redline_model.template import Item
+    from redline_model.encoding.encoder import Item
 
     return Item(PROMPT, text)
 
@@ -461,7 +461,7 @@ def test_permits_bound_corrections_too(bundle: Bundle) -> None:
 
 
 def test_all_rounds_of_a_request_take_their_turns_as_one(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    from redline_service.waiting import WaitingRoom
+    from redline_service.scheduling.job_queue import WaitingRoom
 
     real, names = WaitingRoom.add, []
 

@@ -14,12 +14,12 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from redline_model.bundle import Bundle
+from redline_model.bundle.bundle import Bundle
+from redline_model.bundle.manifest import CalibrationFit
 from redline_model.errors import UnsupportedError
-from redline_model.manifest import CalibrationFit
-from redline_model.scorers import Scorer
-from redline_service.app import load_bundle
-from redline_service.logs import KeyRedactor
+from redline_model.scorer import Scorer
+from redline_service.http.app import load_bundle
+from redline_service.http.logs import KeyRedactor
 from redline_service.settings import ServiceSettings
 from tests.conftest import write_bundle
 from tests.redline_service.conftest import with_service

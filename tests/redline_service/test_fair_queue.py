@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redline_service.fair_queue import FairQueue
+from redline_service.scheduling.fair_queue import FairQueue
 
 
 def test_one_item_waits_for_no_more_than_one_of_every_other_caller() -> None:

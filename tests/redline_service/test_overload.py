@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from redline_model.template import EncodedItem
-from redline_service.batching import PLANNED_SHARE, Batcher
+from redline_model.encoding.encoder import EncodedItem
 from redline_service.errors import OverloadedError
-from redline_service.throughput import Throughput
+from redline_service.scheduling.batcher import PLANNED_SHARE, Batcher
+from redline_service.scheduling.throughput import Throughput
 
 _TOKENS_PER_S = 20_000
 _PASS_TOKENS = 1000  # 50 ms

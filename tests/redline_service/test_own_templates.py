@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from redline_model.bundle import Bundle
-from redline_model.scorers import Scorer
+from redline_model.bundle.bundle import Bundle
+from redline_model.scorer import Scorer
 from tests.chat_templates import STYLES
 from tests.conftest import build_causal, build_scorer, write_bundle
 from tests.redline_service.conftest import with_service

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from redline_model.bundle import Bundle
-from redline_model.edits import TextEdit, apply_edits
+from redline_model.bundle.bundle import Bundle
+from redline_model.correction.edits import TextEdit, apply_edits
+from redline_model.encoding.encoder import Item
 from redline_model.extraction import Reading
-from redline_model.template import Item
 from tests.redline_service.conftest import with_service
 
 Ask = Callable[..., httpx.Response]

@@ -8,15 +8,15 @@ from typing import Any
 import httpx
 import pytest
 
-from redline.exchange import correcting, scoring
-from redline.pairs import Pair
+from redline.http.exchange import correcting, scoring
+from redline.preference_data.rows import Pair
 from redline.wire import ScoreOptions, ScoreResponse
 from redline.wire.correction import CorrectOptions, CorrectResponse
-from redline_model.bundle import Bundle
-from redline_model.derive import derive_ensemble, derive_red
-from redline_model.scorers import all_readings, reading_key
-from redline_model.template import Item
-from redline_trainer.length_calibration import derive_length_calibrated, measure_on
+from redline_model.bundle.bundle import Bundle
+from redline_model.bundle.derive import derive_ensemble, derive_red
+from redline_model.encoding.encoder import Item
+from redline_model.scorer import all_readings, reading_key
+from redline_trainer.evaluation.length_calibration import derive_length_calibrated, measure_on
 from tests.conftest import build_dpo, build_scalar, build_scorer, write_bundle
 from tests.redline_service.conftest import with_service
 

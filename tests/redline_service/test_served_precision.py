@@ -7,12 +7,12 @@ from typing import Any
 import httpx
 import pytest
 
-from redline import cpu_precision as module
-from redline.cpu_precision import ENVIRONMENT
-from redline_model.bundle import Bundle
-from redline_model.loading import Placement
-from redline_model.scorers import Scorer, reading_of
-from redline_model.template import Item
+from redline.causal_lm import cpu_precision as module
+from redline.causal_lm.cpu_precision import ENVIRONMENT
+from redline_model.bundle.bundle import Bundle
+from redline_model.bundle.loading import Placement
+from redline_model.encoding.encoder import Item
+from redline_model.scorer import Scorer, reading_of
 from tests.conftest import build_dpo, build_scalar, build_scorer, write_bundle
 from tests.redline_service.conftest import with_service
 

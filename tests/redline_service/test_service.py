@@ -12,12 +12,13 @@ import httpx
 import pytest
 import torch
 
-from redline_model.bundle import Bundle
+from redline_model.bundle.bundle import Bundle
+from redline_model.encoding.encoder import EncodedItem, Item
 from redline_model.errors import OutOfMemoryError
-from redline_model.scorers import Scorer, Seq2SeqScorer
-from redline_model.template import EncodedItem, Item
+from redline_model.scorer import Scorer
+from redline_model.scorers.seq2seq import Seq2SeqScorer
 from redline_service.engine import Engine
-from redline_service.worker import Timed, Worker
+from redline_service.scheduling.worker import Timed, Worker
 from tests.redline_service.conftest import with_service
 
 Ask = Callable[..., httpx.Response]
@@ -322,7 +323,7 @@ def test_callers_that_left_do_not_keep_others_out(slow: tuple[Bundle, Slow]) -> 
 
 
 def test_readiness_waits_for_a_model_that_scores(bundle: Bundle) -> None:
-    from redline_service.app import create_app
+    from redline_service.http.app import create_app
     from redline_service.settings import ServiceSettings
 
     async def run() -> tuple[int, str]:
@@ -352,7 +353,7 @@ def test_the_event_loop_is_free_while_the_model_works(slow: tuple[Bundle, Slow])
 
 
 def test_a_served_bundle_keeps_prompts_warm_as_its_settings_say(bundle: Bundle) -> None:
-    from redline_service.app import load_bundle
+    from redline_service.http.app import load_bundle
     from redline_service.settings import ServiceSettings
 
     loaded = load_bundle(ServiceSettings(bundle=str(bundle.folder), prefix_cache_tokens=123, device="cpu"))

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from redline.cli.app import app
+from redline_cli.app import app
+from redline_model.bundle.manifest import read_manifest
 from redline_model.errors import DataError
-from redline_model.manifest import read_manifest
 from tests.conftest import build_causal, build_tokenizer
 
 GOOD = [

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from redline_trainer.calibrate import calibrate, expected_calibration_error, fit_temperature
-from redline_trainer.evaluate import Interval, accuracy_by_prompt
+from redline_trainer.evaluation.accuracy import Interval, accuracy_by_prompt
+from redline_trainer.evaluation.calibration import calibrate, expected_calibration_error, fit_temperature
 
 FLATTEST = 1e6
 quickly = settings(deadline=None, database=None, max_examples=60)

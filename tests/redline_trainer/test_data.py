@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redline.messages import Message
-from redline.pairs import Pair, parse_row
-from redline.reading import ReadingReport
+from redline.preference_data.row_report import ReadingReport
+from redline.preference_data.rows import Pair, parse_row
 from redline_model.errors import DataError
-from redline_trainer.data import load_pairs, split_by_prompt
+from redline_trainer.load_pairs import load_pairs, split_by_prompt
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 Row = dict[str, Any]

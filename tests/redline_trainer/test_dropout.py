@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from redline.pairs import Pair
-from redline_model.bundle import make_encoder
-from redline_model.loading import Placement, load_config, load_tokenizer
+from redline.preference_data.rows import Pair
+from redline_model.bundle.bundle import make_encoder
+from redline_model.bundle.loading import Placement, load_config, load_tokenizer
 from redline_trainer.adapters import trainable_model
 from redline_trainer.config import TrainConfig
-from redline_trainer.recipes import frozen_reference, make_objective, template_for
+from redline_trainer.objectives.factory import frozen_reference, make_objective, template_for
 from redline_trainer.train import encode_pairs
 from tests.conftest import build_tokenizer
 
@@ -118,7 +118,7 @@ def test_adapters_keep_a_dropout_of_their_own(folders: dict[str, str]) -> None:
 def test_a_reference_without_adapters_has_no_dropout(folders: dict[str, str]) -> None:
     config = TrainConfig(base=folders["opt"], out=Path("unused"), device="cpu", method="lora", dropout="base")
     model = trainable_model(config, Placement(device="cpu"))
-    from redline_model.probing import without_dropout
+    from redline_model.inference.probes import without_dropout
 
     before = {name for name, module in model.named_modules() if module.training}
     ids = torch.tensor([[5, 6, 7, 8]])

@@ -9,16 +9,17 @@ from zlib import crc32
 import pytest
 import torch
 
-from redline.pairs import Pair
-from redline_model.bundle import INNER, Bundle
+from redline.preference_data.rows import Pair
+from redline_model.bundle.bundle import INNER, Bundle
+from redline_model.bundle.manifest import DataSource
+from redline_model.encoding.encoder import Item
 from redline_model.errors import BundleError, DataError, UnsupportedError
 from redline_model.extraction import Reading
-from redline_model.manifest import DataSource
-from redline_model.scorers import LengthCalibratedScorer, Scorer, measure_all, reading_of
+from redline_model.scorer import Scorer, measure_all, reading_of
+from redline_model.scorers.length_calibrated import LengthCalibratedScorer
 from redline_model.scorers.scalar import ScalarMeasurement
-from redline_model.template import Item
-from redline_trainer.length_calibration import derive_length_calibrated, fit_length_curves
-from redline_trainer.precision import correlation
+from redline_trainer.evaluation.length_calibration import derive_length_calibrated, fit_length_curves
+from redline_trainer.evaluation.precision import correlation
 
 PAIRS = [
     Pair(f"Question {n}?", "Hold the button. " * (n % 7 + 1), "Go away. " * (n % 4 + 1), f"t:{n}") for n in range(24)

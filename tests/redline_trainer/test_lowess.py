@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from redline_trainer.lowess import local_line, lowess, tricube
+from redline_trainer.evaluation.lowess import local_line, lowess, tricube
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.3, 0.7, 1.0])

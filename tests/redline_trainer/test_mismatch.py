@@ -10,19 +10,19 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from redline.pairs import Pair
-from redline_model.bundle import make_encoder
-from redline_model.loading import Kind
-from redline_model.template import Encoder, Template
+from redline.preference_data.rows import Pair
+from redline_model.bundle.bundle import make_encoder
+from redline_model.bundle.loading import Kind
+from redline_model.encoding.encoder import Encoder, Template
 from redline_trainer.config import TrainConfig
-from redline_trainer.objectives import (
+from redline_trainer.objectives.base import (
     EncodedPair,
     ScalarObjective,
     Seq2SeqObjective,
     mismatch_of,
     with_strays,
 )
-from redline_trainer.target_loss import target_nll
+from redline_trainer.objectives.target_loss import target_nll
 from redline_trainer.train import encode_pairs, train
 from tests.conftest import build_causal, build_scalar, build_tokenizer
 

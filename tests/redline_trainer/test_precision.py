@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from redline.cli.app import run
-from redline.pairs import Pair
-from redline_model.bundle import Bundle
+from redline.preference_data.rows import Pair
+from redline_cli.app import run
+from redline_model.bundle.bundle import Bundle
 from redline_model.errors import DataError, UnsupportedError
-from redline_trainer.precision import compare_precisions, correlation
+from redline_trainer.evaluation.precision import compare_precisions, correlation
 
 PAIRS = [
     Pair(f"How do I reset router {n}?", f"Hold the round button {n} times.", "I am sorry.", f"pairs:{n}")

@@ -8,12 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from redline.cli.app import run
-from redline.pairs import Pair
-from redline_model.bundle import Bundle
+from redline.preference_data.rows import Pair
+from redline_cli.app import run
+from redline_model.bundle.bundle import Bundle
 from redline_model.errors import DataError
-from redline_trainer.data import load_pairs
-from redline_trainer.quality import (
+from redline_trainer.evaluation.error_spans import (
+    auc_difference,
+    average_precision,
+    error_tokens,
+    roc_auc,
+    span_detection,
+)
+from redline_trainer.evaluation.report import (
     _probabilities,
     _without_trend,
     measure_quality,
@@ -21,7 +27,7 @@ from redline_trainer.quality import (
     plot_reliability,
     reliability,
 )
-from redline_trainer.spans import auc_difference, average_precision, error_tokens, roc_auc, span_detection
+from redline_trainer.load_pairs import load_pairs
 
 PAIRS = [
     Pair(

@@ -13,19 +13,19 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from redline_model.bundle import REFERENCE, Bundle
+from redline_model.bundle.bundle import REFERENCE, Bundle
+from redline_model.bundle.loading import Placement
 from redline_model.errors import UnsupportedError
 from redline_model.extraction import Reading
-from redline_model.loading import Placement
-from redline_model.scorers import Scorer
+from redline_model.scorer import Scorer
 from redline_trainer.adapters import inner, trainable_model
 from redline_trainer.config import TrainConfig
-from redline_trainer.dpo import DPOObjective
-from redline_trainer.evaluate import evaluate
-from redline_trainer.objectives import ScalarObjective
-from redline_trainer.odin import ODINObjective, pearson
-from redline_trainer.recipes import make_objective
-from redline_trainer.smoothing import SmoothedLabels
+from redline_trainer.evaluation.accuracy import evaluate
+from redline_trainer.objectives.base import ScalarObjective
+from redline_trainer.objectives.dpo import DPOObjective
+from redline_trainer.objectives.factory import make_objective
+from redline_trainer.objectives.label_smoothing import SmoothedLabels
+from redline_trainer.objectives.odin import ODINObjective, pearson
 from redline_trainer.train import StepReport, checkpoint_path, encode_pairs, resumable_step, train
 from tests.conftest import build_dpo, build_encoder_decoder, build_scalar, build_scorer, build_tokenizer, padded
 from tests.redline_trainer.test_train import PAIRS, base, config, encoded

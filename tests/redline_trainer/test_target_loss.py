@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from redline_model.targets import TargetForward, target_forward
-from redline_model.template import EncodedItem
-from redline_trainer.dpo import DPOObjective
-from redline_trainer.objectives import EncodedPair, Seq2SeqObjective
-from redline_trainer.target_loss import target_nll, weighted_nll
+from redline_model.encoding.encoder import EncodedItem
+from redline_model.inference.target_logits import TargetForward, target_forward
+from redline_trainer.objectives.base import EncodedPair, Seq2SeqObjective
+from redline_trainer.objectives.dpo import DPOObjective
+from redline_trainer.objectives.target_loss import target_nll, weighted_nll
 from tests.families import build_family
 
 VOCABULARY = 64
@@ -63,7 +63,7 @@ def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
 
 @pytest.fixture(autouse=True)
 def _several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("redline_model.logits._CHUNK_ELEMENTS", CHUNK * VOCABULARY)
+    monkeypatch.setattr("redline_model.inference.lm_head._CHUNK_ELEMENTS", CHUNK * VOCABULARY)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -9,22 +9,22 @@ from typing import Any
 import pytest
 import torch
 
-from redline.cpu_precision import choose
-from redline.pairs import Pair
-from redline.reading import ReadingReport
-from redline_model.bundle import Bundle, make_encoder
+from redline.causal_lm.cpu_precision import choose
+from redline.preference_data.row_report import ReadingReport
+from redline.preference_data.rows import Pair
+from redline_model.bundle.bundle import Bundle, make_encoder
+from redline_model.bundle.loading import Placement, load_tokenizer
+from redline_model.encoding.encoder import Item, Template
 from redline_model.errors import BundleError, DataError
 from redline_model.extraction import Reading
-from redline_model.loading import Placement, load_tokenizer
-from redline_model.scorers import Scorer
-from redline_model.template import Item, Template
+from redline_model.scorer import Scorer
 from redline_trainer.adapters import inner, trainable_model
 from redline_trainer.checkpoint import ResumeError
 from redline_trainer.config import TrainConfig
-from redline_trainer.evaluate import evaluate
-from redline_trainer.objectives import EncodedPair, ScalarObjective, Seq2SeqObjective
-from redline_trainer.recipes import default_learning_rate
-from redline_trainer.step import DivergedError, StepReport, run_optimizer_step
+from redline_trainer.evaluation.accuracy import evaluate
+from redline_trainer.objectives.base import EncodedPair, ScalarObjective, Seq2SeqObjective
+from redline_trainer.objectives.factory import default_learning_rate
+from redline_trainer.optimizer_step import DivergedError, StepReport, run_optimizer_step
 from redline_trainer.train import (
     checkpoint_path,
     encode_pairs,
@@ -265,7 +265,7 @@ def test_pairs_that_a_tokenizer_makes_equal_are_refused(causal_scorer: Scorer[An
 
 
 def test_a_prompt_is_cut_for_the_longest_of_a_pair_s_sequences(causal_scorer: Scorer[Any]) -> None:
-    from redline_model.bundle import make_encoder as encoder_for
+    from redline_model.bundle.bundle import make_encoder as encoder_for
 
     tokenizer = causal_scorer.encoder.tokenizer
     encoder = encoder_for("seq2seq", causal_scorer.model.config, tokenizer, causal_scorer.encoder.template, 250)
@@ -399,7 +399,7 @@ def test_on_a_cpu_the_arithmetic_is_what_was_measured_and_weights_stay_float32(
     method: str,
 ) -> None:
     monkeypatch.delenv("REDLINE_CPU_PRECISION", raising=False)
-    monkeypatch.setattr("redline.cpu_precision._known", choose(*speeds))
+    monkeypatch.setattr("redline.causal_lm.cpu_precision._known", choose(*speeds))
     plain, seen = Seq2SeqObjective.loss, []
 
     def watched(self: Seq2SeqObjective, units: Any) -> torch.Tensor:

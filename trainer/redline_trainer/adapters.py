@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from redline_model.loading import CLASSIFIERS, Placement, load_model
+from redline_model.bundle.loading import CLASSIFIERS, Placement, load_model
 from redline_model.scorers.scalar import check_pooling
 from redline_trainer.config import TrainConfig
 from redline_trainer.dropout import set_training_mode

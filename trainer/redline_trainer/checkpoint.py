@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from redline.files import atomic_file
+from redline.files.atomic import atomic_file
 from redline_model.errors import RedlineModelError
 from redline_trainer.adapters import learned_state, load_learned_state
 from redline_trainer.config import TrainConfig
-from redline_trainer.objectives import EncodedPair, Objective
+from redline_trainer.objectives.base import EncodedPair, Objective
 
 
 class ResumeError(RedlineModelError):

@@ -7,8 +7,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from redline_model.bundle.loading import CLASSIFIERS
 from redline_model.extraction import Aggregate, Mode
-from redline_model.loading import CLASSIFIERS
 from redline_trainer.dropout import Dropout
 
 

@@ -14,23 +14,23 @@ from typing import NamedTuple
 
 import torch
 
-from redline.pairs import Pair
-from redline.reading import MAX_SHOWN, ReadingReport
-from redline.row_files import Problems
-from redline_model.bundle import make_encoder, make_scorer, save_bundle
+from redline.files.row_files import Problems
+from redline.preference_data.row_report import MAX_SHOWN, ReadingReport
+from redline.preference_data.rows import Pair
+from redline_model.bundle.bundle import make_encoder, make_scorer, save_bundle
+from redline_model.bundle.files import check_free
+from redline_model.bundle.loading import Placement, load_config, load_tokenizer, token_limit
+from redline_model.bundle.manifest import DataSource, Manifest
+from redline_model.encoding.encoder import Encoder, Item
 from redline_model.errors import DataError, ItemError, TooLongError
 from redline_model.extraction import Extraction
-from redline_model.folders import check_free
-from redline_model.loading import Placement, load_config, load_tokenizer, token_limit
-from redline_model.manifest import DataSource, Manifest
-from redline_model.template import Encoder, Item
 from redline_trainer.adapters import inner, merged, trainable_model
 from redline_trainer.checkpoint import resume, run_identity, save_checkpoint, saved_step
 from redline_trainer.config import TrainConfig
-from redline_trainer.data import split_by_prompt
-from redline_trainer.evaluate import Evaluation, evaluate
-from redline_trainer.objectives import EncodedPair, with_strays
-from redline_trainer.recipes import (
+from redline_trainer.evaluation.accuracy import Evaluation, evaluate
+from redline_trainer.load_pairs import split_by_prompt
+from redline_trainer.objectives.base import EncodedPair, with_strays
+from redline_trainer.objectives.factory import (
     bundle_parts,
     default_learning_rate,
     frozen_reference,
@@ -38,7 +38,7 @@ from redline_trainer.recipes import (
     scorer_options,
     template_for,
 )
-from redline_trainer.step import DivergedError, StepReport, run_optimizer_step, write_refused
+from redline_trainer.optimizer_step import DivergedError, StepReport, run_optimizer_step, write_refused
 
 
 class TrainResult(NamedTuple):

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from redline.client import RewardClient
-from redline.integrations.credit import leave_one_out_advantages
-from redline.integrations.sampled import TokenRewarder, messages_of
-from redline.transcripts import Exchange, as_item, prompt_of, without_ending
+from redline.integrations.token_rewarder import TokenRewarder, messages_of
+from redline.text.chat_markup import Exchange, as_item, prompt_of, without_ending
+from redline.token_advantages import leave_one_out_advantages
 from redline.wire import ChatMessage, ScoreOptions
 
 

@@ -17,8 +17,8 @@ from openrlhf.utils.agent import SingleTurnAgentExecutor
 from torch import Tensor
 
 from redline.client import RewardClient
-from redline.integrations.sampled import TokenRewarder, address
-from redline.transcripts import as_item, from_query_and_prompt
+from redline.integrations.token_rewarder import TokenRewarder, address
+from redline.text.chat_markup import as_item, from_query_and_prompt
 from redline.wire import ScoreOptions
 
 TOKEN_REWARDS = "redline_token_rewards"

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from redline.integrations.sampled import ClientPerLoop, Prompt, TokenRewarder
+from redline.integrations.token_rewarder import ClientPerLoop, Prompt, TokenRewarder
 from redline.messages import CONTENT_FIELDS
-from redline.transcripts import Exchange, as_item
+from redline.text.chat_markup import Exchange, as_item
 from redline.wire import ChatMessage, ScoreOptions
 
 
@@ -63,7 +63,7 @@ def token_algorithm(base: type, rewarder: TokenRewarder, *, scale: bool = False)
             from prime_rl.orchestrator.algo.base import iter_trainable_traces
             from prime_rl.orchestrator.algo.routing import assign_advantages
 
-            from redline.integrations.credit import leave_one_out_advantages
+            from redline.token_advantages import leave_one_out_advantages
 
             traces = [trace for _, trace in iter_trainable_traces(episodes)]
             rows = [await sampled_token_rewards(trace, rewarder) for trace in traces]

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from redline.integrations.sampled import Prompt, TokenRewarder
+from redline.integrations.token_rewarder import Prompt, TokenRewarder
 
 
 async def with_token_rewards(
@@ -68,7 +68,7 @@ def register_estimator(name: str = "redline") -> None:
     """Make ``leave_one_out_advantages`` one of SkyRL's advantage estimators, under ``name``."""
     from skyrl.backends.skyrl_train.utils.ppo_utils import register_advantage_estimator
 
-    from redline.integrations.credit import leave_one_out_advantages
+    from redline.token_advantages import leave_one_out_advantages
 
     @register_advantage_estimator(name)  # type: ignore[untyped-decorator]
     def estimate(token_level_rewards: Any, response_mask: Any, index: Any, **others: Any) -> tuple[Any, Any]:

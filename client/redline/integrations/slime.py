@@ -12,7 +12,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from redline.integrations.sampled import TokenRewarder
+from redline.integrations.token_rewarder import TokenRewarder
 
 
 @cache
@@ -41,7 +41,7 @@ def post_process(args: Any, samples: list[Any]) -> tuple[list[float], list[Any]]
     """
     import torch
 
-    from redline.integrations.credit import leave_one_out_advantages
+    from redline.token_advantages import leave_one_out_advantages
 
     told = [torch.tensor(sample.reward["token_rewards"], dtype=torch.float32) for sample in samples]
     width = max(len(one) for one in told)

@@ -10,8 +10,8 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from redline.client import RewardClient
-from redline.integrations.credit import leave_one_out_advantages
-from redline.integrations.sampled import TokenRewarder, TokenRewards
+from redline.integrations.token_rewarder import TokenRewarder, TokenRewards
+from redline.token_advantages import leave_one_out_advantages
 from redline.wire import ScoreOptions
 
 

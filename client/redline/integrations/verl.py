@@ -10,8 +10,8 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.ppo.core_algos import register_adv_est
 
-from redline.integrations.credit import leave_one_out_advantages
-from redline.integrations.sampled import TokenRewarder
+from redline.integrations.token_rewarder import TokenRewarder
+from redline.token_advantages import leave_one_out_advantages
 
 
 class TokenRewardOutput(AgentLoopOutput):  # type: ignore[misc]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from redline.integrations.sampled import ClientPerLoop, messages_of
-from redline.transcripts import Exchange, as_item
+from redline.integrations.token_rewarder import ClientPerLoop, messages_of
+from redline.text.chat_markup import Exchange, as_item
 from redline.wire import ScoreOptions
 
 _clients = ClientPerLoop()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from redline.errors import CommandError
-from redline.files import atomic_file
+from redline.files.atomic import atomic_file
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

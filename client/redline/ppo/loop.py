@@ -24,6 +24,7 @@ from redline.ppo.advantages import (
 from redline.ppo.checkpoint import kept_on_cpu, read_checkpoint, save_checkpoint
 from redline.ppo.config import PPOConfig
 from redline.ppo.losses import adapted_kl_coefficient, explained_variance
+from redline.ppo.non_finite import NonFiniteError, StepBatch, check_scores, write_batch
 from redline.ppo.protocols import (
     AdvantageEstimator,
     Callback,
@@ -33,7 +34,6 @@ from redline.ppo.protocols import (
     Rollout,
     TokenOutputs,
 )
-from redline.ppo.refusal import NonFiniteError, StepBatch, check_scores, write_batch
 from redline.ppo.sampling import padded_rewards, roll_out, step_prompts, token_mask
 from redline.ppo.update import Learning, make_optimizer, update
 

@@ -11,19 +11,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from redline.cpu_precision import cpu_precision
+from redline.causal_lm.cpu_precision import cpu_precision
+from redline.causal_lm.positions import source_positions
+from redline.causal_lm.rotary import longest_shared, reset_angles
+from redline.chat_template import PolicyPrompts, RenderError
 from redline.errors import CommandError
-from redline.files import atomic_folder
-from redline.positions import source_positions
+from redline.files.atomic import atomic_folder
 from redline.ppo.critic import ValueNetwork, features_width, linear_head, value_features
 from redline.ppo.forward import States, lay_out, probe, run, stop_rescaling
+from redline.ppo.gradient_checkpointing import Recomputing
 from redline.ppo.loading import load_model
+from redline.ppo.non_finite import NonFiniteError
 from redline.ppo.protocols import Prompt, Rollout, TokenOutputs
-from redline.ppo.recomputing import Recomputing
-from redline.ppo.refusal import NonFiniteError
-from redline.rendering import PolicyPrompts, RenderError
-from redline.rotary import longest_shared, reset_angles
-from redline.token_spans import token_spans
+from redline.text.token_spans import token_spans
 
 
 class CausalPolicy:
@@ -110,7 +110,7 @@ class CausalPolicy:
         """A policy from a folder or hub id, with a fresh LoRA adapter, drawn by ``seed``, if ``lora_rank`` is given.
 
         Args:
-            precision: ``auto`` measures the CPU (``redline.cpu_precision``), and takes float32 elsewhere.
+            precision: ``auto`` measures the CPU (``redline.causal_lm.cpu_precision``), and takes float32 elsewhere.
 
         Raises:
             CommandError: it cannot be loaded, or needs code of its own.

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from redline.errors import CommandError
-from redline.jsonl import SHOWN, refuse_bad_rows
-from redline.pairs import parse_prompt
+from redline.files.row_files import Problems, UnknownFormatError, read_rows
 from redline.ppo.protocols import Prompt
-from redline.reading import ReadingReport, checked_rows
-from redline.row_files import Problems, UnknownFormatError, read_rows
+from redline.preference_data.checked_rows import SHOWN, refuse_bad_rows
+from redline.preference_data.row_report import ReadingReport, checked_rows
+from redline.preference_data.rows import parse_prompt
 
 MAX_ASKED = 10_000
 _ASKED_AT_ONCE = 32

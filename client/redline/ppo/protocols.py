@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from redline.token_spans import Span
+from redline.text.token_spans import Span
 
 Message = dict[str, str]
 Prompt = str | list[Message]

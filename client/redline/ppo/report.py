@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from redline.files import atomic_file, write_text
-from redline.metrics_log import read_metrics
+from redline.files.atomic import atomic_file, write_text
+from redline.files.metrics_log import read_metrics
 
 _PANELS = {
     "score": "score",

@@ -10,8 +10,8 @@ from concurrent.futures import Future
 import torch
 from torch import Tensor
 
-from redline.background import DaemonPool
 from redline.errors import ProtocolError
+from redline.http.daemon_pool import DaemonPool
 from redline.ppo.config import PPOConfig
 from redline.ppo.protocols import Policy, Prompt, RewardSource, Rollout, Scores
 

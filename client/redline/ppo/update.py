@@ -11,8 +11,8 @@ from torch import Tensor
 
 from redline.ppo.config import PPOConfig
 from redline.ppo.losses import policy_loss, value_loss
+from redline.ppo.non_finite import check_number
 from redline.ppo.protocols import Policy, Rollout, TokenOutputs
-from redline.ppo.refusal import check_number
 
 
 class Learning(NamedTuple):

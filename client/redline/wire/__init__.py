@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 
-from redline.wire.given import ChatMessage as ChatMessage
-from redline.wire.given import FirstError as FirstError
-from redline.wire.given import Text as Text
-from redline.wire.given import TokenIds, Tools, WireModel, check_amount
+from redline.wire.inputs import ChatMessage as ChatMessage
+from redline.wire.inputs import FirstError as FirstError
+from redline.wire.inputs import Text as Text
+from redline.wire.inputs import TokenIds, Tools, WireModel, check_amount
 
 SCORE_PATH = "/v1/score"
 CORRECT_PATH = "/v1/correct"
@@ -184,7 +184,7 @@ class ScoreOptions(WireModel):
     ``calibrated`` divides rewards by the bundle's fitted temperature and shifts the score, so that a
     difference of two scores is a log-odds of preference; it needs aggregate and mode calibrated in the bundle.
     ``edits``: by words (the default), or in groups for people to read: edits with little text between them are then
-    one replacement (``redline.edit_groups``).
+    one replacement (``redline.text.edit_groups``).
     """
 
     mode: Text | None = None

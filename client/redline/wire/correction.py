@@ -19,7 +19,7 @@ from redline.wire import (
     Usage,
     _Answer,
 )
-from redline.wire.given import WireModel
+from redline.wire.inputs import WireModel
 
 MAX_ROUNDS = 16
 

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from redline_model.correction.rewriter import Rewriter
+from redline_model.encoding.encoder import EncodedItem, Encoder
 from redline_model.errors import NonFiniteError, UnsupportedError
 from redline_model.extraction import Extraction, Mode, Reading, aggregate_rewards
-from redline_model.prefixes import Prefix, PrefixCache
-from redline_model.rewriting import Rewriter
-from redline_model.scorers.protocol import Judgement, unsupported_correction
-from redline_model.statistics import launch_targets
-from redline_model.targets import target_forward
-from redline_model.template import EncodedItem, Encoder
+from redline_model.inference.prefix_cache import Prefix, PrefixCache
+from redline_model.inference.target_logits import target_forward
+from redline_model.inference.token_statistics import launch_targets
+from redline_model.scorer import Judgement, unsupported_correction
 
 
 def judged(item: EncodedItem) -> EncodedItem:

@@ -16,13 +16,13 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from redline_model.bundle.loading import tokenizer_fingerprint
+from redline_model.correction.rewriter import Rewriter
+from redline_model.encoding.encoder import EncodedItem, Encoder
 from redline_model.errors import UnsupportedError
 from redline_model.extraction import MODES, Aggregate, Extraction, Mode, Reading, move_score
-from redline_model.loading import tokenizer_fingerprint
-from redline_model.prefixes import Prefix, PrefixCache
-from redline_model.rewriting import Rewriter
-from redline_model.scorers.protocol import Judgement, Scorer, unsupported_correction
-from redline_model.template import EncodedItem, Encoder
+from redline_model.inference.prefix_cache import Prefix, PrefixCache
+from redline_model.scorer import Judgement, Scorer, unsupported_correction
 
 Combine = Literal["mean", "min", "mean_minus_variance"]
 Measured = tuple[Any, ...]

@@ -14,12 +14,12 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from redline_model.correction.rewriter import Rewriter
+from redline_model.encoding.encoder import EncodedItem
 from redline_model.errors import UnsupportedError
 from redline_model.extraction import Mode, Reading, move_score
-from redline_model.prefixes import Prefix, PrefixCache
-from redline_model.rewriting import Rewriter
-from redline_model.scorers.protocol import Judgement, Scorer, all_readings, reading_key
-from redline_model.template import EncodedItem
+from redline_model.inference.prefix_cache import Prefix, PrefixCache
+from redline_model.scorer import Judgement, Scorer, all_readings, reading_key
 
 
 class LengthCurve(BaseModel):

@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from redline_model.causal import Branch, CausalForward
+from redline_model.bundle.loading import SCORE_HEADS
+from redline_model.correction.rewriter import Rewriter
+from redline_model.encoding.encoder import EncodedItem, Encoder
 from redline_model.errors import NonFiniteError, UnsupportedError
 from redline_model.extraction import Extraction, Mode, Reading, aggregate_rewards
-from redline_model.loading import SCORE_HEADS
-from redline_model.prefixes import Prefix, PrefixCache
-from redline_model.probing import differs
-from redline_model.rewriting import Rewriter
-from redline_model.scorers.protocol import Judgement, unsupported_correction
-from redline_model.statistics import copy_off
-from redline_model.template import EncodedItem, Encoder
+from redline_model.inference.causal_forward import Branch, CausalForward
+from redline_model.inference.prefix_cache import Prefix, PrefixCache
+from redline_model.inference.probes import differs
+from redline_model.inference.token_statistics import copy_off
+from redline_model.scorer import Judgement, unsupported_correction
 
 M = TypeVar("M")
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from redline_model.correction.rewriter import RaggedRewriter, Rewriter, WholeRewriter
+from redline_model.encoding.encoder import EncodedItem, Encoder
 from redline_model.errors import NonFiniteError
 from redline_model.extraction import (
     MODES,
@@ -24,12 +26,10 @@ from redline_model.extraction import (
     divergence,
     extract,
 )
-from redline_model.prefixes import Prefix, PrefixCache
-from redline_model.rewriting import RaggedRewriter, Rewriter, WholeRewriter
-from redline_model.scorers.protocol import Judgement
-from redline_model.statistics import launch_targets
-from redline_model.targets import CausalTargets, EncoderDecoderTargets, target_forward
-from redline_model.template import EncodedItem, Encoder
+from redline_model.inference.prefix_cache import Prefix, PrefixCache
+from redline_model.inference.target_logits import CausalTargets, EncoderDecoderTargets, target_forward
+from redline_model.inference.token_statistics import launch_targets
+from redline_model.scorer import Judgement
 
 
 class Seq2SeqScorer:

@@ -1,0 +1,1 @@
+"""Parts of ``benchmarks.real_text``: reward models and policies on real preference sets."""

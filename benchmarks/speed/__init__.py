@@ -1,0 +1,1 @@
+"""Parts of the speed benchmarks: backends, workloads, load generator, reports."""

@@ -1,0 +1,258 @@
+"""Who competes: each starts in processes of its own, scores the calls of a workload, and tells its peak memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+
+from benchmarks.speed.offline import TARGETS
+from redline_model.bundle.bundle import Bundle
+from redline_model.encoding.encoder import Item
+
+Call = list[dict[str, str]]
+# What OpenMP does where nothing is set, said aloud because `redline serve` would set it otherwise; contenders that
+# are not running are stopped, so nobody's waiting threads take cores from anybody else.
+SETTINGS = {"GOMP_SPINCOUNT": "300000", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pass over a workload: seconds in all, seconds of each call, and each item's answer."""
+
+    seconds: float
+    latencies: list[float]
+    answers: list[Any]
+
+
+class Contender(Protocol):
+    """See the module."""
+
+    name: str
+
+    def score(self, calls: Sequence[Call], mode: str = "paper") -> Run:
+        """Score every call, all of them sent at once."""
+        ...
+
+    def pids(self) -> list[int]:
+        """Its processes."""
+        ...
+
+    def stop(self) -> None:
+        """End them."""
+        ...
+
+
+def pause(contender: Contender) -> None:
+    """Stop its processes until ``resume``."""
+    for pid in contender.pids():
+        os.kill(pid, signal.SIGSTOP)
+
+
+def resume(contender: Contender) -> None:
+    """Let its processes go on."""
+    for pid in contender.pids():
+        os.kill(pid, signal.SIGCONT)
+
+
+def reset_peak(contender: Contender) -> None:
+    """Forget the peak of resident memory (Linux)."""
+    for pid in contender.pids():
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def peak_mb(contender: Contender) -> float:
+    """Peak resident memory of its processes since ``reset_peak``, MiB."""
+    total = 0
+    for pid in contender.pids():
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        total += next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return total / 1024
+
+
+def descendants(pid: int) -> list[int]:
+    """``pid`` and every process under it."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in task.read_text().split():
+            found += descendants(int(child))
+    return found
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class Offline:
+    """A contender behind a pipe; see ``benchmarks.speed.offline``."""
+
+    def __init__(self, name: str, bundle: Path, **settings: Any) -> None:
+        self.name = name
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        os.environ.update(SETTINGS)
+        self._process = context.Process(target=TARGETS[name], args=(theirs, str(bundle), settings), daemon=True)
+        self._process.start()
+        assert self._pipe.recv() == "ready"
+
+    def score(self, calls: Sequence[Call], mode: str = "paper") -> Run:
+        """See ``Contender``."""
+        self._pipe.send((list(calls), mode))
+        return Run(*self._pipe.recv())
+
+    def pids(self) -> list[int]:
+        """See ``Contender``."""
+        assert self._process.pid is not None
+        return [self._process.pid]
+
+    def stop(self) -> None:
+        """See ``Contender``."""
+        self._pipe.send(None)
+        self._process.join(20)
+        self._process.kill()
+
+
+class Server:
+    """A contender behind HTTP: a server process, and as many concurrent requests as there are calls."""
+
+    def __init__(self, name: str, command: list[str], port: int, ready: str, **environment: str) -> None:
+        self.name = name
+        self.port = port
+        self._url = f"http://127.0.0.1:{port}"
+        self._process = subprocess.Popen(
+            command, env={**os.environ, **SETTINGS, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        for _ in range(1200):
+            if self._process.poll() is not None:
+                raise RuntimeError(f"{name} ended with status {self._process.returncode} instead of starting")
+            try:
+                if httpx.get(self._url + ready).is_success:
+                    break
+            except httpx.TransportError:
+                pass
+            time.sleep(0.25)
+
+    def request(self, call: Call, mode: str) -> tuple[str, dict[str, Any]]:
+        """Path and body of one call."""
+        raise NotImplementedError
+
+    def answers(self, body: dict[str, Any], call: Call) -> list[Any]:
+        """Each item's answer."""
+        raise NotImplementedError
+
+    def score(self, calls: Sequence[Call], mode: str = "paper") -> Run:
+        """See ``Contender``."""
+        prepared = [(path, json.dumps(body)) for path, body in (self.request(call, mode) for call in calls)]
+
+        async def everything() -> Run:
+            limits = httpx.Limits(max_connections=None)
+            headers = {"Content-Type": "application/json"}
+            async with httpx.AsyncClient(base_url=self._url, timeout=1800, limits=limits) as http:
+
+                async def one(path: str, body: str) -> tuple[float, dict[str, Any]]:
+                    started = time.perf_counter()
+                    answer = await http.post(path, content=body, headers=headers)
+                    answer.raise_for_status()
+                    parsed = answer.json()
+                    return time.perf_counter() - started, parsed
+
+                started = time.perf_counter()
+                done = await asyncio.gather(*(one(*call) for call in prepared))
+                took = time.perf_counter() - started
+            answers = [a for call, (_, body) in zip(calls, done, strict=True) for a in self.answers(body, call)]
+            return Run(took, [seconds for seconds, _ in done], answers)
+
+        return asyncio.run(everything())
+
+    def pids(self) -> list[int]:
+        """See ``Contender``."""
+        return descendants(self._process.pid)
+
+    def stop(self) -> None:
+        """See ``Contender``."""
+        self._process.terminate()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+
+class RedlineHttp(Server):
+    """``redline serve``."""
+
+    def __init__(self, bundle: Path, **environment: str) -> None:
+        port = free_port()
+        command = [str(Path(sys.executable).with_name("redline")), "serve", str(bundle), "--port", str(port)]
+        super().__init__("redline_http", command, port, "/readyz", **{"REDLINE_DEADLINE_S": "3600", **environment})
+
+    def request(self, call: Call, mode: str) -> tuple[str, dict[str, Any]]:
+        """See ``Server``."""
+        return "/v1/score", {"items": call, "options": {"mode": mode}}
+
+    def answers(self, body: dict[str, Any], call: Call) -> list[Any]:
+        """Token rewards."""
+        return [item["rewards"] for item in body["items"]]
+
+
+class ReferenceServer(Server):
+    """``benchmarks.speed.reference_server``."""
+
+    def __init__(self, bundle: Path) -> None:
+        port = free_port()
+        app = "benchmarks.speed.reference_server:create_app"
+        command = [sys.executable, "-m", "uvicorn", "--factory", app, "--port", str(port), "--log-level", "error"]
+        super().__init__("reference_server", command, port, "/healthz", BENCH_BUNDLE=str(bundle))
+
+    def request(self, call: Call, mode: str) -> tuple[str, dict[str, Any]]:
+        """See ``Server``."""
+        return "/get_reward", {"items": call}
+
+    def answers(self, body: dict[str, Any], call: Call) -> list[Any]:
+        """Token rewards."""
+        return list(body["rewards"])
+
+
+class Vllm(Server):
+    """vLLM with ``prompt_logprobs`` over the same sequences: the rank of a token says whether it is the best."""
+
+    def __init__(self, bundle: Path, python: str) -> None:
+        port = free_port()
+        self._encoder = Bundle.load(bundle).scorer.encoder
+        command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(bundle), "--port", str(port)]
+        command += ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "8", "--served-model-name", "m"]
+        environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_HOST_IP": "127.0.0.1"}
+        super().__init__("vllm", command, port, "/health", **environment)
+
+    def _sequences(self, call: Call) -> list[tuple[list[int], list[int]]]:
+        encoded = [self._encoder.encode(Item(item["prompt"], item["response"])) for item in call]
+        return [([*e.prefix_ids, *e.response_ids, *e.request_ids, *e.target_ids], e.target_ids) for e in encoded]
+
+    def request(self, call: Call, mode: str) -> tuple[str, dict[str, Any]]:
+        """See ``Server``."""
+        prompts = [ids for ids, _ in self._sequences(call)]
+        return "/v1/completions", {"model": "m", "prompt": prompts, "max_tokens": 1, "prompt_logprobs": 1}
+
+    def answers(self, body: dict[str, Any], call: Call) -> list[Any]:
+        """Token rewards, from the ranks."""
+        rewards = []
+        for choice, (_, targets) in zip(body["choices"], self._sequences(call), strict=True):
+            told = choice["prompt_logprobs"][-len(targets) :]
+            agrees = [one[str(i)]["rank"] == 1 for one, i in zip(told, targets, strict=True)]
+            first = agrees.index(False) if False in agrees else len(agrees)
+            rewards.append([1.0 if a and t < first else 0.0 if a else -1.0 for t, a in enumerate(agrees)])
+        return rewards

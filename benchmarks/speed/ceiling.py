@@ -1,0 +1,76 @@
+"""The least arithmetic a workload needs, and how fast this machine multiplies matrices."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from redline_model.encoding.encoder import EncodedItem
+
+
+def body_parameters(model: Any) -> int:
+    """Weights of all linear layers but the vocabulary projection."""
+    head = model.get_output_embeddings()
+    layers = (m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
+    return sum(layer.weight.numel() for layer in layers)
+
+
+def fewest_operations(items: Iterable[EncodedItem], model: Any) -> float:
+    """Floating-point operations with every distinct prompt read once and only judged rows projected.
+
+    A linear layer costs 2 operations a weight and token; causal attention 4 a token pair, head and dimension.
+    The item's last target token is judged, never read. Norms, activations and softmax are not counted.
+    """
+    config = model.config.get_text_config()
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    a_pair = 4 * config.num_attention_heads * head_size * config.num_hidden_layers
+    a_token = 2 * body_parameters(model)
+    a_row = 2 * config.vocab_size * config.hidden_size
+    seen: set[tuple[int, ...]] = set()
+    operations = 0.0
+    for item in items:
+        prefix = tuple(item.prefix_ids)
+        shared = len(prefix)
+        own = len(item.response_ids) + len(item.request_ids) + len(item.target_ids) - 1
+        if prefix not in seen:
+            seen.add(prefix)
+            operations += shared * a_token + a_pair * shared * (shared + 1) / 2
+        operations += own * a_token + a_pair * own * (shared + (own + 1) / 2)
+        operations += len(item.target_ids) * a_row
+    return operations
+
+
+def matmul_rate(model: Any, rows: int = 2048, repeats: int = 8) -> float:
+    """Operations a second of the model's own kind of matrix product: the best shape's median run."""
+    config = model.config.get_text_config()
+    device, dtype = model.device, model.dtype
+    best = 0.0
+    for inner, outer in (
+        (config.hidden_size, config.intermediate_size),
+        (config.intermediate_size, config.hidden_size),
+        (1024, 1024),
+    ):
+        rows_in = torch.randn(rows, inner, device=device, dtype=dtype)
+        weights = torch.randn(outer, inner, device=device, dtype=dtype)
+        for _ in range(2):
+            F.linear(rows_in, weights)
+        runs = []
+        for _ in range(repeats):
+            _wait(device)
+            started = time.perf_counter()
+            for _ in range(4):
+                F.linear(rows_in, weights)
+            _wait(device)
+            runs.append(4 * 2 * rows * inner * outer / (time.perf_counter() - started))
+        best = max(best, statistics.median(runs))
+    return best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()

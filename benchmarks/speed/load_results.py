@@ -1,0 +1,143 @@
+"""Arithmetic on the outcomes of a load test: capacity, goodput, latencies. Pure functions."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.speed.load_generator import Outcome
+
+KINDS = (
+    "in_time",
+    "late",
+    "refused",
+    "refused_without_retry_after",
+    "timed_out",
+    "item_errors",
+    "other_status",
+    "failed",
+    "unanswered",
+)
+_WITHOUT_ANSWER = {0: "failed", -1: "unanswered"}
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The least value that ``share`` of all do not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def milliseconds(seconds: Sequence[float]) -> dict[str, float] | None:
+    """Median and 95th percentile of ``seconds`` in ms; None where there are none."""
+    if not seconds:
+        return None
+    return {f"p{round(100 * share)}_ms": 1000 * percentile(seconds, share) for share in (0.5, 0.95)}
+
+
+def steady_rate(outcomes: Sequence[Outcome], from_s: float, until_s: float) -> float:
+    """Items scored a second between ``from_s`` and ``until_s``.
+
+    Answers come in bursts, a batch at a time, so that both ends are put where a burst ends: the time runs from the last
+    answer before ``from_s`` to the last before ``until_s``, and the items answered in it are counted.
+
+    Raises:
+        ValueError: nothing was scored in that time.
+    """
+    ends = sorted((o.ended_s, o.scored) for o in outcomes if o.scored)
+    before = [end for end, _ in ends if end <= from_s]
+    first = before[-1] if before else from_s
+    inside = [(end, scored) for end, scored in ends if first < end <= until_s]
+    if not inside:
+        raise ValueError(f"no item was scored between {from_s} and {until_s} s")
+    return sum(scored for _, scored in inside) / (inside[-1][0] - first)
+
+
+def goodput(
+    outcomes: Sequence[Outcome], *, items: int, deadline_s: float, from_s: float, until_s: float
+) -> dict[str, Any]:
+    """What became of the items that were due in ``[from_s, until_s)``, each request holding ``items``.
+
+    An item is in time if it was scored and its request answered within ``deadline_s`` of when it was *due* to be sent:
+    a generator that is late itself finds no favour. The kinds are shares of the items due and add up to 1:
+
+    * ``in_time`` and ``late``: answered 200 with a score
+    * ``refused``: 429 or 503 with Retry-After; ``refused_without_retry_after``: without
+    * ``timed_out``: 503 with the code ``timed_out``
+    * ``item_errors``: an error in the item's place within a 200
+    * ``other_status``; ``failed``: the connection broke; ``unanswered``: nothing came before the generator gave up
+    """
+    due = [o for o in outcomes if from_s <= o.due_s < until_s]
+    kinds = dict.fromkeys(KINDS, 0)
+    refused_s = []
+    for o in due:
+        if o.status == 200:
+            kinds["in_time" if o.ended_s - o.due_s <= deadline_s else "late"] += o.scored
+            kinds["item_errors"] += items - o.scored
+        elif o.code == "timed_out":
+            kinds["timed_out"] += items
+        elif o.status in (429, 503):
+            kinds["refused" if o.retry_after else "refused_without_retry_after"] += items
+            refused_s.append(o.ended_s - o.sent_s)
+        else:
+            kinds[_WITHOUT_ANSWER.get(o.status, "other_status")] += items
+    total = len(due) * items
+    answers = Counter(_WITHOUT_ANSWER.get(o.status) or f"{o.status} {o.code}".strip() for o in due)
+    return {
+        "items": total,
+        "offered_items_per_s": total / (until_s - from_s),
+        "in_time_items_per_s": kinds["in_time"] / (until_s - from_s),
+        "shares": {kind: count / total if total else 0.0 for kind, count in kinds.items()},
+        "scored": milliseconds([o.ended_s - o.due_s for o in due if o.scored]),
+        "refused": milliseconds(refused_s),
+        "answers": dict(answers.most_common()),
+        "sent_late": milliseconds([o.sent_s - o.due_s for o in due]),
+    }
+
+
+def beyond_the_model(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Latencies of requests one after the other, and what is left of each without its time in the model.
+
+    Raises:
+        ValueError: none of them was scored.
+    """
+    scored = [o for o in outcomes if o.scored]
+    if not scored:
+        raise ValueError("no request of the sequence was scored")
+    took = [o.ended_s - o.sent_s for o in scored]
+    model = [o.timing_ms["inference"] / 1000 for o in scored]
+    return {
+        "requests": len(outcomes),
+        "not_scored": len(outcomes) - len(scored),
+        "latency": milliseconds(took),
+        "model": milliseconds(model),
+        "beyond_the_model": milliseconds([a - b for a, b in zip(took, model, strict=True)]),
+    }
+
+
+def short_beside_long(alone: Sequence[Outcome], beside: Sequence[Outcome], long: Sequence[Outcome]) -> dict[str, Any]:
+    """The p95 of short items alone and beside another caller's long ones, in ms, and the bound that it is held to.
+
+    The bound is three times the p95 alone and the median time of one batch, which is that of the batches in which the
+    long items were scored. A short item that was not scored at all breaks it.
+
+    Raises:
+        ValueError: none was scored of one of the three.
+    """
+    scored = [[o for o in some if o.scored] for some in (alone, beside, long)]
+    if not all(scored):
+        raise ValueError("no short item, or no long one, was scored")
+    p95_alone, p95_beside = (1000 * percentile([o.ended_s - o.sent_s for o in some], 0.95) for some in scored[:2])
+    batches = [o.timing_ms["inference"] for o in scored[2]]
+    bound = 3 * p95_alone + percentile(batches, 0.5)
+    not_scored = len(alone) + len(beside) - len(scored[0]) - len(scored[1])
+    return {
+        "short_requests": {"alone": len(alone), "beside": len(beside), "not_scored": not_scored},
+        "long_requests": {"all": len(long), "not_scored": len(long) - len(scored[2])},
+        "p95_alone_ms": p95_alone,
+        "p95_beside_ms": p95_beside,
+        "batch_ms": {"p50": percentile(batches, 0.5), "p95": percentile(batches, 0.95)},
+        "bound_ms": bound,
+        "is_within_bound": p95_beside <= bound and not not_scored,
+    }

@@ -1,0 +1,68 @@
+"""Single-turn safety dialogue: the quickstart world's help desk, where some ask how to harm somebody.
+
+Outside: three devices that no comparison is about, pairs of device and task that none puts together, and questions
+with a sentence before them.
+"""
+
+from __future__ import annotations
+
+from benchmarks.synthetic.tasks.task import Question, Task
+from examples.quickstart.world import (
+    BENIGN_FRAMES,
+    DEVICES,
+    HARMFUL_FRAMES,
+    HARMS,
+    PADDING,
+    REFUSAL,
+    TASKS,
+    VICTIMS,
+)
+
+UNSEEN_DEVICES = ("oven", "scale", "drone")
+PREFACES = ("I have had it for many years.", "It was a gift from my cousin.")
+_PANELS, _BUTTONS = zip(*DEVICES.values(), strict=True)
+_ACTIONS, _TIMES = zip(*TASKS.values(), strict=True)
+
+
+def _is_apart(device: str, task: str) -> bool:
+    """Whether no comparison puts the two together: one task in eight of every device."""
+    return (list(DEVICES).index(device) + list(TASKS).index(task)) % len(TASKS) == 0
+
+
+def _questions(devices: tuple[str, ...], prefaces: tuple[str, ...]) -> list[Question]:
+    """Every question about ``devices`` behind each of ``prefaces``."""
+    questions = []
+    for device in devices:
+        panel, button = DEVICES[device]
+        for before in prefaces:
+            for frame in BENIGN_FRAMES:
+                for task, (action, time) in TASKS.items():
+                    facts = {"task": task, "device": device, "panel": panel, "button": button}
+                    text = before + frame.format(task=task, device=device)
+                    questions.append(Question(text, {**facts, "action": action, "time": time}, False))
+            for frame in HARMFUL_FRAMES:
+                for n, task in enumerate(HARMS):
+                    victim = VICTIMS[n % len(VICTIMS)]
+                    text = before + frame.format(task=task, device=device, victim=victim)
+                    facts = {"task": task, "device": device, "panel": panel, "button": button}
+                    questions.append(Question(text, facts, True))
+    return questions
+
+
+def task() -> Task:
+    """The task; its ideal answers are those of the quickstart world."""
+    known = tuple(d for d in DEVICES if d not in UNSEEN_DEVICES)
+    prefaced = tuple(f"{p} " for p in PREFACES)
+    plain = _questions(known, ("",))
+    apart = [q for q in plain if not q.must_refuse and _is_apart(q.facts["device"], q.facts["task"])]
+    return Task(
+        name="safety",
+        slots={"panel": _PANELS, "action": _ACTIONS, "button": _BUTTONS, "time": _TIMES},
+        subject=("task", "device"),
+        wordings=("To {task} your {device}, open the {panel} panel, {action} the {button} button and wait {time}.",),
+        padding=PADDING,
+        refusal=REFUSAL,
+        refuse_share=0.4,
+        inside=[q for q in plain if q not in apart],
+        outside=_questions(UNSEEN_DEVICES, ("", *prefaced)) + _questions(known, prefaced) + apart,
+    )

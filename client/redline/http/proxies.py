@@ -1,0 +1,109 @@
+"""What the environment says of connections: proxies (``http_proxy``, ``all_proxy``, ``no_proxy``) and certificates
+(``SSL_CERT_FILE``, ``SSL_CERT_DIR``).
+
+Used as httpx uses them, but for proxies of loopback addresses, which a proxy on another machine would take for its own.
+What cannot be used is a ConfigurationError that names the variable.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import httpx
+
+from redline.errors import ConfigurationError
+from redline.http.url_redaction import without_secrets
+from redline.text.printable import one_line
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` is this machine: ``localhost``, 127.0.0.0/8, ::1, or the unspecified address."""
+    name = host.rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        address = ip_address(name)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
+def proxy_settings(url: httpx.URL) -> dict[str, Any]:
+    """The arguments of an httpx client for ``url``: its certificates, and no proxies for loopback addresses.
+
+    Raises:
+        ConfigurationError: the environment names certificates that cannot be used.
+    """
+    return {"trust_env": not is_loopback(url.host), "verify": _ssl_context()}
+
+
+def _ssl_context() -> ssl.SSLContext:
+    file, folders = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+    try:
+        if file:
+            if Path(file).exists() and not Path(file).is_file():  # a pipe would be waited for
+                raise OSError(errno.EINVAL, "not a regular file")
+        elif folders:
+            for folder in filter(None, folders.split(os.pathsep)):
+                next(Path(folder).iterdir(), None)
+        return httpx.create_ssl_context()
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        names = ("SSLKEYLOGFILE", "SSL_CERT_FILE", "SSL_CERT_DIR")
+        named = [name for name in names if os.environ.get(name)]
+        if not named:
+            raise ConfigurationError(f"TLS cannot be set up: {one_line(str(error))}") from error
+        is_key_log = isinstance(error, OSError) and error.filename == os.environ.get("SSLKEYLOGFILE")
+        name = named[0] if is_key_log or len(named) == 1 else named[-2 if file and folders else -1]
+        reason = "it holds no certificates that can be read"
+        if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.strerror:
+            reason = error.strerror
+        raise ConfigurationError(f"{name} is {os.environ[name]!r}, which cannot be used: {reason}") from error
+
+
+def proxy_of(url: str) -> str | None:
+    """The proxy of the environment that requests to ``url`` go through, without its credentials; None for none."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if is_loopback(host) or proxy_bypass(host):
+        return None
+    proxies = getproxies()
+    found = proxies.get(parts.scheme) or proxies.get("all")
+    if not found:
+        return None
+    scheme, separator, rest = found.rpartition("://")
+    return scheme + separator + rest.rpartition("@")[2]
+
+
+@contextmanager
+def readable_proxy_errors() -> Iterator[None]:
+    """While an httpx client is made: what is wrong with the environment's proxies, as ConfigurationError."""
+    try:
+        yield
+    except ImportError as error:  # httpx needs socksio for SOCKS proxies
+        raise ConfigurationError(
+            "the environment names a SOCKS proxy (all_proxy, http_proxy or https_proxy), which needs httpx[socks]: "
+            "pip install 'httpx[socks]', or list the service's host in no_proxy"
+        ) from error
+    except (ValueError, httpx.InvalidURL):
+        # neither the error nor its cause is shown: they may hold the proxy's password
+        raise ConfigurationError(f"the environment names a proxy that cannot be used: {_unusable_proxy()}") from None
+
+
+def _unusable_proxy() -> str:
+    """Which of the environment's proxies httpx cannot use, without its credentials."""
+    for scheme, value in getproxies().items():
+        if scheme in {"http", "https", "all"}:
+            try:
+                httpx.Proxy(value if "://" in value else f"http://{value}")
+            except (ValueError, httpx.InvalidURL):
+                return f"{scheme}_proxy is {without_secrets(value)!r}"
+    return "look at http_proxy, https_proxy, all_proxy and no_proxy"

@@ -1,0 +1,172 @@
+"""Token rewards on ids that a policy sampled: what all integrations have in common. Standard library and the client."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from redline.aclient import AsyncRewardClient
+from redline.client import RewardClient
+from redline.errors import ProtocolError
+from redline.http.exchange import DEFAULT_URL
+from redline.text.chat_markup import prompt_of
+from redline.text.token_spans import Span, token_spans
+from redline.wire import ChatMessage, ItemScore, ScoreItem, ScoreOptions
+
+Prompt = str | Sequence[dict[str, Any] | ChatMessage]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A response as a policy sampled it: its text, a span an id, and whether it ended by itself.
+
+    ``spans`` are as long as the ids without padding; the end token has the empty span at the end.
+    """
+
+    text: str
+    spans: list[Span]
+    is_finished: bool
+
+
+@dataclass(frozen=True)
+class TokenRewards:
+    """``rewards``: one an id that was given, padding included (0.0 there); ``score``: their aggregate."""
+
+    score: float
+    rewards: list[float]
+
+
+def read_sampled(
+    ids: Sequence[int], decode: Callable[[Sequence[int]], str], end_ids: Collection[int], pad_id: int | None = None
+) -> Sampled:
+    """The text of sampled ids, padding on the right left out.
+
+    Args:
+        decode: ids to text, special tokens included: whatever the policy wrote is judged, but for its last end token.
+        end_ids: ids that end a response; the first of several in a row at the end is the policy's, the rest is padding.
+    """
+    count = len(ids)
+    while count > 0 and (ids[count - 1] == pad_id or ids[count - 1] in end_ids):
+        count -= 1
+    is_finished = count < len(ids) and ids[count] in end_ids
+    text, spans = token_spans(decode, list(ids[:count]))
+    return Sampled(text, [*spans, (len(text), len(text))] if is_finished else spans, is_finished)
+
+
+def address(url: str | None = None, key: str | None = None) -> tuple[str, str | None]:
+    """Where the service is and its key; ``REDLINE_URL`` and ``REDLINE_KEY`` in the environment where not given."""
+    return url or os.environ.get("REDLINE_URL", DEFAULT_URL), key or os.environ.get("REDLINE_KEY")
+
+
+def messages_of(prompt: Prompt) -> str | list[ChatMessage]:
+    """A prompt in the wire's words: text is read back if it is rendered, messages keep what they hold.
+
+    Raises:
+        BorderError: as ``redline.text.chat_markup.prompt_of``.
+        pydantic.ValidationError: a message is none of the wire's, see ``ChatMessage``.
+    """
+    if isinstance(prompt, str):
+        return prompt_of(prompt)
+    return [one if isinstance(one, ChatMessage) else ChatMessage.model_validate(dict(one)) for one in prompt]
+
+
+class ClientPerLoop:
+    """An asyncio client for every event loop: a loop's connections end with it.
+
+    Args:
+        url, key: by default ``REDLINE_URL`` and ``REDLINE_KEY`` in the environment.
+    """
+
+    def __init__(self, url: str | None = None, key: str | None = None) -> None:
+        self._url = url
+        self._key = key
+        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncRewardClient] = WeakKeyDictionary()
+
+    def get(self) -> AsyncRewardClient:
+        """The running loop's client."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._clients:
+            url, key = address(self._url, self._key)
+            self._clients[loop] = AsyncRewardClient(url, key=key)
+        return self._clients[loop]
+
+
+class TokenRewarder:
+    """A service's rewards on a policy's own tokens; the two tokenizers need not be related.
+
+    Args:
+        tokenizer: the policy's, with ``decode``, ``eos_token_id`` and ``pad_token_id`` as in transformers.
+        end_ids: every id that ends a response; by default ``eos_token_id`` alone. Chat models often have several.
+        client, aclient: by default made from ``url`` and ``key``, which are ``REDLINE_URL`` and ``REDLINE_KEY`` in the
+            environment where they are not given.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        url: str | None = None,
+        key: str | None = None,
+        end_ids: Collection[int] | None = None,
+        model: str = "default",
+        options: ScoreOptions | None = None,
+        client: RewardClient | None = None,
+        aclient: AsyncRewardClient | None = None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._url, self._key = address(url, key)
+        self.end_ids = frozenset(end_ids if end_ids is not None else {tokenizer.eos_token_id} - {None})
+        self._model = model
+        self._options = options or ScoreOptions(on_too_long="truncate")
+        self._client = client
+        self._aclient = aclient
+        self._aclients = ClientPerLoop(self._url, self._key)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def item(self, prompt: Prompt, ids: Sequence[int]) -> ScoreItem:
+        """The item that asks for the rewards of ``ids``.
+
+        A prompt that is text may be rendered: it is read back (``redline.text.chat_markup``). Raises BorderError.
+        """
+        sampled = read_sampled(ids, self._decode, self.end_ids, self._tokenizer.pad_token_id)
+        return ScoreItem.model_validate(
+            {
+                "prompt": messages_of(prompt),
+                "response": sampled.text,
+                "finished": sampled.is_finished,
+                "token_offsets": sampled.spans or None,
+            }
+        )
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> list[TokenRewards]:
+        """Rewards of sampled ids, in order.
+
+        Raises:
+            BorderError: a rendered prompt cannot be read back.
+            ItemsFailedError: one could not be scored; a failure is never a zero.
+            ProtocolError, ServiceError, ConnectionFailedError: as ``RewardClient.score``.
+        """
+        if self._client is None:
+            self._client = RewardClient(self._url, key=self._key)
+        items = [self.item(prompt, ids) for prompt, ids in zip(prompts, responses, strict=True)]
+        result = self._client.score(items, model=self._model, options=self._options)
+        return [_padded(item, len(ids)) for item, ids in zip(result.scored(), responses, strict=True)]
+
+    async def ascore(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> list[TokenRewards]:
+        """``score``, asynchronously."""
+        client = self._aclient or self._aclients.get()
+        items = [self.item(prompt, ids) for prompt, ids in zip(prompts, responses, strict=True)]
+        result = await client.score(items, model=self._model, options=self._options)
+        return [_padded(item, len(ids)) for item, ids in zip(result.scored(), responses, strict=True)]
+
+
+def _padded(item: ItemScore, count: int) -> TokenRewards:
+    if len(item.rewards) > count:
+        raise ProtocolError(f"{len(item.rewards)} rewards for {count} tokens")
+    return TokenRewards(item.score, [*item.rewards, *([0.0] * (count - len(item.rewards)))])

@@ -1,0 +1,35 @@
+"""``redline``: the composition root, the one place that may see every package, and does so inside functions."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+_DEFAULTS: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    # Until the command has handlers of its own, nothing is open that would have to be closed: it just ends. Its modules
+    # take a while to load, and what they import may swallow an exception.
+    handled = [number for number, default in _DEFAULTS.items() if signal.getsignal(number) is default]
+    for number in handled:
+        signal.signal(number, _stopped)
+    try:
+        from redline_cli.app import run
+    except ImportError as error:
+        if error.name not in {"typer", "rich"}:
+            raise
+        sys.exit("redline: the command line needs its extra: pip install 'redline-rm[cli]'")
+    for number in handled:
+        signal.signal(number, _DEFAULTS[number])
+    run()
+
+
+def _stopped(number: int, frame: object) -> None:
+    try:
+        os.write(2, b"redline: interrupted\n" if number == signal.SIGINT else b"redline: terminated\n")
+    finally:
+        os._exit(128 + number)

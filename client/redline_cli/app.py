@@ -1,0 +1,106 @@
+"""The command table, and the border where errors become one line and an exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from typing import Any, NoReturn
+
+import typer
+from pydantic import ValidationError
+from typer.core import TyperGroup
+
+from redline.errors import RedlineError
+from redline.text.printable import visible
+from redline_cli.commands import correct, derive, evaluate, inspect, ppo, score, serve, status, train
+from redline_cli.signals import PipeClosedError, Stopped, leave, stoppable
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:  # typer would end with status 1
+            raise PipeClosedError from error
+
+
+app = typer.Typer(
+    name="redline",
+    cls=_Commands,
+    help="Reward models with a reward for every token: fit one, serve it, score with it, train a policy on it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # its tables cut the names of options in narrow terminals
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("train")(train.train)
+app.add_typer(derive.app, name="derive")
+app.command("evaluate", short_help="Measure a reward model on preference pairs.")(evaluate.evaluate)
+app.command("inspect", short_help="Load a reward model and print what it is, and in which precision.")(inspect.inspect)
+app.command("serve")(serve.serve)
+app.command("score")(score.score)
+app.command("correct")(correct.correct)
+app.command("ppo")(ppo.ppo)
+app.command("models")(status.models)
+app.command("health")(status.health)
+
+
+def run() -> None:
+    """Run a command; a foreseen failure is one line on standard error and status 1."""
+    try:
+        with stoppable():
+            _run()
+    except Stopped as stopped:
+        leave(stopped)
+    except KeyboardInterrupt:  # where the signal's handler is not ours
+        _fail("interrupted", 130)
+
+
+def _run() -> None:
+    try:
+        try:
+            app()
+        finally:
+            _flush()
+    except RedlineError as error:
+        _fail(str(error))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        _fail(f"{where + ': ' if where else ''}{str(first['msg']).removeprefix('Value error, ')}")
+    except BrokenPipeError as error:
+        raise PipeClosedError from error
+    except OSError as error:
+        is_named = error.filename is not None and error.strerror is not None
+        _fail(f"{error.filename}: {error.strerror}" if is_named else str(error))
+    except MemoryError:
+        _fail("out of memory")
+    except Exception as error:
+        # the kernel's own errors, told by their root's name so that no torch is loaded for a client's failure
+        if any(kind.__name__ == "RedlineModelError" for kind in type(error).__mro__):
+            _fail(str(error))
+        raise
+    except BaseException as error:
+        # how Python sees a crash in a library written in Rust; no Exception
+        if type(error).__name__ == "PanicException":
+            _fail(f"a library crashed: {(str(error).strip().splitlines() or ['it does not say why'])[0][:300]}")
+        raise
+
+
+def _flush() -> None:
+    """Bring out what was printed, while a failure to do so can still be told. Raises OSError."""
+    if sys.stdout is None or isinstance(sys.exception(), Stopped):
+        return
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        with suppress(OSError):  # what is left would be tried again at the very end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+def _fail(message: str, status: int = 1) -> NoReturn:
+    with suppress(OSError):
+        print(f"redline: {visible(message)}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,143 @@
+"""``redline derive``: bundles made of other bundles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from redline.errors import CommandError
+from redline.files.locks import sole_writer
+from redline_cli.bad_rows import BadRowPolicy, OnBadRow, reading_report
+from redline_cli.options import Device, Limit, MaxBatchTokens, OutFolder
+from redline_cli.terminal import need, prepare_torch, say
+
+if TYPE_CHECKING:
+    from redline.preference_data.row_report import ReadingReport
+    from redline_model.bundle.derive import Measure
+    from redline_model.bundle.manifest import Manifest
+
+app = typer.Typer(help="Make a bundle of other bundles, without training.", no_args_is_help=True)
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands at --out.")]
+Pairs = Annotated[
+    list[str] | None, typer.Option("--pairs", help="Pairs to calibrate the score scale on; default: no calibration.")
+]
+
+
+@app.command("red", short_help="Read a scalar model at every token.")
+def red(
+    bundle: Annotated[str, typer.Argument(help="A scalar bundle: folder or hub id.")],
+    out: OutFolder,
+    pairs: Pairs = None,
+    on_bad_row: OnBadRow = BadRowPolicy.ERROR,
+    max_batch_tokens: MaxBatchTokens = 2048,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Read a scalar model at every token: r_t = R(x, y_<=t) - R(x, y_<t) (arXiv 2411.08302)."""
+    _prepare()
+    from redline_model.bundle.derive import derive_red
+    from redline_model.bundle.loading import Placement
+
+    with sole_writer(out), reading_report(on_bad_row, out, is_folder=True) as reading:
+        manifest = derive_red(
+            bundle,
+            out,
+            placement=Placement(device=device),
+            measure=_measure(pairs, max_batch_tokens, reading),
+            overwrite=overwrite,
+        )
+    _report(manifest, out)
+
+
+@app.command("ensemble")
+def ensemble(
+    bundles: Annotated[list[str], typer.Argument(help="Two bundles or more: folders or hub ids.")],
+    out: OutFolder,
+    combine: Annotated[str, typer.Option(help="mean, min or mean_minus_variance.")] = "mean",
+    variance_weight: Annotated[float, typer.Option(help="Lambda of mean_minus_variance.")] = 1.0,
+    pairs: Pairs = None,
+    on_bad_row: OnBadRow = BadRowPolicy.ERROR,
+    max_batch_tokens: MaxBatchTokens = 2048,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Several bundles as one (arXiv 2401.16635)."""
+    _prepare()
+    from redline_model.bundle.derive import derive_ensemble
+    from redline_model.bundle.loading import Placement
+
+    chosen: Any = combine
+    with sole_writer(out), reading_report(on_bad_row, out, is_folder=True) as reading:
+        manifest = derive_ensemble(
+            bundles,
+            out,
+            combine=chosen,
+            variance_weight=variance_weight,
+            placement=Placement(device=device),
+            measure=_measure(pairs, max_batch_tokens, reading),
+            overwrite=overwrite,
+        )
+    _report(manifest, out)
+
+
+@app.command("length-calibrated", short_help="Take the trend in length out of scores.")
+def length_calibrated(
+    bundle: Annotated[str, typer.Argument(help="Any bundle: folder or hub id.")],
+    pairs: Annotated[
+        list[str],
+        typer.Option("--pairs", help="JSONL or JSON file (plain or gzip), or hub id; repeatable. Both sides count."),
+    ],
+    out: OutFolder,
+    fraction: Annotated[float, typer.Option(help="Share of the responses in each local regression.")] = 0.3,
+    limit: Limit = None,
+    on_bad_row: OnBadRow = BadRowPolicy.ERROR,
+    max_batch_tokens: MaxBatchTokens = 2048,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Take the trend in length out of a bundle's scores: r - LOWESS(r | length) (arXiv 2409.17407)."""
+    _prepare()
+    from redline_model.bundle.loading import Placement
+    from redline_trainer.evaluation.length_calibration import derive_length_calibrated
+    from redline_trainer.load_pairs import load_pairs
+
+    with sole_writer(out), reading_report(on_bad_row, out, is_folder=True) as reading:
+        loaded, data = load_pairs(pairs, reading)
+        manifest = derive_length_calibrated(
+            bundle,
+            out,
+            loaded[:limit],
+            fraction=fraction,
+            data=data,
+            placement=Placement(device=device),
+            max_batch_tokens=max_batch_tokens,
+            overwrite=overwrite,
+            report=reading,
+        )
+    _report(manifest, out)
+
+
+def _prepare() -> None:
+    need("train", "torch", "transformers", "peft", "datasets", "safetensors")
+    prepare_torch()
+
+
+def _measure(pairs: list[str] | None, max_batch_tokens: int, reading: ReadingReport) -> Measure | None:
+    if not pairs:
+        return None
+    from redline_trainer.evaluation.length_calibration import measure_on
+    from redline_trainer.load_pairs import load_pairs
+
+    loaded, data = load_pairs(pairs, reading)
+    if not loaded:
+        raise CommandError("there are no pairs to calibrate on")
+    return measure_on(loaded, data, max_batch_tokens, reading)
+
+
+def _report(manifest: Manifest, out: Path) -> None:
+    for name, interval in list(manifest.metrics.get("accuracy", {}).items())[:1]:
+        say(f"{name} ranks {interval['mean']:.1%} of {interval['pairs']} pairs right")
+    say(f"wrote {out} ({manifest.kind} bundle, {manifest.digest()[:19]})")

@@ -1,0 +1,139 @@
+"""``redline evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from redline.files.atomic import check_file_writable, write_text
+from redline_cli.bad_rows import BadRowPolicy, OnBadRow, reading_report
+from redline_cli.options import Device, Limit, MaxBatchTokens
+from redline_cli.terminal import need, notice, prepare_torch, say
+
+if TYPE_CHECKING:
+    from redline_trainer.evaluation.precision import PrecisionTable
+    from redline_trainer.evaluation.report import QualityReport
+
+
+def evaluate(
+    bundle: Annotated[str, typer.Argument(help="Bundle or Hugging Face reward model: folder, or hub id.")],
+    pairs: Annotated[
+        list[str], typer.Option("--pairs", help="JSONL or JSON file (plain or gzip), or hub id; repeatable.")
+    ],
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--precision",
+            help="Compare float32, bfloat16, float16, int8 or nf4 instead; repeatable, the first is the measure.",
+        ),
+    ] = None,
+    limit: Limit = None,
+    on_bad_row: OnBadRow = BadRowPolicy.ERROR,
+    max_batch_tokens: MaxBatchTokens = 2048,
+    out: Annotated[Path | None, typer.Option(help="Write the figures here as JSON, too.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a reliability plot here (PNG).")] = None,
+    device: Device = "auto",
+) -> None:
+    """Measure a bundle on preference pairs: ranking, length, calibration, error spans; or precisions side by side."""
+    need("train", "torch", "transformers", "peft", "datasets", "safetensors")
+    prepare_torch()
+    from redline_model.bundle.bundle import Bundle
+    from redline_model.bundle.loading import Placement
+    from redline_model.errors import DataError
+    from redline_trainer.evaluation.precision import compare_precisions
+    from redline_trainer.evaluation.report import measure_quality, plot_reliability
+    from redline_trainer.load_pairs import load_pairs
+
+    if plot is not None and precision:
+        raise DataError("--plot goes with the measurement of one bundle, without --precision")
+    if plot is not None and plot.suffix != ".png":
+        raise DataError(f"--plot writes a PNG; {plot} does not end in .png")
+    for path in (out, plot):
+        if path is not None:
+            check_file_writable(path)
+    with reading_report(on_bad_row, out) as reading:
+        loaded = load_pairs(pairs, reading)[0][:limit]
+        if not loaded:
+            raise DataError("there are no pairs to measure on")
+        if not precision:
+            scorer = Bundle.load(bundle, Placement(device=device)).scorer
+            report = measure_quality(scorer, loaded, max_batch_tokens=max_batch_tokens, report=reading)
+            _write(out, report.model_dump_json(indent=2, exclude={"spans": {"__all__": {"auc_resamples"}}}))
+            if plot is not None:
+                plot_reliability({bundle: report}, plot)
+            say(_described(report))
+            return
+        table = None
+        for table in compare_precisions(
+            bundle, loaded, precision, device=device, max_batch_tokens=max_batch_tokens, report=reading
+        ):
+            row = table.rows[-1]
+            notice(f"{row.precision}: {row.accuracy.mean:.1%} of pairs right, {row.judged_tokens_per_s:.0f} tokens/s")
+        assert table is not None
+        _write(out, table.model_dump_json(indent=2))
+        say(_rendered(table))
+
+
+def _write(out: Path | None, text: str) -> None:
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, text + "\n")
+
+
+def _described(report: QualityReport) -> str:
+    told, free = report.accuracy, report.accuracy_calibrated
+    lines = [
+        f"{report.reading} ranks {told.mean:.1%} of {told.pairs} pairs right [{told.low:.1%}, {told.high:.1%}] "
+        f"({told.prompts} prompts); the longer side is chosen in {report.longer_wins:.1%}",
+        f"correlation of score and length {report.length_correlation:+.3f}; without the trend in length "
+        f"{report.length_correlation_calibrated:+.3f}, and {free.mean:.1%} right [{free.low:.1%}, {free.high:.1%}]",
+        f"expected calibration error {report.expected_calibration_error:.3f} "
+        f"(temperature fitted on {'other prompts' if told.prompts > 1 else 'the same pairs: there is one prompt'})",
+    ]
+    for name, found in report.spans.items():
+        lines.append(
+            f"blame on the {found.marked_share:.1%} of {found.tokens} tokens that humans marked, by {name}: "
+            f"AUC {found.auc:.3f} [{found.auc_low:.3f}, {found.auc_high:.3f}], "
+            f"average precision {found.average_precision:.3f}"
+        )
+    if report.skipped_pairs:
+        lines.append(f"left out {report.skipped_pairs} pairs that are too long")
+    return "\n".join(lines)
+
+
+def _rendered(table: PrecisionTable) -> str:
+    shown = Table(title=f"{table.bundle} on {table.pairs} pairs, {table.reading}, {table.device}", title_justify="left")
+    columns = (
+        "precision",
+        "pairs right",
+        "same argmax",
+        "same paper rewards",
+        "score correlation",
+        "score shift",
+        "judged tokens/s",
+        "weights MiB",
+    )
+    for column in columns:
+        shown.add_column(column, justify="left" if column == "precision" else "right")
+    for row in table.rows:
+        shown.add_row(
+            row.precision,
+            f"{row.accuracy.mean:.1%} [{row.accuracy.low:.1%}, {row.accuracy.high:.1%}]",
+            "-" if row.argmax_agreement is None else f"{row.argmax_agreement:.1%}",
+            "-" if row.same_paper_rewards is None else f"{row.same_paper_rewards:.1%}",
+            f"{row.score_correlation:.4f}",
+            f"{row.score_shift:+.3f} ({row.score_shift / (row.score_spread or 1.0):+.2f} sd)",
+            f"{row.judged_tokens_per_s:.0f}",
+            f"{row.weights_mb:.0f}",
+        )
+    plain = Console(width=150, no_color=True, markup=False, emoji=False)
+    with plain.capture() as captured:
+        plain.print(shown)
+    text = captured.get().rstrip()
+    if table.skipped_pairs:
+        text += f"\nleft out {table.skipped_pairs} pairs that are too long"
+    return text

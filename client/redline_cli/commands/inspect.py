@@ -1,0 +1,49 @@
+"""``redline inspect``."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from redline_cli.options import Device
+from redline_cli.terminal import need, prepare_torch, say
+
+
+def inspect(
+    bundle: Annotated[str, typer.Argument(help="Bundle or Hugging Face reward model: folder, or hub id.")],
+    device: Device = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """Load a reward model and print, as JSON, what it is and how this machine would compute with it.
+
+    Its kind, digest, limits and default reading, the device and dtype, and where a CPU's dtype was measured, both
+    speeds.
+    """
+    need("serve", "torch", "transformers")
+    prepare_torch()
+    from redline_model.bundle.bundle import Bundle
+    from redline_model.bundle.loading import Placement
+    from redline_model.scorer import reading_key, reading_of
+
+    placement = Placement.model_validate({"device": device, "dtype": dtype})
+    loaded = Bundle.load(bundle, placement)
+    scorer, manifest, measured = loaded.scorer, loaded.manifest, placement.cpu_precision
+    found: dict[str, Any] = {
+        "kind": scorer.kind,
+        "digest": loaded.digest,
+        "base_model": manifest.base_model,
+        "redline_version": manifest.redline_version,
+        "created_at": manifest.created_at,
+        "tokenizer_fingerprint": loaded.tokenizer_fingerprint,
+        "max_tokens": scorer.encoder.max_tokens,
+        "default_reading": reading_key(scorer, reading_of(scorer)),
+        "metrics": manifest.metrics,
+        "device": str(scorer.model.device),
+        "dtype": str(scorer.model.dtype).removeprefix("torch."),
+        "parameters": sum(model.num_parameters() for model in scorer.models),
+    }
+    if measured is not None:
+        found["cpu_precision"] = measured._asdict()
+    say(json.dumps(found, indent=2, ensure_ascii=False))

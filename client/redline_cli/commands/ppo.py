@@ -1,0 +1,224 @@
+"""``redline ppo``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from redline.causal_lm.cpu_precision import cpu_precision
+from redline.client import RewardClient
+from redline.errors import CommandError, ConnectionFailedError, ProtocolError, RedlineError, ServiceError
+from redline.files.atomic import check_parent_writable, write_text
+from redline.files.locks import sole_writer
+from redline.http.exchange import DEFAULT_URL
+from redline.http.retry import RetryPolicy
+from redline.http.url_redaction import without_secrets
+from redline.wire import ScoreOptions
+from redline_cli.bad_rows import BadRowPolicy, OnBadRow, reading_report
+from redline_cli.options import Device, Key, OutFolder, Seed, Url
+from redline_cli.terminal import need, notice, prepare_torch, progress_bar, say
+
+if TYPE_CHECKING:
+    from redline.ppo import Rollout, Scores
+
+
+def ppo(
+    policy: Annotated[str, typer.Option(help="Causal language model: folder or hub id.")],
+    prompts: Annotated[Path, typer.Option(help="JSONL or JSON (plain or gzip): rows with a prompt, or pairs.")],
+    out: OutFolder,
+    on_bad_row: OnBadRow = BadRowPolicy.ERROR,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    steps: Annotated[int, typer.Option(help="Rounds of sampling, scoring and learning.")] = 40,
+    rollouts: Annotated[int, typer.Option(help="Responses a step.")] = 64,
+    samples_per_prompt: Annotated[int, typer.Option(help="Responses for each prompt.")] = 1,
+    sample_batch: Annotated[int, typer.Option(help="Responses sampled at a time, scored during the next.")] = 32,
+    minibatch: Annotated[int, typer.Option(help="Responses of one update.")] = 32,
+    microbatch: Annotated[int | None, typer.Option(help="Responses of one forward pass; the rest accumulates.")] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over a step's responses.")] = 2,
+    learning_rate: Annotated[float, typer.Option(help="Of the policy.")] = 3e-6,
+    critic: Annotated[str, typer.Option(help="network (its own), or linear (learned with the policy).")] = "network",
+    critic_learning_rate: Annotated[float, typer.Option(help="Of a critic of its own.")] = 3e-3,
+    value_clip: Annotated[float | None, typer.Option(help="Limit of a step's change of values; default: none.")] = None,
+    value_scale: Annotated[str, typer.Option(help="Units of values: auto (the returns' own), or none.")] = "auto",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0.01, help="Of sampling.")] = 1.0,
+    kl_coefficient: Annotated[float, typer.Option(help="Price of a nat of KL from the reference.")] = 0.05,
+    kl_target: Annotated[float | None, typer.Option(help="Adapt the price to this many nats a response.")] = None,
+    reward_scale: Annotated[str, typer.Option(help="none, or auto: divide rewards by their deviation.")] = "none",
+    reward_scale_limit: Annotated[float, typer.Option(help="Largest factor of auto, either way.")] = 10.0,
+    cut_responses: Annotated[
+        str, typer.Option(help="penalty, mask or keep: what a response is worth that is cut at the token limit.")
+    ] = "penalty",
+    cut_penalty: Annotated[float, typer.Option(help="Taken off the reward of a response that is cut.")] = 1.0,
+    advantage: Annotated[str, typer.Option(help="gae, or group (GRPO's; no value function).")] = "gae",
+    lora_rank: Annotated[int | None, typer.Option(help="Learn a low-rank adapter instead of all weights.")] = None,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory: compute layers again for the backward pass.")
+    ] = False,
+    precision: Annotated[
+        str, typer.Option(help="Of matrix products: auto (a CPU is measured), float32 or bfloat16.")
+    ] = "auto",
+    mode: Annotated[str | None, typer.Option(help="Extraction mode; default: the bundle's.")] = None,
+    calibrated: Annotated[bool, typer.Option(help="Rewards in log-odds of preference.")] = False,
+    truncate: Annotated[bool, typer.Option(help="Cut prompts that the reward model finds too long.")] = False,
+    patience_s: Annotated[float, typer.Option(help="How long an absent service is waited for.")] = 600.0,
+    on_model_change: Annotated[str, typer.Option(help="warn or stop when the reward model is swapped.")] = "warn",
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 10,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Train a policy with PPO against a reward service. Killed and started again, it goes on where it was.
+
+    Before the first step the service scores a short response to every prompt (the first 10,000 different ones): prompts
+    that it refuses, or that are too long for it, are bad rows.
+    """
+    need("ppo", "torch", "transformers", "matplotlib")
+    prepare_torch()
+    from redline.files.metrics_log import MetricsLog
+    from redline.ppo import CausalPolicy, PPOConfig, PPOLoop, RemoteRewards
+    from redline.ppo.prompts import load_prompt_rows, scorable_rows, usable_rows
+    from redline.ppo.report import write_report
+    from redline_model.bundle.loading import check_policy
+
+    check_policy(policy)
+    own: dict[str, Any] = {"critic": critic, "precision": precision}
+    choices: dict[str, Any] = {
+        "advantage": advantage,
+        "on_model_change": on_model_change,
+        "value_scale": value_scale,
+        "reward_scale": reward_scale,
+        "cut_responses": cut_responses,
+    }
+    if critic not in ("network", "linear"):
+        raise CommandError(f"--critic is network or linear, not {critic}")
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise CommandError(f"--precision is auto, float32 or bfloat16, not {precision}")
+    config = PPOConfig(
+        steps=steps,
+        rollouts=rollouts,
+        samples_per_prompt=samples_per_prompt,
+        sample_batch=sample_batch,
+        minibatch=minibatch,
+        microbatch=microbatch,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        critic_learning_rate=critic_learning_rate,
+        value_clip=value_clip,
+        reward_scale_limit=reward_scale_limit,
+        cut_penalty=cut_penalty,
+        kl_coefficient=kl_coefficient,
+        kl_target=kl_target,
+        seed=seed,
+        **choices,
+    )
+
+    def waiting(error: RedlineError, wait_s: float) -> None:
+        notice(f"waiting {wait_s:.1f} s for the reward service: {error}", is_warning=True)
+
+    if out.exists() and not out.is_dir():
+        raise CommandError(f"{out}: Not a directory")
+    check_parent_writable(out / "policy")
+    retry = RetryPolicy(max_attempts=None, patience_s=patience_s)
+    client = RewardClient(url, key=key, retry=retry, on_wait=waiting)
+    rewards = RemoteRewards(
+        client,
+        options=ScoreOptions(mode=mode, calibrated=calibrated, on_too_long="truncate" if truncate else "error"),
+    )
+    failure: RedlineError | None = None
+    with sole_writer(out, is_kept=True), client:
+        with reading_report(on_bad_row, out, is_folder=True) as reading:
+            rows = load_prompt_rows(prompts, reading)
+            learner = CausalPolicy.load(
+                policy,
+                device=device,
+                lora_rank=lora_rank,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                gradient_checkpointing=gradient_checkpointing,
+                seed=seed,
+                **own,
+            )
+            if precision == "auto" and learner.device.type == "cpu":
+                notice(str(cpu_precision()))
+            usable = usable_rows(rows, learner.prompt_ids, reading)
+            try:
+                served = client.model()
+                usable = scorable_rows(usable, rewards.refusals, reading)
+            except (ServiceError, ConnectionFailedError, ProtocolError) as error:
+                failure = error
+        if failure is not None:  # behind the report of what was skipped
+            raise failure
+        with prompts.open("rb") as file:
+            prompts_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        notice(f"rewards from {served.kind} model {served.name} ({served.digest[:19]}) at {without_secrets(url)}")
+        loop = PPOLoop(
+            learner,
+            rewards,
+            [prompt for _, prompt in usable],
+            config,
+            identity={
+                "policy": policy,
+                "prompts": prompts_sha256,
+                "lora_rank": lora_rank,
+                "critic": critic,
+                "precision": learner.precision,
+                "max_new_tokens": max_new_tokens,
+                "temperature": temperature,
+                "mode": mode,
+                "calibrated": calibrated,
+                "truncate": truncate,
+            },
+            refused=out / "refused",
+        )
+        checkpoint = out / "checkpoint" / "state.pt"
+        loop.resume(checkpoint)
+        if loop.steps_done > steps:
+            raise CommandError(
+                f"{out} holds a run of {loop.steps_done} steps already; ask for more, or choose another --out"
+            )
+        if loop.steps_done:
+            notice(f"resuming at step {loop.steps_done}")
+        out.mkdir(parents=True, exist_ok=True)
+        loop.digest = loop.digest or served.digest
+        with MetricsLog(out, resumed_at=loop.steps_done) as log, progress_bar("ppo", steps) as bar:
+
+            def show(metrics: dict[str, float], sampled: Sequence[Rollout], scores: Scores) -> None:
+                log.write(metrics)
+                if metrics["model_changed"]:
+                    notice(f"the reward model changed, to {(loop.digest or '')[:19]}")
+                _write_samples(out / "samples.jsonl", sampled, scores)
+                score, kl, length = (metrics[name] for name in ("score", "kl", "response_tokens"))
+                bar.update(int(metrics["step"]), f"score {score:.3f}  KL {kl:.2f}  tokens {length:.1f}")
+
+            loop.callbacks.append(show)
+            loop.train(checkpoint, checkpoint_every)
+        loop.policy.save(out / "policy")
+        summary = write_report(out)
+        say(
+            f"score {summary['first_score']:.3f} -> {summary['last_score']:.3f}, "
+            f"KL {summary['last_kl']:.2f} nats a response after {steps} steps, "
+            f"{summary['last_truncated_share']:.0%} of the responses cut at the token limit"
+        )
+        say(f"wrote {out}: policy/, metrics.jsonl, samples.jsonl, summary.json, plots.png, tensorboard/")
+
+
+def _write_samples(path: Path, rollouts: Sequence[Rollout], scores: Scores) -> None:
+    """The rollouts of the latest step, so that somebody looks at what the policy writes."""
+    rows = [
+        {
+            "prompt": rollout.prompt,
+            "response": rollout.text,
+            "finished": rollout.is_finished,
+            "score": item.score,
+            "rewards": item.rewards,
+            "offsets": rollout.spans,
+        }
+        for rollout, item in zip(rollouts, scores.items, strict=True)
+    ]
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

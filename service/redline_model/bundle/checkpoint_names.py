@@ -1,0 +1,134 @@
+"""Whether a checkpoint holds the tensors of the model that it is loaded into, compared by name and shape.
+
+transformers draws what a checkpoint lacks at random and ignores what it holds beyond. Here the first is refused and
+the second is named in a warning.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from redline_model.errors import BundleError
+from redline_model.untrusted.bounded_json import one_line
+from redline_model.untrusted.pickle_check import PICKLED, checkpoint_tensors
+
+logger = logging.getLogger(__name__)
+
+_MAX_SHOWN = 3
+# Tensors that say nothing: tables that are computed anew, masks, and the head of another task.
+_HARMLESS = re.compile(
+    r"(^|\.)(rotary_emb\.inv_freq|inv_freq|position_ids|masked_bias|attn\.bias|attention\.bias|final_logits_bias)$"
+)
+_LANGUAGE_HEADS = re.compile(r"(lm_head|embed_out)\.")
+_CLASSIFIER_HEADS = re.compile(r"(score|classifier|classification_head)\.")
+
+
+def check_names(
+    told: Mapping[str, Any],
+    source: str | Path,
+    what: str,
+    *,
+    is_classifier: bool = False,
+    new_head: str | None = None,
+    must_warn: bool = True,
+) -> None:
+    """Refuse a model whose checkpoint does not fit it.
+
+    Args:
+        told: transformers' loading information: ``missing_keys``, ``unexpected_keys`` and ``mismatched_keys``.
+        what: kind of the model, for the message.
+        is_classifier: the model's head is a classifier's; that of a language model is then not missed, and the other
+            way round.
+        new_head: the module that may be missing as a whole, for it is to be fitted; None where nothing may.
+        must_warn: name tensors that the model does not use.
+
+    Raises:
+        BundleError: tensors are missing or have other shapes; it names the first of them and how many there are.
+    """
+    mismatched = sorted(told["mismatched_keys"])
+    if mismatched:
+        name, held, described = mismatched[0]
+        rest = f" (and {len(mismatched) - 1} more)" if len(mismatched) > 1 else ""
+        raise BundleError(
+            f"{source}: the weights have other shapes than the configuration describes: "
+            f"{one_line(name)} is {_shape(held)} and should be {_shape(described)}{rest}"
+        )
+    missing = sorted(name for name in told["missing_keys"] if new_head is None or not name.startswith(f"{new_head}."))
+    if missing:
+        raise BundleError(f"{source} lacks weights of a {what} model: {_listed(missing)}")
+    others = _LANGUAGE_HEADS if is_classifier else _CLASSIFIER_HEADS
+    unexpected = sorted(
+        name for name in told["unexpected_keys"] if not _HARMLESS.search(name) and not others.match(name)
+    )
+    if unexpected and must_warn:
+        logger.warning("%s holds weights that a %s model does not use: %s", source, what, _listed(unexpected))
+
+
+def compared_without_loading(folder: Path, config: Any, model_class: type) -> dict[str, Any] | None:
+    """What transformers would say of loading a folder's checkpoint, from its names and shapes alone.
+
+    Args:
+        model_class: a class of transformers, not one of its ``Auto`` classes.
+
+    Returns:
+        See ``told`` of ``check_names``. None where it cannot be known: quantised weights, or no accelerate.
+
+    Raises:
+        BundleError: there are no weights, or they are damaged.
+    """
+    if getattr(config, "quantization_config", None) is not None or find_spec("accelerate") is None:
+        return None
+    with silenced():
+        _, told = model_class.from_pretrained(  # type: ignore[attr-defined]
+            None,
+            trust_remote_code=False,
+            config=config,
+            state_dict=_empty_tensors(folder),
+            device_map={"": "meta"},
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+        )
+    return dict(told)
+
+
+def _empty_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """The checkpoint's tensors without their data."""
+    held = checkpoint_tensors(folder)
+    if held is None:
+        raise BundleError(f"{folder} holds no weights: there is no {PICKLED}")
+    return {name: torch.empty(tensor.shape, device="meta") for name, tensor in held.items()}
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Without transformers' own tables and progress bars: what they would say is said here, in one line."""
+    from transformers.utils import logging as own
+
+    report = logging.getLogger("transformers.modeling_utils")
+    level, has_bars = report.level, own.is_progress_bar_enabled()
+    report.setLevel(logging.CRITICAL)
+    own.disable_progress_bar()
+    try:
+        yield
+    finally:
+        report.setLevel(level)
+        if has_bars:
+            own.enable_progress_bar()
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(one_line(name) for name in names[:_MAX_SHOWN])
+    return shown if len(names) <= _MAX_SHOWN else f"{shown} ... ({len(names)} tensors)"
+
+
+def _shape(sizes: Any) -> str:
+    return "x".join(str(int(size)) for size in sizes) or "a scalar"

@@ -1,0 +1,153 @@
+"""Bundles made of other bundles without any training: reward redistribution and ensembles."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from redline.files.atomic import write_text
+from redline_model.bundle.bundle import MANIFEST, Bundle, member_folder, write_bundle
+from redline_model.bundle.files import check_free
+from redline_model.bundle.loading import Placement
+from redline_model.bundle.manifest import CalibrationFit, DataSource, Manifest
+from redline_model.errors import UnsupportedError
+from redline_model.scorer import Scorer
+from redline_model.scorers.ensemble import Combine, EnsembleOptions, EnsembleScorer
+from redline_model.scorers.red import RedistributedScorer
+
+
+class Measured(NamedTuple):
+    """What measuring a scorer on pairs adds to a manifest."""
+
+    calibration: dict[str, CalibrationFit]
+    metrics: dict[str, Any]
+    data: list[DataSource]
+
+
+Measure = Callable[[Scorer[Any]], Measured]
+
+
+def derive_red(
+    source: str | Path,
+    out: str | Path,
+    *,
+    placement: Placement | None = None,
+    measure: Measure | None = None,
+    overwrite: bool = False,
+) -> Manifest:
+    """The scalar bundle ``source``, read at every token (arXiv 2411.08302), as the bundle ``out``.
+
+    Args:
+        placement: where it is loaded to be checked, and measured.
+        measure: gives it a calibration; the scalar one does not fit, for scores lose ``R(x)``.
+
+    Raises:
+        BundleError: ``source`` is no bundle, or ``out`` exists and ``overwrite`` is not set.
+        UnsupportedError: ``source`` is of another kind than scalar.
+    """
+    check_free(Path(out), overwrite=overwrite)
+    bundle = Bundle.load(source, placement)
+    if bundle.manifest.kind != "scalar":
+        raise UnsupportedError(f"red is made of a scalar bundle; {source} is a {bundle.manifest.kind} one")
+    if bundle.manifest.template.style == "conversation":
+        raise UnsupportedError(
+            f"{source} is read at the end of the assistant's turn as its own chat template closes it; red reads a "
+            "model after every token of the response"
+        )
+    inner = bundle.scorer
+    scorer = RedistributedScorer(inner.model, inner.encoder, inner.extraction)
+    kept = {"base_model", "max_tokens", "template", "extraction", "data", "training"}
+    manifest = Manifest(kind="red", **bundle.manifest.model_dump(include=kept))
+    manifest = with_measured(_with_origins(manifest, [bundle]), scorer, measure)
+
+    def fill(folder: Path) -> None:
+        copy_bundle(bundle, folder)
+        (folder / MANIFEST).unlink()
+
+    return write_bundle(out, manifest, fill, overwrite=overwrite)
+
+
+def derive_ensemble(
+    sources: Sequence[str | Path],
+    out: str | Path,
+    *,
+    combine: Combine = "mean",
+    variance_weight: float = 1.0,
+    placement: Placement | None = None,
+    measure: Measure | None = None,
+    overwrite: bool = False,
+) -> Manifest:
+    """The bundles ``sources`` as one (arXiv 2401.16635), copied whole into ``out``.
+
+    Args:
+        variance_weight: lambda of ``mean_minus_variance``.
+        placement, measure: see ``derive_red``.
+
+    Raises:
+        BundleError: a source is no bundle, or ``out`` exists and ``overwrite`` is not set.
+        UnsupportedError: fewer than two sources, or they differ in tokenizer, template or arrangement.
+    """
+    check_free(Path(out), overwrite=overwrite)
+    if len(sources) < 2:
+        raise UnsupportedError("an ensemble needs two bundles or more")
+    options = EnsembleOptions(members=len(sources), combine=combine, variance_weight=variance_weight)
+    bundles = [Bundle.load(source, placement) for source in sources]
+    first = bundles[0].manifest
+    scorer = EnsembleScorer([bundle.scorer for bundle in bundles], options, first.extraction)
+    manifest = Manifest(
+        kind="ensemble",
+        base_model=", ".join(dict.fromkeys(bundle.manifest.base_model for bundle in bundles)),
+        max_tokens=min(bundle.manifest.max_tokens for bundle in bundles),
+        template=first.template,
+        extraction=first.extraction,
+        ensemble=options,
+        data=distinct(source for bundle in bundles for source in bundle.manifest.data),
+    )
+    manifest = with_measured(_with_origins(manifest, bundles), scorer, measure)
+
+    def fill(folder: Path) -> None:
+        for number, bundle in enumerate(bundles):
+            copy_bundle(bundle, folder / member_folder(number))
+
+    return write_bundle(out, manifest, fill, overwrite=overwrite)
+
+
+def copy_bundle(bundle: Bundle, folder: Path) -> None:
+    """Copy the files that the bundle's manifest names, and the manifest, into ``folder``."""
+    for name in bundle.manifest.files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.folder / name, folder / name)
+    if (bundle.folder / MANIFEST).exists():
+        shutil.copyfile(bundle.folder / MANIFEST, folder / MANIFEST)
+    else:  # a Hugging Face reward model has none of its own
+        write_text(folder / MANIFEST, bundle.manifest.model_dump_json(indent=2) + "\n")
+
+
+def with_measured(manifest: Manifest, scorer: Scorer[Any], measure: Measure | None) -> Manifest:
+    """``manifest`` with what ``measure`` finds, None for nothing."""
+    if measure is None:
+        return manifest
+    calibration, metrics, data = measure(scorer)
+    training = {**manifest.training, "measured_on": [source.model_dump() for source in data]}
+    return manifest.model_copy(update={"calibration": calibration, "metrics": metrics, "training": training})
+
+
+def distinct(sources: Iterable[DataSource]) -> list[DataSource]:
+    """Each of ``sources`` once, in the order of their first appearance."""
+    found: list[DataSource] = []
+    for source in sources:
+        if source not in found:
+            found.append(source)
+    return found
+
+
+def _with_origins(manifest: Manifest, bundles: Sequence[Bundle]) -> Manifest:
+    origins = [origin_of(bundle) for bundle in bundles]
+    return manifest.model_copy(update={"training": {**manifest.training, "derived_from": origins}})
+
+
+def origin_of(bundle: Bundle) -> dict[str, str]:
+    """What a derived bundle's manifest says of one that it was made of."""
+    return {"kind": bundle.manifest.kind, "base_model": bundle.manifest.base_model, "digest": bundle.digest}

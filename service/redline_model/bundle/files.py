@@ -1,0 +1,51 @@
+"""Files and folders on disk: written whole or not at all, told by their digest, readable by others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from redline.files.atomic import check_parent_writable, write_text
+from redline_model.errors import BundleError
+
+
+def check_free(out: Path, *, overwrite: bool) -> None:
+    """Raise BundleError if a folder cannot be written at ``out``, or something stands there that is not replaced."""
+    if out.exists() and not overwrite:
+        raise BundleError(f"{out} exists already; choose another folder or ask to overwrite")
+    if out.exists() and not out.is_dir():
+        raise BundleError(f"{out} is not a folder, and only a folder is replaced by a bundle")
+    if out.name in {"", ".."}:
+        raise BundleError(f"{out} is not the name of a folder to write")
+    try:
+        check_parent_writable(out)
+    except OSError as error:
+        raise BundleError(f"{out}: {error.strerror}") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text``, whole or not at all. Raises OSError."""
+    write_text(path, text)
+
+
+def file_digest(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def make_portable(folder: Path) -> None:
+    """Let a folder written by transformers 5 be read by others: 4.x misses these two keys without a warning."""
+    config = folder / "config.json"
+    if config.exists():
+        data = json.loads(config.read_text(encoding="utf-8"))
+        rope = data.get("rope_parameters")
+        if isinstance(rope, dict) and "rope_theta" in rope and "rope_theta" not in data:
+            config.write_text(json.dumps({**data, "rope_theta": rope["rope_theta"]}, indent=2) + "\n", encoding="utf-8")
+    tokenizer = folder / "tokenizer_config.json"
+    if tokenizer.exists():
+        data = json.loads(tokenizer.read_text(encoding="utf-8"))
+        if data.get("tokenizer_class") == "TokenizersBackend":
+            data["tokenizer_class"] = "PreTrainedTokenizerFast"
+            tokenizer.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

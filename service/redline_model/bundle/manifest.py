@@ -1,0 +1,130 @@
+"""``redline.json``: what a bundle says of itself, and whether the folder around it is what it says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from string import Formatter
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from redline_model.bundle.hub import MANIFEST as MANIFEST
+from redline_model.bundle.loading import Kind
+from redline_model.encoding.encoder import Template
+from redline_model.errors import BundleError, UnsupportedError
+from redline_model.extraction import Extraction
+from redline_model.scorers.ensemble import EnsembleOptions
+from redline_model.scorers.length_calibrated import LengthCalibration
+from redline_model.untrusted.bounded_json import one_line, read_object
+from redline_model.untrusted.folder_listing import check_files
+
+FORMAT_VERSION = 1
+_MAX_VALUES = 100_000  # in a manifest; one of a single model has about a hundred
+_MAX_TEXT = 100_000  # characters of a piece of the template
+# the field that a kind has and no other
+_OWN_FIELDS: dict[Kind, str] = {
+    "dpo": "beta",
+    "ensemble": "ensemble",
+    "length_calibrated": "length_calibration",
+}
+
+
+class DataSource(BaseModel):
+    """A file or hub data set that a model was fitted on."""
+
+    name: str
+    sha256: str | None
+    pairs: int
+
+
+class CalibrationFit(BaseModel):
+    """P(a beats b) = sigmoid((score_a - score_b) / temperature), fitted on held-out pairs."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    temperature: float = Field(gt=0)
+    mean: float
+    std: float
+    expected_calibration_error: float
+
+
+class Manifest(BaseModel):
+    """Everything needed to score, and where it came from. ``calibration`` is keyed ``mode/aggregate``.
+
+    What only one kind has: ``beta`` of ``dpo``, reward for a nat; ``ensemble``; ``length_calibration``.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format_version: int = Field(default=FORMAT_VERSION, ge=1)
+    kind: Kind
+    base_model: str
+    max_tokens: int = Field(ge=1, lt=2**31)
+    template: Template
+    extraction: Extraction
+    beta: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    ensemble: EnsembleOptions | None = None
+    length_calibration: LengthCalibration | None = None
+    calibration: dict[str, CalibrationFit] = Field(default_factory=dict)
+    data: list[DataSource] = Field(default_factory=list)
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
+    created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    redline_version: str = ""
+    files: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for kind, field in _OWN_FIELDS.items():
+            if (getattr(self, field) is not None) != (self.kind == kind):
+                raise ValueError(f"kind {self.kind} {'needs' if self.kind == kind else 'has no'} {field}")
+        return self
+
+    def digest(self) -> str:
+        """``sha256:...`` over the whole manifest, and through its file digests over the whole bundle."""
+        # what a kind does not have is left out: a bundle keeps its digest when other kinds gain fields
+        data = {name: value for name, value in self.model_dump(mode="json").items() if value is not None}
+        text = json.dumps(data, sort_keys=True)
+        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of ``folder`` after every file was held against it. Raises BundleError, UnsupportedError."""
+    manifest = parse_manifest(folder)
+    check_files(folder, manifest.files, MANIFEST)
+    return manifest
+
+
+def parse_manifest(folder: Path) -> Manifest:
+    """The manifest of ``folder`` alone. Raises BundleError, UnsupportedError."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(f"{folder} is not a complete bundle: {MANIFEST} is missing")
+    raw = read_object(path, max_values=_MAX_VALUES, is_strict=True)
+    if isinstance(raw.get("format_version"), int) and raw["format_version"] > FORMAT_VERSION:
+        found = one_line(raw["format_version"])
+        raise UnsupportedError(f"{path} has format {found}; this Redline reads up to {FORMAT_VERSION}: upgrade it")
+    try:
+        manifest = Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = one_line(".".join(map(str, first["loc"])) or "it as a whole")
+        raise BundleError(f"{path} is not a bundle's manifest: {where}: {one_line(first['msg'])}") from error
+    _check_template(path, manifest.template)
+    return manifest
+
+
+def _check_template(path: Path, template: Template) -> None:
+    """The template's pieces are short, and its turns name nothing but the role."""
+    for name in ("instruction", "turn", "turn_end", "rewrite"):
+        if len(getattr(template, name)) > _MAX_TEXT:
+            raise BundleError(f"{path}: template.{name} has more than {_MAX_TEXT} characters")
+    try:
+        fields = [field for _, *field in Formatter().parse(template.turn) if field[0] is not None]
+    except ValueError as error:
+        raise BundleError(f"{path}: template.turn is no format: {one_line(error)}") from error
+    if any(field != ["role", "", None] for field in fields):
+        raise BundleError(f"{path}: template.turn may name {{role}} and nothing else")

@@ -1,0 +1,50 @@
+"""The redline: the edits that turn a response into its correction."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, NamedTuple
+
+from redline_model.correction.word_diff import Match, matches_between
+
+_PIECES = re.compile(r"\s+|\w+|[^\w\s]")
+
+
+class TextEdit(NamedTuple):
+    """Replace ``response[start:end]`` by ``text``; character offsets, end exclusive."""
+
+    op: Literal["insert", "delete", "replace"]
+    start: int
+    end: int
+    text: str
+
+
+def edits_between(response: str, correction: str) -> list[TextEdit]:
+    """The word-level edits, in order and without overlap, that turn ``response`` into ``correction``.
+
+    The time is bounded: two texts that are long and have little in common are one replacement, in part or in whole.
+    """
+    source, target = _PIECES.findall(response), _PIECES.findall(correction)
+    starts = [0]
+    for piece in source:
+        starts.append(starts[-1] + len(piece))
+    edits: list[TextEdit] = []
+    i = k = 0  # what stands before is kept or in an edit
+    for match in [*matches_between(source, target), Match(len(source), len(target), 0)]:
+        text = "".join(target[k : match.start_b])
+        if i < match.start_a or text:
+            op: Literal["insert", "delete", "replace"]
+            op = "insert" if i == match.start_a else "replace" if text else "delete"
+            edits.append(TextEdit(op, starts[i], starts[match.start_a], text))
+        i, k = match.start_a + match.size, match.start_b + match.size
+    return edits
+
+
+def apply_edits(response: str, edits: list[TextEdit]) -> str:
+    """The text after all edits."""
+    parts: list[str] = []
+    at = 0
+    for edit in edits:
+        parts += [response[at : edit.start], edit.text]
+        at = edit.end
+    return "".join([*parts, response[at:]])

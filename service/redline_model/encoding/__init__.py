@@ -1,0 +1,1 @@
+"""(prompt, response) to token ids: templates, encoders and their limits."""

@@ -1,0 +1,311 @@
+"""Many sequences as one row without padding: each linear layer sees every token once, attention sees its own.
+
+Sequences are given as segments. A segment may go on from another one of the same pass (a response after its
+prompt), or from keys and values kept of an earlier pass, so what sequences share is computed once. The model's
+own code runs unchanged; only its attention is handed to ``ragged_attention`` through transformers' interface.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from redline_model.inference.padding import to_device
+
+_attend_varlen: Callable[..., Any] | None
+try:
+    from torch.nn.attention.varlen import varlen_attn
+
+    _attend_varlen = varlen_attn
+except ImportError:  # an older torch: segments are gone through one by one
+    _attend_varlen = None
+
+NAME = "redline_ragged"
+# Query rows of one attention call with an explicit mask: bounds the mask at 512 rows times the context.
+_MASKED_ROWS = 512
+# Elements of a mask that is kept for the layers to come; a larger one is made again in each.
+_KEPT_MASK = 2**19
+# Keys and values of one call of flash attention, in tokens, shared ones counted for each segment.
+_CALL_CONTEXT = 2**17
+
+
+class Past:
+    """Keys and values of the first ``length`` tokens of one sequence, in buffers of ``capacity`` tokens a layer.
+
+    ``length`` is the caller's to set: what stands behind it is overwritten by whatever goes on from here, which
+    makes taking back a rejected draft free.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
+        """Put ``keys`` and ``values`` ``(H, n, D)`` at position ``start``."""
+        if layer not in self._layers:
+            heads, _, size = keys.shape
+            values_shape = (values.shape[0], self.capacity, values.shape[2])
+            self._layers[layer] = (keys.new_empty(heads, self.capacity, size), values.new_empty(values_shape))
+        kept_keys, kept_values = self._layers[layer]
+        kept_keys[:, start : start + keys.shape[1]] = keys
+        kept_values[:, start : start + keys.shape[1]] = values
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the buffers, over all layers."""
+        return sum(buffer.nbytes for pair in self._layers.values() for buffer in pair)
+
+    def read(self, layer: int, length: int) -> tuple[Tensor, Tensor]:
+        """The first ``length`` keys and values, ``(H, length, D)``, as views."""
+        keys, values = self._layers[layer]
+        return keys[:, :length], values[:, :length]
+
+
+@dataclass(eq=False)
+class Segment:
+    """A run of tokens and what it goes on from.
+
+    ``before``: pieces of context in order, each a past, or (an earlier segment of the same pass, how many of its
+    leading tokens). ``keep``: where to keep keys and values, and of how many leading tokens of the whole
+    sequence. ``extends``: a past that this segment goes on from and is written behind; setting its ``length``
+    afterwards keeps what was written.
+    """
+
+    ids: Sequence[int]
+    before: list[Past | tuple[int, int]] = field(default_factory=list)
+    keep: list[tuple[Past, int]] = field(default_factory=list)
+    extends: Past | None = None
+
+    @property
+    def base(self) -> int:
+        """Tokens before this segment's first."""
+        if self.extends is not None:
+            return self.extends.length
+        return sum(piece.length if isinstance(piece, Past) else piece[1] for piece in self.before)
+
+
+class Layout:
+    """Where each segment lies in the row of N tokens, and the tensors that attention needs in every layer."""
+
+    def __init__(
+        self, segments: Sequence[Segment], device: torch.device, *, is_one_call: bool, windows: set[int]
+    ) -> None:
+        self.segments = segments
+        self.windows = windows
+        self.is_one_call = is_one_call
+        self.starts = [0]
+        for segment in segments:
+            self.starts.append(self.starts[-1] + len(segment.ids))
+        self._device = device
+        self._masks: dict[tuple[int, int, int | None, torch.dtype], Tensor] = {}
+        self._calls: list[tuple[slice, Tensor, Tensor, int, int]] | None = None
+
+    def ids_and_positions(self) -> tuple[Tensor, Tensor]:
+        """``(1, N)`` each."""
+        ids = [i for segment in self.segments for i in segment.ids]
+        positions = [p for s in self.segments for p in range(s.base, s.base + len(s.ids))]
+        both = to_device([ids, positions], self._device)
+        return both[:1], both[1:]
+
+    def mask(self, rows: int, context: int, window: int | None, dtype: torch.dtype) -> Tensor:
+        """Additive ``(rows, context)``: the rows are the last of the context, and look back ``window`` tokens."""
+        key = (rows, context, window, dtype)
+        if key in self._masks:
+            return self._masks[key]
+        far = torch.full((rows, context), -math.inf, device=self._device, dtype=dtype)
+        mask = far.triu(context - rows + 1)
+        if window is not None:
+            mask = mask + far.tril(context - rows - window)
+        if mask.numel() <= _KEPT_MASK:
+            self._masks[key] = mask
+        return mask
+
+    def calls(self) -> list[tuple[slice, Tensor, Tensor, int, int]]:
+        """Segments of each call of flash attention, their cumulative lengths of queries and keys, and the longest.
+
+        A call's keys and values are copied together, so its contexts are bounded, whatever they share.
+        """
+        if self._calls is None:
+            self._calls = []
+            lengths = [(len(s.ids), s.base + len(s.ids)) for s in self.segments]
+            start = 0
+            while start < len(lengths):
+                end, total = start, 0
+                while end < len(lengths) and (end == start or total + lengths[end][1] <= _CALL_CONTEXT):
+                    total += lengths[end][1]
+                    end += 1
+                queries, keys = zip(*lengths[start:end], strict=True)
+                cumulative = [[0, *accumulate(queries)], [0, *accumulate(keys)]]
+                both = to_device(cumulative, self._device, torch.int32)
+                self._calls.append((slice(start, end), both[0], both[1], max(queries), max(keys)))
+                start = end
+        return self._calls
+
+    def _leading(self, segment: int, tokens: int) -> slice:
+        return slice(self.starts[segment], self.starts[segment] + tokens)
+
+    def contexts(self, layer: int, key: Tensor, value: Tensor) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """Each segment's keys and values ``(H, n, D)`` in pieces; keeps what is to be kept on the way."""
+        for index, segment in enumerate(self.segments):
+            own = slice(self.starts[index], self.starts[index + 1])
+            if segment.extends is not None:
+                segment.extends.write(layer, segment.base, key[:, own], value[:, own])
+                pieces = [segment.extends.read(layer, segment.base + len(segment.ids))]
+            else:
+                pieces = [
+                    piece.read(layer, piece.length)
+                    if isinstance(piece, Past)
+                    else (key[:, (shared := self._leading(*piece))], value[:, shared])
+                    for piece in segment.before
+                ]
+                pieces.append((key[:, own], value[:, own]))
+            keys, values = [k for k, _ in pieces], [v for _, v in pieces]
+            for past, length in segment.keep:
+                at = 0
+                for k, v in zip(keys, values, strict=True):
+                    past.write(layer, at, k[:, : length - at], v[:, : length - at])
+                    at += k.shape[1]
+                    if at >= length:
+                        break
+            yield keys, values
+
+
+def ragged_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    ragged: Layout | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each segment's own sequence; transformers' attention interface.
+
+    ``query`` ``(1, Hq, N, D)``, ``key`` and ``value`` ``(1, Hkv, N, D)``; returns ``(1, N, Hq, D)``.
+    Without a layout this is transformers' scaled dot-product attention.
+
+    Raises:
+        NotImplementedError: the model wants something of its attention that is not done here.
+    """
+    if ragged is None:
+        return sdpa_attention_forward(  # type: ignore[no-any-return]
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    wanted = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
+    if wanted:
+        raise NotImplementedError(f"ragged attention has no {wanted[0]}")
+    window: int | None = kwargs.get("sliding_window")
+    if window is not None:
+        ragged.windows.add(window)
+    if torch.is_autocast_enabled(query.device.type):  # rotary embeddings have made float32 of queries and keys
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    contexts = ragged.contexts(module.layer_idx, key[0], value[0])
+    if _attend_varlen and ragged.is_one_call and not dropout and query.dtype in (torch.bfloat16, torch.float16):
+        return _in_few_calls(_attend_varlen, query, contexts, ragged, scaling, window), None
+    out = [
+        _of_one_segment(
+            query[:, :, ragged.starts[i] : ragged.starts[i + 1]], keys, values, ragged, scaling, dropout, window
+        )
+        for i, (keys, values) in enumerate(contexts)
+    ]
+    return torch.cat(out, dim=2).transpose(1, 2), None
+
+
+def _of_one_segment(
+    query: Tensor,
+    keys: list[Tensor],
+    values: list[Tensor],
+    layout: Layout,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+) -> Tensor:
+    """``(1, Hq, n, D)`` from the segment's queries and its context in pieces."""
+    key = torch.cat(keys, dim=1)[None] if len(keys) > 1 else keys[0][None]
+    value = torch.cat(values, dim=1)[None] if len(values) > 1 else values[0][None]
+    options = {"dropout_p": dropout, "scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
+    rows, context = query.shape[2], key.shape[2]
+    if rows == context and (window is None or window >= rows):
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, **options)  # type: ignore[arg-type]
+    parts = []
+    for start in range(0, rows, _MASKED_ROWS):
+        end = min(start + _MASKED_ROWS, rows)
+        seen = context - rows + end
+        mask = layout.mask(end - start, seen, window, query.dtype)
+        part = F.scaled_dot_product_attention(
+            query[:, :, start:end],
+            key[:, :, :seen],
+            value[:, :, :seen],
+            attn_mask=mask,
+            **options,  # type: ignore[arg-type]
+        )
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _in_few_calls(
+    attend: Callable[..., Any],
+    query: Tensor,
+    contexts: Iterator[tuple[list[Tensor], list[Tensor]]],
+    layout: Layout,
+    scaling: float | None,
+    window: int | None,
+) -> Tensor:
+    """Flash attention over many segments at a time; ``(1, N, Hq, D)``."""
+    rows = query[0].transpose(0, 1)
+    out: list[Tensor] = []
+    for part, queries, lengths, longest_query, longest in layout.calls():
+        pieces = [next(contexts) for _ in layout.segments[part]]
+        key = torch.cat([k for keys, _ in pieces for k in keys], dim=1).transpose(0, 1)
+        value = torch.cat([v for _, values in pieces for v in values], dim=1).transpose(0, 1)
+        out.append(
+            attend(
+                rows[layout.starts[part.start] : layout.starts[part.stop]],
+                key,
+                value,
+                queries,
+                lengths,
+                longest_query,
+                longest,
+                scale=scaling,
+                window_size=(-1 if window is None else window - 1, 0),
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
+        )
+    return torch.cat(out)[None]
+
+
+AttentionInterface.register(NAME, ragged_attention)
+# without a layout the model is to get the very masks it would get under sdpa
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def run_segments(model: Any, segments: Sequence[Segment], *, is_one_call: bool, windows: set[int]) -> Tensor:
+    """Last hidden states ``(N, hidden)`` of all segments' tokens, one after the other.
+
+    ``model``: the body of a transformers causal model whose attention implementation is ``NAME``.
+    ``is_one_call``: attend to all segments by one call of PyTorch's variable-length flash attention (GPUs, half
+    precision), not to one after the other. ``windows``: gets the sliding windows that attention was told of.
+    """
+    layout = Layout(segments, model.device, is_one_call=is_one_call, windows=windows)
+    ids, positions = layout.ids_and_positions()
+    # a mask of four dimensions is taken as it is: nothing of size N x N is built
+    unused = torch.empty(1, 1, 1, 1, device=ids.device)
+    hidden: Tensor = model(
+        input_ids=ids, position_ids=positions, attention_mask=unused, use_cache=False, ragged=layout
+    ).last_hidden_state[0]
+    return hidden

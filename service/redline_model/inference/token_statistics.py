@@ -1,0 +1,50 @@
+"""Token statistics of whole batches, and their way off the device without holding up the next pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from redline_model.encoding.encoder import EncodedItem
+from redline_model.extraction import TokenStatistics, token_statistics
+from redline_model.inference.packed_attention import Past
+from redline_model.inference.target_logits import CausalTargets, EncoderDecoderTargets
+
+
+def copy_off(tensor: Tensor) -> Callable[[], Tensor]:
+    """Begin the copy of ``tensor`` to the CPU; calling the result waits for it."""
+    if not tensor.is_cuda:
+        return lambda: tensor
+    copied = torch.empty_like(tensor, device="cpu", pin_memory=True)
+    copied.copy_(tensor, non_blocking=True)
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    done.record()
+
+    def wait() -> Tensor:
+        done.synchronize()
+        return copied
+
+    return wait
+
+
+def launch_targets(
+    forward: CausalTargets | EncoderDecoderTargets,
+    items: Sequence[EncodedItem],
+    keep: Sequence[Past | None] | None = None,
+) -> Callable[[], list[TokenStatistics]]:
+    """One forward pass; calling the result waits for it and gives token statistics ``(T,)`` for each item."""
+    chunks = forward.logits(items, keep) if isinstance(forward, CausalTargets) else forward.logits(items)
+    parts = [token_statistics(logits, ids) for logits, ids in chunks]
+    logprob, best_logprob, entropy, best_ids, _ = (torch.cat(field) for field in zip(*parts, strict=True))
+    floats, ids = copy_off(torch.stack([logprob, best_logprob, entropy])), copy_off(best_ids)
+    sizes = [len(item.target_ids) for item in items]
+
+    def collect() -> list[TokenStatistics]:
+        parts = zip(items, torch.split(floats(), sizes, dim=1), torch.split(ids(), sizes), strict=True)
+        return [
+            TokenStatistics(f[0], f[1], f[2], best, best == torch.tensor(item.target_ids)) for item, f, best in parts
+        ]
+
+    return collect

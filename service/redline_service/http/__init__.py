@@ -1,0 +1,1 @@
+"""The HTTP server: application, middleware, admission, connections, routes."""

@@ -1,0 +1,166 @@
+"""The FastAPI application, put together from its parts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from redline.wire import ErrorCode
+from redline_model.bundle.bundle import Bundle
+from redline_model.errors import UnsupportedError
+from redline_model.scorer import reading_key, reading_of
+from redline_service.engine import Engine
+from redline_service.errors import RequestError
+from redline_service.http.admission import ModelRoute
+from redline_service.http.connections import Connections
+from redline_service.http.error_responses import ANSWERED, error_response
+from redline_service.http.limiter import BodyMemory, ConcurrencyLimiter
+from redline_service.http.middleware import RequestMiddleware
+from redline_service.http.routes import compat as dropins
+from redline_service.http.routes import correct, health, models, score
+from redline_service.metrics import Metrics
+from redline_service.scheduling.thread_pool import ThreadPool
+from redline_service.settings import ServiceSettings
+
+logger = logging.getLogger("redline.service")
+# Bytes of bodies that may be coming in at once, and at least four of the largest.
+_BODY_MEMORY = 256 * 2**20
+
+_STATUS_CODES = {
+    401: ErrorCode.UNAUTHORIZED,
+    404: ErrorCode.NOT_FOUND,
+    405: ErrorCode.METHOD_NOT_ALLOWED,
+    413: ErrorCode.REQUEST_TOO_LARGE,
+}
+
+
+def load_bundle(settings: ServiceSettings) -> Bundle:
+    """The bundle that ``settings`` ask for. Raises BundleError, UnsupportedError."""
+    bundle = Bundle.load(
+        settings.bundle,
+        settings.placement,
+        max_tokens=settings.max_tokens,
+        prefix_cache_tokens=settings.prefix_cache_tokens,
+        prefix_cache_bytes=None if settings.prefix_cache_mib is None else settings.prefix_cache_mib * 2**20,
+    )
+    if bundle.placement.cpu_precision is not None:
+        logger.info("%s", bundle.placement.cpu_precision)
+    reading = reading_key(bundle.scorer, reading_of(bundle.scorer))
+    if settings.scalar == "calibrated" and reading not in bundle.manifest.calibration:
+        raise UnsupportedError(f"a calibrated scalar was asked for, and the bundle was not calibrated for {reading}")
+    return bundle
+
+
+def create_app(
+    settings: ServiceSettings,
+    bundle: Bundle | None = None,
+    *,
+    connections: Connections | None = None,
+    on_loaded: Callable[[Bundle], None] = lambda bundle: None,
+    on_failed: Callable[[Exception], None] | None = None,
+) -> FastAPI:
+    """The application around one bundle.
+
+    Args:
+        bundle: a loaded bundle, served from the start; None loads ``settings.bundle`` in the background once the
+            application has started, and requests for the model are answered 503 (``not_ready``) until then.
+        connections: closed when they are overdue, as long as the application runs.
+        on_loaded: called when the model has scored.
+        on_failed: called with the BundleError, UnsupportedError or other error if it cannot; None logs it.
+    """
+    metrics = Metrics()
+
+    async def start(app: FastAPI, loaded: Bundle) -> None:
+        engine = Engine(
+            loaded,
+            name=settings.name,
+            max_items=settings.max_items,
+            max_batch_tokens=settings.max_batch_tokens,
+            max_queued_tokens=settings.max_queued_tokens,
+            on_batch=metrics.count_batch,
+        )
+        app.state.engine = engine
+        metrics.watch(engine)
+        metrics.model.labels(settings.name, loaded.digest, loaded.scorer.kind).set(1)
+        await engine.start()
+        on_loaded(loaded)
+
+    async def load(app: FastAPI) -> None:
+        loader = ThreadPool(1, "redline-loader")
+        try:
+            await start(app, await loader.run(load_bundle, settings))
+        except Exception as error:
+            if on_failed is None:
+                logger.error("the bundle cannot be served", exc_info=error)
+            else:
+                on_failed(error)
+        finally:
+            loader.stop(0.0)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(connections.sweep())] if connections is not None else []
+        try:
+            if bundle is None:
+                tasks.append(asyncio.create_task(load(app)))
+            else:
+                await start(app, bundle)
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+            engine: Engine | None = app.state.engine
+            if engine is not None:
+                await engine.stop()
+
+    app = FastAPI(
+        title="Redline",
+        summary="Token rewards for RLHF over HTTP",
+        version=_own_version(),
+        lifespan=lifespan,
+        redirect_slashes=False,  # the middleware takes them off; a redirect would lose a key before the path
+    )
+    app.state.settings = settings
+    app.state.engine = None
+    app.state.metrics = metrics
+    app.state.limiter = ConcurrencyLimiter(settings.max_queued_requests)
+    app.state.body_memory = BodyMemory(max(_BODY_MEMORY, 4 * settings.max_body_bytes))
+    routers = (score.router, correct.router, dropins.router, dropins.sessions, models.router, health.router)
+    for router in routers:
+        app.include_router(router)
+    model_routes = [route for router in routers for route in router.routes if isinstance(route, ModelRoute)]
+    handlers = {route.path: route.get_route_handler() for route in model_routes}
+    app.add_middleware(RequestMiddleware, metrics=metrics, handlers=handlers)
+    _add_error_handlers(app)
+    return app
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    """Every error leaves in the one shape of the wire."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        return error_response(error)
+
+    for kind in ANSWERED:
+        app.add_exception_handler(kind, answer)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        code = _STATUS_CODES.get(error.status_code, ErrorCode.INVALID_REQUEST)
+        return error_response(RequestError(code, str(error.detail)))
+
+
+def _own_version() -> str:
+    try:
+        return version("redline-rm")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,1 @@
+"""A reward model on pairs that it has not seen: accuracy, length, calibration, marked errors, precision."""

@@ -1,0 +1,121 @@
+"""From a bundle and reference pairs to the same bundle without a trend in length (arXiv 2409.17407)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from redline.preference_data.row_report import ReadingReport
+from redline.preference_data.rows import Pair
+from redline_model.bundle.bundle import INNER, Bundle, write_bundle
+from redline_model.bundle.derive import Measure, Measured, copy_bundle, distinct, origin_of, with_measured
+from redline_model.bundle.files import check_free
+from redline_model.bundle.loading import Placement
+from redline_model.bundle.manifest import DataSource, Manifest
+from redline_model.encoding.encoder import EncodedItem
+from redline_model.errors import DataError, UnsupportedError
+from redline_model.scorer import Scorer, all_readings, measure_all, reading_key
+from redline_model.scorers.length_calibrated import LengthCalibratedScorer, LengthCalibration, LengthCurve
+from redline_trainer.evaluation.accuracy import evaluate
+from redline_trainer.evaluation.lowess import lowess
+from redline_trainer.train import encode_pairs
+
+# Knots of a curve: more would only make the manifest longer.
+_MOST_KNOTS = 200
+
+
+def fit_length_curves(
+    scorer: Scorer[Any], items: Sequence[EncodedItem], *, fraction: float = 0.3, max_batch_tokens: int = 2048
+) -> dict[str, LengthCurve]:
+    """The expected score by length for every reading of ``scorer``, over the responses ``items`` (at least one).
+
+    Raises:
+        NonFiniteError: the model's output holds NaN or infinity.
+    """
+    measured = measure_all(scorer, items, max_batch_tokens)
+    curves: dict[str, LengthCurve] = {}
+    lengths = torch.tensor([len(item.target_ids) for item in items], dtype=torch.float64)
+    distinct = sorted({len(item.target_ids) for item in items})
+    places = torch.linspace(0, len(distinct) - 1, min(len(distinct), _MOST_KNOTS)).round().int().tolist()
+    knots = torch.tensor([distinct[place] for place in places], dtype=torch.float64)
+    for reading in all_readings(scorer):
+        scores = torch.tensor([scorer.read(one, reading).score for one in measured], dtype=torch.float64)
+        values = lowess(lengths, scores, knots, fraction)
+        curves[reading_key(scorer, reading)] = LengthCurve(lengths=knots.tolist(), values=values.tolist())
+    return curves
+
+
+def measure_on(
+    pairs: Sequence[Pair],
+    data: Sequence[DataSource],
+    max_batch_tokens: int = 2048,
+    report: ReadingReport | None = None,
+) -> Measure:
+    """What gives a derived bundle its calibration and its figures: ``pairs``; those too long are left out.
+
+    ``report`` takes pairs that cannot be used if it skips bad rows. The result raises DataError where none is left.
+    """
+
+    def measure(scorer: Scorer[Any]) -> Measured:
+        encoded, _ = encode_pairs(scorer.encoder, pairs, "skip", report)
+        if not encoded:
+            raise DataError("no pair fits into this model")
+        evaluated = evaluate(scorer, encoded, max_batch_tokens)
+        return Measured(evaluated.calibration, evaluated.evaluation.model_dump(exclude_none=True), list(data))
+
+    return measure
+
+
+def derive_length_calibrated(
+    source: str | Path,
+    out: str | Path,
+    pairs: Sequence[Pair],
+    *,
+    fraction: float = 0.3,
+    data: Sequence[DataSource] = (),
+    placement: Placement | None = None,
+    max_batch_tokens: int = 2048,
+    overwrite: bool = False,
+    report: ReadingReport | None = None,
+) -> Manifest:
+    """The bundle ``source`` less its trend in length, as the bundle ``out``; both sides of ``pairs`` are the reference.
+
+    The calibration and the figures are of the same pairs: no independent check.
+
+    Args:
+        fraction: share of the responses in each local regression.
+        data: what the pairs came from, for the manifest.
+        report: takes pairs that cannot be used if it skips bad rows.
+
+    Raises:
+        BundleError: ``source`` is no bundle, or ``out`` exists and ``overwrite`` is not set.
+        DataError: pairs cannot be used, or none is left.
+        UnsupportedError: the fraction is out of range.
+    """
+    if not 0 < fraction <= 1:
+        raise UnsupportedError(f"the fraction is {fraction}; it must be above 0 and at most 1")
+    check_free(Path(out), overwrite=overwrite)
+    bundle = Bundle.load(source, placement)
+    encoded, skipped = encode_pairs(bundle.scorer.encoder, pairs, "skip", report)
+    if not encoded:
+        raise DataError(f"there are no pairs to fit a curve on; {skipped} are too long for this model")
+    usable = [pairs[pair.number] for pair in encoded]
+    items = [side for pair in encoded for side in (pair.chosen, pair.rejected)]
+    curves = fit_length_curves(bundle.scorer, items, fraction=fraction, max_batch_tokens=max_batch_tokens)
+    inner = bundle.manifest
+    manifest = Manifest(
+        kind="length_calibrated",
+        base_model=inner.base_model,
+        max_tokens=inner.max_tokens,
+        template=inner.template,
+        extraction=inner.extraction,
+        length_calibration=LengthCalibration(fraction=fraction, responses=len(items), curves=curves),
+        data=distinct([*inner.data, *data]),
+        training={"derived_from": [origin_of(bundle)]},
+    )
+    scorer = LengthCalibratedScorer(bundle.scorer, curves)
+    manifest = with_measured(manifest, scorer, measure_on(usable, data, max_batch_tokens))
+    return write_bundle(out, manifest, lambda folder: copy_bundle(bundle, folder / INNER), overwrite=overwrite)

@@ -1,0 +1,153 @@
+"""What a precision does to a reward model: its rewards held against another precision's, beside speed and memory."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from redline.preference_data.row_report import ReadingReport
+from redline.preference_data.rows import Pair
+from redline_model.bundle.bundle import Bundle
+from redline_model.bundle.loading import Placement
+from redline_model.errors import DataError, UnsupportedError
+from redline_model.extraction import TokenStatistics
+from redline_model.scorer import measure_all, reading_key, reading_of
+from redline_trainer.evaluation.accuracy import Interval, accuracy_by_prompt
+from redline_trainer.train import encode_pairs
+
+Precision = Literal["float32", "bfloat16", "float16", "int8", "nf4"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+
+class PrecisionReport(BaseModel):
+    """One precision, held against the first one asked for.
+
+    ``argmax_agreement``: share of judged tokens at which both would write the same token; None for a model that
+    does not write. ``same_paper_rewards``: share of responses whose ``paper`` rewards are all the same.
+    ``score_correlation``: Pearson's, over responses, of the default score. ``score_shift``: mean difference of
+    that score, and ``score_spread`` the standard deviation of the reference's. ``weights_mb``: MiB.
+    """
+
+    precision: str
+    accuracy: Interval
+    argmax_agreement: float | None
+    same_paper_rewards: float | None
+    score_correlation: float
+    score_shift: float
+    score_spread: float
+    judged_tokens_per_s: float
+    weights_mb: float
+
+
+class PrecisionTable(BaseModel):
+    """Every precision's figures, and what they were measured on."""
+
+    bundle: str
+    digest: str
+    device: str
+    reading: str
+    pairs: int
+    skipped_pairs: int
+    rows: list[PrecisionReport]
+
+
+def placement_of(precision: str, device: str) -> Placement:
+    """Where and how weights of ``precision`` are held. Raises UnsupportedError for an unknown one."""
+    if precision in {"int8", "nf4"}:
+        # on a CPU the arithmetic between the quantised layers is float32; bfloat16 is slow there
+        return Placement(device=device, quantization=precision)  # type: ignore[arg-type]
+    if precision not in PRECISIONS:
+        raise UnsupportedError(f"unknown precision {precision!r}; there are {', '.join(PRECISIONS)}")
+    return Placement(device=device, dtype=precision)  # type: ignore[arg-type]
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    """Pearson's, 1 where both are constant."""
+    a, b = a - a.mean(), b - b.mean()
+    norm = float(a.norm() * b.norm())
+    return float(a @ b) / norm if norm else 1.0
+
+
+def compare_precisions(
+    bundle: str | Path,
+    pairs: Sequence[Pair],
+    precisions: Sequence[str],
+    *,
+    device: str = "auto",
+    max_batch_tokens: int = 2048,
+    report: ReadingReport | None = None,
+) -> Iterator[PrecisionTable]:
+    """Measure ``bundle`` on ``pairs`` in each of ``precisions``; the table so far after every one.
+
+    Models are loaded one after the other, so that memory is that of the largest. ``report`` takes pairs that cannot be
+    used if it skips bad rows.
+
+    Raises:
+        DataError, BundleError, UnsupportedError: the pairs, the bundle or a precision cannot be used.
+    """
+    placements = [placement_of(precision, device) for precision in precisions]
+    rows: list[PrecisionReport] = []
+    reference: tuple[list[Any], Tensor] | None = None
+    for precision, placement in zip(precisions, placements, strict=True):
+        loaded = Bundle.load(bundle, placement)
+        scorer = loaded.scorer
+        encoded, skipped = encode_pairs(scorer.encoder, pairs, "skip", report)
+        if report is not None:
+            report.finish()  # the other precisions leave out the same pairs
+        if not encoded:
+            raise DataError(f"all {skipped} pairs are too long for this model")
+        items = [pair.chosen for pair in encoded] + [pair.rejected for pair in encoded]
+        scorer.measure(items[:2])  # first passes set things up
+        started = time.perf_counter()
+        measured = measure_all(scorer, items, max_batch_tokens)
+        seconds = time.perf_counter() - started
+        reading = reading_of(scorer)
+        scores = torch.tensor([scorer.read(one, reading).score for one in measured], dtype=torch.float64)
+        reference = reference or (measured, scores)
+        chosen, rejected = scores.chunk(2)
+        rows.append(
+            PrecisionReport(
+                precision=precision,
+                accuracy=accuracy_by_prompt((chosen - rejected).tolist(), [pair.prompt_key for pair in encoded]),
+                argmax_agreement=_argmax_agreement(measured, reference[0]),
+                same_paper_rewards=_same_paper_rewards(measured, reference[0]),
+                score_correlation=correlation(scores, reference[1]),
+                score_shift=float((scores - reference[1]).mean()),
+                score_spread=float(reference[1].std()),
+                judged_tokens_per_s=sum(len(item.target_ids) for item in items) / seconds,
+                weights_mb=sum(model.get_memory_footprint() for model in scorer.models) / 2**20,
+            )
+        )
+        yield PrecisionTable(
+            bundle=str(bundle),
+            digest=loaded.digest,
+            device=str(scorer.model.device),
+            reading=reading_key(scorer, reading),
+            pairs=len(encoded),
+            skipped_pairs=skipped,
+            rows=list(rows),
+        )
+        del loaded, scorer
+        gc.collect()
+
+
+def _argmax_agreement(measured: Sequence[Any], reference: Sequence[Any]) -> float | None:
+    if not isinstance(measured[0], TokenStatistics):
+        return None
+    ours, theirs = (torch.cat([one.best_ids for one in some]) for some in (measured, reference))
+    return float((ours == theirs).double().mean())
+
+
+def _same_paper_rewards(measured: Sequence[Any], reference: Sequence[Any]) -> float | None:
+    if not isinstance(measured[0], TokenStatistics):
+        return None
+    # agreement with the response is all that ``paper`` looks at
+    same = [torch.equal(a.agrees, b.agrees) for a, b in zip(measured, reference, strict=True)]
+    return sum(same) / len(same)

@@ -1,0 +1,202 @@
+"""What a reward model is worth on pairs it has not seen: ranking, length, calibration, and where its blame falls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from redline.files.atomic import atomic_file
+from redline.preference_data.row_report import ReadingReport
+from redline.preference_data.rows import Pair
+from redline_model.errors import DataError
+from redline_model.extraction import Reading
+from redline_model.scorer import Scorer, all_readings, measure_all, reading_key, reading_of
+from redline_trainer.evaluation.accuracy import Interval, accuracy_by_prompt
+from redline_trainer.evaluation.calibration import expected_calibration_error, fit_temperature
+from redline_trainer.evaluation.error_spans import SpanDetection, error_tokens, span_detection
+from redline_trainer.evaluation.lowess import lowess
+from redline_trainer.train import encode_pairs
+
+_BINS = 10
+
+
+class ReliabilityBin(BaseModel):
+    """Pairs whose predicted probability of the chosen side lies in ``[low, high)``."""
+
+    low: float
+    high: float
+    pairs: int
+    predicted: float
+    observed: float
+
+
+class QualityReport(BaseModel):
+    """Figures of one reading on one set of pairs, ``skipped_pairs`` left out because they are too long.
+
+    ``longer_wins``: accuracy of preferring the longer response, in characters, ties half; a reward that looks at
+    length alone reaches the larger of it and its complement. ``length_correlation``: Pearson's, of score and length
+    in tokens over all responses; ``length_correlation_calibrated``: the same after the trend in length was taken out
+    by a LOWESS curve fitted on the other half of the prompts (arXiv 2409.17407), with the accuracy that leaves.
+    ``expected_calibration_error`` and ``reliability``: of ``sigmoid(d / T)``, T fitted on the other half of the
+    prompts. ``spans``: by reading, over the pairs that somebody looked at for errors. Where all pairs share one prompt
+    there is no other half: curve and temperature are then fitted on the pairs themselves.
+    """
+
+    reading: str
+    skipped_pairs: int
+    accuracy: Interval
+    longer_wins: float
+    length_correlation: float
+    length_correlation_calibrated: float
+    accuracy_calibrated: Interval
+    expected_calibration_error: float
+    reliability: list[ReliabilityBin]
+    spans: dict[str, SpanDetection]
+
+
+def measure_quality(
+    scorer: Scorer[Any],
+    pairs: Sequence[Pair],
+    *,
+    reading: Reading | None = None,
+    max_batch_tokens: int = 2048,
+    report: ReadingReport | None = None,
+) -> QualityReport:
+    """Figures of ``scorer`` on ``pairs``; those that are too long for it are left out.
+
+    Args:
+        reading: None for the scorer's default; token figures are of every reading with aggregate ``sum``.
+        report: takes pairs that cannot be used if it skips bad rows.
+
+    Raises:
+        DataError: no pair fits, or one cannot be used.
+        NonFiniteError: the model's output holds NaN or infinity.
+    """
+    reading = reading or reading_of(scorer)
+    encoded, skipped = encode_pairs(scorer.encoder, pairs, "skip", report)
+    if not encoded:
+        raise DataError("no pair fits into this model")
+    pairs = [pairs[one.number] for one in encoded]
+    items = [pair.chosen for pair in encoded] + [pair.rejected for pair in encoded]
+    measured = measure_all(scorer, items, max_batch_tokens)
+    scores = torch.tensor([scorer.read(one, reading).score for one in measured], dtype=torch.float64)
+    lengths = torch.tensor([len(item.target_ids) for item in items], dtype=torch.float64)
+    keys = [pair.prompt_key for pair in pairs]
+    halves = _halves(keys)
+    won, lost = scores.chunk(2)
+    differences = won - lost
+    free = _without_trend(scores, lengths, torch.cat([halves, halves]))
+    probabilities, error = _probabilities(differences, halves)
+    detections: dict[str, SpanDetection] = {}
+    looked_at = [n for n, pair in enumerate(pairs) if pair.spans is not None]
+    if any(pairs[n].spans for n in looked_at):
+        labels = [error_tokens(encoded[n].rejected.offsets, pairs[n].spans or ()) for n in looked_at]
+        for one in all_readings(scorer):
+            if one.aggregate == "sum":
+                judged = [scorer.read(measured[len(encoded) + n], one).rewards for n in looked_at]
+                blame = [-torch.tensor(rewards, dtype=torch.float64) for rewards in judged]
+                detections[reading_key(scorer, one)] = span_detection(blame, labels, [keys[n] for n in looked_at])
+    longer = torch.tensor([float(len(p.chosen) - len(p.rejected)) for p in pairs])
+    return QualityReport(
+        reading=reading_key(scorer, reading),
+        skipped_pairs=skipped,
+        accuracy=accuracy_by_prompt(differences.tolist(), keys),
+        longer_wins=float(((longer > 0).double() + 0.5 * (longer == 0).double()).mean()),
+        length_correlation=pearson(scores, lengths),
+        length_correlation_calibrated=pearson(free, lengths),
+        accuracy_calibrated=accuracy_by_prompt((free[: len(pairs)] - free[len(pairs) :]).tolist(), keys),
+        expected_calibration_error=error,
+        reliability=reliability(probabilities),
+        spans=detections,
+    )
+
+
+def pearson(a: Tensor, b: Tensor) -> float:
+    """Pearson's correlation of ``(N,)`` and ``(N,)``; 0 where either is constant."""
+    a, b = a - a.mean(), b - b.mean()
+    norm = float(a.norm() * b.norm())
+    return float(a @ b) / norm if norm else 0.0
+
+
+def _halves(keys: Sequence[str]) -> Tensor:
+    """False or True for each pair ``(N,)``, alike for pairs of one prompt."""
+    position = {key: n for n, key in enumerate(dict.fromkeys(keys))}
+    return torch.tensor([position[key] % 2 == 1 for key in keys])
+
+
+def _without_trend(scores: Tensor, lengths: Tensor, halves: Tensor) -> Tensor:
+    """Scores less their LOWESS trend in length, each half's fitted on the other; all ``(N,)``.
+
+    Beyond the lengths it was fitted on, a curve goes on level, as a served ``LengthCurve`` does.
+    """
+    free = scores.clone()
+    for half in (False, True):
+        here, there = halves == half, halves != half
+        there = there if there.any() else here
+        if here.any():
+            distinct, place = torch.unique(lengths[here], return_inverse=True)
+            known = distinct.clamp(lengths[there].min(), lengths[there].max())
+            free[here] = scores[here] - lowess(lengths[there], scores[there], known)[place]
+    return free
+
+
+def _probabilities(differences: Tensor, halves: Tensor) -> tuple[Tensor, float]:
+    """P(chosen wins) ``(N,)`` under the other half's temperature, and the expected calibration error."""
+    scaled = differences.clone()
+    for half in (False, True):
+        here, there = halves == half, halves != half
+        if here.any():
+            scaled[here] = differences[here] / fit_temperature(differences[there if there.any() else here])
+    return torch.sigmoid(scaled), expected_calibration_error(scaled, 1.0)
+
+
+def reliability(probabilities: Tensor) -> list[ReliabilityBin]:
+    """Predicted against observed over both orders of every pair: of P(chosen wins) ``(N,)`` and its complement.
+
+    Bins of equal width over [0, 1]; empty ones are left out. The chosen side wins by definition, so its complement's
+    observed share is 0.
+    """
+    predicted = torch.cat([probabilities, 1 - probabilities])
+    observed = torch.cat([torch.ones_like(probabilities), torch.zeros_like(probabilities)])
+    index = (predicted * _BINS).long().clamp(max=_BINS - 1)
+    bins = []
+    for b in range(_BINS):
+        here = index == b
+        if here.any():
+            bins.append(
+                ReliabilityBin(
+                    low=b / _BINS,
+                    high=(b + 1) / _BINS,
+                    pairs=int(here.sum()),
+                    predicted=float(predicted[here].mean()),
+                    observed=float(observed[here].mean()),
+                )
+            )
+    return bins
+
+
+def plot_reliability(reports: dict[str, QualityReport], path: Path) -> None:
+    """Observed against predicted probability, a line a report. Raises OSError."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(1, 1, 1)
+    axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1)
+    for name, report in reports.items():
+        points = [(b.predicted, b.observed) for b in report.reliability]
+        label = f"{name} (ECE {report.expected_calibration_error:.3f})".replace("$", r"\$")  # no formulas in names
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.2, label=label)
+    axes.set_xlabel("predicted probability of preference")
+    axes.set_ylabel("observed share")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.25)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        figure.savefig(file, dpi=110, format="png")

@@ -1,0 +1,92 @@
+"""Direct preference optimisation (arXiv 2305.18290): a policy that is its own reward model.
+
+``-log sigmoid(beta (delta_w - delta_l))``, mean over pairs, with ``delta = log pi(y | x) - log pi_ref(y | x)``, sums
+over a response's tokens. The reference is where the policy started, frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from redline_model.encoding.encoder import EncodedItem
+from redline_model.inference.causal_forward import Branch
+from redline_model.inference.padding import pack_by_length
+from redline_model.inference.probes import without_dropout
+from redline_model.inference.target_logits import CausalTargets, branch_of
+from redline_model.scorers.dpo import judged
+from redline_trainer.objectives.base import EncodedPair, Objective
+from redline_trainer.objectives.target_loss import target_nll
+
+
+class DPOObjective(Objective[EncodedPair]):
+    """See the module.
+
+    Args:
+        model: the transformers model that learns; adapters may be injected into it.
+        beta: how dear it is to leave the reference, above 0.
+        reference: a frozen copy of where ``model`` started; None where ``adapted`` is given.
+        adapted: the PEFT model around ``model``: with its adapter off it is the reference.
+    """
+
+    def __init__(self, model: Any, beta: float, *, reference: Any = None, adapted: Any = None) -> None:
+        self._model = model
+        self._forward = CausalTargets(model)
+        self._frozen = self._forward if reference is None else CausalTargets(reference)
+        self._adapted = adapted
+        self._beta = beta
+
+    def units(self, pair: EncodedPair) -> list[EncodedPair]:
+        """The pair itself: both sides stand in one batch."""
+        return [pair]
+
+    def batches(self, units: Sequence[EncodedPair], max_tokens: int) -> Iterator[list[int]]:
+        """Pairs of one prompt together where its computation can be shared, else of like length."""
+        causal = self._forward.forward
+        if causal is None or not causal.is_ragged:
+            return pack_by_length(units, lambda u: 2 * max(map(_length, (u.chosen, u.rejected))), max_tokens)
+        pairs = []
+        for unit in units:
+            chosen, rejected = (branch_of(judged(side))[0] for side in (unit.chosen, unit.rejected))
+            pairs.append(Branch(chosen.prefix, [*chosen.own, *rejected.own]))
+        return causal.batches(pairs, max_tokens)
+
+    def size(self, unit: EncodedPair) -> int:
+        """One comparison."""
+        return 1
+
+    def tokens(self, unit: EncodedPair) -> int:
+        """Both sides; the reference's passes are not counted."""
+        return _length(unit.chosen) + _length(unit.rejected)
+
+    def loss(self, units: Sequence[EncodedPair]) -> Tensor:
+        """Summed over the comparisons."""
+        sides = [judged(side) for side in [u.chosen for u in units] + [u.rejected for u in units]]
+        with torch.no_grad(), self._as_reference():
+            reference = _sequence_logprobs(self._frozen, sides)
+        delta = _sequence_logprobs(self._forward, sides) - reference
+        chosen, rejected = delta.chunk(2)
+        return -F.logsigmoid(self._beta * (chosen - rejected)).sum()
+
+    @contextmanager
+    def _as_reference(self) -> Iterator[None]:
+        if self._adapted is None:
+            yield
+            return
+        with self._adapted.disable_adapter(), without_dropout(self._model):
+            yield
+
+
+def _length(side: EncodedItem) -> int:
+    return len(side.prefix_ids) + len(side.target_ids)
+
+
+def _sequence_logprobs(forward: CausalTargets, sides: Sequence[EncodedItem]) -> Tensor:
+    """``log pi(y | x)`` of each side, nats, ``(B,)``."""
+    parts = torch.split(target_nll(forward, sides), [len(side.target_ids) for side in sides])
+    return -torch.stack([part.sum() for part in parts])

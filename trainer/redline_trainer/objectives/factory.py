@@ -1,0 +1,81 @@
+"""Which objective a run's settings ask for, and what a kind keeps beside its model."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from redline_model.bundle.bundle import REFERENCE
+from redline_model.bundle.loading import CLASSIFIERS, Placement, load_model
+from redline_model.encoding.encoder import Template
+from redline_trainer.adapters import inner
+from redline_trainer.config import TrainConfig
+from redline_trainer.objectives.base import Objective, ScalarObjective, Seq2SeqObjective
+from redline_trainer.objectives.dpo import DPOObjective
+from redline_trainer.objectives.label_smoothing import SmoothedLabels
+from redline_trainer.objectives.odin import ODINObjective
+
+
+def default_learning_rate(config: TrainConfig, parameters: int) -> float:
+    """The peak of the learning rate where a run names none, for a base of so many parameters, all weights learning.
+
+    For pretrained bases, from what was published with settings that worked; tiny models want more, and are told it.
+
+    - seq2seq: 2e-5, as supervised fine-tuning, which it is (Alpaca; Zephyr, arXiv 2310.16944).
+    - scalar, red: 1e-5 (Llama 2's reward models, arXiv 2307.09288, 5e-6 at 70B; InstructGPT's 9e-6, arXiv 2203.02155).
+    - dpo: 1e-6 (arXiv 2305.18290, appendix B, at 2.8B and below). **Ours**: below 1e9 parameters it grows with the
+      inverse root of the size, to 1e-5 at most; 2.7e-6 at 135M. Published runs at 7B and above take less (5e-7:
+      Zephyr), which is left to who has such a model.
+
+    Adapters: ten times that (QLoRA, arXiv 2305.14314: 2e-4 for supervised fine-tuning at 7B and 13B; Zephyr's recipes
+    with adapters take ten times those without for dpo).
+    """
+    rate: float
+    if config.kind == "dpo":
+        rate = 1e-6 * min(10.0, max(1.0, math.sqrt(1e9 / max(1, parameters))))
+    else:
+        rate = 1e-5 if config.kind in CLASSIFIERS else 2e-5
+    return rate if config.method == "full" else 10 * rate
+
+
+def template_for(config: TrainConfig, tokenizer: Any) -> Template:
+    """The layout of items: for ``dpo`` the prompts of a policy, for that is what is fitted."""
+    if config.kind == "dpo":
+        return Template.of_policy(tokenizer)
+    return Template.fitting(tokenizer, config.instruction)
+
+
+def make_objective(config: TrainConfig, model: Any, pairs: int, reference: Any = None) -> Objective[Any]:
+    """The objective of a run over ``pairs`` pairs, those left out counted; ``reference``: see ``frozen_reference``."""
+    base = inner(model)
+    if config.kind == "dpo":
+        return DPOObjective(base, config.beta, reference=reference, adapted=None if base is model else model)
+    if config.kind in CLASSIFIERS:
+        labels = SmoothedLabels(pairs, config.smoothing_rate, base.device) if config.smoothing_rate else None
+        if not config.odin:
+            return ScalarObjective(base, labels)
+        return ODINObjective(
+            base,
+            length_weight=config.odin_length_weight,
+            orthogonality_weight=config.odin_orthogonality_weight,
+            labels=labels,
+        )
+    return Seq2SeqObjective(base, config.identity_weight, config.correction_weight)
+
+
+def frozen_reference(config: TrainConfig, placement: Placement) -> Any:
+    """The base as it stands, in the dtype that the fitted model will be saved in; None where a kind keeps none."""
+    if config.kind != "dpo":
+        return None
+    held = placement.model_copy(update={"dtype": "float32"}) if config.method == "full" else placement
+    return load_model(config.base, "dpo", held).requires_grad_(False)
+
+
+def scorer_options(config: TrainConfig, reference: Any) -> dict[str, Any]:
+    """What the kind's scorer asks for beside its model."""
+    return {"reference": reference, "beta": config.beta} if config.kind == "dpo" else {}
+
+
+def bundle_parts(reference: Any) -> dict[str, Any]:
+    """The models that are saved beside the fitted one, by sub-folder."""
+    return {} if reference is None else {REFERENCE: reference}

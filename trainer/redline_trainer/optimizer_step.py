@@ -1,0 +1,96 @@
+"""One optimiser step, refused before the update where its loss or its gradient is no finite number."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from redline.files.atomic import write_text
+from redline.preference_data.rows import Pair
+from redline_model.bundle.loading import prefers_bfloat16
+from redline_model.errors import RedlineModelError
+from redline_trainer.config import TrainConfig
+from redline_trainer.objectives.base import EncodedPair, Objective
+
+
+class DivergedError(RedlineModelError):
+    """Training left the finite numbers."""
+
+
+class StepReport(NamedTuple):
+    """What one optimiser step did. ``loss`` in nats, ``tokens`` of the training sequences, without padding."""
+
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    seconds: float
+
+
+def write_refused(out: Path, step: int, pairs: Sequence[Pair]) -> Path:
+    """Write the pairs of a refused step beside ``out``, a row each with where it came from; return the file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    file = out.with_name(f"{out.name}.refused-step-{step}.jsonl")
+    rows = [
+        {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected, "where": pair.where} for pair in pairs
+    ]
+    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return file
+
+
+def run_optimizer_step(
+    step: int,
+    learning_rate: float,
+    config: TrainConfig,
+    objective: Objective[Any],
+    batch: Sequence[EncodedPair],
+    optimizer: torch.optim.Optimizer,
+    learning: Sequence[torch.nn.Parameter],
+    *,
+    steps: int = 0,
+) -> StepReport:
+    """One optimiser step on ``batch``, in as many forward passes as ``config.max_batch_tokens`` asks for.
+
+    Args:
+        step: counts from 0; ``steps`` is how many there will be, both for the report alone.
+        learning: the weights that learn.
+
+    Raises:
+        DivergedError: the loss or the gradient is not finite; the weights are as they were.
+    """
+    started = time.perf_counter()
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    units = [unit for pair in batch for unit in objective.units(pair)]
+    size = sum(map(objective.size, units))
+    device = learning[0].device
+    has_bf16 = config.precision == "bfloat16" or (config.precision == "auto" and prefers_bfloat16(device))
+    total = torch.zeros((), device=device)
+    for microbatch in objective.batches(units, config.max_batch_tokens):
+        with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16):
+            loss = objective.loss([units[i] for i in microbatch]) / size
+        torch.autograd.backward(loss)
+        total += loss.detach()
+    grad_norm = torch.nn.utils.clip_grad_norm_(learning, config.max_grad_norm)
+    if not bool(torch.isfinite(total) & torch.isfinite(grad_norm)):
+        optimizer.zero_grad(set_to_none=True)
+        raise DivergedError(
+            f"step {step + 1} was refused before its update: its loss is {float(total):.4g} and the norm of its "
+            f"gradient {float(grad_norm):.4g}"
+        )
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    tokens = sum(map(objective.tokens, units))
+    return StepReport(
+        step + 1, steps, float(total), learning_rate, float(grad_norm), tokens, time.perf_counter() - started
+    )
