@@ -28,9 +28,9 @@ from benchmarks.training import build_pairs, ours
 from redline.causal_lm.cpu_precision import NEEDED_RATIO, choose, measure
 from redline.ppo import CausalPolicy, FunctionRewards, PPOConfig, PPOLoop
 from redline_model.bundle.bundle import Bundle
-from redline_model.bundle.loading import Placement
+from redline_model.bundle.loading import LoadOptions
 from redline_model.encoding.encoder import EncodedItem
-from redline_model.scorer import Scorer, measure_all, reading_of
+from redline_model.scorer import Scorer, forward_all, reward_spec
 from redline_trainer.config import TrainConfig
 from redline_trainer.evaluation.precision import correlation
 from redline_trainer.train import encode_pairs
@@ -43,10 +43,10 @@ _PROMPT_CHARACTERS = 200
 def scored(scorer: Scorer[Any], items: Sequence[EncodedItem]) -> tuple[torch.Tensor, float]:
     """Scores ``(N,)`` and judged tokens a second."""
     started = time.perf_counter()
-    measured = measure_all(scorer, items, 2048)
+    outputs = forward_all(scorer, items, 2048)
     seconds = time.perf_counter() - started
-    reading = reading_of(scorer)
-    scores = torch.tensor([scorer.read(one, reading).score for one in measured], dtype=torch.float64)
+    spec = reward_spec(scorer)
+    scores = torch.tensor([scorer.to_rewards(one, spec).score for one in outputs], dtype=torch.float64)
     return scores, sum(len(item.target_ids) for item in items) / seconds
 
 
@@ -76,7 +76,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path, weights = build_bundle(Path(folder) / "bundle", args.model, args.seed)
         scorers = {
-            precision: Bundle.load(path, Placement.model_validate({"device": "cpu", "dtype": precision})).scorer
+            precision: Bundle.load(path, LoadOptions.model_validate({"device": "cpu", "dtype": precision})).scorer
             for precision in PRECISIONS
         }
     texts = Texts(scorers["float32"].encoder.tokenizer, args.texts, args.seed)

@@ -28,7 +28,7 @@ from benchmarks.speed.reference_server import left_padded
 from benchmarks.speed.workloads import Texts, group
 from redline.wire import ScoreItem, ScoreOptions, ScoreRequest
 from redline_model.bundle.bundle import Bundle, Manifest, make_encoder, make_scorer
-from redline_model.bundle.loading import Placement
+from redline_model.bundle.loading import LoadOptions
 from redline_model.encoding.encoder import Item, Template
 from redline_model.extraction import Extraction
 from redline_model.inference.compile_layers import compile_layers
@@ -46,9 +46,9 @@ def nominal_peak(device: torch.device) -> float | None:
     return next((peak for key, peak in NOMINAL_PEAKS.items() if key in name), None)
 
 
-def random_bundle(shape: str, placement: Placement, *, seed: int, is_compiled: bool, cache: int) -> Bundle:
+def random_bundle(shape: str, load_options: LoadOptions, *, seed: int, is_compiled: bool, cache: int) -> Bundle:
     """A bundle of random weights, made on the device itself."""
-    device, dtype = placement.torch_device(), placement.torch_dtype()
+    device, dtype = load_options.torch_device(), load_options.torch_dtype()
     torch.manual_seed(seed)
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -66,7 +66,7 @@ def random_bundle(shape: str, placement: Placement, *, seed: int, is_compiled: b
     manifest = Manifest(
         kind="seq2seq", base_model=f"random {shape}", max_tokens=8192, template=template, extraction=Extraction()
     )
-    return Bundle(Path(shape), manifest, scorer, placement)
+    return Bundle(Path(shape), manifest, scorer, load_options)
 
 
 async def through_engine(engine: Engine, calls: Sequence[Sequence[dict[str, str]]]) -> tuple[float, list[float]]:
@@ -144,12 +144,12 @@ def main() -> None:
     parser.add_argument("--prefix-cache-tokens", type=int, default=16384)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    placement = Placement(device=args.device, dtype=args.dtype)
-    device = placement.torch_device()
+    load_options = LoadOptions(device=args.device, dtype=args.dtype)
+    device = load_options.torch_device()
     texts = Texts(built_tokenizer(), None, args.seed)
     report: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "dtype": str(placement.torch_dtype()),
+        "dtype": str(load_options.torch_dtype()),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "compiled": args.compile,
@@ -159,7 +159,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for shape in args.shapes:
         bundle = random_bundle(
-            shape, placement, seed=args.seed, is_compiled=args.compile, cache=args.prefix_cache_tokens
+            shape, load_options, seed=args.seed, is_compiled=args.compile, cache=args.prefix_cache_tokens
         )
         report["shapes"][shape] = asyncio.run(
             measure(bundle, texts, deep=args.deep, repeats=args.repeats, budget=args.max_batch_tokens)

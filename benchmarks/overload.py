@@ -29,7 +29,7 @@ from typing import Any
 
 from benchmarks.speed.backends import RedlineHttp
 from benchmarks.speed.bundles import build_bundle, build_tiny_bundle
-from benchmarks.speed.load_generator import Outcome, Recording, Stream, request_template, run_apart
+from benchmarks.speed.load_generator import Recording, RequestResult, Stream, request_template, run_apart
 from benchmarks.speed.load_results import beyond_the_model, goodput, short_beside_long, steady_rate
 from benchmarks.speed.overload_report import print_overload
 from benchmarks.speed.workloads import Texts
@@ -240,7 +240,7 @@ def two_callers(load: Load, budget: Budget, long_tokens: int) -> dict[str, Any]:
     beside, outcomes = found.outcomes[1], found.outcomes[0]
     first = beside[0].sent_s
     tokens = load.tokens([item for one in long for item in one]) / len(long)
-    during: list[Outcome] = [o for o in outcomes if o.ended_s >= first] or outcomes
+    during: list[RequestResult] = [o for o in outcomes if o.ended_s >= first] or outcomes
     return {"tokens_a_long_item": tokens, **short_beside_long(alone, beside, during)}
 
 

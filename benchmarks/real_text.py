@@ -52,8 +52,8 @@ def all_figures(run: Run, policy: bool) -> dict[str, Any]:
         from benchmarks.real_text_runs.policy import policy_figures
 
         policies = run.once("policies", lambda: policy_figures(run))
-        judged = run.bundle(plan.judge, "scalar")
-        judge = {test: run.quality(judged, test) for test in dict.fromkeys([plan.judge, *plan.preferences])}
+        scored = run.bundle(plan.judge, "scalar")
+        judge = {test: run.quality(scored, test) for test in dict.fromkeys([plan.judge, *plan.preferences])}
     for data in plan.training:
         for test in plan.ranked:
             reports = {kind: run.quality(run.bundle(data, kind), test) for kind in MAIN_KINDS}
@@ -68,8 +68,8 @@ def _ahead(models: dict[str, Any]) -> dict[str, dict[str, tuple[float, float, fl
     from redline_trainer.evaluation.error_spans import SpanDetection, auc_difference
 
     told = {
-        name: SpanDetection.model_validate(readings.get(_BLAME) or next(iter(readings.values())))
-        for name, readings in models.items()
+        name: SpanDetection.model_validate(specs.get(_BLAME) or next(iter(specs.values())))
+        for name, specs in models.items()
     }
     mine = [name for name in told if name.endswith((" seq2seq", " published"))]
     others = [name for name in told if name not in mine]
@@ -104,12 +104,12 @@ def rendered(figures: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for test, models in figures["blame"].items():
-        for model, readings in models.items():
-            for reading, d in readings.items():
-                if model == "base surprisal" and not reading.startswith("probability"):
+        for model, specs in models.items():
+            for spec, d in specs.items():
+                if model == "base surprisal" and not spec.startswith("probability"):
                     continue
                 lines.append(
-                    f"| {test} | {model} | {reading} | {d['auc']:.3f} [{d['auc_low']:.3f}, {d['auc_high']:.3f}] "
+                    f"| {test} | {model} | {spec} | {d['auc']:.3f} [{d['auc_low']:.3f}, {d['auc_high']:.3f}] "
                     f"| {d['average_precision']:.3f} [{d['average_precision_low']:.3f}, "
                     f"{d['average_precision_high']:.3f}] | {d['marked_share']:.3f} |"
                 )

@@ -26,7 +26,7 @@ import transformers
 from benchmarks.overload import FULL, QUICK, measure_overload
 from benchmarks.speed.backends import (
     SETTINGS,
-    Contender,
+    Backend,
     Offline,
     RedlineHttp,
     ReferenceServer,
@@ -78,14 +78,14 @@ def encode(bundle: Bundle, items: Sequence[dict[str, str]]) -> list[EncodedItem]
     return [bundle.scorer.encoder.encode(Item(item["prompt"], item["response"])) for item in items]
 
 
-def compete(workloads: Sequence[Workload], contenders: Sequence[Contender], bundle: Bundle) -> dict[str, Any]:
+def compete(workloads: Sequence[Workload], backends: Sequence[Backend], bundle: Bundle) -> dict[str, Any]:
     """Every contender on each of ``workloads``, in turns that start with another one each time.
 
     The workloads are one in kind, each of text that nobody has seen before: no prompt is warm from an earlier turn.
     """
     name, about = workloads[0].name, workloads[0].about
-    runs: dict[str, list[Run]] = {c.name: [] for c in contenders}
-    shares: dict[str, list[float]] = {c.name: [] for c in contenders}
+    runs: dict[str, list[Run]] = {c.name: [] for c in backends}
+    shares: dict[str, list[float]] = {c.name: [] for c in backends}
     tokens: list[int] = []
     ceilings: list[float] = []
     peaks: dict[str, float] = {}
@@ -94,17 +94,17 @@ def compete(workloads: Sequence[Workload], contenders: Sequence[Contender], bund
         scored = sum(len(item.target_ids) for item in encoded)
         operations = fewest_operations(encoded, bundle.scorer.model)
         rates = []
-        turn = [*contenders[repeat % len(contenders) :], *contenders[: repeat % len(contenders)]]
-        for contender in turn:
+        turn = [*backends[repeat % len(backends) :], *backends[: repeat % len(backends)]]
+        for backend in turn:
             rates.append(matmul_rate(bundle.scorer.model, repeats=5))
-            resume(contender)
-            reset_peak(contender)
-            run = contender.score(workload.calls)
-            peaks[contender.name] = max(peaks.get(contender.name, 0.0), peak_mb(contender))
-            runs[contender.name].append(run)
-            shares[contender.name].append(operations / run.seconds)
-            pause(contender)
-            print(f"  {name:8} {contender.name:20} {scored / run.seconds:9.1f} tokens/s", file=sys.stderr)
+            resume(backend)
+            reset_peak(backend)
+            run = backend.score(workload.calls)
+            peaks[backend.name] = max(peaks.get(backend.name, 0.0), peak_mb(backend))
+            runs[backend.name].append(run)
+            shares[backend.name].append(operations / run.seconds)
+            pause(backend)
+            print(f"  {name:8} {backend.name:20} {scored / run.seconds:9.1f} tokens/s", file=sys.stderr)
         tokens.append(scored)
         rate = statistics.median(rates)
         ceilings.append(scored * rate / operations)
@@ -126,18 +126,18 @@ def compete(workloads: Sequence[Workload], contenders: Sequence[Contender], bund
     }
 
 
-def score_difference(contender: Contender, workload: Workload, items: int) -> float:
+def score_difference(backend: Backend, workload: Workload, items: int) -> float:
     """Largest difference of a ``margin`` score between all items at once and some of them one after the other."""
-    together = contender.score([workload.items], mode="margin").answers[:items]
-    alone = [contender.score([[item]], mode="margin").answers[0] for item in workload.items[:items]]
+    together = backend.score([workload.items], mode="margin").answers[:items]
+    alone = [backend.score([[item]], mode="margin").answers[0] for item in workload.items[:items]]
     return max(abs(sum(a) - sum(b)) for a, b in zip(together, alone, strict=True))
 
 
-def growth(texts: Texts, engine: Contender, http: Contender, is_quick: bool) -> dict[str, Any]:
+def growth(texts: Texts, engine: Backend, http: Backend, is_quick: bool) -> dict[str, Any]:
     """How seconds grow with response length, group size and callers, and memory with a request's items."""
 
-    def fresh(calls: Callable[[], list[Any]], contender: Contender) -> float:
-        return min(contender.score(calls()).seconds for _ in range(1 if is_quick else 2))
+    def fresh(calls: Callable[[], list[Any]], backend: Backend) -> float:
+        return min(backend.score(calls()).seconds for _ in range(1 if is_quick else 2))
 
     lengths = [16, 64, 256] if is_quick else [16, 64, 128, 256, 512]
     sizes = [1, 4, 16] if is_quick else [1, 4, 8, 16, 32]
@@ -208,26 +208,26 @@ def main() -> None:
         workloads = [
             list(turns) for turns in zip(*rounds, strict=True) if not args.workloads or turns[0].name in args.workloads
         ]
-        contenders: list[Contender] = []
+        backends: list[Backend] = []
         try:
             engine = Offline("redline_engine", path, prefix_cache_tokens=16384)
             http = RedlineHttp(path)
-            contenders += [http, engine, ReferenceServer(path), Offline("transformers_padded", path)]
+            backends += [http, engine, ReferenceServer(path), Offline("transformers_padded", path)]
             if args.vllm_python:
-                contenders.append(Vllm(path, args.vllm_python))
+                backends.append(Vllm(path, args.vllm_python))
             warm = [group(texts, 2, 2, (20, 20), (10, 10))]
-            for contender in contenders:
-                contender.score(warm)
-                pause(contender)
-            results = {turns[0].name: compete(turns, contenders, bundle) for turns in workloads}
-            for contender in (engine, http):
-                resume(contender)
+            for backend in backends:
+                backend.score(warm)
+                pause(backend)
+            results = {turns[0].name: compete(turns, backends, bundle) for turns in workloads}
+            for backend in (engine, http):
+                resume(backend)
             difference = max(score_difference(engine, w, 8 if args.quick else 32) for w, *_ in workloads[:3])
             grown = growth(texts, engine, http, args.quick)
         finally:
-            for contender in contenders:
-                resume(contender)
-                contender.stop()
+            for backend in backends:
+                resume(backend)
+                backend.stop()
         under_load = measure_overload(path, bundle, texts, QUICK if args.quick else FULL, args.seed)
     report = {
         "date": time.strftime("%Y-%m-%d"),

@@ -26,7 +26,7 @@ from benchmarks.speed.bundles import build_bundle
 from benchmarks.speed.workloads import Texts
 from redline.preference_data.rows import Pair
 from redline_model.bundle.bundle import Bundle
-from redline_model.bundle.loading import Placement
+from redline_model.bundle.loading import LoadOptions
 from redline_model.encoding.encoder import EncodedItem
 from redline_trainer.config import TrainConfig
 from redline_trainer.objectives.base import EncodedPair, Seq2SeqObjective
@@ -149,7 +149,7 @@ def main() -> None:
     per_step = 4 if args.quick else args.pairs_per_step
     with tempfile.TemporaryDirectory() as folder:
         path, weights = build_bundle(Path(folder) / "bundle", args.model, args.seed)
-        scorer = Bundle.load(path, Placement(dtype="float32")).scorer
+        scorer = Bundle.load(path, LoadOptions(dtype="float32")).scorer
     texts = Texts(scorer.encoder.tokenizer, args.texts, args.seed)
     encoded, _ = encode_pairs(scorer.encoder, build_pairs(texts, steps * per_step), "error")
     batches = [encoded[n * per_step : (n + 1) * per_step] for n in range(steps)]

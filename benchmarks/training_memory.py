@@ -28,7 +28,7 @@ from benchmarks.speed.bundles import build_bundle
 from benchmarks.speed.workloads import Texts
 from benchmarks.training import build_pairs
 from redline_model.bundle.bundle import Bundle
-from redline_model.bundle.loading import Placement
+from redline_model.bundle.loading import LoadOptions
 from redline_trainer.config import TrainConfig
 from redline_trainer.dropout import set_training_mode
 from redline_trainer.objectives.base import Mapping, Seq2SeqObjective
@@ -77,7 +77,7 @@ def peak_mb() -> float:
 def work(args: argparse.Namespace) -> None:
     """Take a step for every line of standard input, and print what it was as a line of JSON."""
     way = WAYS[args.way]
-    scorer = Bundle.load(args.bundle, Placement(device="cpu", dtype="float32")).scorer
+    scorer = Bundle.load(args.bundle, LoadOptions(device="cpu", dtype="float32")).scorer
     texts = Texts(scorer.encoder.tokenizer, args.texts, args.seed)
     pairs = build_pairs(texts, args.steps * args.pairs_per_step)
     encoded, _ = encode_pairs(scorer.encoder, pairs, "error")
@@ -96,7 +96,7 @@ def work(args: argparse.Namespace) -> None:
         started = time.process_time()
         report = run_optimizer_step(step, _RATE, config, objective, batch, optimizer, learning)
         seconds = time.process_time() - started
-        measured = {
+        outputs = {
             "loss": report.loss,
             "grad_norm": report.grad_norm,
             "tokens": report.tokens,
@@ -104,7 +104,7 @@ def work(args: argparse.Namespace) -> None:
             "tokens_per_cpu_s": report.tokens / seconds,
             "peak_mb": peak_mb(),
         }
-        print(json.dumps(measured), flush=True)
+        print(json.dumps(outputs), flush=True)
 
 
 def in_turns(names: Sequence[str], options: Sequence[str], steps: int) -> dict[str, list[dict[str, Any]]]:
@@ -118,7 +118,7 @@ def in_turns(names: Sequence[str], options: Sequence[str], steps: int) -> dict[s
         )
         for name in names
     }
-    measured: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    outputs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     try:
         for step in range(steps):
             for name, worker in [*workers.items()][:: 1 if step % 2 == 0 else -1]:
@@ -128,26 +128,26 @@ def in_turns(names: Sequence[str], options: Sequence[str], steps: int) -> dict[s
                 line = worker.stdout.readline()
                 if not line:
                     raise SystemExit(f"{name} ended in step {step + 1}")
-                measured[name].append(json.loads(line))
-                print(f"  {name:30} {measured[name][-1]}", file=sys.stderr, flush=True)
+                outputs[name].append(json.loads(line))
+                print(f"  {name:30} {outputs[name][-1]}", file=sys.stderr, flush=True)
     finally:
         for worker in workers.values():
             worker.kill()
             worker.wait()
-    return measured
+    return outputs
 
 
 def measure(options: Sequence[str], names: Sequence[str], steps: int) -> dict[str, dict[str, Any]]:
     """A row a way; two processes at a time, for each holds a model and its optimiser's state."""
     rows: dict[str, dict[str, Any]] = {}
     for start in range(0, len(names), 2):
-        for name, measured in in_turns(names[start : start + 2], options, steps).items():
+        for name, outputs in in_turns(names[start : start + 2], options, steps).items():
             rows[name] = {
-                "peak_mb": measured[-1]["peak_mb"],
-                "tokens_per_s": statistics.median(one["tokens_per_s"] for one in measured),
-                "tokens_per_cpu_s": statistics.median(one["tokens_per_cpu_s"] for one in measured),
-                "losses": [one["loss"] for one in measured],
-                "grad_norms": [one["grad_norm"] for one in measured],
+                "peak_mb": outputs[-1]["peak_mb"],
+                "tokens_per_s": statistics.median(one["tokens_per_s"] for one in outputs),
+                "tokens_per_cpu_s": statistics.median(one["tokens_per_cpu_s"] for one in outputs),
+                "losses": [one["loss"] for one in outputs],
+                "grad_norms": [one["grad_norm"] for one in outputs],
             }
     return rows
 

@@ -16,7 +16,7 @@ from benchmarks.overload import QUICK, arrivals, chosen_deadline, measure_overlo
 from benchmarks.serving import exactness, figures
 from benchmarks.speed import bundles
 from benchmarks.speed.ceiling import body_parameters, fewest_operations
-from benchmarks.speed.load_generator import Outcome, Recording, Stream, generate, request_template
+from benchmarks.speed.load_generator import Recording, RequestResult, Stream, generate, request_template
 from benchmarks.speed.load_results import KINDS, beyond_the_model, goodput, percentile, short_beside_long, steady_rate
 from benchmarks.speed.overload_report import print_overload
 from benchmarks.speed.reference_server import left_padded
@@ -25,9 +25,9 @@ from benchmarks.speed.workloads import Texts, build_workloads
 from benchmarks.training import collate, example
 from benchmarks.training_memory import KeptLogits, table
 from redline_model.bundle.bundle import Bundle
-from redline_model.bundle.loading import Placement
+from redline_model.bundle.loading import LoadOptions
 from redline_model.encoding.encoder import EncodedItem, Item
-from redline_model.extraction import Reading
+from redline_model.extraction import RewardSpec
 from redline_trainer.objectives.base import EncodedPair, Seq2SeqObjective
 
 
@@ -35,7 +35,7 @@ def test_the_reference_gives_redline_s_paper_rewards(bundle: Bundle) -> None:
     scorer = bundle.scorer
     items = [scorer.encoder.encode(Item(f"Prompt {n}", "Hold the button. " * n)) for n in (1, 2, 3)]
     plain = left_padded(scorer.model, items)
-    ours = [scorer.read(m, Reading("paper", "sum")).rewards for m in scorer.measure(items)]
+    ours = [scorer.to_rewards(m, RewardSpec("paper", "sum")).rewards for m in scorer.forward(items)]
     assert exactness(ours, plain)["unexplained_by_a_tie"] == 0
 
 
@@ -86,8 +86,8 @@ def test_the_plain_trainer_s_loss_is_on_targets_alone() -> None:
 
 def test_the_accelerator_benchmark_runs_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(bundles.SHAPES, "tiny", (64, 128, 2, 4, 2, 2048))
-    placement = Placement(device="cpu", dtype="float32")
-    bundle = gpu.random_bundle("tiny", placement, seed=0, is_compiled=False, cache=4096)
+    load_options = LoadOptions(device="cpu", dtype="float32")
+    bundle = gpu.random_bundle("tiny", load_options, seed=0, is_compiled=False, cache=4096)
     texts = Texts(bundles.built_tokenizer(), None, seed=0)
     found = asyncio.run(gpu.measure(bundle, texts, deep=1, repeats=1, budget=None))
     assert found["groups"]["items"] == 64
@@ -117,23 +117,23 @@ def test_nothing_here_needs_an_accelerator() -> None:
     assert gpu.nominal_peak(torch.device("cpu")) is None
 
 
-def scored(due: float, took: float, items: int = 1, **timing_ms: float) -> Outcome:
-    return Outcome(due, due, due + took, 200, scored=items, timing_ms=timing_ms)
+def scored(due: float, took: float, items: int = 1, **timing_ms: float) -> RequestResult:
+    return RequestResult(due, due, due + took, 200, scored=items, timing_ms=timing_ms)
 
 
 def test_goodput_counts_what_was_due_in_the_window_and_scored_within_the_deadline() -> None:
     outcomes = [
         scored(0.5, 0.1, 2),  # before the window
         scored(1.0, 1.0, 2),  # exactly at its deadline
-        Outcome(1.1, 1.9, 2.2, 200, scored=2),  # sent late by the generator, in time by its own clock alone: late
+        RequestResult(1.1, 1.9, 2.2, 200, scored=2),  # sent late by the generator, in time by its own clock alone: late
         scored(1.2, 0.3, 1),  # one item of two has an error in its place
-        Outcome(1.3, 1.3, 1.31, 503, "overloaded", retry_after="1"),
-        Outcome(1.4, 1.4, 1.43, 429, "", retry_after="1"),
-        Outcome(1.5, 1.5, 1.51, 503, "overloaded"),
-        Outcome(1.6, 1.6, 2.7, 503, "timed_out", retry_after="5"),
-        Outcome(1.7, 1.7, 1.8, 500, "internal"),
-        Outcome(1.8, 1.8, 1.8, 0),
-        Outcome(2.9, 2.9, 4.9, -1),
+        RequestResult(1.3, 1.3, 1.31, 503, "overloaded", retry_after="1"),
+        RequestResult(1.4, 1.4, 1.43, 429, "", retry_after="1"),
+        RequestResult(1.5, 1.5, 1.51, 503, "overloaded"),
+        RequestResult(1.6, 1.6, 2.7, 503, "timed_out", retry_after="5"),
+        RequestResult(1.7, 1.7, 1.8, 500, "internal"),
+        RequestResult(1.8, 1.8, 1.8, 0),
+        RequestResult(2.9, 2.9, 4.9, -1),
         scored(3.0, 0.1, 2),  # after it
     ]
     found = goodput(outcomes, items=2, deadline_s=1.0, from_s=1.0, until_s=3.0)
@@ -156,7 +156,9 @@ def test_capacity_is_counted_between_the_ends_of_bursts() -> None:
 
 
 def test_the_rest_of_a_small_request_is_without_the_model() -> None:
-    found = beyond_the_model([scored(0, 0.010, inference=4.0), scored(1, 0.020, inference=18.0), Outcome(2, 2, 3, 503)])
+    found = beyond_the_model(
+        [scored(0, 0.010, inference=4.0), scored(1, 0.020, inference=18.0), RequestResult(2, 2, 3, 503)]
+    )
     assert (found["requests"], found["not_scored"]) == (3, 1)
     assert found["beyond_the_model"] == pytest.approx({"p50_ms": 2, "p95_ms": 6})
 
@@ -165,7 +167,7 @@ def test_short_items_are_held_to_three_times_alone_and_one_batch() -> None:
     alone, long = [scored(0, 0.010)], [scored(0, 1.0, inference=200.0)]
     assert short_beside_long(alone, [scored(0, 0.229)], long)["is_within_bound"]
     assert not short_beside_long(alone, [scored(0, 0.231)], long)["is_within_bound"]
-    assert not short_beside_long(alone, [scored(0, 0.01), Outcome(0, 0, 0.01, 503)], long)["is_within_bound"]
+    assert not short_beside_long(alone, [scored(0, 0.01), RequestResult(0, 0, 0.01, 503)], long)["is_within_bound"]
 
 
 def test_arrivals_are_seeded_and_as_many_as_the_rate_says() -> None:

@@ -17,7 +17,7 @@ from benchmarks.synthetic.gold_scores import Answers
 from benchmarks.synthetic.jobs import Job, planned, sources_digest, sources_of
 from benchmarks.synthetic.local_rewards import LocalRewards
 from benchmarks.synthetic.results_store import collected
-from benchmarks.synthetic.seed_run import Cell, lineage
+from benchmarks.synthetic.seed_run import SeedRun, ancestry
 from benchmarks.synthetic.statistics import (
     curve_figures,
     figures,
@@ -30,7 +30,7 @@ from benchmarks.synthetic.tasks.suite import CONTROLS, TASKS
 from redline import NO_RETRY, RewardClient
 from redline.ppo import CausalPolicy, RemoteRewards, Rollout
 from redline_model.bundle.bundle import Bundle
-from redline_model.extraction import Reading
+from redline_model.extraction import RewardSpec
 from redline_service.http.app import create_app
 from redline_service.settings import ServiceSettings
 from redline_trainer.config import TrainConfig
@@ -99,12 +99,12 @@ def test_over_optimisation_is_a_line_through_all_points() -> None:
 
 
 def test_the_verdict_holds_each_bar_against_its_number() -> None:
-    def task(hero: float, refused: bool) -> dict[str, object]:
+    def task(main_policy: float, refused: bool) -> dict[str, object]:
         policies = {
             "supervised": [answers([0.5] * 20, must=[True] * 10 + [False] * 10)],
             "ppo_scalar": [answers([0.1] * 20, must=[True] * 10 + [False] * 10)],
             "ppo_paper": [answers([0.1] * 20, must=[True] * 10 + [False] * 10)],
-            "ppo_seq2seq": [answers([hero] * 20, refused=[refused] * 20, must=[True] * 10 + [False] * 10)],
+            "ppo_seq2seq": [answers([main_policy] * 20, refused=[refused] * 20, must=[True] * 10 + [False] * 10)],
         }
         split = split_figures(policies, [0])
         return {"id": split, "ood": split}
@@ -172,16 +172,16 @@ def test_what_was_made_is_found_and_other_settings_make_it_anew(tmp_path: Path) 
         out.mkdir(parents=True)
 
     for settings in ("a", "a", "b"):
-        Cell(tmp_path, "safety", 0, QUICK, "sources")._made("policies/p", settings, make)
-    Cell(tmp_path, "safety", 0, QUICK, "other sources")._made("policies/p", "b", make)
+        SeedRun(tmp_path, "safety", 0, QUICK, "sources")._made("policies/p", settings, make)
+    SeedRun(tmp_path, "safety", 0, QUICK, "other sources")._made("policies/p", "b", make)
     assert made == ["p"] * 3
 
 
 def test_a_derived_model_is_as_fresh_as_those_it_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = lineage("ensemble"), lineage("seq2seq")
+    before = ancestry("ensemble"), ancestry("seq2seq")
     monkeypatch.setitem(REWARD_MODELS, "scalar_b", RewardModel({"kind": "scalar"}, seed=7))
-    assert lineage("ensemble") != before[0]
-    assert lineage("seq2seq") == before[1]
+    assert ancestry("ensemble") != before[0]
+    assert ancestry("seq2seq") == before[1]
 
 
 def test_answers_of_another_budget_are_not_counted(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_answers_of_another_budget_are_not_counted(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     one = answers([0.5] * 4).model_dump()
     for name, budget in (("supervised", QUICK), ("ppo_scalar", FULL)):
-        marks = {"cell": Cell.fingerprint("safety", 0, budget, "s"), "made_by": "x"}
+        marks = {"cell": SeedRun.fingerprint("safety", 0, budget, "s"), "made_by": "x"}
         (folder / f"{name}.json").write_text(json.dumps({**marks, "id": one, "ood": one}))
     told = collected(tmp_path, [0], [Job("safety", 0, "main")], QUICK, {"safety": "s"})
     assert set(told["tasks"]["safety"]["id"]["policies"]) == {"supervised"}
@@ -218,7 +218,7 @@ def rollouts(tokenizer: object) -> list[Rollout]:
 
 
 def test_local_rewards_are_those_of_the_wire(bundle: Bundle, rollouts: list[Rollout], served: RemoteRewards) -> None:
-    local = LocalRewards(bundle.scorer, Reading("margin", "sum")).score(rollouts)
+    local = LocalRewards(bundle.scorer, RewardSpec("margin", "sum")).score(rollouts)
     remote = served.score(rollouts)
     for a, b in zip(local.items, remote.items, strict=True):
         assert a.rewards == pytest.approx(b.rewards, abs=1e-4)
@@ -227,7 +227,7 @@ def test_local_rewards_are_those_of_the_wire(bundle: Bundle, rollouts: list[Roll
 
 def test_placings_move_a_score_and_keep_it(bundle: Bundle, rollouts: list[Rollout]) -> None:
     tokens, mean, last = (
-        LocalRewards(bundle.scorer, Reading("margin", "sum"), placing).score(rollouts).items
+        LocalRewards(bundle.scorer, RewardSpec("margin", "sum"), placing).score(rollouts).items
         for placing in ("tokens", "mean", "last")  # type: ignore[arg-type]
     )
     for a, b, c, rollout in zip(tokens, mean, last, rollouts, strict=True):

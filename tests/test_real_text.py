@@ -65,7 +65,7 @@ def test_surprisal_is_the_plain_model_s(run: Run) -> None:
     ids = torch.tensor([[*item.prefix_ids, *item.target_ids]])
     logprobs = scorer.model(ids).logits.float().log_softmax(-1)[0, len(item.prefix_ids) - 1 : -1]
     expected = logprobs.gather(-1, torch.tensor(item.target_ids).unsqueeze(-1)).squeeze(-1)
-    assert torch.allclose(scorer.measure([item])[0].logprob, expected, atol=1e-4)
+    assert torch.allclose(scorer.forward([item])[0].logprob, expected, atol=1e-4)
 
 
 def test_every_model_is_measured_on_every_set_and_all_blame_beside_the_base_s_surprisal(run: Run) -> None:

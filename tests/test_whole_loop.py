@@ -19,7 +19,7 @@ import pytest
 from redline import NO_RETRY, ConnectionFailedError, RetryPolicy, RewardClient, ScoreOptions, ServiceError
 from redline_model.bundle.bundle import Bundle
 from redline_model.encoding.encoder import Item
-from redline_model.extraction import Reading
+from redline_model.extraction import RewardSpec
 from tests.conftest import build_causal, build_tokenizer
 from tests.ports import free_port
 
@@ -111,7 +111,7 @@ def test_the_logs_hold_every_step(home: Path) -> None:
 def test_the_served_score_is_the_bundle_s(home: Path, service: Service) -> None:
     scorer = Bundle.load(home / "rm").scorer
     item = scorer.encoder.encode(Item("How do I reset my router 3?", "Eat the red button."))
-    expected = scorer.read(scorer.measure([item])[0], Reading("margin", "sum"))
+    expected = scorer.to_rewards(scorer.forward([item])[0], RewardSpec("margin", "sum"))
     with RewardClient(service.url) as client:
         result = client.score_one("How do I reset my router 3?", "Eat the red button.")
     assert result.rewards == pytest.approx(expected.rewards, abs=1e-4)

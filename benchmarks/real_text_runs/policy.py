@@ -20,13 +20,13 @@ import torch
 from benchmarks.real_text_runs.run import Run
 from benchmarks.speed.backends import free_port
 from benchmarks.synthetic.gold_scores import summed_logprobs
-from benchmarks.synthetic.local_rewards import judge_texts
+from benchmarks.synthetic.local_rewards import score_texts
 from benchmarks.synthetic.statistics import mean_with_interval
 from redline.ppo import CausalPolicy, Rollout
 from redline_model.bundle.bundle import Bundle
-from redline_model.bundle.loading import Placement
+from redline_model.bundle.loading import LoadOptions
 from redline_model.encoding.encoder import Item
-from redline_model.scorer import Scorer, correct_all, reading_of
+from redline_model.scorer import Scorer, correct_all, reward_spec
 
 # a text, and whether its policy ended it itself
 Answer = tuple[str, bool]
@@ -133,8 +133,8 @@ def _said(rollouts: Sequence[Rollout]) -> list[Answer]:
 
 
 def _scorer(run: Run, data: str, kind: str) -> Scorer[Any]:
-    placement = Placement(device=run.device)
-    return Bundle.load(run.bundle(data, kind), placement, max_tokens=run.plan.max_tokens).scorer
+    load_options = LoadOptions(device=run.device)
+    return Bundle.load(run.bundle(data, kind), load_options, max_tokens=run.plan.max_tokens).scorer
 
 
 def _items(prompts: Sequence[Any], answers: Sequence[Answer]) -> list[Item]:
@@ -143,4 +143,4 @@ def _items(prompts: Sequence[Any], answers: Sequence[Answer]) -> list[Item]:
 
 
 def _scores(scorer: Scorer[Any], prompts: Sequence[Any], answers: Sequence[Answer]) -> list[float]:
-    return [judged.score for judged, _ in judge_texts(scorer, _items(prompts, answers), reading_of(scorer))]
+    return [scored.score for scored, _ in score_texts(scorer, _items(prompts, answers), reward_spec(scorer))]

@@ -185,11 +185,11 @@ class Run:
     def quality(self, folder: Path, test: str) -> dict[str, Any]:
         """What ``redline evaluate`` says of a bundle on a test set."""
         from redline_model.bundle.bundle import Bundle
-        from redline_model.bundle.loading import Placement
+        from redline_model.bundle.loading import LoadOptions
         from redline_trainer.evaluation.report import measure_quality
 
         def make() -> dict[str, Any]:
-            scorer = Bundle.load(folder, Placement(device=self.device), max_tokens=self.plan.max_tokens).scorer
+            scorer = Bundle.load(folder, LoadOptions(device=self.device), max_tokens=self.plan.max_tokens).scorer
             return measure_quality(scorer, self.tested(test)).model_dump()
 
         made: dict[str, Any] = self.once(f"{folder.name}-on-{test}", make)

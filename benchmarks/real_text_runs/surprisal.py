@@ -6,24 +6,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from redline_model.bundle.bundle import make_encoder
-from redline_model.bundle.loading import Placement, load_model, load_tokenizer
+from redline_model.bundle.loading import LoadOptions, load_model, load_tokenizer
 from redline_model.encoding.encoder import EncodedItem, Template
 from redline_model.extraction import Extraction, TokenStatistics
-from redline_model.scorers.dpo import judged
+from redline_model.scorers.dpo import scored
 from redline_model.scorers.seq2seq import Seq2SeqScorer
 
 
 class SurprisalScorer(Seq2SeqScorer):
     """Statistics of ``pi(y_t | x, y_<t)``: unlike a reward model, it is shown no response beforehand."""
 
-    def launch(self, items: Sequence[EncodedItem]) -> Callable[[], list[TokenStatistics]]:
+    def start_forward(self, items: Sequence[EncodedItem]) -> Callable[[], list[TokenStatistics]]:
         """See ``Seq2SeqScorer``."""
-        return super().launch([judged(item) for item in items])
+        return super().start_forward([scored(item) for item in items])
 
 
 def surprisal_scorer(base: Path, device: str, max_tokens: int) -> SurprisalScorer:
     """The model at ``base``, prompts laid out as for a policy."""
     tokenizer = load_tokenizer(base)
-    model = load_model(base, "dpo", Placement(device=device))
+    model = load_model(base, "dpo", LoadOptions(device=device))
     encoder = make_encoder("dpo", model.config, tokenizer, Template.of_policy(tokenizer), max_tokens)
     return SurprisalScorer(model, encoder, Extraction(mode="probability"))

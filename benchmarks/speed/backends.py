@@ -37,7 +37,7 @@ class Run:
     answers: list[Any]
 
 
-class Contender(Protocol):
+class Backend(Protocol):
     """See the module."""
 
     name: str
@@ -55,39 +55,39 @@ class Contender(Protocol):
         ...
 
 
-def pause(contender: Contender) -> None:
+def pause(backend: Backend) -> None:
     """Stop its processes until ``resume``."""
-    for pid in contender.pids():
+    for pid in backend.pids():
         os.kill(pid, signal.SIGSTOP)
 
 
-def resume(contender: Contender) -> None:
+def resume(backend: Backend) -> None:
     """Let its processes go on."""
-    for pid in contender.pids():
+    for pid in backend.pids():
         os.kill(pid, signal.SIGCONT)
 
 
-def reset_peak(contender: Contender) -> None:
+def reset_peak(backend: Backend) -> None:
     """Forget the peak of resident memory (Linux)."""
-    for pid in contender.pids():
+    for pid in backend.pids():
         Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
-def peak_mb(contender: Contender) -> float:
+def peak_mb(backend: Backend) -> float:
     """Peak resident memory of its processes since ``reset_peak``, MiB."""
     total = 0
-    for pid in contender.pids():
+    for pid in backend.pids():
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         total += next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
     return total / 1024
 
 
-def descendants(pid: int) -> list[int]:
+def child_processes(pid: int) -> list[int]:
     """``pid`` and every process under it."""
     found = [pid]
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in task.read_text().split():
-            found += descendants(int(child))
+            found += child_processes(int(child))
     return found
 
 
@@ -111,17 +111,17 @@ class Offline:
         assert self._pipe.recv() == "ready"
 
     def score(self, calls: Sequence[Call], mode: str = "paper") -> Run:
-        """See ``Contender``."""
+        """See ``Backend``."""
         self._pipe.send((list(calls), mode))
         return Run(*self._pipe.recv())
 
     def pids(self) -> list[int]:
-        """See ``Contender``."""
+        """See ``Backend``."""
         assert self._process.pid is not None
         return [self._process.pid]
 
     def stop(self) -> None:
-        """See ``Contender``."""
+        """See ``Backend``."""
         self._pipe.send(None)
         self._process.join(20)
         self._process.kill()
@@ -156,7 +156,7 @@ class Server:
         raise NotImplementedError
 
     def score(self, calls: Sequence[Call], mode: str = "paper") -> Run:
-        """See ``Contender``."""
+        """See ``Backend``."""
         prepared = [(path, json.dumps(body)) for path, body in (self.request(call, mode) for call in calls)]
 
         async def everything() -> Run:
@@ -180,11 +180,11 @@ class Server:
         return asyncio.run(everything())
 
     def pids(self) -> list[int]:
-        """See ``Contender``."""
-        return descendants(self._process.pid)
+        """See ``Backend``."""
+        return child_processes(self._process.pid)
 
     def stop(self) -> None:
-        """See ``Contender``."""
+        """See ``Backend``."""
         self._process.terminate()
         try:
             self._process.wait(30)

@@ -68,7 +68,7 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RequestResult:
     """What became of one request; times in seconds from the start.
 
     ``status`` 0: the connection failed; -1: no answer before ``give_up_s``. ``code``: of an answer that is an error.
@@ -90,7 +90,7 @@ class Outcome:
 class Recording:
     """Outcomes of each stream, and what the generator itself took: seconds of processor, and connections at most."""
 
-    outcomes: list[list[Outcome]]
+    outcomes: list[list[RequestResult]]
     seconds: float
     cpu_seconds: float
     connections: list[int] = field(default_factory=list)
@@ -174,7 +174,7 @@ class _Caller:
         return made
 
     async def _one(self, due: float | None) -> int:
-        """Send the next request; its status, see ``Outcome``."""
+        """Send the next request; its status, see ``RequestResult``."""
         serial = self._stream.first_serial + self._sent
         self._sent += 1
         templates = self._stream.templates
@@ -230,16 +230,16 @@ class _Caller:
             if await self._one(None) != 200:
                 await asyncio.sleep(0.05)  # a refused caller of a closed loop must not become a busy loop
 
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[RequestResult]:
         """Every request that ended, its answer parsed now."""
         return [
-            Outcome(due, sent, ended, status, **_parsed(status, answer[:head], answer[head:]))
+            RequestResult(due, sent, ended, status, **_parsed(status, answer[:head], answer[head:]))
             for due, sent, ended, status, answer, head in self._raw
         ]
 
 
 def _parsed(status: int, head: bytes, body: bytes) -> dict[str, Any]:
-    """The rest of an ``Outcome``."""
+    """The rest of an ``RequestResult``."""
     if status <= 0:
         return {}
     fields = dict(line.partition(": ")[::2] for line in head.decode("latin-1").lower().split("\r\n"))

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.speed.load_generator import Outcome
+from benchmarks.speed.load_generator import RequestResult
 
 KINDS = (
     "in_time",
@@ -36,7 +36,7 @@ def milliseconds(seconds: Sequence[float]) -> dict[str, float] | None:
     return {f"p{round(100 * share)}_ms": 1000 * percentile(seconds, share) for share in (0.5, 0.95)}
 
 
-def steady_rate(outcomes: Sequence[Outcome], from_s: float, until_s: float) -> float:
+def steady_rate(outcomes: Sequence[RequestResult], from_s: float, until_s: float) -> float:
     """Items scored a second between ``from_s`` and ``until_s``.
 
     Answers come in bursts, a batch at a time, so that both ends are put where a burst ends: the time runs from the last
@@ -55,7 +55,7 @@ def steady_rate(outcomes: Sequence[Outcome], from_s: float, until_s: float) -> f
 
 
 def goodput(
-    outcomes: Sequence[Outcome], *, items: int, deadline_s: float, from_s: float, until_s: float
+    outcomes: Sequence[RequestResult], *, items: int, deadline_s: float, from_s: float, until_s: float
 ) -> dict[str, Any]:
     """What became of the items that were due in ``[from_s, until_s)``, each request holding ``items``.
 
@@ -96,7 +96,7 @@ def goodput(
     }
 
 
-def beyond_the_model(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def beyond_the_model(outcomes: Sequence[RequestResult]) -> dict[str, Any]:
     """Latencies of requests one after the other, and what is left of each without its time in the model.
 
     Raises:
@@ -116,7 +116,9 @@ def beyond_the_model(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-def short_beside_long(alone: Sequence[Outcome], beside: Sequence[Outcome], long: Sequence[Outcome]) -> dict[str, Any]:
+def short_beside_long(
+    alone: Sequence[RequestResult], beside: Sequence[RequestResult], long: Sequence[RequestResult]
+) -> dict[str, Any]:
     """The p95 of short items alone and beside another caller's long ones, in ms, and the bound that it is held to.
 
     The bound is three times the p95 alone and the median time of one batch, which is that of the batches in which the

@@ -18,18 +18,18 @@ def print_table(report: dict[str, Any]) -> None:
         )
         for column in ("contender", "tokens/s", "requests/s", "p50 ms", "p95 ms", "p99 ms", "peak MB", "of ceiling"):
             table.add_column(column, justify="left" if column == "contender" else "right")
-        contenders = workload["contenders"]
+        backends = workload["contenders"]
         for other in ("reference_server", "transformers_padded"):
-            if other in contenders:
+            if other in backends:
                 table.add_column(f"x {other}", justify="right")
-        for contender, row in contenders.items():
+        for backend, row in backends.items():
             ratios = [
-                f"{row['tokens_per_s'] / contenders[other]['tokens_per_s']:.2f}"
+                f"{row['tokens_per_s'] / backends[other]['tokens_per_s']:.2f}"
                 for other in ("reference_server", "transformers_padded")
-                if other in contenders
+                if other in backends
             ]
             table.add_row(
-                contender,
+                backend,
                 f"{row['tokens_per_s']:.1f}",
                 f"{row['requests_per_s']:.2f}",
                 *(f"{row[key]:.0f}" for key in ("p50_ms", "p95_ms", "p99_ms", "peak_mb")),
@@ -38,10 +38,10 @@ def print_table(report: dict[str, Any]) -> None:
             )
         table.add_row("ceiling", f"{workload['ceiling_tokens_per_s']:.1f}", "", "", "", "", "", "1.00")
         console.print(table)
-        for contender, exact in workload["exactness"].items():
+        for backend, exact in workload["exactness"].items():
             if exact["different"]:
                 print(
-                    f"  {contender}: paper rewards of {exact['different']} of {exact['items']} items differ from the "
+                    f"  {backend}: paper rewards of {exact['different']} of {exact['items']} items differ from the "
                     f"plain path, {exact['unexplained_by_a_tie']} of them without a tie below 1e-4"
                 )
     print(f"largest difference of a score alone or together: {report['score_difference_alone_or_together']:.1e}")
@@ -59,11 +59,11 @@ def write_plot(report: dict[str, Any], path: Path) -> None:
     growth = report["growth"]
     figure, axes = plt.subplots(1, 4, figsize=(19, 4.4), width_ratios=[2.6, 1, 1, 1], layout="constrained")
     names = list(report["workloads"])
-    contenders = list(report["workloads"][names[0]]["contenders"])
-    for n, contender in enumerate(contenders):
-        rates = [report["workloads"][w]["contenders"][contender]["tokens_per_s"] for w in names]
-        places = [i + (n - (len(contenders) - 1) / 2) * 0.8 / len(contenders) for i in range(len(names))]
-        axes[0].bar(places, rates, 0.8 / len(contenders), label=contender)
+    backends = list(report["workloads"][names[0]]["contenders"])
+    for n, backend in enumerate(backends):
+        rates = [report["workloads"][w]["contenders"][backend]["tokens_per_s"] for w in names]
+        places = [i + (n - (len(backends) - 1) / 2) * 0.8 / len(backends) for i in range(len(names))]
+        axes[0].bar(places, rates, 0.8 / len(backends), label=backend)
     for i, w in enumerate(names):
         ceiling = report["workloads"][w]["ceiling_tokens_per_s"]
         axes[0].hlines(ceiling, i - 0.42, i + 0.42, color="black", linestyle="--", label="ceiling" if i == 0 else None)

@@ -32,7 +32,7 @@ class Answers(BaseModel):
     kl: list[float | None]
 
 
-class Sampled(NamedTuple):
+class SampledAnswer(NamedTuple):
     """An answer and its price."""
 
     text: str
@@ -63,16 +63,16 @@ def summed_logprobs(policy: CausalPolicy, rollouts: Sequence[Rollout], batch: in
 
 def policy_answers(
     folder: Path, supervised: Path, questions: Sequence[Question], seed: int, limit: int
-) -> list[Sampled]:
+) -> list[SampledAnswer]:
     """What the policy at ``folder`` answers, and how far that is from the supervised one."""
     policy, before = (CausalPolicy.load(f, device="cpu", max_new_tokens=limit) for f in (folder, supervised))
     rollouts = sample_answers(policy, questions, seed)
     kls = [a - b for a, b in zip(summed_logprobs(policy, rollouts), summed_logprobs(before, rollouts), strict=True)]
-    return [Sampled(r.text, len(r.response_ids), kl) for r, kl in zip(rollouts, kls, strict=True)]
+    return [SampledAnswer(r.text, len(r.response_ids), kl) for r, kl in zip(rollouts, kls, strict=True)]
 
 
 def judge(
-    task: Task, questions: Sequence[Question], answers: Sequence[Sampled], count: Callable[[str], int]
+    task: Task, questions: Sequence[Question], answers: Sequence[SampledAnswer], count: Callable[[str], int]
 ) -> Answers:
     """``count`` gives the tokens of a text, end token included."""
     return Answers(

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from benchmarks.synthetic.budget import Budget
 from benchmarks.synthetic.configurations import DEFAULT_MODE, REWARD_MODELS, PPORun, RewardModel
-from benchmarks.synthetic.gold_scores import Answers, Sampled, judge, policy_answers, sample_answers
+from benchmarks.synthetic.gold_scores import Answers, SampledAnswer, judge, policy_answers, sample_answers
 from benchmarks.synthetic.local_rewards import LocalRewards
 from benchmarks.synthetic.tasks.suite import demonstrations, draw_questions, pairs, world
 from benchmarks.synthetic.tasks.task import Annotators, Question
@@ -25,14 +25,14 @@ from redline.ppo import CausalPolicy
 from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.derive import derive_ensemble, derive_red
 from redline_model.encoding.encoder import Item
-from redline_model.scorer import Scorer, correct_all, reading_of
+from redline_model.scorer import Scorer, correct_all, reward_spec
 from redline_trainer.evaluation.length_calibration import derive_length_calibrated
 
 SPLITS = ("id", "ood")
 _MAX_ROUNDS = 4
 
 
-class Cell:
+class SeedRun:
     """See the module. ``sources``: a digest of the code that results depend on; another one makes all anew."""
 
     @staticmethod
@@ -68,7 +68,7 @@ class Cell:
     def bundle(self, name: str) -> Path:
         """The reward model called ``name``."""
         recipe = REWARD_MODELS[name]
-        return self._made(f"models/{name}", lineage(name), lambda out: self._fit(recipe, out))
+        return self._made(f"models/{name}", ancestry(name), lambda out: self._fit(recipe, out))
 
     def _fit(self, recipe: RewardModel, out: Path) -> None:
         count = round(self.budget.pairs * recipe.pairs)
@@ -95,11 +95,11 @@ class Cell:
             scorer = Bundle.load(self.bundle(run.model)).scorer
             if run.extraction:
                 scorer.extraction = scorer.extraction.model_copy(update=dict(run.extraction))
-            rewards = LocalRewards(scorer, reading_of(scorer, run.mode, "sum"), run.placing)
+            rewards = LocalRewards(scorer, reward_spec(scorer, run.mode, "sum"), run.placing)
             curve = ppo(out, self.supervised, rewards, self.task, self.questions.preference, self.budget, self.seed)
             write_json(self.folder / "curves" / f"{name}.json", curve)
 
-        settings = f"{run}{lineage(run.model)}"
+        settings = f"{run}{ancestry(run.model)}"
         self._judge_policy(name, self._made(f"policies/{name}", settings, make), settings)
 
     def judge_supervised(self) -> None:
@@ -108,7 +108,7 @@ class Cell:
 
     def judge_dpo(self, name: str) -> None:
         """The answers of the policy that DPO fits as the recipe ``name`` says; its bundle is that policy."""
-        self._judge_policy(name, self.bundle(name), lineage(name))
+        self._judge_policy(name, self.bundle(name), ancestry(name))
 
     def _judge_policy(self, name: str, policy: Path, settings: str) -> None:
         if self._is_answered(name, settings):
@@ -120,15 +120,15 @@ class Cell:
     def best_of_n(self, names: Mapping[str, str | None]) -> None:
         """The best of 2 and of ``best_of`` samples of the supervised policy by each model, read by its mode."""
         n = self.budget.best_of
-        wanted = {f"best_of_{k}_{name}": f"{lineage(name)}{mode}" for name, mode in names.items() for k in (2, n)}
+        wanted = {f"best_of_{k}_{name}": f"{ancestry(name)}{mode}" for name, mode in names.items() for k in (2, n)}
         if all(self._is_answered(name, settings) for name, settings in wanted.items()):
             return
         policy = CausalPolicy.load(self.supervised, device="cpu", max_new_tokens=self.budget.max_new_tokens)
         sources = {}
         for name, mode in names.items():
             scorer = Bundle.load(self.bundle(name)).scorer
-            sources[name] = LocalRewards(scorer, reading_of(scorer, mode, "sum"))
-        chosen: dict[str, dict[str, list[Sampled]]] = {name: {} for name in wanted}
+            sources[name] = LocalRewards(scorer, reward_spec(scorer, mode, "sum"))
+        chosen: dict[str, dict[str, list[SampledAnswer]]] = {name: {} for name in wanted}
         for split in SPLITS:
             questions = self._test(split)
             samples = [sample_answers(policy, questions, 1000 * (self.seed + 1) + k) for k in range(n)]
@@ -138,29 +138,31 @@ class Cell:
                     best = [max(range(k), key=lambda c: scores[c][q]) for q in range(len(questions))]
                     rollouts = [samples[c][q] for q, c in enumerate(best)]
                     kl = math.log(k) - (k - 1) / k  # of best-of-n against its policy, an upper bound
-                    chosen[f"best_of_{k}_{name}"][split] = [Sampled(r.text, len(r.response_ids), kl) for r in rollouts]
+                    chosen[f"best_of_{k}_{name}"][split] = [
+                        SampledAnswer(r.text, len(r.response_ids), kl) for r in rollouts
+                    ]
         for name, by_split in chosen.items():
             self._write_answers(name, wanted[name], by_split)
 
     def correct(self) -> None:
         """The supervised policy's answers, rewritten by the seq2seq model: once, and up to four times."""
-        settings = lineage("seq2seq")
+        settings = ancestry("seq2seq")
         if all(self._is_answered(name, settings) for name in ("corrected", "corrected_often")):
             return
         scorer = Bundle.load(self.bundle("seq2seq")).scorer
-        once: dict[str, list[Sampled]] = {}
-        often: dict[str, list[Sampled]] = {}
+        once: dict[str, list[SampledAnswer]] = {}
+        often: dict[str, list[SampledAnswer]] = {}
         for split in SPLITS:
             questions = self._test(split)
             texts = self.answers("supervised")[split].responses
             for round_number in range(_MAX_ROUNDS):
                 written = _rewritten(scorer, questions, texts)
                 if round_number == 0:
-                    once[split] = [Sampled(t, self._count(t), None) for t in written]
+                    once[split] = [SampledAnswer(t, self._count(t), None) for t in written]
                 if written == texts:
                     break
                 texts = written
-            often[split] = [Sampled(t, self._count(t), None) for t in texts]
+            often[split] = [SampledAnswer(t, self._count(t), None) for t in texts]
         self._write_answers("corrected", settings, once)
         self._write_answers("corrected_often", settings, often)
 
@@ -183,10 +185,10 @@ class Cell:
         path = self.folder / "answers" / f"{name}.json"
         return path.exists() and json.loads(path.read_text(encoding="utf-8"))["made_by"] == self._digest(settings)
 
-    def _write_answers(self, name: str, settings: str, by_split: Mapping[str, Sequence[Sampled]]) -> None:
-        judged = {s: judge(self.task, self._test(s), by_split[s], self._count).model_dump() for s in SPLITS}
+    def _write_answers(self, name: str, settings: str, by_split: Mapping[str, Sequence[SampledAnswer]]) -> None:
+        scored = {s: judge(self.task, self._test(s), by_split[s], self._count).model_dump() for s in SPLITS}
         marks = {"cell": self._fingerprint, "made_by": self._digest(settings)}
-        write_json(self.folder / "answers" / f"{name}.json", {**marks, **judged})
+        write_json(self.folder / "answers" / f"{name}.json", {**marks, **scored})
 
     @staticmethod
     def digest(fingerprint: str, settings: str) -> str:
@@ -208,10 +210,10 @@ class Cell:
         return out
 
 
-def lineage(name: str) -> str:
+def ancestry(name: str) -> str:
     """Everything that decides the reward model ``name``: its recipe, and those that it is derived from."""
     recipe = REWARD_MODELS[name]
-    return "/".join([f"{name}: {recipe}", *map(lineage, recipe.of)])
+    return "/".join([f"{name}: {recipe}", *map(ancestry, recipe.of)])
 
 
 def _rewritten(scorer: Scorer[Any], questions: Sequence[Question], texts: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ from redline.ppo.report import fit_line
 RESAMPLES = 2000
 # the claims' own bars, and against whom a policy's win rate is told
 AGAINST = ("supervised", "ppo_scalar")
-HERO = "ppo_seq2seq"
+MAIN_POLICY = "ppo_seq2seq"
 # nats a response: a policy so far from where it started no longer speaks its language
 DIVERGED_KL = 20.0
 
@@ -108,7 +108,7 @@ def split_figures(by_policy: Mapping[str, Sequence[Answers]], seeds: Sequence[in
 
     def of(chosen: Mapping[str, Sequence[Answers]]) -> dict[str, Any]:
         pairs = [(a, b) for a in chosen for b in AGAINST if a != b and b in chosen]
-        pairs += [(HERO, b) for b in chosen if HERO in chosen and b != HERO and b not in AGAINST]
+        pairs += [(MAIN_POLICY, b) for b in chosen if MAIN_POLICY in chosen and b != MAIN_POLICY and b not in AGAINST]
         return {
             "policies": {name: figures(answers) for name, answers in chosen.items()},
             "win_rates": {f"{a}_vs_{b}": win_rate(chosen[a], chosen[b]) for a, b in pairs},
@@ -160,14 +160,14 @@ def table(title: str, figures_of: Mapping[str, Any]) -> str:
 def head_to_head(worlds: Mapping[str, Any]) -> str:
     """PPO with the default seq2seq scorer against PPO with Bradley-Terry, plain and with strays; a row a world."""
     lines = [
-        f"**{HERO} against Bradley-Terry**",
+        f"**{MAIN_POLICY} against Bradley-Terry**",
         "",
         "| world | against | wins, in distribution | ties | wins, out of distribution | ties |",
         "|---|---|---|---|---|---|",
     ]
     for world, splits in worlds.items():
         for other in ("ppo_scalar", "ppo_scalar_mismatch"):
-            rates = [splits[split]["win_rates"].get(f"{HERO}_vs_{other}") for split in ("id", "ood")]
+            rates = [splits[split]["win_rates"].get(f"{MAIN_POLICY}_vs_{other}") for split in ("id", "ood")]
             if any(rates):
                 told = [f"{_rate(rate)} | {'-' if rate is None else format(rate['ties'], '.0%')}" for rate in rates]
                 lines.append(f"| {world} | {other} | {' | '.join(told)} |")
@@ -223,7 +223,7 @@ def plot_gold(worlds: Mapping[str, Any], path: Path) -> None:
 def plot_curves(curves: Mapping[str, Any], path: Path) -> None:
     """Gold and (rescaled) proxy against sqrt(KL), a panel a world."""
     figure, panels = _figure(len(curves), 4.6, 4.0)
-    shown = {"ppo_scalar": "#5f6368", "ppo_paper": "#1967d2", HERO: "#b3261e"}
+    shown = {"ppo_scalar": "#5f6368", "ppo_paper": "#1967d2", MAIN_POLICY: "#b3261e"}
     for axes, (name, policies) in zip(panels, curves.items(), strict=True):
         for policy, colour in shown.items():
             if policy not in policies:

@@ -27,12 +27,12 @@ from redline.http.exchange import (
     connection_error,
     correcting,
     headers_for,
-    is_too_much_at_once,
     model_path,
     new_request,
     no_cookies,
     parse,
     scoring,
+    should_split,
 )
 from redline.http.proxies import proxy_settings, readable_proxy_errors
 from redline.http.request_ids import RequestIds, surplus_connection
@@ -182,7 +182,7 @@ class AsyncRewardClient:
                     is_divisible=len(waiting) > 1,
                 )
             except RedlineError as error:
-                if not is_too_much_at_once(error, len(waiting)):
+                if not should_split(error, len(waiting)):
                     if attempts.failed_items and is_retryable(error):
                         return  # these items were answered before: they keep their errors
                     raise
@@ -266,7 +266,7 @@ class AsyncRewardClient:
             try:
                 return await self._send(read, method, path, body, attempts.request_timeout_s, longest_answer)
             except RedlineError as error:
-                if is_divisible and is_too_much_at_once(error):
+                if is_divisible and should_split(error):
                     raise
                 wait = attempts.wait_after_request_s(error)
                 failure = attempts.failure or error

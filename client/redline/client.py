@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from redline.errors import ConnectionFailedError, RedlineError, ServiceError
 from redline.http.answer_body import MAX_ANSWER_BYTES, Answer, AnswerReader
 from redline.http.answer_checks import checked_model
-from redline.http.daemon_pool import DaemonPool
+from redline.http.daemon_pool import DaemonThreadPool
 from redline.http.deadlines import RequestDeadline, enforce_deadlines, request_deadline
 from redline.http.exchange import (
     CONCURRENCY,
@@ -28,12 +28,12 @@ from redline.http.exchange import (
     connection_error,
     correcting,
     headers_for,
-    is_too_much_at_once,
     model_path,
     new_request,
     no_cookies,
     parse,
     scoring,
+    should_split,
 )
 from redline.http.proxies import proxy_settings, readable_proxy_errors
 from redline.http.request_ids import RequestIds, surplus_connection
@@ -158,7 +158,7 @@ class RewardClient:
             for part in parts:
                 self._ask_part(batch, part, call)
         else:
-            with DaemonPool(min(self._concurrency, len(parts))) as pool:
+            with DaemonThreadPool(min(self._concurrency, len(parts))) as pool:
                 for future in [pool.submit(self._ask_part, batch, part, call.for_part()) for part in parts]:
                     future.result()
         return batch.result()
@@ -177,7 +177,7 @@ class RewardClient:
                     is_divisible=len(waiting) > 1,
                 )
             except RedlineError as error:
-                if not is_too_much_at_once(error, len(waiting)):
+                if not should_split(error, len(waiting)):
                     if attempts.failed_items and is_retryable(error):
                         return  # these items were answered before: they keep their errors
                     raise
@@ -261,7 +261,7 @@ class RewardClient:
             try:
                 return self._send(read, method, path, body, attempts.request_timeout_s, longest_answer)
             except RedlineError as error:
-                if is_divisible and is_too_much_at_once(error):
+                if is_divisible and should_split(error):
                     raise
                 wait = attempts.wait_after_request_s(error)
                 failure = attempts.failure or error

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from redline.files.atomic import check_file_writable, is_special
-from redline.preference_data.row_report import ReadingReport
+from redline.preference_data.row_report import RowReport
 from redline.text.printable import visible
 
 
@@ -29,7 +29,7 @@ OnBadRow = Annotated[
 ]
 
 
-def reading_report(policy: BadRowPolicy, out: Path | None, *, is_folder: bool = False) -> ReadingReport:
+def row_report(policy: BadRowPolicy, out: Path | None, *, is_folder: bool = False) -> RowReport:
     """The report of a command that writes ``out``: on standard error, with skipped rows in a file beside ``out``.
 
     Raises:
@@ -39,7 +39,7 @@ def reading_report(policy: BadRowPolicy, out: Path | None, *, is_folder: bool = 
     if policy is BadRowPolicy.SKIP and out is not None and not is_special(out):
         file = out.with_name(f"{out.name if is_folder else out.stem}-skipped.jsonl")
         check_file_writable(file)
-    return ReadingReport(skips=policy is BadRowPolicy.SKIP, file=file, show=_show)
+    return RowReport(skips=policy is BadRowPolicy.SKIP, file=file, show=_show)
 
 
 def _show(line: str) -> None:

@@ -12,10 +12,10 @@ from pydantic import BaseModel
 
 from redline.errors import CommandError
 from redline.files.row_files import BadRowError, Problems
-from redline.http.daemon_pool import DaemonPool
+from redline.http.daemon_pool import DaemonThreadPool
 from redline.http.exchange import as_items
 from redline.preference_data.checked_rows import CheckedRows
-from redline.preference_data.row_report import ReadingReport
+from redline.preference_data.row_report import RowReport
 from redline.preference_data.rows import parse_asked
 from redline.preference_data.turns import single_reply
 from redline.text.printable import one_line
@@ -60,7 +60,7 @@ class Answers(NamedTuple, Generic[Answer]):
     is_skipped: bool
 
 
-def row_item(kind: type[Item], report: ReadingReport | None = None) -> Callable[[str, dict[str, Any]], Asked[Item]]:
+def row_item(kind: type[Item], report: RowReport | None = None) -> Callable[[str, dict[str, Any]], Asked[Item]]:
     """The parser of a row that is one item: the fields that ``kind`` knows, and a prompt in any form that train reads.
 
     It raises BadRowError.
@@ -93,7 +93,7 @@ def row_item(kind: type[Item], report: ReadingReport | None = None) -> Callable[
     return parse
 
 
-def refuse_empty(report: ReadingReport, response: str) -> None:
+def refuse_empty(report: RowReport, response: str) -> None:
     """Raise BadRowError for an empty response where bad rows are skipped, as train does."""
     if report.skips and not response.strip():
         raise BadRowError("'response' is empty")
@@ -128,7 +128,7 @@ def answered(
     """
     left = islice(iter(rows), done, None)
     ahead: deque[tuple[list[tuple[str, Asked[Item]]], Future[Sequence[Answer]]]] = deque()
-    with progress_bar(what, rows.count) as bar, DaemonPool(2) as pool:
+    with progress_bar(what, rows.count) as bar, DaemonThreadPool(2) as pool:
         while True:
             while len(ahead) < 2 and (part := list(islice(left, block))):
                 ahead.append((part, pool.submit(ask, [item for _, asked in part for item in asked.items])))

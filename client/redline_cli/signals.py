@@ -70,12 +70,12 @@ def stoppable() -> Iterator[None]:
         yield
         return
     handler = _Handler()
-    reading, writing = socket.socketpair()
+    report, writing = socket.socketpair()
     writing.setblocking(False)
     before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
     for number in handled:
         signal.signal(number, handler)
-    threading.Thread(target=_watch, args=(reading, handler), daemon=True, name="redline-signals").start()
+    threading.Thread(target=_watch, args=(report, handler), daemon=True, name="redline-signals").start()
     try:
         yield
     finally:
@@ -87,10 +87,10 @@ def stoppable() -> Iterator[None]:
             writing.close()
 
 
-def _watch(reading: socket.socket, handler: _Handler) -> None:
+def _watch(report: socket.socket, handler: _Handler) -> None:
     """Wait for a signal, then for the process to end; end it if it does not."""
-    with reading:
-        while data := reading.recv(1):
+    with report:
+        while data := report.recv(1):
             number = data[0]
             if number in _DEFAULTS and signal.getsignal(number) is handler:
                 time.sleep(GRACE_S)

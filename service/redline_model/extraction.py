@@ -154,7 +154,7 @@ def move_score(rewards: list[float], by: float, aggregate: Aggregate) -> list[fl
     return [*rewards[:-1], rewards[-1] + on_last]
 
 
-class Reading(NamedTuple):
+class RewardSpec(NamedTuple):
     """A choice of mode (None: the model has no modes) and aggregate for one item."""
 
     mode: Mode | None

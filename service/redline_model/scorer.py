@@ -8,13 +8,13 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from redline_model.correction.rewriter import Correction, Rewriter
 from redline_model.encoding.encoder import EncodedItem, Encoder
 from redline_model.errors import UnsupportedError
-from redline_model.extraction import AGGREGATES, Extraction, Mode, Reading, choose_aggregate, choose_mode
+from redline_model.extraction import AGGREGATES, Extraction, Mode, RewardSpec, choose_aggregate, choose_mode
 from redline_model.inference.prefix_cache import Prefix, PrefixCache
 
 M = TypeVar("M")
 
 
-class Judgement(NamedTuple):
+class ScoredResponse(NamedTuple):
     """``rewards`` has one number a target token; ``diverged_at`` is the index ``k``, None if there is none."""
 
     score: float
@@ -59,18 +59,18 @@ class Scorer(Protocol[M]):
         """Indices of ``items``, pass by pass, each at most ``max_tokens`` (or one item)."""
         ...
 
-    def launch(self, items: Sequence[EncodedItem]) -> Callable[[], list[M]]:
+    def start_forward(self, items: Sequence[EncodedItem]) -> Callable[[], list[M]]:
         """Begin one forward pass over a batch; calling the result waits for the device and gives the measurements.
 
         Once this has returned another pass may be launched, from any thread but by one at a time.
         """
         ...
 
-    def measure(self, items: Sequence[EncodedItem]) -> list[M]:
+    def forward(self, items: Sequence[EncodedItem]) -> list[M]:
         """One forward pass over a batch, launched and waited for."""
         ...
 
-    def read(self, measured: M, reading: Reading) -> Judgement:
+    def to_rewards(self, output: M, spec: RewardSpec) -> ScoredResponse:
         """Rewards of one item; raises NonFiniteError."""
         ...
 
@@ -79,26 +79,26 @@ class Scorer(Protocol[M]):
         ...
 
 
-def reading_of(scorer: Scorer[Any], mode: str | None = None, aggregate: str | None = None) -> Reading:
+def reward_spec(scorer: Scorer[Any], mode: str | None = None, aggregate: str | None = None) -> RewardSpec:
     """The reading meant by a caller's words, the bundle's defaults filled in. Raises UnsupportedError."""
     chosen = choose_aggregate(aggregate, scorer.extraction.aggregate)
     if scorer.modes:
-        return Reading(choose_mode(mode, scorer.extraction.mode, scorer.modes), chosen)
+        return RewardSpec(choose_mode(mode, scorer.extraction.mode, scorer.modes), chosen)
     if mode is not None:
         raise UnsupportedError(f"a {scorer.kind} model has no extraction modes; leave 'mode' out")
-    return Reading(None, chosen)
+    return RewardSpec(None, chosen)
 
 
-def reading_key(scorer: Scorer[Any], reading: Reading) -> str:
+def spec_key(scorer: Scorer[Any], spec: RewardSpec) -> str:
     """``mode/aggregate``, the key of calibrations and accuracies; a kind without modes stands in for the mode."""
-    return f"{reading.mode or scorer.kind}/{reading.aggregate}"
+    return f"{spec.mode or scorer.kind}/{spec.aggregate}"
 
 
-def all_readings(scorer: Scorer[Any]) -> list[Reading]:
+def all_reward_specs(scorer: Scorer[Any]) -> list[RewardSpec]:
     """Every way to read this scorer, its default first."""
-    default = reading_of(scorer)
-    rest = [Reading(mode, aggregate) for mode in scorer.modes or (None,) for aggregate in AGGREGATES]
-    return [default, *(reading for reading in rest if reading != default)]
+    default = reward_spec(scorer)
+    rest = [RewardSpec(mode, aggregate) for mode in scorer.modes or (None,) for aggregate in AGGREGATES]
+    return [default, *(spec for spec in rest if spec != default)]
 
 
 def unsupported_correction(kind: str) -> UnsupportedError:
@@ -106,12 +106,12 @@ def unsupported_correction(kind: str) -> UnsupportedError:
     return UnsupportedError(f"a {kind} model judges but does not write: it has no correction to offer")
 
 
-def measure_all(scorer: Scorer[M], items: Sequence[EncodedItem], max_batch_tokens: int) -> list[M]:
+def forward_all(scorer: Scorer[M], items: Sequence[EncodedItem], max_batch_tokens: int) -> list[M]:
     """Measurements in the order of ``items``, pass by pass."""
-    measured: dict[int, M] = {}
+    outputs: dict[int, M] = {}
     for batch in scorer.batches(items, max_batch_tokens):
-        measured |= zip(batch, scorer.measure([items[i] for i in batch]), strict=True)
-    return [measured[i] for i in range(len(items))]
+        outputs |= zip(batch, scorer.forward([items[i] for i in batch]), strict=True)
+    return [outputs[i] for i in range(len(items))]
 
 
 def correct_all(scorer: Scorer[M], items: Sequence[EncodedItem]) -> list[tuple[M, Correction]]:
@@ -121,4 +121,4 @@ def correct_all(scorer: Scorer[M], items: Sequence[EncodedItem]) -> list[tuple[M
     written: dict[int, Correction] = {}
     while len(written) < len(started):
         written |= rewriter.advance(rewriter.active())
-    return [(measured, written[ticket]) for ticket, measured in started]
+    return [(outputs, written[ticket]) for ticket, outputs in started]

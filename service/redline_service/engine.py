@@ -33,14 +33,14 @@ from redline.wire.correction import CorrectRequest, CorrectResponse
 from redline_model.bundle.bundle import Bundle
 from redline_model.encoding.encoder import EncodedItem, Encoder
 from redline_model.errors import RedlineModelError, UnsupportedError
-from redline_model.extraction import AGGREGATES, Reading
-from redline_model.scorer import reading_key, reading_of
-from redline_service.correction.service import Corrector
+from redline_model.extraction import AGGREGATES, RewardSpec
+from redline_model.scorer import reward_spec, spec_key
+from redline_service.correction.service import CorrectionService
 from redline_service.correction.wire_edits import readable, wire_edits
 from redline_service.errors import RequestError, item_error
 from redline_service.item_encoding import encoded
 from redline_service.scheduling.batcher import PLANNED_SHARE, Batcher, BatchObserver
-from redline_service.scheduling.jobs import Outcome, Timing
+from redline_service.scheduling.jobs import JobResult, Timing
 from redline_service.scheduling.thread_pool import ThreadPool
 
 logger = logging.getLogger("redline.service")
@@ -57,7 +57,7 @@ _USUAL_WEIGHT = 0.02
 class _Plan:
     """The options of a request after the bundle's defaults were filled in."""
 
-    reading: Reading
+    spec: RewardSpec
     calibration: Calibration | None
     wants_correction: bool
     edits: EditsBy | None
@@ -112,7 +112,7 @@ class Engine:
             on_batch=on_batch,
         )
         self.threads = ThreadPool(min(4, os.cpu_count() or 1), "redline-text")
-        self._corrector = Corrector(self._scorer, self.batcher, self.threads, self.fingerprint)
+        self._corrector = CorrectionService(self._scorer, self.batcher, self.threads, self.fingerprint)
 
     @property
     def encoder(self) -> Encoder:
@@ -164,9 +164,9 @@ class Engine:
     def info(self) -> ModelInfo:
         """What a caller may know about the model."""
         manifest, scorer = self.bundle.manifest, self._scorer
-        default = reading_of(scorer)
-        placement = self.bundle.placement
-        measured = placement.cpu_precision
+        default = reward_spec(scorer)
+        load_options = self.bundle.load_options
+        cpu_speeds = load_options.cpu_precision
         return ModelInfo(
             name=self.name,
             digest=self.bundle.digest,
@@ -181,8 +181,8 @@ class Engine:
             calibration={k: Calibration(**fit.model_dump()) for k, fit in manifest.calibration.items()},
             dtype=str(scorer.model.dtype).removeprefix("torch."),
             device=str(scorer.model.device),
-            quantization=placement.quantization,
-            cpu_precision=None if measured is None else CPUSpeeds(**measured._asdict()),
+            quantization=load_options.quantization,
+            cpu_precision=None if cpu_speeds is None else CPUSpeeds(**cpu_speeds._asdict()),
         )
 
     async def score(
@@ -207,35 +207,35 @@ class Engine:
         good = [one for one in ready if isinstance(one, EncodedItem)]
         lengths = [self._scorer.length(item) for item in good]
         self._usual_tokens += _USUAL_WEIGHT * (sum(lengths) - self._usual_tokens)
-        outcomes = await self.batcher.run(
+        results = await self.batcher.run(
             good,
             lengths,
             wants_correction=plan.wants_correction,
             caller=caller,
             deadline_s=deadline_s - (tokenized - started),
         )
-        items = await self.threads.run(self._answer_all, request, plan, ready, outcomes)
+        items = await self.threads.run(self._answer_all, request, plan, ready, results)
         response = ScoreResponse(
             model=self._ref(),
             options=AppliedOptions(
-                mode=plan.reading.mode,
-                aggregate=plan.reading.aggregate,
+                mode=plan.spec.mode,
+                aggregate=plan.spec.aggregate,
                 calibrated=plan.calibration is not None,
             ),
             items=items,
             usage=Usage(scored_tokens=sum(len(i.target_ids) for i in good), batch_tokens=sum(lengths)),
         )
-        queue_s = max((o.queued_s for o in outcomes), default=0.0)
-        inference_s = max((o.inference_s for o in outcomes), default=0.0)
+        queue_s = max((o.queued_s for o in results), default=0.0)
+        inference_s = max((o.inference_s for o in results), default=0.0)
         return response, Timing(tokenized - started, queue_s, inference_s)
 
     async def correct(
         self, request: CorrectRequest, *, caller: Hashable = None, deadline_s: float = math.inf
     ) -> tuple[CorrectResponse, Timing]:
         """Rewrite the items of a request; arguments and errors as in ``score``."""
-        reading = self._plan(request).reading
-        items, usage, timing = await self._corrector.run(request, reading, caller=caller, deadline_s=deadline_s)
-        options = AppliedOptions(mode=reading.mode, aggregate=reading.aggregate, calibrated=False)
+        spec = self._plan(request).spec
+        items, usage, timing = await self._corrector.run(request, spec, caller=caller, deadline_s=deadline_s)
+        options = AppliedOptions(mode=spec.mode, aggregate=spec.aggregate, calibrated=False)
         return CorrectResponse(model=self._ref(), options=options, items=items, usage=usage), timing
 
     def _ref(self) -> ModelRef:
@@ -254,19 +254,19 @@ class Engine:
                 f"{len(request.items)} items; a request may hold {self.max_items}",
             )
         try:
-            reading = reading_of(self._scorer, options.mode, options.aggregate)
+            spec = reward_spec(self._scorer, options.mode, options.aggregate)
             if options.correction and not self._scorer.can_correct:
                 raise UnsupportedError(f"a {self._scorer.kind} model writes no correction")
         except UnsupportedError as error:
             raise RequestError(ErrorCode.UNSUPPORTED, str(error)) from error
         calibration = None
         if options.calibrated:
-            key = reading_key(self._scorer, reading)
+            key = spec_key(self._scorer, spec)
             fit = self.bundle.manifest.calibration.get(key)
             if fit is None:
                 raise RequestError(ErrorCode.UNSUPPORTED, f"this bundle was not calibrated for {key}")
             calibration = Calibration(**fit.model_dump())
-        return _Plan(reading, calibration, options.correction, options.edits)
+        return _Plan(spec, calibration, options.correction, options.edits)
 
     def _encode_all(self, items: Sequence[ScoreItem], on_too_long: OnTooLong) -> list[EncodedItem | Exception]:
         return [encoded(item, on_too_long, self._scorer.encoder, self.fingerprint) for item in items]
@@ -276,9 +276,9 @@ class Engine:
         request: ScoreRequest,
         plan: _Plan,
         ready: list[EncodedItem | Exception],
-        outcomes: list[Outcome],
+        results: list[JobResult],
     ) -> list[ItemResult]:
-        rest = iter(outcomes)
+        rest = iter(results)
         return [
             ItemError(id=item.id, error=item_error(one))
             if isinstance(one, Exception)
@@ -286,37 +286,37 @@ class Engine:
             for item, one in zip(request.items, ready, strict=True)
         ]
 
-    def _answer(self, item: ScoreItem, plan: _Plan, ready: EncodedItem, outcome: Outcome) -> ItemResult:
+    def _answer(self, item: ScoreItem, plan: _Plan, ready: EncodedItem, result: JobResult) -> ItemResult:
         def failed(error: Exception) -> ItemError:
             return ItemError(id=item.id, error=item_error(error))
 
-        if isinstance(outcome.measured, Exception):
-            return failed(outcome.measured)
-        if isinstance(outcome.correction, Exception):
-            return failed(outcome.correction)
+        if isinstance(result.output, Exception):
+            return failed(result.output)
+        if isinstance(result.correction, Exception):
+            return failed(result.correction)
         try:
-            judged = self._scorer.read(outcome.measured, plan.reading)
+            scored = self._scorer.to_rewards(result.output, plan.spec)
         except RedlineModelError as error:
             return failed(error)
-        score, rewards, offsets = judged.score, judged.rewards, ready.offsets
+        score, rewards, offsets = scored.score, scored.rewards, ready.offsets
         if item.token_offsets is not None:
             rewards, offsets = align_rewards(rewards, offsets, item.token_offsets), item.token_offsets
         if plan.calibration is not None:
             scale = plan.calibration.temperature
             score, rewards = (score - plan.calibration.mean) / scale, [r / scale for r in rewards]
-        result = ItemScore(
+        item_score = ItemScore(
             id=item.id,
             score=score,
             rewards=rewards,
             offsets=offsets,
-            diverged_at=judged.diverged_at,
+            diverged_at=scored.diverged_at,
             truncated=ready.is_truncated,
         )
-        if outcome.correction is None:
-            return result
-        is_complete = outcome.correction.is_complete
-        correction = readable(outcome.correction.text, is_complete=is_complete)
-        return result.model_copy(
+        if result.correction is None:
+            return item_score
+        is_complete = result.correction.is_complete
+        correction = readable(result.correction.text, is_complete=is_complete)
+        return item_score.model_copy(
             update={
                 "correction": correction,
                 "correction_complete": is_complete,

@@ -56,7 +56,7 @@ def overload_error(error: OverloadedError) -> RequestError:
     return RequestError(ErrorCode.OVERLOADED, str(error), max(1, min(60, math.ceil(error.retry_after_s))))
 
 
-class ItemRefusedError(Exception):
+class ItemRejectedError(Exception):
     """One item is refused by the service itself, before the kernel sees it."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
@@ -66,7 +66,7 @@ class ItemRefusedError(Exception):
 
 def item_error(error: Exception) -> ErrorBody:
     """The body that stands in an item's place. Unknown exceptions show their type, never their text."""
-    if isinstance(error, ItemRefusedError):
+    if isinstance(error, ItemRejectedError):
         return ErrorBody.of(error.code, _cut(str(error), _MAX_MESSAGE))
     code = _CODES.get(type(error))  # type: ignore[arg-type]
     if code is None:

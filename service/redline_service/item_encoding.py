@@ -8,15 +8,15 @@ from redline.text.alignment import check_offsets
 from redline.wire import ErrorCode, OnTooLong, ResponseItem, ScoreItem
 from redline_model.encoding.encoder import EncodedItem, Encoder, Item
 from redline_model.errors import RedlineModelError
-from redline_service.errors import ItemRefusedError
+from redline_service.errors import ItemRejectedError
 
 
 def encoded(
     item: ResponseItem, on_too_long: OnTooLong, encoder: Encoder, fingerprint: str
-) -> EncodedItem | RedlineModelError | ItemRefusedError:
+) -> EncodedItem | RedlineModelError | ItemRejectedError:
     """``item`` as ids. ``fingerprint``: of the encoder's tokenizer."""
     if item.tokenizer_fingerprint not in {None, fingerprint}:
-        return ItemRefusedError(
+        return ItemRejectedError(
             ErrorCode.TOKENIZER_MISMATCH,
             f"the ids are of tokenizer {item.tokenizer_fingerprint}, the model's is {fingerprint}",
         )
@@ -25,9 +25,9 @@ def encoded(
     if offsets is not None and item.response:
         problem = check_offsets(offsets, item.response)
         if problem is not None:
-            return ItemRefusedError(ErrorCode.BAD_OFFSETS, problem)
+            return ItemRejectedError(ErrorCode.BAD_OFFSETS, problem)
     if is_end_only and any(span != (0, 0) for span in offsets or ()):
-        return ItemRefusedError(ErrorCode.BAD_OFFSETS, "the response is empty, its spans are not")
+        return ItemRejectedError(ErrorCode.BAD_OFFSETS, "the response is empty, its spans are not")
     prompt: Any = item.prompt_ids if item.prompt_ids is not None else item.prompt
     if isinstance(item.prompt, list):
         prompt = [message.model_dump() for message in item.prompt]

@@ -9,7 +9,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from redline.wire import OnTooLong
-from redline_model.bundle.loading import Placement, Quantization
+from redline_model.bundle.loading import LoadOptions, Quantization
 
 # What templates of configuration files write for nothing; read as JSON it would count as not set.
 _NOTHING = {"", "null", "none", "~", "[]", '""', "''"}
@@ -90,6 +90,6 @@ class ServiceSettings(BaseSettings):
         return keys
 
     @property
-    def placement(self) -> Placement:
+    def load_options(self) -> LoadOptions:
         """Where and how the weights are held."""
-        return Placement(device=self.device, dtype=self.dtype, quantization=self.quantize, compile=self.compile)
+        return LoadOptions(device=self.device, dtype=self.dtype, quantization=self.quantize, compile=self.compile)

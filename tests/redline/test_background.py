@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from redline.http.daemon_pool import DaemonPool
+from redline.http.daemon_pool import DaemonThreadPool
 
 
 def test_results_and_errors_come_back_in_order() -> None:
     seen: list[int] = []
-    with DaemonPool(1) as pool:
+    with DaemonThreadPool(1) as pool:
         futures = [pool.submit(lambda n: (seen.append(n), 10 // n)[1], n) for n in (5, 2, 0, 1)]
         assert [futures[0].result(), futures[1].result(), futures[3].result()] == [2, 5, 10]
         with pytest.raises(ZeroDivisionError):
@@ -29,7 +29,7 @@ def test_after_a_failure_nothing_more_is_begun() -> None:
         time.sleep(0.02)
         return 1 // n
 
-    with pytest.raises(ZeroDivisionError), DaemonPool(2) as pool:
+    with pytest.raises(ZeroDivisionError), DaemonThreadPool(2) as pool:
         for future in [pool.submit(work, n) for n in range(100)]:
             future.result()
     time.sleep(0.2)
@@ -38,8 +38,8 @@ def test_after_a_failure_nothing_more_is_begun() -> None:
 
 def test_an_interrupted_program_ends_at_once() -> None:
     code = (
-        "import time\nfrom redline.http.daemon_pool import DaemonPool\n"
-        "with DaemonPool(2) as pool:\n    pool.submit(time.sleep, 60)\n    raise SystemExit(3)"
+        "import time\nfrom redline.http.daemon_pool import DaemonThreadPool\n"
+        "with DaemonThreadPool(2) as pool:\n    pool.submit(time.sleep, 60)\n    raise SystemExit(3)"
     )
     started = time.monotonic()
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 3

@@ -401,7 +401,7 @@ def test_an_item_that_never_passes_keeps_its_error(connect: Connect) -> None:
 
 def test_patience_without_end_is_not_spent_on_items(connect: Connect) -> None:
     service = Service(items={"bb": [failed(ErrorCode.OUT_OF_MEMORY)] * 100})
-    endless = RetryPolicy(max_attempts=None, patience_s=None, first_wait_s=0.0, longest_wait_s=0.0)
+    endless = RetryPolicy(max_attempts=None, max_elapsed_s=None, first_wait_s=0.0, longest_wait_s=0.0)
     result = connect(service, retry=endless).score(items_for("a", "bb"))
     assert service.batches == [["a", "bb"], *[["bb"]] * 4]
     assert [position for position, _ in result.failures] == [1]

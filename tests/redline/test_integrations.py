@@ -14,7 +14,7 @@ import torch
 
 from redline import AsyncRewardClient, ItemsFailedError, RewardClient
 from redline.integrations import nemo_rl, prime_rl, skyrl, slime, verl_reward
-from redline.integrations.token_rewarder import ClientPerLoop, TokenRewarder, read_sampled
+from redline.integrations.token_rewarder import ClientPerEventLoop, TokenRewarder, decode_sampled
 from redline.testing import FakeService
 from redline.token_advantages import leave_one_out_advantages, rewards_to_go
 from tests.tokenizer_families import TOKENIZERS, tokenizer_of
@@ -77,7 +77,7 @@ def test_special_tokens_within_a_response_are_seen_by_the_judge() -> None:
         *ids_of(tokenizer, "b"),
         tokenizer.eos_token_id,
     ]
-    sampled = read_sampled(ids, partial(tokenizer.decode, skip_special_tokens=False), {tokenizer.eos_token_id})
+    sampled = decode_sampled(ids, partial(tokenizer.decode, skip_special_tokens=False), {tokenizer.eos_token_id})
     assert (sampled.text, sampled.is_finished) == ("a<|user|>b", True)
 
 
@@ -314,7 +314,7 @@ def test_a_client_is_kept_for_each_event_loop(fake: FakeService, monkeypatch: py
     monkeypatch.setattr(
         "redline.integrations.token_rewarder.AsyncRewardClient", partial(AsyncRewardClient, transport=fake.transport)
     )
-    clients = ClientPerLoop("http://test")
+    clients = ClientPerEventLoop("http://test")
 
     async def both() -> tuple[Any, Any]:
         return clients.get(), clients.get()

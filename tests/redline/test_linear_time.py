@@ -10,7 +10,13 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from redline import align_rewards, check_offsets, token_spans
-from redline.text.chat_markup import BorderError, from_prompt_and_response, from_query_and_prompt, from_whole, prompt_of
+from redline.text.chat_markup import (
+    PromptBoundaryError,
+    parse_conversation,
+    parse_prompt_and_response,
+    parse_query_and_prompt,
+    prompt_of,
+)
 from redline.text.marker_scan import end_of_content, marker_at_end, overlap, start_of_content
 
 _FRAGMENTS = [
@@ -20,12 +26,12 @@ _FRAGMENTS = [
 ]
 _STARTS = ["", "[INST] <<SYS>>", "<|im_start|>user\n", "<|im_start|>assistant\n<think>"]
 _READERS: dict[str, Callable[[str], object]] = {
-    "from_whole": from_whole,
+    "from_whole": parse_conversation,
     "prompt_of": prompt_of,
-    "from_prompt_and_response": lambda text: from_prompt_and_response(text, text, has_ends=True),
-    "from_query_and_prompt": lambda text: from_query_and_prompt(text, text),
-    "of a query that was cut": lambda text: from_query_and_prompt(text[1:] + "x", text),
-    "of a query that does not fit": lambda text: from_query_and_prompt("z" + text, text[:-1] + "y" + text),
+    "from_prompt_and_response": lambda text: parse_prompt_and_response(text, text, has_ends=True),
+    "from_query_and_prompt": lambda text: parse_query_and_prompt(text, text),
+    "of a query that was cut": lambda text: parse_query_and_prompt(text[1:] + "x", text),
+    "of a query that does not fit": lambda text: parse_query_and_prompt("z" + text, text[:-1] + "y" + text),
 }
 
 
@@ -34,7 +40,7 @@ def seconds(work: Callable[[], object]) -> float:
     took = []
     for _ in range(2):
         started = time.process_time()
-        with contextlib.suppress(BorderError, ValueError):
+        with contextlib.suppress(PromptBoundaryError, ValueError):
             work()
         took.append(time.process_time() - started)
     return min(took)
@@ -64,7 +70,7 @@ def test_what_doubles_takes_about_twice_as_long(fragment: str) -> None:
 
 def prompt_of_any(text: str) -> None:
     for read in _READERS.values():
-        with contextlib.suppress(BorderError):
+        with contextlib.suppress(PromptBoundaryError):
             read(text)
 
 

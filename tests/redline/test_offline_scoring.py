@@ -21,7 +21,7 @@ from redline.errors import CommandError, ServiceError
 from redline.files.row_files import BadRowError
 from redline.http.retry import NO_RETRY
 from redline.preference_data.checked_rows import CheckedRows
-from redline.preference_data.row_report import ReadingReport
+from redline.preference_data.row_report import RowReport
 from redline.testing import FakeService
 from redline.wire import SCORE_PATH, ErrorBody, ErrorCode, ErrorResponse, ResponseItem, ScoreItem
 from redline_cli.app import app
@@ -338,7 +338,7 @@ def test_prompts_of_rows_and_of_data_sets_are_read_as_those_of_pairs(
 
 def test_forms_of_rows_without_text_stay() -> None:
     ids = {"prompt_ids": [1], "response_ids": [2], "tokenizer_fingerprint": "f", "finished": False, "system": "S"}
-    report = ReadingReport()
+    report = RowReport()
     item = row_item(ScoreItem, report)("here", ids).items[0]
     assert (item.prompt_ids, item.response_ids, item.prompt, item.finished) == ([1], [2], None, False)
     assert report.ignored == {"system": 1}
@@ -350,9 +350,9 @@ def test_forms_of_rows_without_text_stay() -> None:
 
 def test_an_empty_response_is_a_bad_row_where_those_are_skipped() -> None:
     row = {"prompt": "p", "response": " "}
-    assert len(row_item(ScoreItem, ReadingReport())("here", row).items) == 1, "the service says so"
+    assert len(row_item(ScoreItem, RowReport())("here", row).items) == 1, "the service says so"
     with pytest.raises(BadRowError, match="'response' is empty"):
-        row_item(ScoreItem, ReadingReport(skips=True))("here", row)
+        row_item(ScoreItem, RowReport(skips=True))("here", row)
 
 
 def test_a_row_whose_finished_is_not_true_or_false_is_bad() -> None:

@@ -21,11 +21,11 @@ from redline.files.row_files import BadRowError, UnknownFormatError, read_rows
 from redline.http.retry import NO_RETRY
 from redline.ppo.prompts import load_prompt_rows, load_prompts, usable_prompts
 from redline.preference_data.checked_rows import CheckedRows
-from redline.preference_data.row_report import ReadingReport
+from redline.preference_data.row_report import RowReport
 from redline.preference_data.turns import single_reply
 from redline.testing import FakeService
 from redline_cli.app import app
-from redline_cli.bad_rows import BadRowPolicy, reading_report
+from redline_cli.bad_rows import BadRowPolicy, row_report
 from redline_cli.commands import correct, score
 from redline_model.errors import DataError
 from redline_trainer.load_pairs import load_pairs
@@ -49,11 +49,11 @@ def as_is(where: str, row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def checked(path: Path, report: ReadingReport) -> int:
+def checked(path: Path, report: RowReport) -> int:
     return CheckedRows(path, as_is, report=report).good
 
 
-READERS: dict[str, Callable[[Path, ReadingReport], int]] = {
+READERS: dict[str, Callable[[Path, RowReport], int]] = {
     "score": checked,
     "ppo": lambda path, report: len(load_prompt_rows(path, report)),
     "train": lambda path, report: len(load_pairs([path], report)[0]),
@@ -68,7 +68,7 @@ each_reader = pytest.mark.parametrize("read", READERS.values(), ids=READERS)
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.json", "rows.json.gz"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_every_reader_takes_every_kind_of_file(
-    read: Callable[[Path, ReadingReport], int], name: str, mark: bytes, tmp_path: Path
+    read: Callable[[Path, RowReport], int], name: str, mark: bytes, tmp_path: Path
 ) -> None:
     rows = [GOOD, {**GOOD, "prompt": "größer\u2028"}, GOOD]
     if ".jsonl" in name:
@@ -77,15 +77,15 @@ def test_every_reader_takes_every_kind_of_file(
         data = json.dumps(rows, indent=1, ensure_ascii=False).encode()
     path = tmp_path / name
     path.write_bytes(gzip.compress(mark + data) if name.endswith(".gz") else mark + data)
-    assert read(path, ReadingReport()) == 3
+    assert read(path, RowReport()) == 3
 
 
 @each_reader
-def test_every_reader_refuses_other_files_alike(read: Callable[[Path, ReadingReport], int], tmp_path: Path) -> None:
+def test_every_reader_refuses_other_files_alike(read: Callable[[Path, RowReport], int], tmp_path: Path) -> None:
     path = write(tmp_path / "rows.csv", [GOOD])
     reason = r"rows\.csv: unknown data format; this reads \.jsonl, \.jsonl\.gz, \.json, \.json\.gz"
     with pytest.raises((CommandError, DataError), match=reason):
-        read(path, ReadingReport())
+        read(path, RowReport())
 
 
 def test_a_link_is_what_it_links_to(tmp_path: Path) -> None:
@@ -104,14 +104,14 @@ def test_a_link_is_what_it_links_to(tmp_path: Path) -> None:
 
 @each_reader
 def test_bad_rows_are_refused_unless_they_are_to_be_skipped(
-    read: Callable[[Path, ReadingReport], int], tmp_path: Path
+    read: Callable[[Path, RowReport], int], tmp_path: Path
 ) -> None:
     path = write(tmp_path / "rows.jsonl", [GOOD, "not json", GOOD, [], {}, GOOD])
     with pytest.raises((CommandError, DataError), match=r"rows\.jsonl:2: not JSON"):
-        read(path, ReadingReport())
+        read(path, RowReport())
     out = tmp_path / "new" / "skipped.jsonl"
     shown: list[str] = []
-    with ReadingReport(skips=True, file=out, show=shown.append) as report:
+    with RowReport(skips=True, file=out, show=shown.append) as report:
         assert read(path, report) == 3
     rows = written(out)
     assert [(row["file"], row["row"]) for row in rows] == [(str(path), 2), (str(path), 4), (str(path), 5)]
@@ -122,11 +122,11 @@ def test_bad_rows_are_refused_unless_they_are_to_be_skipped(
 
 
 @each_reader
-def test_a_file_of_bad_rows_alone_is_an_error(read: Callable[[Path, ReadingReport], int], tmp_path: Path) -> None:
+def test_a_file_of_bad_rows_alone_is_an_error(read: Callable[[Path, RowReport], int], tmp_path: Path) -> None:
     path, out = write(tmp_path / "rows.jsonl", [{"x": 1}, "[]"]), tmp_path / "skipped.jsonl"
     with (
         pytest.raises((CommandError, DataError), match=r"(?s)rows\.jsonl:1: .*rows\.jsonl:2: a row must be an object"),
-        ReadingReport(skips=True, file=out) as report,
+        RowReport(skips=True, file=out) as report,
     ):
         read(path, report)
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"], "no file is left half written"
@@ -134,27 +134,27 @@ def test_a_file_of_bad_rows_alone_is_an_error(read: Callable[[Path, ReadingRepor
 
 @each_reader
 def test_a_file_that_cannot_be_read_to_its_end_is_an_error_all_the_same(
-    read: Callable[[Path, ReadingReport], int], tmp_path: Path
+    read: Callable[[Path, RowReport], int], tmp_path: Path
 ) -> None:
     path = tmp_path / "rows.jsonl.gz"
     lines = b"".join(json.dumps({**GOOD, "prompt": str(n * n)}).encode() + b"\n" for n in range(999))
     path.write_bytes(gzip.compress(lines)[:-500])
     with pytest.raises((CommandError, DataError), match=r"rows\.jsonl\.gz:\d+: cannot be read"):
-        read(path, ReadingReport(skips=True))
+        read(path, RowReport(skips=True))
     path = write(tmp_path / "rows.json", [f"[{json.dumps(GOOD)}, {{]"])
     with pytest.raises((CommandError, DataError), match=r"rows\.json:row 2: not JSON"):
-        read(path, ReadingReport(skips=True))
+        read(path, RowReport(skips=True))
 
 
 @each_reader
 def test_hundreds_of_thousands_of_bad_rows_take_no_memory(
-    read: Callable[[Path, ReadingReport], int], tmp_path: Path
+    read: Callable[[Path, RowReport], int], tmp_path: Path
 ) -> None:
     path, out = tmp_path / "rows.jsonl", tmp_path / "skipped.jsonl"
     path.write_bytes(json.dumps(GOOD).encode() + b"\n" + b"{}\n" * 50_000)
     tracemalloc.start()
     try:
-        with ReadingReport(skips=True, file=out) as report:
+        with RowReport(skips=True, file=out) as report:
             assert read(path, report) == 1
         assert tracemalloc.get_traced_memory()[1] < 2 * MiB
     finally:
@@ -166,25 +166,23 @@ def test_hundreds_of_thousands_of_bad_rows_take_no_memory(
 
 @each_reader
 def test_a_row_that_is_too_long_is_skipped_and_the_next_is_read(
-    read: Callable[[Path, ReadingReport], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    read: Callable[[Path, RowReport], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(row_files, "MAX_ROW_BYTES", 1000)
     path = write(tmp_path / "rows.jsonl", [GOOD, {**GOOD, "x": "y" * 3500}, GOOD])
     with pytest.raises((CommandError, DataError), match=r"rows\.jsonl:2: the line is longer than 1,000 bytes"):
-        read(path, ReadingReport())
-    report = ReadingReport(skips=True)
+        read(path, RowReport())
+    report = RowReport(skips=True)
     assert read(path, report) == 2
     assert report.skipped.first == [f"{path}:2: the line is longer than 1,000 bytes"]
 
 
 @each_reader
-def test_a_number_that_is_none_spoils_one_row_of_a_list(
-    read: Callable[[Path, ReadingReport], int], tmp_path: Path
-) -> None:
+def test_a_number_that_is_none_spoils_one_row_of_a_list(read: Callable[[Path, RowReport], int], tmp_path: Path) -> None:
     rows = [GOOD, {**GOOD, "score": float("nan")}, {**GOOD, "x": "HALF"}, GOOD]
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(rows, indent=2).replace("HALF", r"\ud83d"))
-    report = ReadingReport(skips=True)
+    report = RowReport(skips=True)
     assert read(path, report) == 2
     assert report.skipped.first == [
         f"{path}:row 2: not JSON: NaN is no JSON number",
@@ -194,7 +192,7 @@ def test_a_number_that_is_none_spoils_one_row_of_a_list(
 
 def test_a_report_without_a_file_shows_the_first_rows_and_counts_columns(tmp_path: Path) -> None:
     shown: list[str] = []
-    with ReadingReport(skips=True, show=shown.append) as report:
+    with RowReport(skips=True, show=shown.append) as report:
         report.rows = 100
         for n in range(60):
             assert report.skip(f"f:{n}", "bad")
@@ -204,11 +202,11 @@ def test_a_report_without_a_file_shows_the_first_rows_and_counts_columns(tmp_pat
     assert shown[0] == "skipped 60 of 100 rows"
     assert shown[1:51] == [f"  f:{n}: bad" for n in range(50)]
     assert shown[51:] == ["  ... and 10 more", "ignored columns: source (3 rows), id (1 row)"]
-    assert not ReadingReport().skip("f:1", "bad")
+    assert not RowReport().skip("f:1", "bad")
 
 
 def test_columns_without_end_are_counted_in_bounded_memory() -> None:
-    report = ReadingReport()
+    report = RowReport()
     for n in range(10_000):
         report.ignore([f"{n:05}" + "x" * 100])
     assert len(report.ignored) == 101
@@ -218,17 +216,17 @@ def test_columns_without_end_are_counted_in_bounded_memory() -> None:
 
 def test_the_file_of_an_earlier_run_is_no_longer_there_if_nothing_was_skipped(tmp_path: Path) -> None:
     out = write(tmp_path / "skipped.jsonl", ["old"])
-    with ReadingReport(skips=False, file=out):
+    with RowReport(skips=False, file=out):
         pass
     assert out.exists()
-    with ReadingReport(skips=True, file=out):
+    with RowReport(skips=True, file=out):
         pass
     assert not out.exists()
 
 
 def test_where_skipped_rows_are_written(tmp_path: Path) -> None:
     def place(out: str, *, is_folder: bool = False) -> str:
-        report = reading_report(BadRowPolicy.SKIP, tmp_path / out, is_folder=is_folder)
+        report = row_report(BadRowPolicy.SKIP, tmp_path / out, is_folder=is_folder)
         report.skip("f:1", "bad")
         report.finish()
         return next(path.name for path in tmp_path.iterdir() if path.name == f"{out.split('.')[0]}-skipped.jsonl")
@@ -237,7 +235,7 @@ def test_where_skipped_rows_are_written(tmp_path: Path) -> None:
     assert place("answers.parquet") == "answers-skipped.jsonl"
     assert place("rm", is_folder=True) == "rm-skipped.jsonl"
     for out in (None, Path("/dev/stdout")):
-        report = reading_report(BadRowPolicy.SKIP, out)
+        report = row_report(BadRowPolicy.SKIP, out)
         report.skip("f:1", "bad")
         report.finish()
         assert report.lines() == ["skipped 1 of 0 rows", "  f:1: bad"]
@@ -360,11 +358,11 @@ def test_every_prompt_is_tried_before_the_first_is_used(tmp_path: Path) -> None:
         f"{path}:3: the policy's chat template refuses the prompt: division by zero",
         f"{path}:5: the prompt has no tokens",
     ]
-    report = ReadingReport(skips=True)
+    report = RowReport(skips=True)
     assert usable_prompts(load_prompt_rows(path, report), prompt_ids, report) == ["fine", "fine too"]
     assert report.skipped.count == 3
     with pytest.raises(CommandError, match=r"no prompt can be used; .*prompts\.jsonl:1: the prompt has no tokens"):
-        usable_prompts(load_prompt_rows(path), lambda prompt: [], ReadingReport(skips=True))
+        usable_prompts(load_prompt_rows(path), lambda prompt: [], RowReport(skips=True))
 
 
 def test_prompts_come_from_pairs_of_any_form(tmp_path: Path) -> None:

@@ -24,13 +24,13 @@ from redline.http.retry import is_retryable
 from redline.wire import ERROR_TABLE, ErrorBody, ErrorCode
 
 UNREACHABLE = ConnectionFailedError("nobody there")
-STEADY = RetryPolicy(max_attempts=None, patience_s=None, first_wait_s=1.0, longest_wait_s=10.0, has_jitter=False)
+STEADY = RetryPolicy(max_attempts=None, max_elapsed_s=None, first_wait_s=1.0, longest_wait_s=10.0, has_jitter=False)
 
 quickly = settings(deadline=None, database=None, max_examples=100)
 policies = st.builds(
     RetryPolicy,
     max_attempts=st.none() | st.integers(1, 10),
-    patience_s=st.none() | st.floats(0.0, 300.0),
+    max_elapsed_s=st.none() | st.floats(0.0, 300.0),
     first_wait_s=st.floats(0.0, 5.0),
     longest_wait_s=st.floats(0.0, 60.0),
     has_jitter=st.booleans(),
@@ -84,7 +84,7 @@ def test_the_millionth_wait_is_the_longest() -> None:
 
 @pytest.mark.parametrize("tries", [1, 2, 5])
 def test_max_attempts_counts_tries_not_waits(tries: int) -> None:
-    policy = RetryPolicy(max_attempts=tries, patience_s=None)
+    policy = RetryPolicy(max_attempts=tries, max_elapsed_s=None)
     waits = [policy.wait_s(UNREACHABLE, attempt, 0.0) for attempt in range(1, tries + 2)]
     assert [wait is not None for wait in waits] == [True] * (tries - 1) + [False, False]
 
@@ -110,12 +110,12 @@ def test_retry_after_is_honoured_and_capped(asked: float, waited: float) -> None
 
 
 def test_jitter_never_undercuts_retry_after() -> None:
-    policy = RetryPolicy(first_wait_s=1.0, longest_wait_s=10.0, patience_s=None)
+    policy = RetryPolicy(first_wait_s=1.0, longest_wait_s=10.0, max_elapsed_s=None)
     assert {policy.wait_s(refusal(retry_after_s=3.0), 1, 0.0) for _ in range(100)} == {3.0}
 
 
 def test_no_try_begins_after_the_patience_has_run_out() -> None:
-    policy = RetryPolicy(max_attempts=None, patience_s=30.0, first_wait_s=4.0, longest_wait_s=60.0, has_jitter=False)
+    policy = RetryPolicy(max_attempts=None, max_elapsed_s=30.0, first_wait_s=4.0, longest_wait_s=60.0, has_jitter=False)
     assert policy.wait_s(UNREACHABLE, 1, 26.0) == 4.0  # the next try begins at 30 s sharp
     assert policy.wait_s(UNREACHABLE, 1, 26.001) is None
     assert policy.wait_s(UNREACHABLE, 2, 26.0) is None  # would be 34 s
@@ -125,7 +125,7 @@ def test_no_try_begins_after_the_patience_has_run_out() -> None:
 
 def test_jitter_spreads_waits_over_the_upper_half() -> None:
     random.seed(0)
-    policy = RetryPolicy(max_attempts=None, patience_s=None, first_wait_s=1.0, longest_wait_s=10.0)
+    policy = RetryPolicy(max_attempts=None, max_elapsed_s=None, first_wait_s=1.0, longest_wait_s=10.0)
     for attempt, full in [(1, 1.0), (3, 4.0), (9, 10.0)]:
         waits = [policy.wait_s(UNREACHABLE, attempt, 0.0) for _ in range(1000)]
         shares = [wait / full for wait in waits if wait is not None]
@@ -142,7 +142,7 @@ def test_a_fault_that_comes_back_is_not_waited_out_for_ever() -> None:
 
 @pytest.mark.parametrize(("tries", "item_tries"), [(None, 5), (9, 5), (5, 5), (2, 2), (1, 1)])
 def test_single_items_are_tried_a_few_times_at_most(tries: int | None, item_tries: int) -> None:
-    policy = RetryPolicy(max_attempts=tries, patience_s=None, first_wait_s=1.0, longest_wait_s=3.0, has_jitter=False)
+    policy = RetryPolicy(max_attempts=tries, max_elapsed_s=None, first_wait_s=1.0, longest_wait_s=3.0, has_jitter=False)
     waits = [policy.for_items().wait_s(refusal(), attempt, 1e6) for attempt in range(1, 12)]
     given_up = waits.index(None)
     assert given_up + 1 == item_tries
@@ -161,6 +161,6 @@ def test_every_wait_is_within_every_bound(
         return
     assert 0.0 <= wait <= policy.longest_wait_s
     assert policy.max_attempts is None or attempt < policy.max_attempts
-    assert policy.patience_s is None or elapsed_s + wait <= policy.patience_s
+    assert policy.max_elapsed_s is None or elapsed_s + wait <= policy.max_elapsed_s
     if has_answer and asked is not None:
         assert wait >= min(asked, policy.longest_wait_s)

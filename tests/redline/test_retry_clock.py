@@ -99,9 +99,9 @@ def is_async(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
 
-def patient(patience_s: float | None, tries: int | None = None, wait_s: float = 0.02) -> RetryPolicy:
+def patient(max_elapsed_s: float | None, tries: int | None = None, wait_s: float = 0.02) -> RetryPolicy:
     return RetryPolicy(
-        max_attempts=tries, patience_s=patience_s, first_wait_s=wait_s, longest_wait_s=wait_s, has_jitter=False
+        max_attempts=tries, max_elapsed_s=max_elapsed_s, first_wait_s=wait_s, longest_wait_s=wait_s, has_jitter=False
     )
 
 
@@ -221,25 +221,25 @@ def begun(seconds_ago: float, policy: RetryPolicy, timeout_s: float = 100.0) -> 
 
 
 def test_what_a_request_may_take() -> None:
-    attempts = begun(170.0, RetryPolicy(patience_s=180.0))
+    attempts = begun(170.0, RetryPolicy(max_elapsed_s=180.0))
     assert attempts.request_timeout_s == 100.0
     assert attempts.wait_after_request_s(NO_ANSWER) is not None
     assert attempts.request_timeout_s == pytest.approx(10.0, abs=0.5)
     assert attempts.for_half(NO_ANSWER).request_timeout_s == pytest.approx(10.0, abs=0.5)
     assert attempts.for_part().request_timeout_s == 100.0
     assert (
-        begun(1.0, RetryPolicy(patience_s=180.0)).for_half(NO_ANSWER).request_timeout_s == 100.0
+        begun(1.0, RetryPolicy(max_elapsed_s=180.0)).for_half(NO_ANSWER).request_timeout_s == 100.0
     )  # no more than timeout_s
-    assert begun(1e6, RetryPolicy(patience_s=None)).for_half(NO_ANSWER).request_timeout_s == 100.0
+    assert begun(1e6, RetryPolicy(max_elapsed_s=None)).for_half(NO_ANSWER).request_timeout_s == 100.0
 
 
 def test_nothing_is_begun_when_the_time_is_over() -> None:
-    attempts = begun(181.0, RetryPolicy(patience_s=180.0))
+    attempts = begun(181.0, RetryPolicy(max_elapsed_s=180.0))
     assert attempts.is_out_of_time
     assert attempts.for_half(NO_ANSWER).is_out_of_time and attempts.for_part().is_out_of_time
     assert attempts.wait_after_request_s(NO_ANSWER) is None
-    assert begun(181.0, RetryPolicy(patience_s=180.0)).wait_after_items_s(item_failure()) is None
-    assert not begun(1e6, RetryPolicy(patience_s=None)).is_out_of_time
+    assert begun(181.0, RetryPolicy(max_elapsed_s=180.0)).wait_after_items_s(item_failure()) is None
+    assert not begun(1e6, RetryPolicy(max_elapsed_s=None)).is_out_of_time
 
 
 def test_a_part_has_tries_of_its_own_and_a_half_those_of_its_whole() -> None:

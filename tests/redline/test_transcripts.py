@@ -7,12 +7,12 @@ from collections.abc import Callable
 import pytest
 
 from redline.text.chat_markup import (
-    BorderError,
-    Exchange,
-    as_item,
-    from_prompt_and_response,
-    from_query_and_prompt,
-    from_whole,
+    ParsedConversation,
+    PromptBoundaryError,
+    parse_conversation,
+    parse_prompt_and_response,
+    parse_query_and_prompt,
+    to_score_item,
 )
 
 Messages = list[tuple[str, str]]
@@ -81,9 +81,9 @@ FAMILIES: dict[str, tuple[Callable[[Messages], str], str]] = {
 }
 
 
-def read(exchange: Exchange) -> Messages:
-    assert not isinstance(exchange.prompt, str)
-    return [(message.role, message.content) for message in exchange.prompt]
+def read(conversation: ParsedConversation) -> Messages:
+    assert not isinstance(conversation.prompt, str)
+    return [(message.role, message.content) for message in conversation.prompt]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -91,9 +91,9 @@ def read(exchange: Exchange) -> Messages:
 def test_a_query_with_its_prompt_is_taken_apart(family: str, is_finished: bool) -> None:
     render, end = FAMILIES[family]
     prompt = render(CHAT)
-    exchange = from_query_and_prompt(prompt + ANSWER + (end if is_finished else ""), prompt)
-    assert read(exchange) == CHAT
-    assert (exchange.response, exchange.is_finished) == (ANSWER, is_finished)
+    conversation = parse_query_and_prompt(prompt + ANSWER + (end if is_finished else ""), prompt)
+    assert read(conversation) == CHAT
+    assert (conversation.response, conversation.is_finished) == (ANSWER, is_finished)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -101,53 +101,53 @@ def test_a_query_with_its_prompt_is_taken_apart(family: str, is_finished: bool) 
 def test_a_whole_conversation_is_taken_apart(family: str, around: tuple[str, str]) -> None:
     render, end = FAMILIES[family]
     text = around[0] + render(CHAT) + ANSWER + end + around[1]
-    exchange = from_whole(text)
-    assert read(exchange) == CHAT
-    assert (exchange.response.strip(), exchange.is_finished) == (ANSWER, True)
-    assert text[exchange.start :].startswith(exchange.response)
+    conversation = parse_conversation(text)
+    assert read(conversation) == CHAT
+    assert (conversation.response.strip(), conversation.is_finished) == (ANSWER, True)
+    assert text[conversation.start :].startswith(conversation.response)
 
 
 def test_a_prompt_without_markup_is_one_text() -> None:
-    plain = from_query_and_prompt("Q: why?\nA: because</s>", "Q: why?\nA:")
-    assert plain == Exchange("Q: why?\nA:", " because", True)
-    assert from_prompt_and_response("Why?", "Because", has_ends=False) == Exchange("Why?", "Because", True)
-    assert from_prompt_and_response("Why?", "Because", has_ends=True).is_finished is False
+    plain = parse_query_and_prompt("Q: why?\nA: because</s>", "Q: why?\nA:")
+    assert plain == ParsedConversation("Q: why?\nA:", " because", True)
+    assert parse_prompt_and_response("Why?", "Because", has_ends=False) == ParsedConversation("Why?", "Because", True)
+    assert parse_prompt_and_response("Why?", "Because", has_ends=True).is_finished is False
 
 
 @pytest.mark.parametrize("prompt", ["What does USER: mean?", "Quote:\n\nHuman: hello\n\nWho said that?"])
 def test_words_that_look_like_markup_are_words(prompt: str) -> None:
-    assert from_prompt_and_response(prompt, "Me.", has_ends=False).prompt == prompt
+    assert parse_prompt_and_response(prompt, "Me.", has_ends=False).prompt == prompt
 
 
 def test_transcripts_in_plain_words_are_read() -> None:
-    exchange = from_query_and_prompt("\n\nHuman: Hi\n\nAssistant: Hello", "\n\nHuman: Hi\n\nAssistant:")
-    assert (read(exchange), exchange.response.strip()) == ([("user", "Hi")], "Hello")
-    exchange = from_whole("A chat. USER: Hi ASSISTANT: Hello</s>")
-    assert (read(exchange), exchange.response) == ([("system", "A chat."), ("user", "Hi")], "Hello")
+    conversation = parse_query_and_prompt("\n\nHuman: Hi\n\nAssistant: Hello", "\n\nHuman: Hi\n\nAssistant:")
+    assert (read(conversation), conversation.response.strip()) == ([("user", "Hi")], "Hello")
+    conversation = parse_conversation("A chat. USER: Hi ASSISTANT: Hello</s>")
+    assert (read(conversation), conversation.response) == ([("system", "A chat."), ("user", "Hi")], "Hello")
 
 
 def test_a_begin_token_and_padding_are_no_part_of_the_prompt() -> None:
-    assert from_query_and_prompt("<s><s>Why? Because</s></s>", "<s>Why?").prompt == "Why?"
+    assert parse_query_and_prompt("<s><s>Why? Because</s></s>", "<s>Why?").prompt == "Why?"
 
 
 def test_a_prompt_cut_on_its_left_still_finds_its_response() -> None:
     prompt = "<|im_start|>user\n" + "a long story " * 30 + "<|im_end|>\n<|im_start|>assistant\n"
-    exchange = from_query_and_prompt(prompt[100:] + "Yes<|im_end|>", prompt)
-    assert (exchange.response, exchange.is_finished) == ("Yes", True)
-    assert read(exchange) == [("user", ("a long story " * 30).strip())]
+    conversation = parse_query_and_prompt(prompt[100:] + "Yes<|im_end|>", prompt)
+    assert (conversation.response, conversation.is_finished) == ("Yes", True)
+    assert read(conversation) == [("user", ("a long story " * 30).strip())]
 
 
 def test_an_opened_thought_is_the_response_s_and_an_empty_one_nobody_s() -> None:
     start = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert (
-        from_prompt_and_response(start + "<think>\n", "so</think>yes", has_ends=False).response
+        parse_prompt_and_response(start + "<think>\n", "so</think>yes", has_ends=False).response
         == "<think>\nso</think>yes"
     )
-    assert from_prompt_and_response(start + "<think>\n\n</think>\n\n", "yes", has_ends=False).response == "yes"
+    assert parse_prompt_and_response(start + "<think>\n\n</think>\n\n", "yes", has_ends=False).response == "yes"
 
 
 def test_further_end_tokens_may_be_named() -> None:
-    assert from_prompt_and_response("Why?", "So.[STOP]", has_ends=True, ends=["[STOP]"]) == Exchange(
+    assert parse_prompt_and_response("Why?", "So.[STOP]", has_ends=True, ends=["[STOP]"]) == ParsedConversation(
         "Why?", "So.", True
     )
 
@@ -166,8 +166,8 @@ def test_further_end_tokens_may_be_named() -> None:
     ],
 )
 def test_a_border_that_cannot_be_told_is_refused(query: str, prompt: str, reason: str) -> None:
-    with pytest.raises(BorderError, match=reason):
-        from_query_and_prompt(query, prompt)
+    with pytest.raises(PromptBoundaryError, match=reason):
+        parse_query_and_prompt(query, prompt)
 
 
 @pytest.mark.parametrize(
@@ -179,8 +179,8 @@ def test_a_border_that_cannot_be_told_is_refused(query: str, prompt: str, reason
     ],
 )
 def test_a_whole_without_a_response_is_refused(text: str, reason: str) -> None:
-    with pytest.raises(BorderError, match=reason):
-        from_whole(text)
+    with pytest.raises(PromptBoundaryError, match=reason):
+        parse_conversation(text)
 
 
 # --- what was once read wrongly --------------------------------------------------------------------------
@@ -196,9 +196,12 @@ DEEPSEEK = (
     [DEEPSEEK, "<s>[SYSTEM_PROMPT]Format: USER: q ASSISTANT: a[/SYSTEM_PROMPT][INST]What is 2+2?[/INST]"],
 )
 def test_special_tokens_beat_words_that_look_like_turns(text: str) -> None:
-    for exchange in (from_query_and_prompt(text + "4</s>", text, ["</s>"]), from_whole(text + "4</s>", ["</s>"])):
-        assert (read(exchange)[-1], exchange.response) == (("user", "What is 2+2?"), "4")
-        assert read(exchange)[0][0] == "system"
+    for conversation in (
+        parse_query_and_prompt(text + "4</s>", text, ["</s>"]),
+        parse_conversation(text + "4</s>", ["</s>"]),
+    ):
+        assert (read(conversation)[-1], conversation.response) == (("user", "What is 2+2?"), "4")
+        assert read(conversation)[0][0] == "system"
 
 
 @pytest.mark.parametrize(
@@ -211,7 +214,7 @@ def test_special_tokens_beat_words_that_look_like_turns(text: str) -> None:
     ],
 )
 def test_a_prompt_that_speaks_of_markup_is_no_markup(prompt: str) -> None:
-    assert from_prompt_and_response(prompt, "Hold it.", has_ends=False) == Exchange(prompt, "Hold it.", True)
+    assert parse_prompt_and_response(prompt, "Hold it.", has_ends=False) == ParsedConversation(prompt, "Hold it.", True)
 
 
 @pytest.mark.parametrize(
@@ -233,8 +236,8 @@ def test_a_prompt_that_speaks_of_markup_is_no_markup(prompt: str) -> None:
     ],
 )
 def test_variants_of_families(prompt: str, response: str, messages: Messages) -> None:
-    exchange = from_prompt_and_response(prompt, response, has_ends=True)
-    assert (read(exchange), exchange.response) == (messages, "Hello")
+    conversation = parse_prompt_and_response(prompt, response, has_ends=True)
+    assert (read(conversation), conversation.response) == (messages, "Hello")
 
 
 @pytest.mark.parametrize(
@@ -248,8 +251,8 @@ def test_variants_of_families(prompt: str, response: str, messages: Messages) ->
     ],
 )
 def test_templates_that_are_not_known_are_refused(prompt: str) -> None:
-    with pytest.raises(BorderError, match="unknown here"):
-        from_query_and_prompt(prompt + "Hello", prompt)
+    with pytest.raises(PromptBoundaryError, match="unknown here"):
+        parse_query_and_prompt(prompt + "Hello", prompt)
 
 
 @pytest.mark.parametrize(
@@ -261,26 +264,26 @@ def test_templates_that_are_not_known_are_refused(prompt: str) -> None:
     ],
 )
 def test_white_space_of_sentencepiece_decoders_is_not_looked_at(query: str, prompt: str) -> None:
-    exchange = from_query_and_prompt(query, prompt)
-    assert (read(exchange), exchange.response) == ([("user", "Hi there you")], "Hello")
+    conversation = parse_query_and_prompt(query, prompt)
+    assert (read(conversation), conversation.response) == ([("user", "Hi there you")], "Hello")
 
 
 def test_a_response_keeps_what_only_looks_like_an_end() -> None:
     prompt = "<|im_start|>user\nStrike out old<|im_end|>\n<|im_start|>assistant\n"
-    assert from_query_and_prompt(prompt + "<s>old</s><|im_end|>", prompt)[1:3] == ("<s>old</s>", True)
-    assert from_query_and_prompt(prompt + "<s>old</s>", prompt)[1:3] == ("<s>old</s>", False)
-    assert from_query_and_prompt("[INST] Strike [/INST]<s>old</s></s>", "[INST] Strike [/INST]")[1:3] == (
+    assert parse_query_and_prompt(prompt + "<s>old</s><|im_end|>", prompt)[1:3] == ("<s>old</s>", True)
+    assert parse_query_and_prompt(prompt + "<s>old</s>", prompt)[1:3] == ("<s>old</s>", False)
+    assert parse_query_and_prompt("[INST] Strike [/INST]<s>old</s></s>", "[INST] Strike [/INST]")[1:3] == (
         "<s>old</s>",
         True,
     )
-    assert from_query_and_prompt("Hi there<pad><pad>", "Hi") == Exchange("Hi", " there", False)
+    assert parse_query_and_prompt("Hi there<pad><pad>", "Hi") == ParsedConversation("Hi", " there", False)
 
 
 def test_two_kinds_of_markup_that_disagree_are_refused() -> None:
-    with pytest.raises(BorderError, match="two kinds"):
-        from_whole("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nWrite [INST] a [/INST] b")
+    with pytest.raises(PromptBoundaryError, match="two kinds"):
+        parse_conversation("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nWrite [INST] a [/INST] b")
 
 
 def test_an_empty_response_is_a_lone_end_token() -> None:
-    item = as_item(from_query_and_prompt("Why?</s>", "Why?"))
+    item = to_score_item(parse_query_and_prompt("Why?</s>", "Why?"))
     assert (item.response, item.finished, item.token_offsets) == ("", True, [(0, 0)])

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from redline_model.bundle.bundle import MANIFEST, Bundle, Manifest, save_bundle, tokenizer_fingerprint
-from redline_model.bundle.loading import Placement, load_tokenizer, token_limit
+from redline_model.bundle.loading import LoadOptions, load_tokenizer, token_limit
 from redline_model.encoding.encoder import Item, Template
 from redline_model.errors import BundleError, UnsupportedError
-from redline_model.extraction import Extraction, Reading
+from redline_model.extraction import Extraction, RewardSpec
 from redline_model.scorer import Scorer
 from tests.conftest import build_tokenizer, write_bundle
 
@@ -28,8 +28,8 @@ def copy(bundle: Bundle, tmp_path: Path) -> Path:
 def test_scores_survive_the_disk(bundle: Bundle, causal_scorer: Scorer[Any]) -> None:
     rewards = []
     for scorer in (bundle.scorer, causal_scorer):
-        measured = scorer.measure([scorer.encoder.encode(ITEM)])[0]
-        rewards.append(scorer.read(measured, Reading("margin", "sum")).rewards)
+        outputs = scorer.forward([scorer.encoder.encode(ITEM)])[0]
+        rewards.append(scorer.to_rewards(outputs, RewardSpec("margin", "sum")).rewards)
     assert rewards[0] == rewards[1]
 
 
@@ -37,7 +37,7 @@ def test_encoder_decoder_and_scalar_bundles_load(
     tmp_path: Path, encoder_decoder_scorer: Scorer[Any], scalar_bundle: Bundle
 ) -> None:
     loaded = write_bundle(tmp_path / "t5", encoder_decoder_scorer)
-    assert loaded.scorer.measure([loaded.scorer.encoder.encode(ITEM)])
+    assert loaded.scorer.forward([loaded.scorer.encoder.encode(ITEM)])
     assert scalar_bundle.scorer.kind == "scalar"
 
 
@@ -175,7 +175,7 @@ def test_the_fingerprint_is_the_vocabulary_s(bundle: Bundle) -> None:
 
 def test_an_impossible_device_is_said_so(bundle: Bundle) -> None:
     with pytest.raises(UnsupportedError, match="cuda:77"):
-        Bundle.load(bundle.folder, Placement(device="cuda:77"))
+        Bundle.load(bundle.folder, LoadOptions(device="cuda:77"))
 
 
 def test_limits_come_from_the_configuration(causal_scorer: Scorer[Any], encoder_decoder_scorer: Scorer[Any]) -> None:
@@ -188,6 +188,6 @@ def test_limits_come_from_the_configuration(causal_scorer: Scorer[Any], encoder_
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
 def test_quantised_bundles_score(bundle: Bundle, quantization: Any) -> None:
     pytest.importorskip("bitsandbytes")
-    scorer = Bundle.load(bundle.folder, Placement(device="cpu", quantization=quantization)).scorer
-    judged = scorer.read(scorer.measure([scorer.encoder.encode(ITEM)])[0], Reading("margin", "sum"))
-    assert len(judged.rewards) == len(scorer.encoder.encode(ITEM).target_ids)
+    scorer = Bundle.load(bundle.folder, LoadOptions(device="cpu", quantization=quantization)).scorer
+    scored = scorer.to_rewards(scorer.forward([scorer.encoder.encode(ITEM)])[0], RewardSpec("margin", "sum"))
+    assert len(scored.rewards) == len(scorer.encoder.encode(ITEM).target_ids)

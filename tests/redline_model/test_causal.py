@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from redline_model.inference.causal_forward import Branch, CausalForward
-from redline_model.inference.packed_attention import NAME, Past
+from redline_model.inference.causal_forward import CausalForward, PrefixedSequence
+from redline_model.inference.packed_attention import NAME, KVCache
 from redline_model.inference.prefix_cache import PrefixCache
 from tests.families import CAUSAL, build_family
 
@@ -33,34 +33,34 @@ RAGGED = {
 }
 
 
-def branches(seed: int = 0, groups: int = 3, longest: int = 9) -> list[Branch]:
+def sequences(seed: int = 0, groups: int = 3, longest: int = 9) -> list[PrefixedSequence]:
     draw = random.Random(seed)
 
     def ids(n: int) -> list[int]:
         return [draw.randrange(1, 64) for _ in range(n)]
 
     prefixes = [tuple(ids(draw.randint(0, 12))) for _ in range(groups)]
-    return [Branch(draw.choice(prefixes), ids(draw.randint(1, longest))) for _ in range(8)]
+    return [PrefixedSequence(draw.choice(prefixes), ids(draw.randint(1, longest))) for _ in range(8)]
 
 
-def alone(model: Any, branch: Branch) -> Tensor:
-    hidden: Tensor = model.base_model(input_ids=torch.tensor([[*branch.prefix, *branch.own]])).last_hidden_state
-    return hidden[0, len(branch.prefix) :]
+def alone(model: Any, sequence: PrefixedSequence) -> Tensor:
+    hidden: Tensor = model.base_model(input_ids=torch.tensor([[*sequence.prefix, *sequence.own]])).last_hidden_state
+    return hidden[0, len(sequence.prefix) :]
 
 
-def everywhere(some: list[Branch]) -> list[range]:
-    return [range(len(branch.own)) for branch in some]
+def everywhere(some: list[PrefixedSequence]) -> list[range]:
+    return [range(len(sequence.own)) for sequence in some]
 
 
 @pytest.mark.parametrize("family", CAUSAL)
 def test_every_branch_is_as_if_alone_cold_and_warm(family: str) -> None:
     reference, model = build_family(family), build_family(family)
     forward = CausalForward(model, prefix_cache_tokens=30)
-    assert forward.is_ragged == (family in RAGGED)
+    assert forward.is_packed == (family in RAGGED)
     for seed in range(4):
-        some = branches(seed)
+        some = sequences(seed)
         with torch.no_grad():
-            expected = torch.cat([alone(reference, branch) for branch in some])
+            expected = torch.cat([alone(reference, sequence) for sequence in some])
             for _ in range(2):
                 assert torch.allclose(forward(some, everywhere(some)), expected, atol=2e-5)
 
@@ -80,9 +80,9 @@ def test_long_segments_are_masked_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
     for family in ("llama", "mistral"):
         reference, model = build_family(family), build_family(family)
         forward = CausalForward(model, 100)
-        some = branches(7, groups=1, longest=30)
+        some = sequences(7, groups=1, longest=30)
         with torch.no_grad():
-            expected = torch.cat([alone(reference, branch) for branch in some])
+            expected = torch.cat([alone(reference, sequence) for sequence in some])
             for _ in range(2):
                 assert torch.allclose(forward(some, everywhere(some)), expected, atol=2e-5)
 
@@ -90,7 +90,7 @@ def test_long_segments_are_masked_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
 def test_gradients_are_those_of_the_sequences_alone() -> None:
     reference, model = build_family("llama"), build_family("llama")
     forward = CausalForward(model.train(), prefix_cache_tokens=100)
-    some = branches(2)
+    some = sequences(2)
     weights = torch.randn(sum(len(b.own) for b in some), 32)
     for _ in range(2):  # the second time nothing may come from a cache: weights move in training
         model.zero_grad()
@@ -105,8 +105,8 @@ def test_gradients_survive_checkpointing() -> None:
     reference, model = build_family("llama"), build_family("llama")
     model.gradient_checkpointing_enable()
     forward = CausalForward(model.train())
-    assert forward.is_ragged
-    some = branches(3)
+    assert forward.is_packed
+    some = sequences(3)
     torch.autograd.backward(forward(some, everywhere(some)).square().sum())
     torch.autograd.backward(torch.cat([alone(reference, b) for b in some]).square().sum())
     for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
@@ -114,9 +114,9 @@ def test_gradients_survive_checkpointing() -> None:
             assert torch.allclose(ours.grad, theirs.grad, atol=1e-3, rtol=1e-3)
 
 
-def with_head(seed: int, head: int) -> list[Branch]:
+def with_head(seed: int, head: int) -> list[PrefixedSequence]:
     start = tuple(random.Random(99).randrange(1, 64) for _ in range(head))
-    return [Branch((*start, *branch.prefix), branch.own) for branch in branches(seed)]
+    return [PrefixedSequence((*start, *sequence.prefix), sequence.own) for sequence in sequences(seed)]
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
@@ -124,9 +124,9 @@ def with_head(seed: int, head: int) -> list[Branch]:
 def test_a_head_that_all_prompts_share_changes_nothing(family: str, cache: int) -> None:
     reference, model = build_family(family), build_family(family)
     forward = CausalForward(model, cache)
-    for some in (with_head(1, 20), with_head(2, 20), branches(3), with_head(3, 20), with_head(4, 12)):
+    for some in (with_head(1, 20), with_head(2, 20), sequences(3), with_head(3, 20), with_head(4, 12)):
         with torch.no_grad():
-            expected = torch.cat([alone(reference, branch) for branch in some])
+            expected = torch.cat([alone(reference, sequence) for sequence in some])
             for _ in range(2):
                 assert torch.allclose(forward(some, everywhere(some)), expected, atol=2e-5)
 
@@ -136,8 +136,8 @@ def test_a_head_is_computed_once() -> None:
     forward = CausalForward(model, prefix_cache_tokens=1000)
     seen = tokens_seen(model)
     head = tuple(range(1, 21))
-    some = [Branch((*head, 30 + n, 31 + n), [5, 6]) for n in range(4)]
-    later = [Branch((*head, 50, 51), [7, 8])]
+    some = [PrefixedSequence((*head, 30 + n, 31 + n), [5, 6]) for n in range(4)]
+    later = [PrefixedSequence((*head, 50, 51), [7, 8])]
     with torch.no_grad():
         forward(some, everywhere(some))
         assert forward.cost(later[0], set()) == 4
@@ -167,14 +167,14 @@ def test_a_prefix_is_computed_once_for_its_group_and_not_at_all_while_warm() -> 
     forward = CausalForward(model, prefix_cache_tokens=40)
     seen = tokens_seen(model)
     prefix = tuple(range(1, 21))
-    some = [Branch(prefix, [30 + i, 31 + i]) for i in range(5)]
+    some = [PrefixedSequence(prefix, [30 + i, 31 + i]) for i in range(5)]
     with torch.no_grad():
         forward(some, everywhere(some))
         forward(some, everywhere(some))
     assert seen == [20 + 10, 10]
     assert forward.cost(some[0], set()) == 2
-    assert forward.cost(Branch((1, 2), [3]), set()) == 3
-    assert forward.cost(Branch((1, 2), [3]), {(1, 2)}) == 1
+    assert forward.cost(PrefixedSequence((1, 2), [3]), set()) == 3
+    assert forward.cost(PrefixedSequence((1, 2), [3]), {(1, 2)}) == 1
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
@@ -182,7 +182,7 @@ def test_a_prefix_is_computed_once_for_its_group_and_not_at_all_while_warm() -> 
 def test_batches_hold_every_branch_once_within_the_budget(family: str, budget: int) -> None:
     model = build_family(family)
     forward = CausalForward(model)
-    some = [*branches(5), *with_head(6, 12)]
+    some = [*sequences(5), *with_head(6, 12)]
     seen = tokens_seen(model)
     batches = list(forward.batches(some, budget))
     assert sorted(i for batch in batches for i in batch) == list(range(len(some)))
@@ -196,43 +196,43 @@ def test_batches_hold_every_branch_once_within_the_budget(family: str, budget: i
 def test_the_cache_is_bounded_and_forgets_the_least_recently_used() -> None:
     cache = PrefixCache(10)
     for prefix in ((1, 2, 3, 4), (5, 6, 7, 8)):
-        cache.put(prefix, Past(4))
+        cache.put(prefix, KVCache(4))
     assert cache.get((1, 2, 3, 4)) is not None
-    cache.put((9, 9, 9), Past(3))
+    cache.put((9, 9, 9), KVCache(3))
     assert (5, 6, 7, 8) not in cache
     assert (1, 2, 3, 4) in cache
     assert cache.tokens == 7
-    cache.put(tuple(range(11)), Past(11))  # too long to be kept at all
+    cache.put(tuple(range(11)), KVCache(11))  # too long to be kept at all
     assert cache.tokens == 7
 
 
 def test_a_model_that_was_asked_for_another_attention_is_left_alone() -> None:
     model = build_family("llama")
     model.set_attn_implementation("eager")
-    assert not CausalForward(model).is_ragged
+    assert not CausalForward(model).is_packed
     assert model.config._attn_implementation == "eager"
 
 
 def test_a_family_that_differs_on_the_probe_is_put_back() -> None:
     model = build_family("gpt_oss")
     before = model.config._attn_implementation
-    assert not CausalForward(model).is_ragged
+    assert not CausalForward(model).is_packed
     assert model.config._attn_implementation == before != NAME
 
 
 def test_a_window_that_attention_is_not_told_of_is_not_trusted() -> None:
     model = build_family("llama")
     model.config.sliding_window = 1000  # as if the family kept to it in its masks alone
-    assert not CausalForward(model).is_ragged
+    assert not CausalForward(model).is_packed
 
 
 def test_the_head_is_that_of_the_traffic_and_not_of_the_first_prompt() -> None:
     model = build_family("llama")
     forward = CausalForward(model, 1000)
-    odd, system = Branch(tuple(range(1, 13)), [5]), tuple(range(20, 44))
+    odd, system = PrefixedSequence(tuple(range(1, 13)), [5]), tuple(range(20, 44))
     with torch.no_grad():
         forward([odd], [range(1)])
         for n in range(3):
-            some = [Branch((*system, 50 + n, k), [5]) for k in range(3)]
+            some = [PrefixedSequence((*system, 50 + n, k), [5]) for k in range(3)]
             forward(some, everywhere(some))
-    assert forward.cost(Branch((*system, 60, 1), [5]), set()) <= 4
+    assert forward.cost(PrefixedSequence((*system, 60, 1), [5]), set()) <= 4

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from redline_model.bundle.bundle import Bundle
-from redline_model.bundle.loading import Placement
+from redline_model.bundle.loading import LoadOptions
 from redline_model.encoding.encoder import Item
 from redline_model.inference.compile_layers import compile_layers
 from tests.families import build_family
@@ -16,10 +16,10 @@ from tests.families import build_family
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_a_compiled_bundle_scores_as_it_did(bundle: Bundle) -> None:
-    compiled = Bundle.load(bundle.folder, Placement(compile=True)).scorer
+    compiled = Bundle.load(bundle.folder, LoadOptions(compile=True)).scorer
     for texts in (["a", "bb"], ["some longer words"], ["c"]):
         items = [compiled.encoder.encode(Item("p", text)) for text in texts]
-        for ours, theirs in zip(compiled.measure(items), bundle.scorer.measure(items), strict=True):
+        for ours, theirs in zip(compiled.forward(items), bundle.scorer.forward(items), strict=True):
             assert torch.allclose(ours.logprob, theirs.logprob, atol=1e-4)
 
 

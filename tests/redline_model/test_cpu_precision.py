@@ -11,7 +11,7 @@ import torch
 from redline.causal_lm import cpu_precision as module
 from redline.causal_lm.cpu_precision import ENVIRONMENT, CPUPrecision, choose, cpu_precision, measure
 from redline_model.bundle.bundle import Bundle
-from redline_model.bundle.loading import Placement, prefers_bfloat16
+from redline_model.bundle.loading import LoadOptions, prefers_bfloat16
 from redline_model.errors import UnsupportedError
 
 
@@ -55,11 +55,11 @@ def test_it_is_measured_once_for_all_threads(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.usefixtures("unknown")
 def test_the_environment_and_the_option_win(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "measure", lambda: (50.0, 400.0))
-    auto = Placement(device="cpu")
+    auto = LoadOptions(device="cpu")
     assert auto.torch_dtype() == torch.bfloat16
     assert prefers_bfloat16(torch.device("cpu"))
-    assert Placement(device="cpu", dtype="float32").torch_dtype() == torch.float32
-    assert Placement(device="cpu", dtype="float32").cpu_precision is None
+    assert LoadOptions(device="cpu", dtype="float32").torch_dtype() == torch.float32
+    assert LoadOptions(device="cpu", dtype="float32").cpu_precision is None
     monkeypatch.setenv(ENVIRONMENT, "float32")
     assert auto.torch_dtype() == torch.float32
     assert auto.cpu_precision == CPUPrecision("float32")

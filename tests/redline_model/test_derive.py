@@ -12,24 +12,24 @@ from typing import Any
 import pytest
 
 from redline_model.bundle.bundle import INNER, MANIFEST, Bundle, Manifest, member_folder, write_bundle
-from redline_model.bundle.derive import Measured, derive_ensemble, derive_red
-from redline_model.bundle.loading import Placement
+from redline_model.bundle.derive import BundleMetrics, derive_ensemble, derive_red
+from redline_model.bundle.loading import LoadOptions
 from redline_model.bundle.manifest import CalibrationFit
 from redline_model.encoding.encoder import Item
 from redline_model.errors import BundleError, UnsupportedError
-from redline_model.extraction import Reading
-from redline_model.scorer import Scorer, reading_of
+from redline_model.extraction import RewardSpec
+from redline_model.scorer import Scorer, reward_spec
 from redline_model.scorers.ensemble import EnsembleScorer
 from redline_model.scorers.length_calibrated import LengthCalibratedScorer, LengthCalibration, LengthCurve
 from tests.conftest import build_causal, build_dpo, build_scalar, build_scorer
 from tests.conftest import write_bundle as written
 
 ITEM = Item("How do I reset my router?", "Hold the round button.")
-SUM = Reading(None, "sum")
+SUM = RewardSpec(None, "sum")
 
 
-def judged(scorer: Scorer[Any], item: Item = ITEM) -> Any:
-    return scorer.read(scorer.measure([scorer.encoder.encode(item)])[0], reading_of(scorer))
+def scored(scorer: Scorer[Any], item: Item = ITEM) -> Any:
+    return scorer.to_rewards(scorer.forward([scorer.encoder.encode(item)])[0], reward_spec(scorer))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_red_of_a_scalar_bundle_has_its_weights_and_its_differences(scalars: lis
     assert manifest.training["derived_from"] == [{"kind": "scalar", "base_model": "tiny", "digest": source.digest}]
     better, worse = ITEM, Item(ITEM.prompt, "Go away")
     # scores lose R(x), which both responses share
-    lost = [judged(source.scorer, item).score - judged(loaded.scorer, item).score for item in (better, worse)]
+    lost = [scored(source.scorer, item).score - scored(loaded.scorer, item).score for item in (better, worse)]
     assert lost[0] == pytest.approx(lost[1], abs=1e-3)
     with pytest.raises(UnsupportedError, match="is a red one"):
         derive_red(tmp_path / "red", tmp_path / "again")
@@ -79,11 +79,11 @@ def test_red_of_a_scalar_bundle_has_its_weights_and_its_differences(scalars: lis
 def test_an_ensemble_bundle_combines_its_members(combine: Any, scalars: list[Bundle], tmp_path: Path) -> None:
     derive_ensemble([b.folder for b in scalars], tmp_path / "e", combine=combine, variance_weight=0.5)
     loaded = Bundle.load(tmp_path / "e")
-    scores = [judged(bundle.scorer).score for bundle in scalars]
+    scores = [scored(bundle.scorer).score for bundle in scalars]
     mean = sum(scores) / 3
     variance = sum((score - mean) ** 2 for score in scores) / 3
     expected = {"mean": mean, "min": min(scores), "mean_minus_variance": mean - 0.5 * variance}[combine]
-    assert judged(loaded.scorer).score == pytest.approx(expected, abs=1e-4)
+    assert scored(loaded.scorer).score == pytest.approx(expected, abs=1e-4)
     assert [o["digest"] for o in loaded.manifest.training["derived_from"]] == [b.digest for b in scalars]
     assert Bundle.load(tmp_path / "e" / member_folder(1)).digest == scalars[1].digest, "members are whole"
 
@@ -92,16 +92,16 @@ def test_measuring_gives_a_derived_bundle_its_calibration(scalars: list[Bundle],
     fit = CalibrationFit(temperature=2.0, mean=0.0, std=1.0, expected_calibration_error=0.0)
     seen: list[Any] = []
 
-    def measure(scorer: Scorer[Any]) -> Measured:
-        seen.append(judged(scorer).score)
-        return Measured({f"{scorer.kind}/sum": fit}, {"accuracy": 1.0}, [])
+    def measure(scorer: Scorer[Any]) -> BundleMetrics:
+        seen.append(scored(scorer).score)
+        return BundleMetrics({f"{scorer.kind}/sum": fit}, {"accuracy": 1.0}, [])
 
     derive_red(scalars[0].folder, tmp_path / "r", measure=measure)
     derive_ensemble([b.folder for b in scalars], tmp_path / "e", measure=measure)
     for name, key, score in (("r", "red/sum", seen[0]), ("e", "ensemble/sum", seen[1])):
         loaded = Bundle.load(tmp_path / name)
         assert loaded.manifest.calibration == {key: fit}
-        assert judged(loaded.scorer).score == pytest.approx(score, abs=1e-4)
+        assert scored(loaded.scorer).score == pytest.approx(score, abs=1e-4)
 
 
 def test_members_that_do_not_fit_are_refused_when_made_and_when_loaded(
@@ -159,8 +159,8 @@ def test_what_load_is_told_reaches_every_model(
     derive_ensemble([inner.folder, scalars[1].folder], tmp_path / "e")
     compiled: list[Any] = []
     monkeypatch.setattr("redline_model.bundle.bundle.compile_layers", compiled.append)
-    placement = Placement(dtype="bfloat16", compile=True)
-    loaded = Bundle.load(tmp_path / "e", placement, max_tokens=77, prefix_cache_tokens=123).scorer
+    load_options = LoadOptions(dtype="bfloat16", compile=True)
+    loaded = Bundle.load(tmp_path / "e", load_options, max_tokens=77, prefix_cache_tokens=123).scorer
     assert isinstance(loaded, EnsembleScorer)
     wrapped = loaded.members[0]
     assert isinstance(wrapped, LengthCalibratedScorer)
@@ -169,14 +169,14 @@ def test_what_load_is_told_reaches_every_model(
     assert [leaf.encoder.max_tokens for leaf in leaves] == [77, 77]
     assert [leaf._forward.causal.cache.max_tokens for leaf in leaves] == [123, 123]
     assert [str(model.dtype) for model in loaded.models] == ["torch.bfloat16"] * 2
-    dpo: Any = Bundle.load(dpo_bundle.folder, placement, prefix_cache_tokens=45).scorer
+    dpo: Any = Bundle.load(dpo_bundle.folder, load_options, prefix_cache_tokens=45).scorer
     assert [forward.forward.cache.max_tokens for forward in (dpo._policy, dpo._reference)] == [45, 45]
     assert [str(model.dtype) for model in dpo.models] == ["torch.bfloat16"] * 2
     assert len(compiled) == 4
 
 
 def test_a_dpo_bundle_survives_the_disk(dpo_bundle: Bundle, tokenizer: Any) -> None:
-    assert judged(dpo_bundle.scorer).rewards == judged(build_dpo(tokenizer)).rewards
+    assert scored(dpo_bundle.scorer).rewards == scored(build_dpo(tokenizer)).rewards
     assert dpo_bundle.manifest.beta == 0.5
 
 
@@ -195,8 +195,8 @@ def test_a_seq2seq_ensemble_has_its_members_modes(bundle: Bundle, tokenizer: Any
     for mode in loaded.modes:
         rewards = []
         for scorer in (loaded, bundle.scorer, other.scorer):
-            measured = scorer.measure([scorer.encoder.encode(ITEM)])[0]
-            rewards.append(scorer.read(measured, Reading(mode, "mean")).rewards)
+            outputs = scorer.forward([scorer.encoder.encode(ITEM)])[0]
+            rewards.append(scorer.to_rewards(outputs, RewardSpec(mode, "mean")).rewards)
         halves = [(a + b) / 2 for a, b in zip(rewards[1], rewards[2], strict=True)]
         assert rewards[0] == pytest.approx(halves, abs=1e-4)
 
@@ -235,7 +235,7 @@ def test_a_kind_s_own_fields_do_not_change_the_digests_of_other_kinds() -> None:
 
 @pytest.mark.parametrize("make", [derive_red, derive_ensemble])
 def test_nothing_is_written_when_making_fails(make: Callable[..., Any], scalars: list[Bundle], tmp_path: Path) -> None:
-    def fail(scorer: Scorer[Any]) -> Measured:
+    def fail(scorer: Scorer[Any]) -> BundleMetrics:
         raise RuntimeError("no")
 
     source: Any = scalars[0].folder if make is derive_red else [b.folder for b in scalars]

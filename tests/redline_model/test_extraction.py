@@ -15,7 +15,7 @@ from redline_model.extraction import (
     MODES,
     Extraction,
     Mode,
-    Reading,
+    RewardSpec,
     TokenStatistics,
     aggregate_rewards,
     choose_mode,
@@ -64,11 +64,11 @@ def literal_paper_rewards(scorer: Scorer[Any], item: EncodedItem) -> list[float]
 def responses_with_agreement(scorer: Scorer[Any]) -> list[EncodedItem]:
     """Plain responses, and random ones made of the model's favourite tokens, those that agree longest."""
     items = [scorer.encoder.encode(Item(PROMPT, text)) for text in RESPONSES]
-    favourites = torch.cat([stats.best_ids for stats in scorer.measure(items)]).unique().tolist()
+    favourites = torch.cat([stats.best_ids for stats in scorer.forward(items)]).unique().tolist()
     favourites = [token for token in favourites if token != scorer.encoder.end_id]
     rng = random.Random(0)
     made = [_with_response(items[0], rng.choices(favourites, k=rng.randint(1, 5))) for _ in range(300)]
-    agreed = [divergence(stats.agrees) or 0 for stats in scorer.measure(made)]
+    agreed = [divergence(stats.agrees) or 0 for stats in scorer.forward(made)]
     longest = sorted(range(len(made)), key=lambda n: -agreed[n])[:8]
     return items + [made[n] for n in longest]
 
@@ -83,8 +83,8 @@ def test_one_pass_equals_literal_generate_then_compare(architecture: str, reques
     scorer: Scorer[Any] = request.getfixturevalue(architecture)
     items = responses_with_agreement(scorer)
     agreeing = 0
-    for item, measured in zip(items, scorer.measure(items), strict=True):
-        one_pass = scorer.read(measured, Reading("paper", "sum")).rewards
+    for item, outputs in zip(items, scorer.forward(items), strict=True):
+        one_pass = scorer.to_rewards(outputs, RewardSpec("paper", "sum")).rewards
         assert one_pass == literal_paper_rewards(scorer, item)
         agreeing += sum(r == 1.0 for r in one_pass)
     assert agreeing > 0, "no response agreed anywhere; the comparison would be empty"
@@ -95,11 +95,11 @@ def test_a_score_is_the_same_alone_and_in_any_batch(architecture: str, request: 
     scorer: Scorer[Any] = request.getfixturevalue(architecture)
     items = [scorer.encoder.encode(Item(PROMPT + " please" * n, text)) for n in (0, 7) for text in RESPONSES]
     for mode in scorer.modes or (None,):
-        reading = Reading(mode, "sum")
-        together = [scorer.read(m, reading) for m in scorer.measure(items)]
-        backwards = [scorer.read(m, reading) for m in scorer.measure(items[::-1])][::-1]
+        spec = RewardSpec(mode, "sum")
+        together = [scorer.to_rewards(m, spec) for m in scorer.forward(items)]
+        backwards = [scorer.to_rewards(m, spec) for m in scorer.forward(items[::-1])][::-1]
         for item, first, second in zip(items, together, backwards, strict=True):
-            alone = scorer.read(scorer.measure([item])[0], reading)
+            alone = scorer.to_rewards(scorer.forward([item])[0], spec)
             assert alone.rewards == pytest.approx(first.rewards, abs=2e-4)
             assert alone.rewards == pytest.approx(second.rewards, abs=2e-4)
             assert alone.diverged_at == first.diverged_at == second.diverged_at

@@ -16,7 +16,7 @@ from redline_model.bundle.bundle import MANIFEST, Bundle
 from redline_model.bundle.derive import derive_ensemble, derive_red
 from redline_model.encoding.encoder import Item
 from redline_model.errors import BundleError, InvalidPromptError, UnsupportedError
-from redline_model.scorer import measure_all, reading_of
+from redline_model.scorer import forward_all, reward_spec
 from tests.conftest import build_causal, build_tokenizer, write_bundle
 from tests.reward_models import FAMILIES, build_reward_model, own_scores
 
@@ -54,7 +54,7 @@ def copy(folder: Path, tmp_path: Path) -> Path:
 def scores(source: str | Path, items: list[tuple[Any, str]], **settings: Any) -> list[float]:
     scorer = Bundle.load(source, **settings).scorer
     encoded = [scorer.encoder.encode(Item(prompt, response)) for prompt, response in items]
-    return [scorer.read(measured, reading_of(scorer)).score for measured in measure_all(scorer, encoded, 10_000)]
+    return [scorer.to_rewards(outputs, reward_spec(scorer)).score for outputs in forward_all(scorer, encoded, 10_000)]
 
 
 def items_of(folder: Path) -> list[tuple[Any, str]]:
@@ -80,10 +80,10 @@ def test_a_score_is_transformers_own_logit_in_any_batch(folders: tuple[Path, Pat
 def test_every_response_token_and_the_end_of_the_turn_have_a_reward_and_the_score_is_on_the_last(folder: Path) -> None:
     scorer = Bundle.load(folder).scorer
     item = scorer.encoder.encode(Item("Hi", "Hold the button."))
-    judged = scorer.read(scorer.measure([item])[0], reading_of(scorer))
-    assert len(judged.rewards) == len(item.offsets) == len(item.target_ids)
-    assert judged.rewards[:-1] == [0.0] * (len(judged.rewards) - 1)
-    assert judged.score == judged.rewards[-1]
+    scored = scorer.to_rewards(scorer.forward([item])[0], reward_spec(scorer))
+    assert len(scored.rewards) == len(item.offsets) == len(item.target_ids)
+    assert scored.rewards[:-1] == [0.0] * (len(scored.rewards) - 1)
+    assert scored.score == scored.rewards[-1]
     assert item.text[slice(*item.offsets[0])] and item.offsets[-1] == (len(item.text), len(item.text))
 
 
@@ -93,7 +93,7 @@ def test_ids_and_text_have_one_score(folder: Path) -> None:
     text = "Hold the round button."
     ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     by_text, by_ids = (scorer.encoder.encode(Item("Hi", response)) for response in (text, ids))
-    both = [scorer.read(m, reading_of(scorer)).score for m in scorer.measure([by_text, by_ids])]
+    both = [scorer.to_rewards(m, reward_spec(scorer)).score for m in scorer.forward([by_text, by_ids])]
     assert both[0] == pytest.approx(both[1], abs=1e-5)
     assert by_ids.target_ids == ids
 

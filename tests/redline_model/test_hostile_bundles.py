@@ -135,15 +135,15 @@ def test_every_family_of_models_passes_the_comparison_with_its_weights(name: str
 
 
 def test_a_base_may_have_weights_in_pytorch_s_format_and_a_bundle_not(copy: Path, tmp_path: Path) -> None:
-    from redline_model.bundle.loading import Placement
+    from redline_model.bundle.loading import LoadOptions
 
     model = build_causal(400)
     (copy / WEIGHTS).unlink()
     torch.save(model.state_dict(), copy / "pytorch_model.bin")
-    loaded = load_model(copy, "seq2seq", Placement(device="cpu"))
+    loaded = load_model(copy, "seq2seq", LoadOptions(device="cpu"))
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
     with pytest.raises(BundleError, match="safetensors"):
-        load_model(copy, "seq2seq", Placement(device="cpu"), must_be_complete=True)
+        load_model(copy, "seq2seq", LoadOptions(device="cpu"), must_be_complete=True)
 
 
 class _Unpickled:
@@ -154,13 +154,13 @@ class _Unpickled:
 
 
 def test_weights_of_a_base_cannot_run_code(copy: Path, tmp_path: Path) -> None:
-    from redline_model.bundle.loading import Placement
+    from redline_model.bundle.loading import LoadOptions
 
     _Unpickled.trace = tmp_path / "code was run"
     (copy / WEIGHTS).unlink()
     torch.save({"lm_head.weight": _Unpickled()}, copy / "pytorch_model.bin")
     with pytest.raises(BundleError):
-        load_model(copy, "seq2seq", Placement(device="cpu"))
+        load_model(copy, "seq2seq", LoadOptions(device="cpu"))
     assert not _Unpickled.trace.exists()
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from redline_model.bundle.bundle import Bundle
-from redline_model.bundle.loading import Placement, check_policy, load_model
+from redline_model.bundle.loading import LoadOptions, check_policy, load_model
 from redline_model.errors import BundleError
 from redline_model.untrusted.pickle_check import PICKLED, pickled_tensors
 from tests.conftest import build_causal
@@ -25,7 +25,7 @@ from tests.damage import WEIGHTS, config, file, json_file
 from tests.redline_model.test_hostile_bundles import LIMIT_MIB, LIMIT_S, peak_mib
 from tests.terminal import run_on_terminal
 
-CPU = Placement(device="cpu")
+CPU = LoadOptions(device="cpu")
 
 
 @pytest.fixture

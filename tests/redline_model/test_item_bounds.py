@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from redline.chat_template import PrivateTokenizer
+from redline.chat_template import StatelessTokenizer
 from redline_model.encoding.encoder import Encoder, Item
 from redline_model.errors import TooLongError
 from redline_model.scorer import Scorer
@@ -22,13 +22,13 @@ def encoder(causal_scorer: Scorer[Any], tokenizer: Any) -> Encoder:
 def tokenised(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Characters of each text that was tokenised."""
     found: list[int] = []
-    encoded = PrivateTokenizer._encoded
+    encoded = StatelessTokenizer._encoded
 
-    def counting(self: PrivateTokenizer, text: str, **how: Any) -> Any:
+    def counting(self: StatelessTokenizer, text: str, **how: Any) -> Any:
         found.append(len(text))
         return encoded(self, text, **how)
 
-    monkeypatch.setattr(PrivateTokenizer, "_encoded", counting)
+    monkeypatch.setattr(StatelessTokenizer, "_encoded", counting)
     return found
 
 

@@ -22,14 +22,14 @@ from transformers import (
 from redline.preference_data.rows import Pair
 from redline_model.bundle.bundle import make_encoder
 from redline_model.bundle.checkpoint_names import check_names
-from redline_model.bundle.loading import Kind, Placement, check_policy, load_config, load_model, load_tokenizer
+from redline_model.bundle.loading import Kind, LoadOptions, check_policy, load_config, load_model, load_tokenizer
 from redline_model.encoding.encoder import Template
 from redline_model.errors import BundleError, UnsupportedError
 from redline_trainer.config import TrainConfig
 from redline_trainer.train import train
 from tests.conftest import build_causal, build_encoder_decoder, build_tokenizer
 
-CPU = Placement(device="cpu")
+CPU = LoadOptions(device="cpu")
 PAIRS = [Pair(f"How do I reset router {n}?", "Hold the button.", "Eat the soup.", f"t:{n}") for n in range(12)]
 KINDS: list[Kind] = ["seq2seq", "scalar", "red", "dpo"]
 

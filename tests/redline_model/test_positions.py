@@ -121,7 +121,7 @@ def test_led_scores_and_writes_up_to_its_decoder_s_last_position(plain_tokenizer
     ids = [5 + n for n in range(23)]
     item = scorer.encoder.encode(Item("Hi", [*ids, plain_tokenizer.eos_token_id]))
     assert len(item.target_ids) == 24
-    assert len(scorer.measure([item])[0].logprob) == 24
+    assert len(scorer.forward([item])[0].logprob) == 24
     (_, correction), *_ = correct_all(scorer, [scorer.encoder.encode(Item("Hi", ids[:4]))])
     assert not correction.is_complete, "it was written to the last position"
 

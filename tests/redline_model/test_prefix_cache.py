@@ -10,12 +10,12 @@ import torch
 from redline_model.bundle.bundle import Bundle
 from redline_model.encoding.encoder import Item
 from redline_model.encoding.sized_cache import SizedCache
-from redline_model.inference.packed_attention import Past
+from redline_model.inference.packed_attention import KVCache
 from redline_model.inference.prefix_cache import PrefixCache, share_bytes
 
 
-def past(tokens: int, layers: int = 2, heads: int = 2, size: int = 8) -> Past:
-    kept = Past(tokens)
+def past(tokens: int, layers: int = 2, heads: int = 2, size: int = 8) -> KVCache:
+    kept = KVCache(tokens)
     for layer in range(layers):
         kept.write(layer, 0, torch.zeros(heads, tokens, size), torch.zeros(heads, tokens, size))
     return kept
@@ -47,11 +47,11 @@ def test_a_loaded_bundle_keeps_to_its_bytes(bundle: Bundle) -> None:
     loaded = Bundle.load(bundle.folder, prefix_cache_tokens=10_000, prefix_cache_bytes=60_000)
     scorer: Any = loaded.scorer
     for n in range(12):
-        scorer.measure([scorer.encoder.encode(Item(f"Prompt number {n}, of several words", "So."))])
+        scorer.forward([scorer.encoder.encode(Item(f"Prompt number {n}, of several words", "So."))])
     [cache] = scorer.prefix_caches
     assert 0 < cache.bytes <= 60_000
     again = Bundle.load(bundle.folder, prefix_cache_tokens=10_000, prefix_cache_bytes=0)
-    again.scorer.measure([scorer.encoder.encode(Item("Prompt", "So."))])
+    again.scorer.forward([scorer.encoder.encode(Item("Prompt", "So."))])
     assert sum(cache.bytes for cache in again.scorer.prefix_caches) == 0
 
 

@@ -10,8 +10,8 @@ import torch
 
 from redline_model.encoding.encoder import Item, Template
 from redline_model.errors import InvalidPromptError, NonFiniteError, UnsupportedError
-from redline_model.extraction import AGGREGATES, Aggregate, Extraction, Reading, aggregate_rewards, move_score
-from redline_model.scorer import Judgement, Scorer, all_readings, correct_all, reading_key, reading_of
+from redline_model.extraction import AGGREGATES, Aggregate, Extraction, RewardSpec, aggregate_rewards, move_score
+from redline_model.scorer import ScoredResponse, Scorer, all_reward_specs, correct_all, reward_spec, spec_key
 from redline_model.scorers.ensemble import EnsembleOptions, EnsembleScorer, combined
 from redline_model.scorers.length_calibrated import LengthCalibratedScorer, LengthCurve
 from tests.conftest import (
@@ -34,10 +34,10 @@ def items_of(scorer: Scorer[Any]) -> list[Any]:
 
 
 def curves_of(inner: Scorer[Any]) -> dict[str, LengthCurve]:
-    readings = all_readings(inner)
+    specs = all_reward_specs(inner)
     return {
-        reading_key(inner, reading): LengthCurve(lengths=[2, 9, 30], values=[n, -1.5, 0.25 * n])
-        for n, reading in enumerate(readings)
+        spec_key(inner, spec): LengthCurve(lengths=[2, 9, 30], values=[n, -1.5, 0.25 * n])
+        for n, spec in enumerate(specs)
     }
 
 
@@ -78,45 +78,45 @@ def test_a_score_is_the_same_alone_and_in_any_batch(kind: str, is_padded: bool, 
     assert (scorer.prefix(items[0]) is None) == is_padded
     batches = list(scorer.batches(items, 60))
     assert sorted(i for batch in batches for i in batch) == list(range(len(items)))
-    together, backwards = scorer.measure(items), scorer.measure(items[::-1])[::-1]
+    together, backwards = scorer.forward(items), scorer.forward(items[::-1])[::-1]
     for item, first, second in zip(items, together, backwards, strict=True):
-        alone = scorer.measure([item])[0]
-        for reading in all_readings(scorer):
-            judged = scorer.read(alone, reading)
-            assert len(judged.rewards) == len(item.target_ids)
-            assert judged.rewards == pytest.approx(scorer.read(first, reading).rewards, abs=2e-3)
-            assert judged.rewards == pytest.approx(scorer.read(second, reading).rewards, abs=2e-3)
+        alone = scorer.forward([item])[0]
+        for spec in all_reward_specs(scorer):
+            scored = scorer.to_rewards(alone, spec)
+            assert len(scored.rewards) == len(item.target_ids)
+            assert scored.rewards == pytest.approx(scorer.to_rewards(first, spec).rewards, abs=2e-3)
+            assert scored.rewards == pytest.approx(scorer.to_rewards(second, spec).rewards, abs=2e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_score_is_the_aggregate_of_the_token_rewards(kind: str, tokenizer: Any) -> None:
     scorer = build(kind, tokenizer, is_padded=False)
-    for measured in scorer.measure(items_of(scorer)):
-        for reading in all_readings(scorer):
-            judged = scorer.read(measured, reading)
-            again = aggregate_rewards(torch.tensor(judged.rewards, dtype=torch.float64), reading.aggregate)
-            assert judged.score == pytest.approx(again, abs=1e-6)
+    for outputs in scorer.forward(items_of(scorer)):
+        for spec in all_reward_specs(scorer):
+            scored = scorer.to_rewards(outputs, spec)
+            again = aggregate_rewards(torch.tensor(scored.rewards, dtype=torch.float64), spec.aggregate)
+            assert scored.score == pytest.approx(again, abs=1e-6)
 
 
 @pytest.mark.parametrize("is_padded", [False, True], ids=["ragged", "padded"])
 def test_red_rewards_telescope_and_are_the_scalar_of_every_beginning(is_padded: bool, tokenizer: Any) -> None:
     scorer = build("red", tokenizer, is_padded=is_padded)
     plain = build_scalar(len(tokenizer), 0)
-    for item, measured in zip(items_of(scorer), scorer.measure(items_of(scorer)), strict=True):
+    for item, outputs in zip(items_of(scorer), scorer.forward(items_of(scorer)), strict=True):
         values = []
         for t in range(len(item.target_ids) + 1):  # each beginning of the response in a pass of its own
             ids = torch.tensor([[*item.prefix_ids, *item.target_ids[:t]]])
             with torch.no_grad():
                 values.append(float(plain.score(plain.model(input_ids=ids).last_hidden_state[0, -1])))
-        judged = scorer.read(measured, Reading(None, "sum"))
-        assert judged.rewards == pytest.approx([b - a for a, b in pairwise(values)], abs=1e-3)
-        assert judged.score == pytest.approx(values[-1] - values[0], abs=1e-3)
-        assert sum(judged.rewards) == pytest.approx(float(measured[-1]) - float(measured[0]), abs=1e-9)
+        scored = scorer.to_rewards(outputs, RewardSpec(None, "sum"))
+        assert scored.rewards == pytest.approx([b - a for a, b in pairwise(values)], abs=1e-3)
+        assert scored.score == pytest.approx(values[-1] - values[0], abs=1e-3)
+        assert sum(scored.rewards) == pytest.approx(float(outputs[-1]) - float(outputs[0]), abs=1e-9)
 
 
 def test_dpo_rewards_are_scaled_differences_of_log_probabilities(tokenizer: Any) -> None:
     scorer = build_dpo(tokenizer, beta=0.25)
-    for item, measured in zip(items_of(scorer), scorer.measure(items_of(scorer)), strict=True):
+    for item, outputs in zip(items_of(scorer), scorer.forward(items_of(scorer)), strict=True):
         logprobs = []
         for seed in (1, 2):
             ids = torch.tensor([[*item.prefix_ids, *item.target_ids]])
@@ -125,14 +125,14 @@ def test_dpo_rewards_are_scaled_differences_of_log_probabilities(tokenizer: Any)
             start = len(item.prefix_ids) - 1
             logprobs.append([float(rows[start + t, token]) for t, token in enumerate(item.target_ids)])
         expected = [0.25 * (a - b) for a, b in zip(*logprobs, strict=True)]
-        assert scorer.read(measured, Reading(None, "sum")).rewards == pytest.approx(expected, abs=1e-3)
+        assert scorer.to_rewards(outputs, RewardSpec(None, "sum")).rewards == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize("is_padded", [False, True], ids=["ragged", "padded"])
 def test_a_policy_that_has_not_left_its_reference_earns_nothing(is_padded: bool, tokenizer: Any) -> None:
     scorer = build_dpo(tokenizer, seeds=(1, 1), is_padded=is_padded)
-    for item, measured in zip(items_of(scorer), scorer.measure(items_of(scorer)), strict=True):
-        assert scorer.read(measured, Reading(None, "sum")).rewards == [0.0] * len(item.target_ids)
+    for item, outputs in zip(items_of(scorer), scorer.forward(items_of(scorer)), strict=True):
+        assert scorer.to_rewards(outputs, RewardSpec(None, "sum")).rewards == [0.0] * len(item.target_ids)
 
 
 @pytest.mark.parametrize("chat", [True, False])
@@ -162,14 +162,18 @@ def test_dpo_models_of_different_vocabularies_are_refused(tokenizer: Any) -> Non
         build_scorer("dpo", model, tokenizer, reference=other, beta=0.1)
 
 
-JUDGEMENTS = [Judgement(3.0, [1.0, 2.0], None), Judgement(-1.0, [0.0, -1.0], 1), Judgement(1.0, [2.0, -1.0], 0)]
+JUDGEMENTS = [
+    ScoredResponse(3.0, [1.0, 2.0], None),
+    ScoredResponse(-1.0, [0.0, -1.0], 1),
+    ScoredResponse(1.0, [2.0, -1.0], 0),
+]
 
 
 def test_combining_by_hand() -> None:
-    def under(combine: Any, aggregate: Aggregate = "sum", **options: Any) -> Judgement:
+    def under(combine: Any, aggregate: Aggregate = "sum", **options: Any) -> ScoredResponse:
         return combined(JUDGEMENTS, EnsembleOptions(members=3, combine=combine, **options), aggregate)
 
-    assert under("mean") == Judgement(1.0, [1.0, 0.0], None)
+    assert under("mean") == ScoredResponse(1.0, [1.0, 0.0], None)
     assert under("min") == JUDGEMENTS[1]
     # mean 1, population variance ((2)^2 + (-2)^2 + 0) / 3 = 8/3
     less = under("mean_minus_variance", variance_weight=0.75)
@@ -179,7 +183,7 @@ def test_combining_by_hand() -> None:
 
 
 def test_the_least_of_equals_is_the_first() -> None:
-    equal = [Judgement(1.0, [1.0], None), Judgement(1.0, [1.0], 0)]
+    equal = [ScoredResponse(1.0, [1.0], None), ScoredResponse(1.0, [1.0], 0)]
     assert combined(equal, EnsembleOptions(members=2, combine="min"), "sum") is equal[0]
 
 
@@ -227,13 +231,13 @@ def test_every_member_s_pass_is_begun_before_any_is_waited_for(tokenizer: Any) -
     order: list[str] = []
     for number, member in enumerate(scorer.members):
 
-        def launch(items: Any, number: int = number, real: Any = member.launch) -> Any:
+        def start_forward(items: Any, number: int = number, real: Any = member.start_forward) -> Any:
             order.append(f"launch {number}")
             collect = real(items)
             return lambda: (order.append(f"collect {number}"), collect())[1]
 
-        member.launch = launch  # type: ignore[method-assign]
-    scorer.measure(items_of(scorer)[:2])
+        member.start_forward = start_forward  # type: ignore[method-assign]
+    scorer.forward(items_of(scorer)[:2])
     assert order == [*(f"launch {n}" for n in range(3)), *(f"collect {n}" for n in range(3))]
 
 
@@ -258,12 +262,12 @@ def test_a_length_curve_is_linear_between_knots_and_constant_beyond() -> None:
 def test_a_length_calibrated_score_is_the_inner_one_less_the_curve(tokenizer: Any) -> None:
     scorer = build("length_calibrated", tokenizer, is_padded=False)
     assert isinstance(scorer, LengthCalibratedScorer)
-    for item, measured in zip(items_of(scorer), scorer.measure(items_of(scorer)), strict=True):
-        for reading in all_readings(scorer):
-            inner, judged = scorer.inner.read(measured, reading), scorer.read(measured, reading)
-            expected = scorer.curves[f"scalar/{reading.aggregate}"].at(len(item.target_ids))
-            assert judged.score == pytest.approx(inner.score - expected)
-            assert judged.rewards[:-1] == inner.rewards[:-1]
+    for item, outputs in zip(items_of(scorer), scorer.forward(items_of(scorer)), strict=True):
+        for spec in all_reward_specs(scorer):
+            inner, scored = scorer.inner.to_rewards(outputs, spec), scorer.to_rewards(outputs, spec)
+            expected = scorer.curves[f"scalar/{spec.aggregate}"].at(len(item.target_ids))
+            assert scored.score == pytest.approx(inner.score - expected)
+            assert scored.rewards[:-1] == inner.rewards[:-1]
 
 
 def test_a_reading_without_a_curve_is_refused(scalar_scorer: Scorer[Any]) -> None:
@@ -286,11 +290,11 @@ def test_who_writes_no_correction_says_so(tokenizer: Any, causal_scorer: Scorer[
 
 def test_modes_are_those_of_the_members(tokenizer: Any) -> None:
     seq2seq = build("ensemble of seq2seq", tokenizer, is_padded=False)
-    assert reading_of(seq2seq, "paper", "mean") == Reading("paper", "mean")
+    assert reward_spec(seq2seq, "paper", "mean") == RewardSpec("paper", "mean")
     scalars = build("ensemble of scalars", tokenizer, is_padded=False)
     assert scalars.modes == ()
     with pytest.raises(UnsupportedError, match="modes"):
-        reading_of(scalars, "paper")
+        reward_spec(scalars, "paper")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -300,10 +304,10 @@ def test_nan_is_an_error_of_its_item(kind: str, tokenizer: Any) -> None:
     items = [scorer.encoder.encode(Item("Hi", text)) for text in ("good", "zz")]
     with torch.no_grad():
         scorer.models[-1].get_input_embeddings().weight[broken] = float("nan")
-    good, bad = scorer.measure(items)
-    assert scorer.read(good, reading_of(scorer)).rewards
+    good, bad = scorer.forward(items)
+    assert scorer.to_rewards(good, reward_spec(scorer)).rewards
     with pytest.raises(NonFiniteError):
-        scorer.read(bad, reading_of(scorer))
+        scorer.to_rewards(bad, reward_spec(scorer))
 
 
 def test_encoder_decoder_members_make_an_ensemble(plain_tokenizer: Any) -> None:
@@ -312,7 +316,7 @@ def test_encoder_decoder_members_make_an_ensemble(plain_tokenizer: Any) -> None:
     ]
     scorer = EnsembleScorer(members, EnsembleOptions(members=2), Extraction())
     items = items_of(scorer)
-    reading = reading_of(scorer)
-    scores = [[member.read(m, reading).score for m in member.measure(items)] for member in members]
-    ours = [scorer.read(m, reading).score for m in scorer.measure(items)]
+    spec = reward_spec(scorer)
+    scores = [[member.to_rewards(m, spec).score for m in member.forward(items)] for member in members]
+    ours = [scorer.to_rewards(m, spec).score for m in scorer.forward(items)]
     assert ours == pytest.approx([(a + b) / 2 for a, b in zip(*scores, strict=True)], abs=1e-3)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from redline_model.correction.drafting import Draft
-from redline_model.correction.rewriter import Correction, RaggedRewriter, WholeRewriter
+from redline_model.correction.rewriter import Correction, PackedRewriter, PaddedRewriter
 from redline_model.encoding.encoder import EncodedItem, Item
 from redline_model.extraction import divergence
 from redline_model.inference.target_logits import source_of
@@ -23,7 +23,7 @@ TEXTS = ["Hold the round button.", "I am sorry.", "世界 🙂", "To reset", "Ho
 
 def plain_greedy(scorer: Scorer[Any], item: EncodedItem) -> Correction:
     """Token by token from nothing, each by a full pass of its own."""
-    k = divergence(scorer.measure([item])[0].agrees)
+    k = divergence(scorer.forward([item])[0].agrees)
     known = len(item.target_ids) if k is None else k + 1
     room = 2 * len(item.response_ids) + 32
     model, source, end = scorer.model, source_of(item), scorer.encoder.end_id
@@ -85,7 +85,7 @@ def test_any_draft_leads_to_the_same_text_and_a_good_one_sooner(causal_scorer: S
     some = items(causal_scorer)
     expected = [plain_greedy(causal_scorer, item) for item in some]
     rewriter = causal_scorer.rewriter()
-    assert isinstance(rewriter, RaggedRewriter)
+    assert isinstance(rewriter, PackedRewriter)
     tickets = [ticket for ticket, _ in rewriter.start(some)]
     lengths = []
     for ticket, item in zip(tickets, some, strict=True):
@@ -135,7 +135,7 @@ def test_a_correction_ignores_the_base_s_own_generation_settings() -> None:
     model.generation_config.suppress_tokens = list(range(50, 300))
     odd = build_scorer("seq2seq", model, tokenizer)
     assert isinstance(odd, Seq2SeqScorer)
-    whole = WholeRewriter(odd.model, odd._forward, odd.encoder)
+    whole = PaddedRewriter(odd.model, odd._forward, odd.encoder)
     for item in items(plain)[:5]:
         (ticket, _), *_ = whole.start([item])
         assert whole.advance(whole.active()) == [(ticket, correct_all(plain, [item])[0][1])]

@@ -14,8 +14,8 @@ from transformers import LlamaConfig
 from redline.causal_lm.rotary import longest_shared
 from redline_model.encoding.encoder import EncodedItem
 from redline_model.inference.target_logits import CausalTargets, target_forward
-from redline_model.inference.token_statistics import launch_targets
-from redline_model.scorer import measure_all
+from redline_model.inference.token_statistics import start_token_statistics
+from redline_model.scorer import forward_all
 from tests.conftest import build_scorer
 
 ORIGINAL = 24  # tokens up to which the angles are the base's
@@ -99,16 +99,16 @@ def test_log_probabilities_are_those_of_a_fresh_model_alone(name: str, is_unders
             made.forward = None
         return made
 
-    alone = [launch_targets(forward(copy.deepcopy(fresh)), [item])()[0].logprob for item in items()]
+    alone = [start_token_statistics(forward(copy.deepcopy(fresh)), [item])()[0].logprob for item in items()]
     used = forward(copy.deepcopy(fresh))
     with torch.inference_mode():
         for _ in ("first", "after the long ones"):
-            together = launch_targets(used, items())()
+            together = start_token_statistics(used, items())()
             for one, expected in zip(together, alone, strict=True):
                 assert torch.allclose(one.logprob, expected, atol=1e-5)
         for item, expected in zip(items(), alone, strict=True):  # right after a longer one, and alone
-            launch_targets(used, [items()[1]])()
-            assert torch.allclose(launch_targets(used, [item])()[0].logprob, expected, atol=1e-5)
+            start_token_statistics(used, [items()[1]])()
+            assert torch.allclose(start_token_statistics(used, [item])()[0].logprob, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -117,8 +117,8 @@ def test_scores_are_those_of_a_fresh_model_alone(name: str, kind: Any, tokenizer
     fresh = build(name, "ForSequenceClassification")
 
     def values(scorer: Any, some: list[EncodedItem]) -> list[torch.Tensor]:
-        measured = measure_all(scorer, some, 200)
-        return [torch.as_tensor(one.reward if kind == "scalar" else one) for one in measured]
+        outputs = forward_all(scorer, some, 200)
+        return [torch.as_tensor(one.reward if kind == "scalar" else one) for one in outputs]
 
     def scorer_of(model: Any) -> Any:
         return build_scorer(kind, model, tokenizer, prefix_cache_tokens=1000)
@@ -149,11 +149,11 @@ def test_encoder_decoder_models_are_scored_alone_too() -> None:
     torch.manual_seed(0)
     fresh = transformers.T5GemmaForConditionalGeneration(config).eval()
     assert longest_shared(fresh.config.to_dict()) == ORIGINAL
-    alone = [launch_targets(target_forward(copy.deepcopy(fresh)), [item])()[0].logprob for item in items()]
+    alone = [start_token_statistics(target_forward(copy.deepcopy(fresh)), [item])()[0].logprob for item in items()]
     used = target_forward(copy.deepcopy(fresh))
     with torch.inference_mode():
         for _ in ("first", "after the long ones"):
-            for one, expected in zip(launch_targets(used, items())(), alone, strict=True):
+            for one, expected in zip(start_token_statistics(used, items())(), alone, strict=True):
                 assert torch.allclose(one.logprob, expected, atol=1e-5)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from redline_model.encoding.encoder import Item
 from redline_model.errors import UnsupportedError
-from redline_model.extraction import Reading
+from redline_model.extraction import RewardSpec
 from redline_model.scorers.scalar import ScalarForward, check_pooling, score_head
 from redline_trainer.objectives.base import EncodedPair
 from redline_trainer.objectives.odin import ODINObjective
@@ -47,11 +47,11 @@ def test_scores_in_bfloat16_lose_nothing_in_the_head(
     read = ScalarForward.read
     monkeypatch.setattr(ScalarForward, "read", lambda self, hidden: read(self, seen.append(hidden) or hidden))
     items = [scorer.encoder.encode(Item("How?", text)) for text in TEXTS]
-    measured = scorer.measure(items)
-    values = torch.cat([torch.as_tensor([one.reward]) if kind == "scalar" else one for one in measured])
+    outputs = scorer.forward(items)
+    values = torch.cat([torch.as_tensor([one.reward]) if kind == "scalar" else one for one in outputs])
     assert seen[0].dtype == torch.bfloat16
     assert relative_error(values, exact_values(model, seen[0])) < 1e-6
-    assert scorer.read(measured[0], Reading(None, "sum")).rewards
+    assert scorer.to_rewards(outputs[0], RewardSpec(None, "sum")).rewards
 
 
 def test_an_adapted_head_is_read_with_what_it_has_learned(tokenizer: Any) -> None:

@@ -9,9 +9,9 @@ import torch
 
 from redline_model.encoding.encoder import Item
 from redline_model.errors import NonFiniteError, UnsupportedError
-from redline_model.extraction import Reading
+from redline_model.extraction import RewardSpec
 from redline_model.inference.padding import pack_by_length
-from redline_model.scorer import Scorer, correct_all, reading_of
+from redline_model.scorer import Scorer, correct_all, reward_spec
 from redline_model.scorers.scalar import ScalarForward
 from tests.conftest import build_causal, build_scorer, build_tokenizer
 
@@ -24,7 +24,7 @@ def test_a_scalar_model_writes_nothing(scalar_scorer: Scorer[Any]) -> None:
     with pytest.raises(UnsupportedError):
         correct_all(scalar_scorer, [item])
     with pytest.raises(UnsupportedError, match="modes"):
-        reading_of(scalar_scorer, mode="paper")
+        reward_spec(scalar_scorer, mode="paper")
 
 
 def test_the_scalar_is_read_at_the_last_token_even_if_it_looks_like_padding(
@@ -43,9 +43,9 @@ def test_the_scalar_is_read_at_the_last_token_even_if_it_looks_like_padding(
 
 def test_the_scalar_reward_stands_on_the_last_token(scalar_scorer: Scorer[Any]) -> None:
     item = scalar_scorer.encoder.encode(Item(PROMPT, "Hold"))
-    judged = scalar_scorer.read(scalar_scorer.measure([item])[0], Reading(None, "sum"))
-    assert judged.rewards[:-1] == [0.0] * (len(item.target_ids) - 1)
-    assert judged.score == judged.rewards[-1] != 0.0
+    scored = scalar_scorer.to_rewards(scalar_scorer.forward([item])[0], RewardSpec(None, "sum"))
+    assert scored.rewards[:-1] == [0.0] * (len(item.target_ids) - 1)
+    assert scored.score == scored.rewards[-1] != 0.0
 
 
 def test_nan_is_an_error_of_its_item() -> None:
@@ -56,10 +56,10 @@ def test_nan_is_an_error_of_its_item() -> None:
     items = [scorer.encoder.encode(Item("Hi", text)) for text in ("good", "zz")]
     with torch.no_grad():
         model.get_input_embeddings().weight[broken] = float("nan")
-    good, bad = scorer.measure(items)
-    assert scorer.read(good, Reading("paper", "sum")).rewards
+    good, bad = scorer.forward(items)
+    assert scorer.to_rewards(good, RewardSpec("paper", "sum")).rewards
     with pytest.raises(NonFiniteError):
-        scorer.read(bad, Reading("paper", "sum"))
+        scorer.to_rewards(bad, RewardSpec("paper", "sum"))
 
 
 def test_packing_keeps_everything_within_budget() -> None:
@@ -77,4 +77,4 @@ def test_an_encoder_decoder_model_needs_no_decoder_start_of_its_own(plain_tokeni
     model.generation_config.decoder_start_token_id = None
     model.config.decoder_start_token_id = None
     scorer = build_scorer("seq2seq", model, plain_tokenizer)
-    assert scorer.measure([scorer.encoder.encode(Item(PROMPT, "Hold"))])
+    assert scorer.forward([scorer.encoder.encode(Item(PROMPT, "Hold"))])

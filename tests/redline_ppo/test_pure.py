@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from redline.ppo.advantages import gae, group_relative, penalized_rewards, whiten
+from redline.ppo.advantages import gae, group_relative, kl_penalized_rewards, whiten
 from redline.ppo.losses import adapted_kl_coefficient, explained_variance, policy_loss, value_loss
 from redline.ppo.report import fit_line
 
@@ -65,7 +65,7 @@ def test_the_kl_price_is_paid_per_token() -> None:
         torch.tensor([[-2.0, -1.5]]),
     )
     mask = torch.tensor([[True, True]])
-    assert penalized_rewards(rewards, logprobs, reference, 0.1, mask).tolist() == [pytest.approx([0.9, 1.05])]
+    assert kl_penalized_rewards(rewards, logprobs, reference, 0.1, mask).tolist() == [pytest.approx([0.9, 1.05])]
 
 
 def test_the_surrogate_by_hand() -> None:

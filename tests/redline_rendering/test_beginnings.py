@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from redline.chat_template import PolicyPrompts, PrivateTokenizer
+from redline.chat_template import PolicyPrompts, StatelessTokenizer
 from redline_model.encoding.encoder import Encoder, Item, Template
 from tests.chat_templates import with_template
 from tests.tokenizer_families import TOKENIZERS, tokenizer_of
@@ -76,23 +76,23 @@ def test_text_and_the_ids_that_the_policy_wrote_are_one_response(family: str) ->
 
 @pytest.mark.parametrize("family", TOKENIZERS)
 def test_a_text_behind_text_gets_no_space_and_its_spans_cover_it(family: str) -> None:
-    texts = PrivateTokenizer(tokenizer_of(family))
+    texts = StatelessTokenizer(tokenizer_of(family))
     text = "hold the button"
     for behind in ("token", "text"):
         ids, spans = texts.foreign(text, behind)  # type: ignore[arg-type]
-        assert texts.foreign_ids(text, behind) == ids  # type: ignore[arg-type]
+        assert texts.user_text_ids(text, behind) == ids  # type: ignore[arg-type]
         covered = {n for start, end in spans for n in range(start, end)}
         assert {n for n, sign in enumerate(text) if sign != " "} <= covered <= set(range(len(text)))
     first = tokenizer_of(family).convert_ids_to_tokens(ids)[0]
     assert "hold".startswith(first), "no sign of a space before it"
-    starting = tokenizer_of(family).convert_ids_to_tokens(texts.foreign_ids(text))[0]
+    starting = tokenizer_of(family).convert_ids_to_tokens(texts.user_text_ids(text))[0]
     assert starting.startswith(("▁", "Ġ")) == (family not in ("byte_bpe", "word_piece"))
 
 
 @pytest.mark.parametrize("family", ["byte_bpe_prefix_space", "byte_fallback", "unigram", "first_space"])
 def test_behind_an_added_token_of_a_piece_the_tokenizer_goes_on_as_it_does(family: str) -> None:
     made = with_template(family, "chatml")
-    texts = PrivateTokenizer(made)
+    texts = StatelessTokenizer(made)
     piece = "Hi<|im_end|>why<|im_end|>"
     whole = made("<|im_start|>" + piece, add_special_tokens=False)["input_ids"]
     assert texts.template_ids(piece, "token") == whole[1:]

@@ -10,7 +10,7 @@ import pytest
 
 from redline_model.encoding.encoder import Encoder, Item, Template
 from redline_model.errors import BadIdsError
-from redline_model.scorer import Scorer, reading_of
+from redline_model.scorer import Scorer, reward_spec
 from tests.conftest import build_causal, build_scorer
 from tests.tokenizer_families import TOKENIZERS, tokenizer_of
 
@@ -61,9 +61,9 @@ def test_an_id_without_text_has_a_reward_of_its_own() -> None:
     empty = ids_without_text(made)[0]
     words = made("hold the button", add_special_tokens=False)["input_ids"]
     items = [scorer.encoder.encode(Item("Hi", ids)) for ids in (words, [*words, empty], [empty])]
-    judged = [scorer.read(measured, reading_of(scorer)) for measured in scorer.measure(items)]
-    assert [len(one.rewards) for one in judged] == [len(words), len(words) + 1, 1]
-    assert judged[1].score != judged[0].score
+    scored = [scorer.to_rewards(outputs, reward_spec(scorer)) for outputs in scorer.forward(items)]
+    assert [len(one.rewards) for one in scored] == [len(words), len(words) + 1, 1]
+    assert scored[1].score != scored[0].score
 
 
 def test_an_end_token_amid_ids_is_refused() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from redline.chat_template import ChatRenderer, OwnForm
-from redline.text.chat_markup import BorderError, from_query_and_prompt, prompt_of
+from redline.chat_template import ChatRenderer, ChatTemplateParser
+from redline.text.chat_markup import PromptBoundaryError, parse_query_and_prompt, prompt_of
 from redline_model.encoding.encoder import Encoder, Template
-from redline_service.compat.base import Reader
+from redline_service.compat.base import ConversationParser
 from tests.chat_templates import STYLES, with_template
 
 CHAT = [
@@ -29,10 +29,10 @@ def conversations(style: str) -> list[list[dict[str, Any]]]:
     return [CHAT[:1], CHAT, *([SYSTEM[:2], SYSTEM] if STYLES[style].has_system else [])]
 
 
-def reader_of(style: str) -> Reader:
+def reader_of(style: str) -> ConversationParser:
     made = with_template("byte_bpe", style)
     template = Template(style="chat", chat_kwargs={"date_string": "01 Jan 2025"})
-    return Reader(Encoder(made, template, arrangement="rewrite", vocab_size=len(made), max_tokens=None))
+    return ConversationParser(Encoder(made, template, arrangement="rewrite", vocab_size=len(made), max_tokens=None))
 
 
 def read(prompt: Any) -> list[dict[str, Any]]:
@@ -52,10 +52,10 @@ def test_a_query_in_the_own_form_is_taken_apart(style: str, is_finished: bool) -
         for after in [closing, closing.rstrip(), closing + "<pad><pad>"] if is_finished else ["", "<pad>"]:
             if is_finished and not closing.strip():
                 continue  # nothing says that it is finished
-            exchange = reader.from_query_and_prompt(prompt + ANSWER + after, prompt)
+            exchange = reader.parse_query_and_prompt(prompt + ANSWER + after, prompt)
             assert read(exchange.prompt) == messages
             assert (exchange.response, exchange.is_finished) == (ANSWER, is_finished)
-            assert read(reader.from_prompt_and_response(prompt, ANSWER + after).prompt) == messages
+            assert read(reader.parse_prompt_and_response(prompt, ANSWER + after).prompt) == messages
 
 
 @pytest.mark.parametrize("style", READ)
@@ -65,7 +65,7 @@ def test_a_whole_conversation_in_the_own_form_is_taken_apart(style: str) -> None
     assert chat is not None
     for messages in conversations(style):
         text = chat.render([*messages, {"role": "assistant", "content": ANSWER}])
-        exchange = reader.from_whole(text)
+        exchange = reader.parse_conversation(text)
         assert (read(exchange.prompt), exchange.response.strip()) == (messages, ANSWER)
         assert text[exchange.start :].startswith(exchange.response)
 
@@ -76,16 +76,16 @@ def test_the_begin_token_may_be_missing_or_behind_padding(style: str) -> None:
     chat = ChatRenderer(reader.encoder.tokenizer, {"date_string": "01 Jan 2025"})
     prompt = chat.render(SYSTEM, opens_turn=True)
     for given in (prompt, prompt.removeprefix("<s>"), "<pad><pad>" + prompt):
-        exchange = reader.from_query_and_prompt(given + ANSWER + "<eot_id>", given)
+        exchange = reader.parse_query_and_prompt(given + ANSWER + "<eot_id>", given)
         assert read(exchange.prompt) == SYSTEM
         whole = given + ANSWER
-        exchange = reader.from_whole(whole)
+        exchange = reader.parse_conversation(whole)
         assert (read(exchange.prompt), exchange.response) == (SYSTEM, ANSWER)
         assert whole[exchange.start :] == ANSWER
 
 
 def test_what_the_template_marks_as_generated_ends_an_answer() -> None:
-    form = OwnForm(ChatRenderer(with_template("byte_bpe", "marked as generated"), {}))
+    form = ChatTemplateParser(ChatRenderer(with_template("byte_bpe", "marked as generated"), {}))
     assert "<|im_end|>" in form.ends
     assert form.answer("Yes<|im_end|>") == ("Yes", True)
 
@@ -94,7 +94,7 @@ def test_what_the_template_marks_as_generated_ends_an_answer() -> None:
 def test_a_text_of_another_form_is_none_of_the_own(style: str) -> None:
     chat = reader_of(style).encoder.layout.chat
     assert chat is not None
-    form = OwnForm(chat)
+    form = ChatTemplateParser(chat)
     for text in ("How are you?", "<x>Hi<y>", "[USER] Hi [BOT]"):
         assert form.prompt(text) is None
         assert form.whole(text) is None
@@ -121,8 +121,8 @@ UNKNOWN = {
 @pytest.mark.parametrize("form", UNKNOWN)
 def test_a_prompt_of_an_unknown_template_is_refused(form: str) -> None:
     prompt = UNKNOWN[form]
-    for work in (lambda: prompt_of(prompt), lambda: from_query_and_prompt(prompt + " Hello", prompt)):
-        with pytest.raises(BorderError, match="unknown"):
+    for work in (lambda: prompt_of(prompt), lambda: parse_query_and_prompt(prompt + " Hello", prompt)):
+        with pytest.raises(PromptBoundaryError, match="unknown"):
             work()
 
 
@@ -156,17 +156,17 @@ def test_reading_the_own_form_is_linear(style: str, fragment: str) -> None:
     part = fragment.format(u=question, a=answer)
     for text in (part * (65536 // len(part)), question + part * (65536 // len(part))):
         started = time.process_time()
-        with contextlib.suppress(BorderError):
-            reader.from_whole(text)
-        with contextlib.suppress(BorderError):
-            reader.from_query_and_prompt(text + "x", text)
+        with contextlib.suppress(PromptBoundaryError):
+            reader.parse_conversation(text)
+        with contextlib.suppress(PromptBoundaryError):
+            reader.parse_query_and_prompt(text + "x", text)
         assert time.process_time() - started < 1.0
 
 
 def test_end_tokens_as_padding_cost_linear_time() -> None:
     chat = reader_of("chatml").encoder.layout.chat
     assert chat is not None
-    form = OwnForm(chat)
+    form = ChatTemplateParser(chat)
     end = form.ends[-1]
     started = time.perf_counter()
     assert form.answer("An answer." + end * 100_000) == ("An answer.", True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from redline.chat_template import PolicyPrompts, PrivateTokenizer, RenderError
+from redline.chat_template import PolicyPrompts, RenderError, StatelessTokenizer
 from redline.ppo.policy import CausalPolicy
 from redline_model.encoding.encoder import Encoder, Item, Template
 from redline_model.errors import InvalidPromptError
@@ -146,7 +146,7 @@ def test_a_tokenizer_whose_backend_cannot_be_copied_is_called_under_a_lock() -> 
         def __call__(self, *args: Any, **settings: Any) -> Any:
             return made(*args, **settings)
 
-    ours, theirs = PrivateTokenizer(Uncopied()), PrivateTokenizer(made)
+    ours, theirs = StatelessTokenizer(Uncopied()), StatelessTokenizer(made)
     for text in ("Hi<|im_end|>", "Grüße 🙂"):
         assert ours.template_ids(text) == theirs.template_ids(text)
         assert ours.foreign(text) == theirs.foreign(text)
@@ -155,12 +155,12 @@ def test_a_tokenizer_whose_backend_cannot_be_copied_is_called_under_a_lock() -> 
 
 
 def test_equal_tokenizers_share_their_private_copies_and_changed_ones_do_not() -> None:
-    one, two = (PrivateTokenizer(with_template("byte_bpe", "chatml")) for _ in range(2))
+    one, two = (StatelessTokenizer(with_template("byte_bpe", "chatml")) for _ in range(2))
     assert one._template_copies == two._template_copies != {}
     assert one._template_copies["nothing"] is not one._foreign_copies["nothing"]
     changed = with_template("byte_bpe", "chatml")
     changed.add_special_tokens({"additional_special_tokens": ["<new>"]})
-    assert PrivateTokenizer(changed).template_ids("<new>") != one.template_ids("<new>")
+    assert StatelessTokenizer(changed).template_ids("<new>") != one.template_ids("<new>")
 
 
 # --- callers' text ---------------------------------------------------------------------------------------

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 
 import pytest
 
-from redline_model.correction.rewriter import RaggedRewriter
+from redline_model.correction.rewriter import PackedRewriter
 from redline_model.encoding.encoder import EncodedItem, Item
 from redline_model.scorer import Scorer, correct_all
 from redline_service.errors import OverloadedError
 from redline_service.scheduling.batcher import Batcher
-from redline_service.scheduling.jobs import Outcome
+from redline_service.scheduling.jobs import JobResult
 from tests.conftest import build_causal, build_scorer
 
 T = TypeVar("T")
@@ -33,10 +33,10 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._scorer, name)
 
-    def launch(self, items: Sequence[EncodedItem]) -> Callable[[], list[Any]]:
+    def start_forward(self, items: Sequence[EncodedItem]) -> Callable[[], list[Any]]:
         self.gate.wait(20)
         self.passes.append([item.text for item in items])
-        return self._scorer.launch(items)
+        return self._scorer.start_forward(items)
 
 
 class Bench:
@@ -49,7 +49,9 @@ class Bench:
     def encode(self, text: str, prompt: str = "How do I reset my router?") -> EncodedItem:
         return self.scorer._scorer.encoder.encode(Item(prompt, text))
 
-    async def send(self, texts: Sequence[str], prompt: str = "How do I reset my router?", **how: Any) -> list[Outcome]:
+    async def send(
+        self, texts: Sequence[str], prompt: str = "How do I reset my router?", **how: Any
+    ) -> list[JobResult]:
         items = [self.encode(text, prompt) for text in texts]
         return await self.batcher.run(items, [self.scorer.length(item) for item in items], **how)
 
@@ -98,7 +100,7 @@ def test_one_caller_s_many_items_do_not_starve_another_s_one(bench: Bench) -> No
 
 
 def test_equal_items_under_way_are_computed_once_and_everybody_is_told(bench: Bench) -> None:
-    async def work() -> list[list[Outcome]]:
+    async def work() -> list[list[JobResult]]:
         first = await held(bench)
         callers = [asyncio.create_task(bench.send(["same", f"own {n % 2}", "same"], caller=n)) for n in range(6)]
         await asyncio.sleep(0.05)
@@ -109,12 +111,12 @@ def test_equal_items_under_way_are_computed_once_and_everybody_is_told(bench: Be
     answers = bench.run(work)
     computed = [text for texts in bench.scorer.passes for text in texts]
     assert sorted(computed) == ["occupied", "own 0", "own 1", "same"]
-    logprobs = {tuple(outcome.measured.logprob.tolist()) for answer in answers for outcome in (answer[0], answer[2])}
+    logprobs = {tuple(result.output.logprob.tolist()) for answer in answers for result in (answer[0], answer[2])}
     assert len(logprobs) == 1
 
 
 def test_an_equal_item_survives_the_caller_who_sent_it_first(bench: Bench) -> None:
-    async def work() -> list[Outcome]:
+    async def work() -> list[JobResult]:
         first = await held(bench)
         leaver = asyncio.create_task(bench.send(["same"], caller=1))
         await asyncio.sleep(0.02)
@@ -126,8 +128,8 @@ def test_an_equal_item_survives_the_caller_who_sent_it_first(bench: Bench) -> No
         await first
         return await stayer
 
-    (outcome,) = bench.run(work)
-    assert not isinstance(outcome.measured, Exception)
+    (result,) = bench.run(work)
+    assert not isinstance(result.output, Exception)
     assert bench.batcher.queued_tokens == bench.batcher.queued_items == 0
 
 
@@ -189,7 +191,7 @@ def test_work_that_cannot_be_done_in_time_is_refused_before_it_is_begun(bench: B
 def test_corrections_and_scores_take_turns_and_both_are_right(bench: Bench, causal_scorer: Scorer[Any]) -> None:
     texts = [f"Say number {n}, please" for n in range(12)]
 
-    async def work() -> tuple[list[Outcome], list[float]]:
+    async def work() -> tuple[list[JobResult], list[float]]:
         writing = asyncio.create_task(bench.send(texts, wants_correction=True, caller="w"))
         waits = []
         while not writing.done() and len(waits) < 200:
@@ -198,34 +200,34 @@ def test_corrections_and_scores_take_turns_and_both_are_right(bench: Bench, caus
             waits.append(time.perf_counter() - started)
         return await writing, waits
 
-    outcomes, waits = bench.run(work)
+    results, waits = bench.run(work)
     expected = correct_all(causal_scorer, [bench.encode(text) for text in texts])
-    assert [o.correction for o in outcomes] == [correction for _, correction in expected]
+    assert [o.correction for o in results] == [correction for _, correction in expected]
     assert len(waits) >= 2  # scoring went on in between
 
 
 def test_a_failing_step_costs_only_the_rewrites_at_fault(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = RaggedRewriter.advance
+    real = PackedRewriter.advance
     faults = iter([True])
     cursed: list[int] = []
 
-    def advance(self: RaggedRewriter, tickets: Sequence[int]) -> Any:
+    def advance(self: PackedRewriter, tickets: Sequence[int]) -> Any:
         cursed[:] = cursed or [tickets[1]]
         if next(faults, False) or cursed[0] in tickets:
             raise MemoryError
         return real(self, tickets)
 
-    monkeypatch.setattr(RaggedRewriter, "advance", advance)
+    monkeypatch.setattr(PackedRewriter, "advance", advance)
     texts = [f"Say number {n}" for n in range(5)]
 
-    outcomes = bench.run(lambda: bench.send(texts, wants_correction=True))
-    failed = [o for o in outcomes if isinstance(o.correction, Exception)]
+    results = bench.run(lambda: bench.send(texts, wants_correction=True))
+    failed = [o for o in results if isinstance(o.correction, Exception)]
     assert len(failed) == 1
     assert type(failed[0].correction).__name__ == "OutOfMemoryError"
     monkeypatch.undo()
     expected = correct_all(bench.scorer._scorer, [bench.encode(text) for text in texts])
-    for outcome, (_, correction) in zip(outcomes, expected, strict=True):
-        assert isinstance(outcome.correction, Exception) or outcome.correction == correction
+    for result, (_, correction) in zip(results, expected, strict=True):
+        assert isinstance(result.correction, Exception) or result.correction == correction
 
 
 def test_a_joined_item_comes_in_the_turn_of_whoever_is_first(bench: Bench) -> None:
@@ -297,7 +299,7 @@ def test_a_rewrite_nobody_waits_for_is_dropped(bench: Bench) -> None:
 def test_an_encoder_decoder_model_is_served_the_same(encoder_decoder_scorer: Scorer[Any]) -> None:
     bench = Bench(encoder_decoder_scorer)
 
-    async def work() -> tuple[list[Outcome], list[Outcome]]:
+    async def work() -> tuple[list[JobResult], list[JobResult]]:
         return await bench.send(["a", "bb", "ccc"]), await bench.send(["a", "bb"], wants_correction=True)
 
     scored, corrected = bench.run(work)

@@ -78,24 +78,24 @@ class Script:
         script, real = self, bundle.scorer
 
         class Scripted(Seq2SeqScorer):
-            def launch(self, items: Sequence[EncodedItem]) -> Callable[[], list[Any]]:
+            def start_forward(self, items: Sequence[EncodedItem]) -> Callable[[], list[Any]]:
                 script.passes += [item.text for item in items]
-                return super().launch(items)
+                return super().start_forward(items)
 
             def rewriter(self) -> Any:
                 return script
 
         self._scorer = Scripted(real.model, real.encoder, real.extraction)
-        return Bundle(bundle.folder, bundle.manifest, self._scorer, bundle.placement)
+        return Bundle(bundle.folder, bundle.manifest, self._scorer, bundle.load_options)
 
     def start(self, items: Sequence[EncodedItem]) -> list[tuple[int, Any]]:
         self.gate.wait(20)
         if any(item.text in self.cursed for item in items):
             raise MemoryError
         started = []
-        for item, measured in zip(items, self._scorer.measure(items), strict=True):
+        for item, output in zip(items, self._scorer.forward(items), strict=True):
             self.begun.append(item.text)
-            started.append((next(self._tickets), measured))
+            started.append((next(self._tickets), output))
             self._active[started[-1][0]] = item.text
         return started
 
@@ -461,15 +461,15 @@ def test_permits_bound_corrections_too(bundle: Bundle) -> None:
 
 
 def test_all_rounds_of_a_request_take_their_turns_as_one(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    from redline_service.scheduling.job_queue import WaitingRoom
+    from redline_service.scheduling.job_queue import JobQueue
 
-    real, names = WaitingRoom.add, []
+    real, names = JobQueue.add, []
 
-    def add(self: WaitingRoom, items: Any, lengths: Any, **how: Any) -> Any:
+    def add(self: JobQueue, items: Any, lengths: Any, **how: Any) -> Any:
         names.append((how["request"], how["caller"]))
         return real(self, items, lengths, **how)
 
-    monkeypatch.setattr(WaitingRoom, "add", add)
+    monkeypatch.setattr(JobQueue, "add", add)
     script = Script({"one": "two", "a": "b"})
     with_service(script.around(bundle), lambda http: correct(http, rows("one", "a"), max_rounds=3))
     assert len(names) == 1 + 1 + 2  # the start-up's own item, both first rounds at once, a second one each

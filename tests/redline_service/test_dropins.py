@@ -283,7 +283,7 @@ def test_a_calibrated_scalar_needs_a_calibrated_bundle(tmp_path: Path, causal_sc
         load_bundle(ServiceSettings(bundle=str(tmp_path / "rm"), scalar="calibrated"))
     fit = CalibrationFit(temperature=2.0, mean=-3.0, std=1.0, expected_calibration_error=0.1)
     manifest = bundle.manifest.model_copy(update={"calibration": {"margin/sum": fit}})
-    calibrated = Bundle(tmp_path / "rm", manifest, bundle.scorer, bundle.placement)
+    calibrated = Bundle(tmp_path / "rm", manifest, bundle.scorer, bundle.load_options)
 
     async def work(http: httpx.AsyncClient) -> tuple[float, float]:
         body = {"prompts": ["Why?"], "responses": [RESPONSE]}

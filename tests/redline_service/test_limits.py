@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
-from redline.text.chat_markup import BorderError
+from redline.text.chat_markup import PromptBoundaryError
 from redline.wire import ScoreItem
 from redline_service.compat.openai_responses import turns_of
 from redline_service.engine import _slices
@@ -177,7 +177,7 @@ def test_items_of_a_conversation_are_bounded_in_number() -> None:
     assert len(turns_of(calls[:1_500])[0].model_extra["tool_calls"]) == 1_500  # type: ignore[index]
     with pytest.raises(ValidationError, match="more than 10000 values"):
         turns_of(calls)
-    with pytest.raises(BorderError, match="10001 items"):
+    with pytest.raises(PromptBoundaryError, match="10001 items"):
         turns_of([*calls, calls[0]])
     thoughts = [{"type": "reasoning", "summary": [{"text": "t" * 1000}]}] * 9_000
     assert len(turns_of([*thoughts, {"role": "assistant", "content": "a"}])) == 1

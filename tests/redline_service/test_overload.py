@@ -48,7 +48,7 @@ class Timed:
     def batches(self, items: Sequence[EncodedItem], max_tokens: int) -> Iterator[list[int]]:
         yield list(range(len(items)))
 
-    def launch(self, items: Sequence[EncodedItem]) -> Callable[[], list[Any]]:
+    def start_forward(self, items: Sequence[EncodedItem]) -> Callable[[], list[Any]]:
         self.passes.append(len(items))
         time.sleep(0.001 + sum(map(self.length, items)) / _TOKENS_PER_S)
         return lambda: [1.0] * len(items)

@@ -14,7 +14,7 @@ import pytest
 from redline_model.bundle.bundle import Bundle
 from redline_model.correction.edits import TextEdit, apply_edits
 from redline_model.encoding.encoder import Item
-from redline_model.extraction import Reading
+from redline_model.extraction import RewardSpec
 from tests.redline_service.conftest import with_service
 
 Ask = Callable[..., httpx.Response]
@@ -32,11 +32,11 @@ def test_served_scores_are_the_scorer_s_own(ask: Ask, bundle: Bundle) -> None:
         answer = items_of(ask("POST", "/v1/score", json={"items": [GOOD], "options": {"mode": mode}}))[0]
         scorer = bundle.scorer
         item = scorer.encoder.encode(Item(GOOD["prompt"], GOOD["response"]))
-        judged = scorer.read(scorer.measure([item])[0], Reading(mode, "sum"))
-        assert answer["rewards"] == pytest.approx(judged.rewards, abs=1e-5)
-        assert answer["score"] == pytest.approx(judged.score, abs=1e-4)
+        scored = scorer.to_rewards(scorer.forward([item])[0], RewardSpec(mode, "sum"))
+        assert answer["rewards"] == pytest.approx(scored.rewards, abs=1e-5)
+        assert answer["score"] == pytest.approx(scored.score, abs=1e-4)
         assert answer["offsets"] == [list(span) for span in item.offsets]
-        assert answer.get("diverged_at") == judged.diverged_at
+        assert answer.get("diverged_at") == scored.diverged_at
 
 
 def test_the_answer_names_model_digest_and_options(ask: Ask, bundle: Bundle) -> None:

@@ -15,8 +15,8 @@ from redline.wire.correction import CorrectOptions, CorrectResponse
 from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.derive import derive_ensemble, derive_red
 from redline_model.encoding.encoder import Item
-from redline_model.scorer import all_readings, reading_key
-from redline_trainer.evaluation.length_calibration import derive_length_calibrated, measure_on
+from redline_model.scorer import all_reward_specs, spec_key
+from redline_trainer.evaluation.length_calibration import derive_length_calibrated, evaluate_on
 from tests.conftest import build_dpo, build_scalar, build_scorer, write_bundle
 from tests.redline_service.conftest import with_service
 
@@ -33,7 +33,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, bundle: Bun
         for n in range(2)
     ]
     write_bundle(folder / "dpo", build_dpo(tokenizer), "dpo")
-    measure = measure_on(PAIRS, [])
+    measure = evaluate_on(PAIRS, [])
     derive_red(scalars[0].folder, folder / "red", measure=measure)
     derive_ensemble(
         [folder / "red", scalars[1].folder], folder / "ensemble", combine="mean_minus_variance", measure=measure
@@ -58,14 +58,14 @@ def ask(bundle: Bundle, path: str, body: dict[str, Any] | None = None) -> httpx.
 def test_a_kind_is_served_as_its_scorer_reads(kind: str, served: dict[str, Bundle]) -> None:
     bundle = served[kind]
     items = [{"prompt": PROMPT, "response": text} for text in RESPONSES]
-    for reading in all_readings(bundle.scorer):
-        options = {"mode": reading.mode, "aggregate": reading.aggregate}
+    for spec in all_reward_specs(bundle.scorer):
+        options = {"mode": spec.mode, "aggregate": spec.aggregate}
         answer = ask(bundle, "/v1/score", {"items": items, "options": options})
         assert answer.status_code == 200, answer.text
         assert answer.json()["model"]["kind"] == kind.split()[0]
         for text, item in zip(RESPONSES, answer.json()["items"], strict=True):
             encoded = bundle.scorer.encoder.encode(Item(PROMPT, text))
-            expected = bundle.scorer.read(bundle.scorer.measure([encoded])[0], reading)
+            expected = bundle.scorer.to_rewards(bundle.scorer.forward([encoded])[0], spec)
             assert item["score"] == pytest.approx(expected.score, abs=2e-3)
             assert item["rewards"] == pytest.approx(expected.rewards, abs=2e-3)
             assert len(item["offsets"]) == len(item["rewards"])
@@ -134,12 +134,12 @@ def test_the_client_believes_what_a_kind_answers(kind: str, served: dict[str, Bu
         {**by_id, "response_ids": [*ids[:1], *ids]},
         {"prompt": PROMPT, "response": ""},
     ]
-    for number, reading in enumerate(all_readings(bundle.scorer)):
-        key = reading_key(bundle.scorer, reading)
+    for number, spec in enumerate(all_reward_specs(bundle.scorer)):
+        key = spec_key(bundle.scorer, spec)
         for is_calibrated in {False, key in bundle.manifest.calibration}:
             options = ScoreOptions(
-                mode=reading.mode,
-                aggregate=reading.aggregate,
+                mode=spec.mode,
+                aggregate=spec.aggregate,
                 calibrated=is_calibrated,
                 correction=bundle.scorer.can_correct and number == 0,
             )

@@ -10,9 +10,9 @@ import pytest
 from redline.causal_lm import cpu_precision as module
 from redline.causal_lm.cpu_precision import ENVIRONMENT
 from redline_model.bundle.bundle import Bundle
-from redline_model.bundle.loading import Placement
+from redline_model.bundle.loading import LoadOptions
 from redline_model.encoding.encoder import Item
-from redline_model.scorer import Scorer, reading_of
+from redline_model.scorer import Scorer, reward_spec
 from tests.conftest import build_dpo, build_scalar, build_scorer, write_bundle
 from tests.redline_service.conftest import with_service
 
@@ -41,7 +41,7 @@ def test_http_and_offline_scores_are_equal(
     else:
         scorer = causal_scorer if kind == "seq2seq" else build_dpo(tokenizer)
     folder = write_bundle(tmp_path / "rm", scorer, kind).folder
-    offline, served = Bundle.load(folder, Placement(device="cpu")), Bundle.load(folder, Placement(device="cpu"))
+    offline, served = Bundle.load(folder, LoadOptions(device="cpu")), Bundle.load(folder, LoadOptions(device="cpu"))
     own = offline.scorer
     assert str(own.model.dtype) == f"torch.{precision}"
 
@@ -51,9 +51,11 @@ def test_http_and_offline_scores_are_equal(
 
     answers, info = with_service(served, work)
     for item, answer in zip(ITEMS, answers, strict=True):
-        judged = own.read(own.measure([own.encoder.encode(Item(item["prompt"], item["response"]))])[0], reading_of(own))
-        assert answer["score"] == pytest.approx(judged.score, abs=1e-6)
-        assert answer["rewards"] == pytest.approx(judged.rewards, abs=1e-6)
+        scored = own.to_rewards(
+            own.forward([own.encoder.encode(Item(item["prompt"], item["response"]))])[0], reward_spec(own)
+        )
+        assert answer["score"] == pytest.approx(scored.score, abs=1e-6)
+        assert answer["rewards"] == pytest.approx(scored.rewards, abs=1e-6)
     assert info["dtype"] == precision
     told = {"chosen": precision, "float32_gflops": speeds[0], "bfloat16_gflops": speeds[1]}
     assert info["cpu_precision"] == told

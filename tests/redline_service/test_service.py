@@ -92,16 +92,16 @@ class Slow:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._scorer, name)
 
-    def launch(self, items: Sequence[EncodedItem]) -> Callable[[], list[Any]]:
+    def start_forward(self, items: Sequence[EncodedItem]) -> Callable[[], list[Any]]:
         self.gate.wait(20)
         self.seen += [item.text for item in items]
-        return self._scorer.launch(items)
+        return self._scorer.start_forward(items)
 
 
 @pytest.fixture
 def slow(bundle: Bundle) -> tuple[Bundle, Slow]:
     scorer = Slow(bundle)
-    return Bundle(bundle.folder, bundle.manifest, scorer, bundle.placement), scorer
+    return Bundle(bundle.folder, bundle.manifest, scorer, bundle.load_options), scorer
 
 
 def test_beyond_the_bound_requests_are_refused_at_once_and_none_is_lost(slow: tuple[Bundle, Slow]) -> None:
@@ -192,7 +192,7 @@ class Fussy:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._scorer, name)
 
-    def launch(self, items: Sequence[EncodedItem]) -> Callable[[], list[Any]]:
+    def start_forward(self, items: Sequence[EncodedItem]) -> Callable[[], list[Any]]:
         self.sizes.append(len(items))
         if any("giant" in item.text for item in items):
             raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
@@ -200,7 +200,7 @@ class Fussy:
             raise ValueError("no reason at all")
         if len(items) > self._room:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return self._scorer.launch(items)
+        return self._scorer.start_forward(items)
 
 
 def test_a_batch_that_does_not_fit_is_split_and_only_what_cannot_fit_fails(
@@ -209,14 +209,14 @@ def test_a_batch_that_does_not_fit_is_split_and_only_what_cannot_fit_fails(
     fussy = Fussy(causal_scorer, room=2)
     texts = ["a", "b", "giant", "c", "cursed", "d", "e"]
     items = [causal_scorer.encoder.encode(Item("p", text)) for text in texts]
-    measured = Worker(fussy).measure(items).values
-    assert [type(m).__name__ for m in measured] == [
+    outputs = Worker(fussy).forward(items).values
+    assert [type(m).__name__ for m in outputs] == [
         {"giant": "OutOfMemoryError", "cursed": "ValueError"}.get(text, "TokenStatistics") for text in texts
     ]
-    assert isinstance(measured[2], OutOfMemoryError)
+    assert isinstance(outputs[2], OutOfMemoryError)
     assert fussy.sizes[0] == 7
-    good = Worker(causal_scorer).measure(items[:2]).values
-    assert torch.allclose(good[0].logprob, measured[0].logprob, atol=1e-4)
+    good = Worker(causal_scorer).forward(items[:2]).values
+    assert torch.allclose(good[0].logprob, outputs[0].logprob, atol=1e-4)
 
 
 def test_the_prefix_cache_is_emptied_before_anything_fails_for_want_of_memory(bundle: Bundle) -> None:
@@ -230,13 +230,13 @@ def test_the_prefix_cache_is_emptied_before_anything_fails_for_want_of_memory(bu
         def __getattr__(self, name: str) -> Any:
             return getattr(loaded.scorer, name)
 
-        def launch(self, items: Sequence[EncodedItem]) -> Callable[[], list[Any]]:
+        def start_forward(self, items: Sequence[EncodedItem]) -> Callable[[], list[Any]]:
             if is_short and cache.bytes:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return loaded.scorer.launch(items)
+            return loaded.scorer.start_forward(items)
 
     is_short = False
-    short = Bundle(loaded.folder, loaded.manifest, Short(), loaded.placement)
+    short = Bundle(loaded.folder, loaded.manifest, Short(), loaded.load_options)
 
     async def work(http: httpx.AsyncClient) -> tuple[float, Any]:
         nonlocal is_short
@@ -254,7 +254,7 @@ def test_the_prefix_cache_is_emptied_before_anything_fails_for_want_of_memory(bu
 
 
 def test_out_of_memory_is_a_retryable_error_of_its_item(bundle: Bundle) -> None:
-    fussy = Bundle(bundle.folder, bundle.manifest, Fussy(bundle.scorer, room=1), bundle.placement)
+    fussy = Bundle(bundle.folder, bundle.manifest, Fussy(bundle.scorer, room=1), bundle.load_options)
     body = {"items": [{"prompt": "p", "response": text} for text in ("fine", "giant", "cursed", "good")]}
 
     async def work(http: httpx.AsyncClient) -> Any:
@@ -271,13 +271,13 @@ def test_out_of_memory_is_a_retryable_error_of_its_item(bundle: Bundle) -> None:
 
 def test_a_fault_in_a_round_costs_that_round_only(slow: tuple[Bundle, Slow], monkeypatch: pytest.MonkeyPatch) -> None:
     bundle, scorer = slow
-    real = Worker.measure
+    real = Worker.forward
     faults = iter([True])
 
     def short(self: Worker, items: Sequence[EncodedItem]) -> Timed[list[Any]]:
         return Timed([], 0.0) if scorer.seen and next(faults, False) else real(self, items)
 
-    monkeypatch.setattr(Worker, "measure", short)
+    monkeypatch.setattr(Worker, "forward", short)
 
     async def work(http: httpx.AsyncClient) -> list[Any]:
         return [(await http.post("/v1/score", json=BODY)).json()["items"][0] for _ in range(2)]

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redline.messages import Message
-from redline.preference_data.row_report import ReadingReport
+from redline.preference_data.row_report import RowReport
 from redline.preference_data.rows import Pair, parse_row
 from redline_model.errors import DataError
 from redline_trainer.load_pairs import load_pairs, split_by_prompt
@@ -436,7 +436,7 @@ def test_the_configurations_of_a_hub_data_set_are_listed_if_none_is_named(hub: H
 def test_bad_rows_of_every_source_may_be_skipped(hub: Hub, tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", [{"chosen": "a"}, native_with_extras(*TRIPLES[0])])
     hub.rows = [native(*TRIPLES[0]), native("p", "a", "a")]
-    report = ReadingReport(skips=True)
+    report = RowReport(skips=True)
     pairs, sources = load_pairs([file, "owner/pairs@test"], report)
     assert [pair.where for pair in pairs] == [f"{file}:2", "owner/pairs@test:row 1"]
     assert [source.pairs for source in sources] == [1, 1]
@@ -447,7 +447,7 @@ def test_bad_rows_of_every_source_may_be_skipped(hub: Hub, tmp_path: Path) -> No
     assert report.ignored == {"id": 1, "spans": 1, "meta": 1}
     hub.rows = [native("p", "a", "a")]
     with pytest.raises(DataError, match=r"^owner/pairs: every row is bad\n  owner/pairs:row 1: .*are the same$"):
-        load_pairs([file, "owner/pairs"], ReadingReport(skips=True))
+        load_pairs([file, "owner/pairs"], RowReport(skips=True))
 
 
 # --- held out by prompt ----------------------------------------------------------------------------------

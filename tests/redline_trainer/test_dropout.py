@@ -10,7 +10,7 @@ import torch
 
 from redline.preference_data.rows import Pair
 from redline_model.bundle.bundle import make_encoder
-from redline_model.bundle.loading import Placement, load_config, load_tokenizer
+from redline_model.bundle.loading import LoadOptions, load_config, load_tokenizer
 from redline_trainer.adapters import trainable_model
 from redline_trainer.config import TrainConfig
 from redline_trainer.objectives.factory import frozen_reference, make_objective, template_for
@@ -77,8 +77,8 @@ def two_losses(base: str, **settings: Any) -> tuple[float, float]:
     tokenizer = load_tokenizer(base)
     encoder = make_encoder(config.kind, load_config(base), tokenizer, template_for(config, tokenizer), 256)
     torch.manual_seed(0)
-    model = trainable_model(config, Placement(device="cpu"))
-    reference = frozen_reference(config, Placement(device="cpu")) if config.method == "full" else None
+    model = trainable_model(config, LoadOptions(device="cpu"))
+    reference = frozen_reference(config, LoadOptions(device="cpu")) if config.method == "full" else None
     objective = make_objective(config, model, len(PAIRS), reference)
     units = [unit for pair in encode_pairs(encoder, PAIRS, "error")[0] for unit in objective.units(pair)]
     losses = []
@@ -108,7 +108,7 @@ def test_adapters_keep_a_dropout_of_their_own(folders: dict[str, str]) -> None:
     assert len(set(two_losses(folders["gpt2"], method="lora"))) == 1
     config = {"method": "lora", "lora_dropout": 0.5, "kind": "seq2seq"}
     model = trainable_model(
-        TrainConfig(base=folders["gpt2"], out=Path("unused"), device="cpu", **config), Placement(device="cpu")
+        TrainConfig(base=folders["gpt2"], out=Path("unused"), device="cpu", **config), LoadOptions(device="cpu")
     )
     drawn = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout) and module.training}
     assert drawn
@@ -117,7 +117,7 @@ def test_adapters_keep_a_dropout_of_their_own(folders: dict[str, str]) -> None:
 
 def test_a_reference_without_adapters_has_no_dropout(folders: dict[str, str]) -> None:
     config = TrainConfig(base=folders["opt"], out=Path("unused"), device="cpu", method="lora", dropout="base")
-    model = trainable_model(config, Placement(device="cpu"))
+    model = trainable_model(config, LoadOptions(device="cpu"))
     from redline_model.inference.probes import without_dropout
 
     before = {name for name, module in model.named_modules() if module.training}

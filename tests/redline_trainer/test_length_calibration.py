@@ -14,10 +14,10 @@ from redline_model.bundle.bundle import INNER, Bundle
 from redline_model.bundle.manifest import DataSource
 from redline_model.encoding.encoder import Item
 from redline_model.errors import BundleError, DataError, UnsupportedError
-from redline_model.extraction import Reading
-from redline_model.scorer import Scorer, measure_all, reading_of
+from redline_model.extraction import RewardSpec
+from redline_model.scorer import Scorer, forward_all, reward_spec
 from redline_model.scorers.length_calibrated import LengthCalibratedScorer
-from redline_model.scorers.scalar import ScalarMeasurement
+from redline_model.scorers.scalar import ScalarOutput
 from redline_trainer.evaluation.length_calibration import derive_length_calibrated, fit_length_curves
 from redline_trainer.evaluation.precision import correlation
 
@@ -39,7 +39,7 @@ class Padder:
     def measure(self, items: Any) -> list[Any]:
         noise = [self._noise * ((crc32(item.text.encode()) % 1000) / 1000 - 0.5) for item in items]
         sizes = [len(item.target_ids) for item in items]
-        return [ScalarMeasurement(3.0 + 0.5 * size + e, size) for size, e in zip(sizes, noise, strict=True)]
+        return [ScalarOutput(3.0 + 0.5 * size + e, size) for size, e in zip(sizes, noise, strict=True)]
 
 
 def test_a_linear_trend_in_length_is_gone(scalar_scorer: Scorer[Any]) -> None:
@@ -49,9 +49,9 @@ def test_a_linear_trend_in_length_is_gone(scalar_scorer: Scorer[Any]) -> None:
         inner: Any = Padder(scalar_scorer, noise)
         scorer = LengthCalibratedScorer(inner, fit_length_curves(inner, items))
         for aggregate in ("sum", "last"):
-            reading = Reading(None, aggregate)  # type: ignore[arg-type]
+            reading = RewardSpec(None, aggregate)  # type: ignore[arg-type]
             scores = [
-                torch.tensor([who.read(m, reading).score for m in inner.measure(items)], dtype=torch.float64)
+                torch.tensor([who.to_rewards(m, reading).score for m in inner.forward(items)], dtype=torch.float64)
                 for who in (inner, scorer)
             ]
             assert correlation(scores[0], lengths) > 0.9
@@ -75,9 +75,9 @@ def test_a_length_calibrated_bundle_from_pairs(kind: str, tmp_path: Path, reques
     encode = loaded.scorer.encoder.encode
     items = [encode(Item(pair.prompt, text)) for pair in PAIRS for text in (pair.chosen, pair.rejected)]
     lengths = torch.tensor([float(len(item.target_ids)) for item in items], dtype=torch.float64)
-    reading = reading_of(loaded.scorer)
+    reading = reward_spec(loaded.scorer)
     scores = [
-        torch.tensor([s.read(m, reading).score for m in measure_all(s, items, 2048)], dtype=torch.float64)
+        torch.tensor([s.to_rewards(m, reading).score for m in forward_all(s, items, 2048)], dtype=torch.float64)
         for s in (source.scorer, loaded.scorer)
     ]
     assert abs(correlation(scores[1], lengths)) < max(0.1, 0.5 * abs(correlation(scores[0], lengths)))

@@ -20,7 +20,7 @@ from redline_trainer.objectives.base import (
     ScalarObjective,
     Seq2SeqObjective,
     mismatch_of,
-    with_strays,
+    with_mismatched_responses,
 )
 from redline_trainer.objectives.target_loss import target_nll
 from redline_trainer.train import encode_pairs, train
@@ -45,30 +45,30 @@ def encoded() -> list[EncodedPair]:
 
 def test_a_stray_was_chosen_for_another_prompt_and_stands_behind_this_one(encoded: list[EncodedPair]) -> None:
     chosen = {tuple(pair.chosen.response_ids): pair.prompt_key for pair in encoded}
-    strayed = with_strays(encoded, ENCODER, seed=0)
-    assert any(pair.stray is not None for pair in strayed)
+    strayed = with_mismatched_responses(encoded, ENCODER, seed=0)
+    assert any(pair.mismatched is not None for pair in strayed)
     for before, pair in zip(encoded, strayed, strict=True):
-        assert pair._replace(stray=None) == before
-        if pair.stray is not None:
-            assert chosen[tuple(pair.stray.response_ids)] != pair.prompt_key
-            assert pair.stray.prefix_ids == pair.chosen.prefix_ids
+        assert pair._replace(mismatched=None) == before
+        if pair.mismatched is not None:
+            assert chosen[tuple(pair.mismatched.response_ids)] != pair.prompt_key
+            assert pair.mismatched.prefix_ids == pair.chosen.prefix_ids
             mapping = mismatch_of(pair)
             assert mapping is not None
             assert mapping.target_ids == pair.chosen.target_ids
 
 
 def test_strays_depend_on_the_seed_alone_and_fit_the_limit(encoded: list[EncodedPair]) -> None:
-    assert with_strays(encoded, ENCODER, 0) == with_strays(encoded, ENCODER, 0)
-    assert with_strays(encoded, ENCODER, 0) != with_strays(encoded, ENCODER, 1)
-    assert all(pair.stray is None for pair in with_strays(encoded, encoder_of(8), 0))
-    assert with_strays(encoded[:1], ENCODER, 0)[0].stray is None
+    assert with_mismatched_responses(encoded, ENCODER, 0) == with_mismatched_responses(encoded, ENCODER, 0)
+    assert with_mismatched_responses(encoded, ENCODER, 0) != with_mismatched_responses(encoded, ENCODER, 1)
+    assert all(pair.mismatched is None for pair in with_mismatched_responses(encoded, encoder_of(8), 0))
+    assert with_mismatched_responses(encoded[:1], ENCODER, 0)[0].mismatched is None
 
 
 def test_a_stray_is_one_more_mapping_with_weight_one(encoded: list[EncodedPair]) -> None:
     model = build_causal(len(build_tokenizer()))
     objective = Seq2SeqObjective(model)
-    pair = next(p for p in with_strays(encoded, ENCODER, 0) if p.stray is not None)
-    plain, strayed = objective.units(pair._replace(stray=None)), objective.units(pair)
+    pair = next(p for p in with_mismatched_responses(encoded, ENCODER, 0) if p.mismatched is not None)
+    plain, strayed = objective.units(pair._replace(mismatched=None)), objective.units(pair)
     assert len(strayed) == len(plain) + 1 == 3
     extra = float(objective.loss(strayed).detach() - objective.loss(plain).detach())
     alone = float(target_nll(objective._forward, [strayed[2].item]).detach().sum())
@@ -77,9 +77,9 @@ def test_a_stray_is_one_more_mapping_with_weight_one(encoded: list[EncodedPair])
 
 def test_for_a_scalar_model_the_stray_is_what_loses(encoded: list[EncodedPair]) -> None:
     objective = ScalarObjective(build_scalar(len(build_tokenizer())))
-    pair = next(p for p in with_strays(encoded, ENCODER, 0) if p.stray is not None)
+    pair = next(p for p in with_mismatched_responses(encoded, ENCODER, 0) if p.mismatched is not None)
     units = objective.units(pair)
-    assert [unit.rejected for unit in units] == [pair.rejected, pair.stray]
+    assert [unit.rejected for unit in units] == [pair.rejected, pair.mismatched]
     assert all(unit.chosen is pair.chosen for unit in units)
     assert torch.isfinite(objective.loss(units))
 
@@ -88,15 +88,15 @@ def test_only_seq2seq_has_strays_unless_asked_for() -> None:
     def config(**settings: object) -> TrainConfig:
         return TrainConfig.model_validate({"base": "b", "out": Path("o"), **settings})
 
-    assert config().uses_strays
-    assert not config(mismatch=False).uses_strays
-    assert not config(kind="scalar").uses_strays
-    assert config(kind="red", mismatch=True).uses_strays
+    assert config().uses_mismatch
+    assert not config(mismatch=False).uses_mismatch
+    assert not config(kind="scalar").uses_mismatch
+    assert config(kind="red", mismatch=True).uses_mismatch
     for refused in ({"kind": "dpo"}, {"kind": "scalar", "smoothing_rate": 0.1}):
         with pytest.raises(ValidationError, match="mismatch"):
             config(mismatch=True, **refused)
     alone = {"correction_weight": 0, "identity_weight": 0}
-    assert config(**alone).uses_strays
+    assert config(**alone).uses_mismatch
     with pytest.raises(ValidationError, match="nothing to learn"):
         config(mismatch=False, **alone)
 
@@ -105,22 +105,22 @@ def test_only_seq2seq_has_strays_unless_asked_for() -> None:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_few_prompts_still_lend_a_response_to_every_pair(prompts: int, seed: int) -> None:
     pairs = [Pair(f"question {n % prompts}", f"good answer {n}", f"bad reply {n}", f"row {n}") for n in range(12)]
-    strayed = with_strays(encode_pairs(ENCODER, pairs, "error")[0], ENCODER, seed)
+    strayed = with_mismatched_responses(encode_pairs(ENCODER, pairs, "error")[0], ENCODER, seed)
     chosen = {tuple(pair.chosen.response_ids): pair.prompt_key for pair in strayed}
-    strays = [(pair, pair.stray) for pair in strayed if pair.stray is not None]
+    strays = [(pair, pair.mismatched) for pair in strayed if pair.mismatched is not None]
     assert len(strays) == 12
-    assert all(chosen[tuple(stray.response_ids)] != pair.prompt_key for pair, stray in strays)
+    assert all(chosen[tuple(mismatched.response_ids)] != pair.prompt_key for pair, mismatched in strays)
 
 
 def test_what_is_lent_is_the_next_in_the_cycle_as_ever(encoded: list[EncodedPair]) -> None:
     order = list(range(len(encoded)))
     random.Random("0/strays").shuffle(order)
     after = dict(zip(order, [*order[1:], order[0]], strict=True))
-    for n, pair in enumerate(with_strays(encoded, ENCODER, 0)):
+    for n, pair in enumerate(with_mismatched_responses(encoded, ENCODER, 0)):
         lender = encoded[after[n]]
         if lender.prompt_key != pair.prompt_key:
-            assert pair.stray is not None
-            assert pair.stray.response_ids == lender.chosen.response_ids
+            assert pair.mismatched is not None
+            assert pair.mismatched.response_ids == lender.chosen.response_ids
 
 
 def test_a_response_too_long_to_be_lent_gives_way_to_the_next() -> None:
@@ -132,9 +132,9 @@ def test_a_response_too_long_to_be_lent_gives_way_to_the_next() -> None:
         for pair in encoded[:6]
         for s in (pair.chosen, pair.rejected)
     )
-    strayed = with_strays(encoded, encoder_of(limit + 3), 0)
-    assert all(pair.stray is not None for pair in strayed[:6])
-    assert strayed[6].stray is None
+    strayed = with_mismatched_responses(encoded, encoder_of(limit + 3), 0)
+    assert all(pair.mismatched is not None for pair in strayed[:6])
+    assert strayed[6].mismatched is None
 
 
 def test_fewer_than_promised_are_counted_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from redline_model.bundle.bundle import REFERENCE, Bundle
-from redline_model.bundle.loading import Placement
+from redline_model.bundle.loading import LoadOptions
 from redline_model.errors import UnsupportedError
-from redline_model.extraction import Reading
+from redline_model.extraction import RewardSpec
 from redline_model.scorer import Scorer
 from redline_trainer.adapters import inner, trainable_model
 from redline_trainer.config import TrainConfig
@@ -42,7 +42,7 @@ RELATIVES: dict[str, dict[str, Any]] = {
 
 
 def total_score(scorer: Scorer[Any], item: Any) -> float:
-    return scorer.read(scorer.measure([item])[0], Reading(None, "sum")).score
+    return scorer.to_rewards(scorer.forward([item])[0], RewardSpec(None, "sum")).score
 
 
 @pytest.mark.parametrize("is_padded", [False, True])
@@ -67,7 +67,7 @@ def test_dpo_starts_where_policy_and_reference_agree(base: str, tmp_path: Path, 
 
 def test_with_adapters_the_reference_is_the_base_however_far_they_have_moved(base: str, tmp_path: Path) -> None:
     settings = config(base, tmp_path / "rm", kind="dpo", method="lora", lora_dropout=0.3)
-    model = trainable_model(settings, Placement(device="cpu"))
+    model = trainable_model(settings, LoadOptions(device="cpu"))
     scorer = build_dpo(build_tokenizer(), seeds=(0, 0))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -232,7 +232,7 @@ def test_equal_lengths_correlate_with_nothing_and_give_finite_gradients() -> Non
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_odin_reaches_both_heads_and_the_body(base: str, tmp_path: Path, method: str) -> None:
     settings = config(base, tmp_path / "rm", kind="scalar", odin=True, method=method)
-    model = trainable_model(settings, Placement(device="cpu"))
+    model = trainable_model(settings, LoadOptions(device="cpu"))
     objective = make_objective(settings, model, 4)
     scorer = build_dpo(build_tokenizer())
     objective.loss(encode_pairs(scorer.encoder, PAIRS[:4], "error")[0]).backward()

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from redline.causal_lm.cpu_precision import choose
-from redline.preference_data.row_report import ReadingReport
+from redline.preference_data.row_report import RowReport
 from redline.preference_data.rows import Pair
 from redline_model.bundle.bundle import Bundle, make_encoder
-from redline_model.bundle.loading import Placement, load_tokenizer
+from redline_model.bundle.loading import LoadOptions, load_tokenizer
 from redline_model.encoding.encoder import Item, Template
 from redline_model.errors import BundleError, DataError
-from redline_model.extraction import Reading
+from redline_model.extraction import RewardSpec
 from redline_model.scorer import Scorer
 from redline_trainer.adapters import inner, trainable_model
 from redline_trainer.checkpoint import ResumeError
@@ -100,7 +100,7 @@ def test_the_scalar_loss_is_bradley_terry_s(scalar_scorer: Scorer[Any]) -> None:
         loss = float(objective.loss(pairs))
     scores = [
         [
-            scalar_scorer.read(scalar_scorer.measure([side])[0], Reading(None, "sum")).score
+            scalar_scorer.to_rewards(scalar_scorer.forward([side])[0], RewardSpec(None, "sum")).score
             for side in (p.chosen, p.rejected)
         ]
         for p in pairs
@@ -165,8 +165,8 @@ def test_what_the_trainer_measured_is_what_the_bundle_scores(base: str, tmp_path
     for name, interval in again.evaluation.accuracy.items():
         assert interval == result.evaluation.accuracy[name]
     for figure in ("correction_loss", "identity_loss", "identity_copy_rate"):
-        measured, served = getattr(result.evaluation, figure), getattr(again.evaluation, figure)
-        assert served == (measured if measured is None else pytest.approx(measured, rel=1e-5))
+        outputs, served = getattr(result.evaluation, figure), getattr(again.evaluation, figure)
+        assert served == (outputs if outputs is None else pytest.approx(outputs, rel=1e-5))
     for key, fit in again.calibration.items():
         assert fit.temperature == pytest.approx(bundle.manifest.calibration[key].temperature, rel=1e-4)
 
@@ -192,7 +192,7 @@ def test_qlora_trains_and_saves_a_plain_bundle(base: str, tmp_path: Path) -> Non
 def test_qlora_gradients_reach_every_layer(base: str, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     settings = config(base, tmp_path / "rm", method="qlora")
-    model = trainable_model(settings, Placement(device="cpu"))
+    model = trainable_model(settings, LoadOptions(device="cpu"))
     tokenizer = load_tokenizer(base)
     encoder = make_encoder("seq2seq", inner(model).config, tokenizer, Template.fitting(tokenizer), 512)
     objective = Seq2SeqObjective(inner(model))
@@ -240,8 +240,8 @@ def test_pairs_that_cannot_be_used_are_refused_or_skipped_with_their_reasons(
     with pytest.raises(DataError, match="3 pairs cannot be used") as caught:
         encode_pairs(causal_scorer.encoder, [*PAIRS, *UNUSABLE], "error")
     lines = str(caught.value).splitlines()[1:]
-    report = ReadingReport(skips=True, file=tmp_path / "skipped.jsonl")
-    result = train(config(base, tmp_path / "rm", held_out_share=0.0), [*PAIRS, *UNUSABLE], reading=report)
+    report = RowReport(skips=True, file=tmp_path / "skipped.jsonl")
+    result = train(config(base, tmp_path / "rm", held_out_share=0.0), [*PAIRS, *UNUSABLE], row_report=report)
     assert (result.training_pairs, result.skipped_pairs) == (len(PAIRS), 0)
     written = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     for number, reason in enumerate(REASONS):
@@ -250,7 +250,7 @@ def test_pairs_that_cannot_be_used_are_refused_or_skipped_with_their_reasons(
         assert (written[number]["file"], written[number]["row"]) == ("f.jsonl", number + 1)
         assert reason in written[number]["reason"]
     with pytest.raises(DataError, match=r"(?s)no pairs are left to train on.*f\.jsonl:1: "):
-        train(config(base, tmp_path / "other"), UNUSABLE, reading=ReadingReport(skips=True))
+        train(config(base, tmp_path / "other"), UNUSABLE, row_report=RowReport(skips=True))
 
 
 def test_pairs_that_a_tokenizer_makes_equal_are_refused(causal_scorer: Scorer[Any]) -> None:
@@ -408,7 +408,7 @@ def test_on_a_cpu_the_arithmetic_is_what_was_measured_and_weights_stay_float32(
 
     monkeypatch.setattr(Seq2SeqObjective, "loss", watched)
     settings = config(base, tmp_path / "rm", precision=precision, method=method, max_steps=1, device="cpu")
-    assert all(p.dtype == torch.float32 for p in trainable_model(settings, Placement(dtype="float32")).parameters())
+    assert all(p.dtype == torch.float32 for p in trainable_model(settings, LoadOptions(dtype="float32")).parameters())
     train(settings, PAIRS)
     assert set(seen) == {has_bfloat16}
     from safetensors import safe_open

@@ -6,24 +6,24 @@ from typing import Any
 
 import torch
 
-from redline_model.bundle.loading import CLASSIFIERS, Placement, load_model
+from redline_model.bundle.loading import CLASSIFIERS, LoadOptions, load_model
 from redline_model.scorers.scalar import check_pooling
 from redline_trainer.config import TrainConfig
 from redline_trainer.dropout import set_training_mode
 
 
-def trainable_model(config: TrainConfig, placement: Placement) -> Any:
+def trainable_model(config: TrainConfig, load_options: LoadOptions) -> Any:
     """The base model ready to learn: a transformers model, or a PEFT model around one."""
     if config.method == "full":
         # float32 master weights; the arithmetic is bfloat16 by autocast where the device has it
-        full = _load_base(config, placement.model_copy(update={"dtype": "float32"}))
+        full = _load_base(config, load_options.model_copy(update={"dtype": "float32"}))
         if config.gradient_checkpointing:
             full.gradient_checkpointing_enable()
         return set_training_mode(full, config.dropout)
     from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
 
     quantization = "nf4" if config.method == "qlora" else None
-    base = _load_base(config, placement.model_copy(update={"quantization": quantization}))
+    base = _load_base(config, load_options.model_copy(update={"quantization": quantization}))
     if config.method == "qlora":
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=config.gradient_checkpointing)
     elif config.gradient_checkpointing:
@@ -49,9 +49,9 @@ def trainable_model(config: TrainConfig, placement: Placement) -> Any:
     return set_training_mode(model, config.dropout)
 
 
-def _load_base(config: TrainConfig, placement: Placement) -> Any:
+def _load_base(config: TrainConfig, load_options: LoadOptions) -> Any:
     """The base; a classifier only if its score is read as Redline reads it. Raises BundleError, UnsupportedError."""
-    base = load_model(config.base, config.kind, placement)
+    base = load_model(config.base, config.kind, load_options)
     if config.kind in CLASSIFIERS:
         check_pooling(base, config.base)
     return base
@@ -75,7 +75,7 @@ def load_learned_state(model: Any, state: dict[str, torch.Tensor]) -> None:
             parameters[name].copy_(value.to(parameters[name].device))
 
 
-def merged(model: Any, config: TrainConfig, placement: Placement) -> Any:
+def merged(model: Any, config: TrainConfig, load_options: LoadOptions) -> Any:
     """The plain transformers model to save and to measure: adapters merged into unquantised weights."""
     if config.method == "full":
         return model.eval()
@@ -84,7 +84,7 @@ def merged(model: Any, config: TrainConfig, placement: Placement) -> Any:
     # a 4-bit base cannot take a merge without loss: the adapter goes onto the weights it was quantised from
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
-    base = load_model(config.base, config.kind, placement)
+    base = load_model(config.base, config.kind, load_options)
     fresh = get_peft_model(base, model.peft_config["default"])
     set_peft_model_state_dict(fresh, get_peft_model_state_dict(model))
     return fresh.merge_and_unload().eval()

@@ -67,15 +67,15 @@ class TrainConfig(BaseModel):
     device: str = "auto"
 
     @property
-    def uses_strays(self) -> bool:
+    def uses_mismatch(self) -> bool:
         """Whether pairs are given responses of other prompts: as asked, else for seq2seq."""
         return self.kind == "seq2seq" if self.mismatch is None else self.mismatch
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.kind == "seq2seq" and self.correction_weight == self.identity_weight == 0 and not self.uses_strays:
+        if self.kind == "seq2seq" and self.correction_weight == self.identity_weight == 0 and not self.uses_mismatch:
             raise ValueError("with both mappings' weights at 0 and no mismatch there is nothing to learn")
-        if self.uses_strays and (self.smoothing_rate or self.kind == "dpo"):
+        if self.uses_mismatch and (self.smoothing_rate or self.kind == "dpo"):
             raise ValueError("mismatch goes with the kinds seq2seq, scalar and red, and not with smoothing_rate")
         if self.kind not in CLASSIFIERS and (self.odin or self.smoothing_rate):
             raise ValueError(f"odin and smoothing_rate are options of the kinds scalar and red, not of {self.kind}")

@@ -13,7 +13,7 @@ from inspect import signature
 from pathlib import Path
 
 from redline.files.row_files import SUFFIXES, Problems, Row, UnknownFormatError, read_rows
-from redline.preference_data.row_report import MAX_SHOWN, ReadingReport, checked_rows
+from redline.preference_data.row_report import MAX_SHOWN, RowReport, checked_rows
 from redline.preference_data.rows import Pair, parse_row
 from redline_model.bundle.files import file_digest
 from redline_model.bundle.manifest import DataSource
@@ -22,9 +22,7 @@ from redline_model.errors import DataError
 _REASON_SHOWN = 500
 
 
-def load_pairs(
-    sources: Sequence[str | Path], report: ReadingReport | None = None
-) -> tuple[list[Pair], list[DataSource]]:
+def load_pairs(sources: Sequence[str | Path], report: RowReport | None = None) -> tuple[list[Pair], list[DataSource]]:
     """All pairs of all sources, and what they were.
 
     Args:
@@ -36,7 +34,7 @@ def load_pairs(
         DataError: listing every bad row of every source (the first 50 in full), or the source that is no source or
             holds no good row.
     """
-    report = report or ReadingReport()
+    report = report or RowReport()
     pairs: list[Pair] = []
     origins: list[DataSource] = []
     problems = Problems(MAX_SHOWN)
@@ -63,7 +61,7 @@ def load_pairs(
     return pairs, origins
 
 
-def _parse(report: ReadingReport, where: str, row: dict[str, object]) -> Pair:
+def _parse(report: RowReport, where: str, row: dict[str, object]) -> Pair:
     return parse_row(row, where, ignore=report.ignore)
 
 

@@ -15,11 +15,11 @@ from typing import NamedTuple
 import torch
 
 from redline.files.row_files import Problems
-from redline.preference_data.row_report import MAX_SHOWN, ReadingReport
+from redline.preference_data.row_report import MAX_SHOWN, RowReport
 from redline.preference_data.rows import Pair
 from redline_model.bundle.bundle import make_encoder, make_scorer, save_bundle
 from redline_model.bundle.files import check_free
-from redline_model.bundle.loading import Placement, load_config, load_tokenizer, token_limit
+from redline_model.bundle.loading import LoadOptions, load_config, load_tokenizer, token_limit
 from redline_model.bundle.manifest import DataSource, Manifest
 from redline_model.encoding.encoder import Encoder, Item
 from redline_model.errors import DataError, ItemError, TooLongError
@@ -29,7 +29,7 @@ from redline_trainer.checkpoint import resume, run_identity, save_checkpoint, sa
 from redline_trainer.config import TrainConfig
 from redline_trainer.evaluation.accuracy import Evaluation, evaluate
 from redline_trainer.load_pairs import split_by_prompt
-from redline_trainer.objectives.base import EncodedPair, with_strays
+from redline_trainer.objectives.base import EncodedPair, with_mismatched_responses
 from redline_trainer.objectives.factory import (
     bundle_parts,
     default_learning_rate,
@@ -67,7 +67,7 @@ def resumable_step(out: Path) -> int:
 
 
 def encode_pairs(
-    encoder: Encoder, pairs: Sequence[Pair], on_too_long: str, report: ReadingReport | None = None
+    encoder: Encoder, pairs: Sequence[Pair], on_too_long: str, report: RowReport | None = None
 ) -> tuple[list[EncodedPair], int]:
     """Every pair as ids, and how many were left out because they are too long and that was asked for.
 
@@ -77,7 +77,7 @@ def encode_pairs(
     Raises:
         DataError: listing every pair that cannot be used, all at once.
     """
-    report = report or ReadingReport()
+    report = report or RowReport()
     encoded: list[EncodedPair] = []
     problems = Problems(MAX_SHOWN)
     skipped = 0
@@ -106,7 +106,7 @@ def learning_rate_at(step: int, steps: int, peak: float, warmup_share: float) ->
 
 
 def _encode_all(
-    encoder: Encoder, parts: Sequence[Sequence[Pair]], on_too_long: str, report: ReadingReport | None
+    encoder: Encoder, parts: Sequence[Sequence[Pair]], on_too_long: str, report: RowReport | None
 ) -> list[tuple[list[EncodedPair], int]]:
     """``encode_pairs`` of each part; the problems of all of them in one error."""
     encoded: list[tuple[list[EncodedPair], int]] = []
@@ -178,7 +178,7 @@ def train(
     data: Sequence[DataSource] = (),
     observers: Sequence[Observer] = (),
     overwrite: bool = False,
-    reading: ReadingReport | None = None,
+    row_report: RowReport | None = None,
 ) -> TrainResult:
     """Fit a reward model on ``pairs`` and write its bundle.
 
@@ -196,26 +196,30 @@ def train(
     """
     # 1. what can fail fails before anything is spent
     check_free(config.out, overwrite=overwrite)
-    placement = Placement(device=config.device)
-    if placement.torch_device().type == "cpu":  # only the arithmetic is bfloat16 there, by autocast
-        measured = placement.cpu_precision
+    load_options = LoadOptions(device=config.device)
+    if load_options.torch_device().type == "cpu":  # only the arithmetic is bfloat16 there, by autocast
+        measured = load_options.cpu_precision
         logger.info("%s", measured if config.precision == "auto" else f"the CPU computes in {config.precision}")
-        placement = placement.model_copy(update={"dtype": "float32"})
+        load_options = load_options.model_copy(update={"dtype": "float32"})
     base_config, tokenizer = load_config(config.base), load_tokenizer(config.base)
     limit = token_limit(base_config, config.max_tokens)
     template = template_for(config, tokenizer)
     encoder = make_encoder(config.kind, base_config, tokenizer, template, limit)
     if held_out is None:
         pairs, held_out = split_by_prompt(pairs, config.held_out_share)
-    (training, skipped), (measuring, skipped_too) = _encode_all(encoder, (pairs, held_out), config.on_too_long, reading)
+    (training, skipped), (measuring, skipped_too) = _encode_all(
+        encoder, (pairs, held_out), config.on_too_long, row_report
+    )
     if not training:
-        raise DataError("\n  ".join(["no pairs are left to train on", *(reading.skipped.shown if reading else [])]))
-    if reading is not None:
-        reading.finish()
+        raise DataError(
+            "\n  ".join(["no pairs are left to train on", *(row_report.skipped.shown if row_report else [])])
+        )
+    if row_report is not None:
+        row_report.finish()
     counted: dict[str, int] = {}
-    if config.uses_strays:
-        training = with_strays(training, encoder, config.seed)
-        counted["mismatched_pairs"] = sum(pair.stray is not None for pair in training)
+    if config.uses_mismatch:
+        training = with_mismatched_responses(training, encoder, config.seed)
+        counted["mismatched_pairs"] = sum(pair.mismatched is not None for pair in training)
         if counted["mismatched_pairs"] < len(training):
             logger.warning(
                 "%d of %d pairs have a response of another prompt beside them: %s",
@@ -227,10 +231,10 @@ def train(
     # 2. the model and its optimiser, as new or as they were
     torch.manual_seed(config.seed)
     random.seed(config.seed)
-    model = trainable_model(config, placement)
+    model = trainable_model(config, load_options)
     peak = config.learning_rate or default_learning_rate(config, inner(model).num_parameters())
     # with adapters the reference is the same weights without them, and is loaded only to be saved
-    reference = frozen_reference(config, placement) if config.method == "full" else None
+    reference = frozen_reference(config, load_options) if config.method == "full" else None
     objective = make_objective(config, model, len(pairs), reference)
     learning = [p for p in model.parameters() if p.requires_grad] + objective.parameters()
     optimizer = torch.optim.AdamW(learning, lr=peak, betas=(0.9, 0.95), weight_decay=config.weight_decay)
@@ -255,9 +259,9 @@ def train(
             save_checkpoint(state, identity, step + 1, model, optimizer, objective)
 
     # 4. measured as it will be served, then saved
-    final = merged(model, config, placement)
+    final = merged(model, config, load_options)
     extraction = Extraction(mode=config.mode, aggregate=config.aggregate)
-    reference = reference or frozen_reference(config, placement)
+    reference = reference or frozen_reference(config, load_options)
     scorer = make_scorer(config.kind, final, encoder, extraction, **scorer_options(config, reference))
     evaluated = evaluate(scorer, measuring, config.max_batch_tokens, config.seed) if measuring else None
     manifest = Manifest(

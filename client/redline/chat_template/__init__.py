@@ -6,21 +6,21 @@ is first rendered.
 """
 
 from redline.chat_template.errors import RenderError
-from redline.chat_template.parser import OwnForm
+from redline.chat_template.parser import ChatTemplateParser
 from redline.chat_template.policy_prompts import POLICY_SETTINGS, PolicyPrompts, check_bare
-from redline.chat_template.renderer import ChatRenderer, Literals
-from redline.chat_template.stateless_tokenizer import Encoded, PrivateTokenizer
-from redline.chat_template.text_start import Behind
+from redline.chat_template.renderer import ChatRenderer, TemplateParts
+from redline.chat_template.stateless_tokenizer import Encoded, StatelessTokenizer
+from redline.chat_template.text_start import Preceding
 
 __all__ = [
     "POLICY_SETTINGS",
-    "Behind",
     "ChatRenderer",
+    "ChatTemplateParser",
     "Encoded",
-    "Literals",
-    "OwnForm",
     "PolicyPrompts",
-    "PrivateTokenizer",
+    "Preceding",
     "RenderError",
+    "StatelessTokenizer",
+    "TemplateParts",
     "check_bare",
 ]

@@ -29,7 +29,7 @@ class _Borders(NamedTuple):
     after_answer: str
 
 
-class OwnForm:
+class ChatTemplateParser:
     """Reads texts of one chat template. Thread-safe."""
 
     def __init__(self, chat: ChatRenderer) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from redline.chat_template.errors import RenderError
-from redline.chat_template.renderer import ChatRenderer, Literals
-from redline.chat_template.stateless_tokenizer import PrivateTokenizer
+from redline.chat_template.renderer import ChatRenderer, TemplateParts
+from redline.chat_template.stateless_tokenizer import StatelessTokenizer
 from redline.messages import Message, content_fields
 
 # a policy's chat template as it stands; the date alone is fixed, so that its prompts are the same tomorrow
@@ -26,9 +26,9 @@ class PolicyPrompts:
     """
 
     def __init__(
-        self, tokenizer: Any, settings: Mapping[str, Any] = POLICY_SETTINGS, *, texts: PrivateTokenizer | None = None
+        self, tokenizer: Any, settings: Mapping[str, Any] = POLICY_SETTINGS, *, texts: StatelessTokenizer | None = None
     ) -> None:
-        self.texts = texts or PrivateTokenizer(tokenizer)
+        self.texts = texts or StatelessTokenizer(tokenizer)
         has_template = bool(getattr(tokenizer, "chat_template", None))
         self.chat = ChatRenderer(tokenizer, settings, texts=self.texts) if has_template else None
         self._head = self.texts.around()[0]
@@ -43,16 +43,16 @@ class PolicyPrompts:
         if self.chat is not None:
             messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             return self.chat.policy_ids(messages, tools)
-        return [*self._head, *self.texts.foreign_ids(bare_text(prompt, tools))]
+        return [*self._head, *self.texts.user_text_ids(bare_text(prompt, tools))]
 
-    def literals(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> Literals:
-        """What stands around the messages' contents, see ``ChatRenderer.literals``; raises as ``ids``."""
+    def template_parts(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> TemplateParts:
+        """What stands around the messages' contents, see ``ChatRenderer.template_parts``; raises as ``ids``."""
         if self.chat is not None:
-            return self.chat.literals(messages, tools, (), opens_turn=True, has_answer=False)
+            return self.chat.template_parts(messages, tools, (), opens_turn=True, has_answer=False)
         check_bare(messages, tools)
-        between = tuple(self.texts.foreign_ids(BETWEEN_MESSAGES, "text"))
+        between = tuple(self.texts.user_text_ids(BETWEEN_MESSAGES, "text"))
         ids = (tuple(self._head), *((between,) * (len(messages) - 1)), ())
-        return Literals(ids, ((False, False),) * len(messages))
+        return TemplateParts(ids, ((False, False),) * len(messages))
 
 
 def check_bare(messages: Sequence[Message], tools: Sequence[Any] | None) -> None:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from redline.chat_template.compile import compiled, fixed_date
 from redline.chat_template.errors import RenderError
 from redline.chat_template.special_tokens import Marks, SpecialTokens, mapped_strings, strings_of
-from redline.chat_template.stateless_tokenizer import PrivateTokenizer
-from redline.chat_template.text_start import Behind
+from redline.chat_template.stateless_tokenizer import StatelessTokenizer
+from redline.chat_template.text_start import Preceding
 from redline.chat_template.turn_markers import turn_markers
 from redline.messages import CONTENT_FIELDS, Message
 
@@ -23,7 +23,7 @@ _MAX_FIELDS = 16
 _MAX_SHAPES = 256  # sequences of roles of which is kept what the template leaves out
 
 
-class Literals(NamedTuple):
+class TemplateParts(NamedTuple):
     """What a template writes around contents that are put in later.
 
     ``ids``: before each content, and behind the last. ``trims``: for each, whether the template takes white space off
@@ -43,8 +43,8 @@ class ChatRenderer:
         texts: the tokenizer's private copy, if there is one already.
     """
 
-    def __init__(self, tokenizer: Any, settings: Mapping[str, Any], *, texts: PrivateTokenizer | None = None) -> None:
-        self.texts = texts or PrivateTokenizer(tokenizer)
+    def __init__(self, tokenizer: Any, settings: Mapping[str, Any], *, texts: StatelessTokenizer | None = None) -> None:
+        self.texts = texts or StatelessTokenizer(tokenizer)
         self.special = SpecialTokens(self.texts)
         self._templates = tokenizer.chat_template
         self._date = fixed_date(settings)
@@ -272,7 +272,7 @@ class ChatRenderer:
             text = text[: len(text) - len(closing)]
         return self.special.ids(text, marks, self.texts)
 
-    def literals(
+    def template_parts(
         self,
         messages: Sequence[Message],
         tools: Sequence[Any] | None,
@@ -280,7 +280,7 @@ class ChatRenderer:
         *,
         opens_turn: bool,
         has_answer: bool = True,
-    ) -> Literals:
+    ) -> TemplateParts:
         """What the template writes around the contents of ``messages`` and the answer's, which are left out.
 
         Args:
@@ -314,11 +314,11 @@ class ChatRenderer:
             (not spaced[n].endswith(bare[n] + around), not spaced[n + 1].startswith(around + bare[n + 1]))
             for n in range(len(codes))
         )
-        places: list[Behind] = ["nothing", *["text" for _ in codes]]  # type: ignore[list-item]
+        places: list[Preceding] = ["nothing", *["text" for _ in codes]]  # type: ignore[list-item]
         ids = (
             self.special.ids(part, marks, self.texts, behind=place) for part, place in zip(bare, places, strict=True)
         )
-        return Literals(tuple(map(tuple, ids)), trims)
+        return TemplateParts(tuple(map(tuple, ids)), trims)
 
 
 def _with_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:

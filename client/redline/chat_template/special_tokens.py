@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from redline.chat_template.errors import RenderError
-from redline.chat_template.stateless_tokenizer import PrivateTokenizer
-from redline.chat_template.text_start import Behind
+from redline.chat_template.stateless_tokenizer import StatelessTokenizer
+from redline.chat_template.text_start import Preceding
 
 _OPEN, _CLOSE = "\ue000", "\ue001"
 _NUMBERS = re.compile(f"{_OPEN}([0-9]{{1,9}})\\.")
@@ -63,7 +63,7 @@ class Marks:
 class SpecialTokens:
     """The texts of a tokenizer's special tokens."""
 
-    def __init__(self, texts: PrivateTokenizer) -> None:
+    def __init__(self, texts: StatelessTokenizer) -> None:
         tokenizer = texts.tokenizer
         added = list(getattr(tokenizer, "added_tokens_decoder", {}).values())
         special = [token.content for token in added if token.special]
@@ -89,7 +89,9 @@ class SpecialTokens:
         """``text`` with codes in the places of special tokens."""
         return self.pattern.sub(lambda found: marks.hold(found[0]), text) if self.are_in(text) else text
 
-    def ids(self, text: str, marks: Marks, tokenizer: PrivateTokenizer, *, behind: Behind = "nothing") -> list[int]:
+    def ids(
+        self, text: str, marks: Marks, tokenizer: StatelessTokenizer, *, behind: Preceding = "nothing"
+    ) -> list[int]:
         """Ids of a rendered text in which callers' special tokens are hidden.
 
         Args:
@@ -102,7 +104,7 @@ class SpecialTokens:
             return tokenizer.template_ids(text, behind) if text else []
         ids: list[int] = []
 
-        def place() -> Behind:
+        def place() -> Preceding:
             return tokenizer.behind(ids) if ids else behind
 
         own = ""  # what is read as one text, special tokens included
@@ -112,7 +114,7 @@ class SpecialTokens:
             part = text[at:start]
             if marks.pattern.search(part):
                 ids += tokenizer.template_ids(own, place()) if own else []
-                ids += tokenizer.foreign_ids(marks.restored(part), place())
+                ids += tokenizer.user_text_ids(marks.restored(part), place())
                 own = text[start:end]
             else:
                 own += text[at:end]

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_args
 
-from redline.chat_template.text_start import Behind, without_beginning
+from redline.chat_template.text_start import Preceding, without_beginning
 
 Span = tuple[int, int]
 # Tokenizers whose backend cannot be copied are called one thread at a time.
@@ -28,7 +28,7 @@ class Encoded(NamedTuple):
     spans: list[Span]
 
 
-class PrivateTokenizer:
+class StatelessTokenizer:
     """Thread-safe: nothing is changed after construction.
 
     Args:
@@ -38,20 +38,20 @@ class PrivateTokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self._template_copies: dict[Behind, Any] = {}
-        self._foreign_copies: dict[Behind, Any] = {}
+        self._template_copies: dict[Preceding, Any] = {}
+        self._foreign_copies: dict[Preceding, Any] = {}
         if getattr(tokenizer, "is_fast", False):
             self._template_copies = _copies(tokenizer.backend_tokenizer, splits_special=False)
             self._foreign_copies = _copies(tokenizer.backend_tokenizer, splits_special=True)
         self._added = frozenset(getattr(tokenizer, "added_tokens_decoder", {}))
 
-    def behind(self, ids: Sequence[int]) -> Behind:
+    def behind(self, ids: Sequence[int]) -> Preceding:
         """What stands before a piece that follows ``ids``."""
         if not ids:
             return "nothing"
         return "token" if ids[-1] in self._added else "text"
 
-    def template_ids(self, text: str, behind: Behind = "nothing") -> list[int]:
+    def template_ids(self, text: str, behind: Preceding = "nothing") -> list[int]:
         """Ids of a template's own text: special tokens are read as such, none are added.
 
         Args:
@@ -61,12 +61,12 @@ class PrivateTokenizer:
         """
         return self.guarded(lambda: self._encoded(text, is_foreign=False, behind=behind), len(text)).ids
 
-    def foreign_ids(self, text: str, behind: Behind = "nothing") -> list[int]:
+    def user_text_ids(self, text: str, behind: Preceding = "nothing") -> list[int]:
         """Ids of a caller's text: what spells a special token is ordinary text. ``behind``: see ``template_ids``."""
         return self.guarded(lambda: self._encoded(text, is_foreign=True, behind=behind), len(text)).ids
 
-    def foreign(self, text: str, behind: Behind = "nothing") -> Encoded:
-        """As ``foreign_ids``, with spans. Needs a fast tokenizer."""
+    def foreign(self, text: str, behind: Preceding = "nothing") -> Encoded:
+        """As ``user_text_ids``, with spans. Needs a fast tokenizer."""
         return self.guarded(lambda: self._encoded(text, is_foreign=True, has_spans=True, behind=behind), len(text))
 
     def whole(self, text: str) -> Encoded:
@@ -90,7 +90,7 @@ class PrivateTokenizer:
 
     def drops_space(self) -> bool:
         """Whether the text of ids that begin with a space is without it."""
-        return self.decode(self.foreign_ids(" a", "text")) == "a"
+        return self.decode(self.user_text_ids(" a", "text")) == "a"
 
     def normalized(self, text: str) -> str:
         """``text`` as the tokenizer's normalizer writes it."""
@@ -108,7 +108,7 @@ class PrivateTokenizer:
         is_foreign: bool,
         has_spans: bool = False,
         is_framed: bool = False,
-        behind: Behind = "nothing",
+        behind: Preceding = "nothing",
     ) -> Encoded:
         copies = self._foreign_copies if is_foreign else self._template_copies
         if copies:
@@ -120,7 +120,7 @@ class PrivateTokenizer:
         spans = [(int(start), int(end)) for start, end in found["offset_mapping"]] if has_spans else []
         return Encoded(list(found["input_ids"]), spans)
 
-    def _behind_text(self, text: str, copies: dict[Behind, Any]) -> Encoded:
+    def _behind_text(self, text: str, copies: dict[Preceding, Any]) -> Encoded:
         """Up to the first added token as behind other text, from there on as behind a token."""
         whole = _read(copies["token"], text)
         if copies["text"] is copies["token"]:
@@ -147,7 +147,7 @@ def _gaps(ids: Sequence[int], sequences: Sequence[int | None], texts: int) -> li
     return gaps
 
 
-def _copies(backend: Any, *, splits_special: bool) -> dict[Behind, Any]:
+def _copies(backend: Any, *, splits_special: bool) -> dict[Preceding, Any]:
     """Copies with truncation and padding off; none where the backend cannot be written down (parts in Python).
 
     Equal backends (members of an ensemble, a model and its policy) share one: a vocabulary takes tens of megabytes.
@@ -156,7 +156,7 @@ def _copies(backend: Any, *, splits_special: bool) -> dict[Behind, Any]:
         written = backend.to_str()
     except Exception:  # tokenizers raises bare Exceptions
         return {}
-    texts: dict[Behind, str] = {behind: without_beginning(written, behind) for behind in get_args(Behind)}
+    texts: dict[Preceding, str] = {behind: without_beginning(written, behind) for behind in get_args(Preceding)}
     return {behind: _copy(type(backend), text, splits_special) for behind, text in texts.items()}
 
 

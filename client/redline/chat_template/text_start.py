@@ -11,11 +11,11 @@ import json
 from typing import Any, Literal
 
 # What stands before a piece: nothing; an added token, which is cut out before the rest is read; other text.
-Behind = Literal["nothing", "token", "text"]
+Preceding = Literal["nothing", "token", "text"]
 _SIGNS = ('"type":"Prepend"', '"type":"Metaspace"', '"add_prefix_space":true')
 
 
-def without_beginning(written: str, behind: Behind) -> str:
+def without_beginning(written: str, behind: Preceding) -> str:
     """A tokenizer's JSON (``Tokenizer.to_str()``) whose texts stand behind something; the same text if nothing differs.
 
     Right for what stands before the first added token of a text where ``behind`` is "text".

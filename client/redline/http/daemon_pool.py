@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 R = TypeVar("R")
 
 
-class DaemonPool:
+class DaemonThreadPool:
     """A few daemon threads that work off a queue, in order. Use ``with``; leaving it does not wait for work."""
 
     def __init__(self, threads: int) -> None:

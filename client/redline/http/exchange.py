@@ -191,7 +191,7 @@ def _seconds_until(date: str, now: str | None) -> float:
         return math.nan
 
 
-def is_too_much_at_once(error: RedlineError, items: int = 2) -> bool:
+def should_split(error: RedlineError, items: int = 2) -> bool:
     """Whether the service ran out of time on a request that could have been smaller: halves are sent instead."""
     return items > 1 and isinstance(error, ServiceError) and error.code == ErrorCode.TIMED_OUT
 

@@ -19,7 +19,7 @@ OnWait = Callable[[RedlineError, float], None]
 class RetryPolicy:
     """Exponential waits with full jitter, Retry-After honoured, capped.
 
-    ``max_attempts``: tries in all; None for no bound. ``patience_s``: seconds from the start of the call (of ``score``,
+    ``max_attempts``: tries in all; None for no bound. ``max_elapsed_s``: seconds from the start of the call (``score``,
     ``correct``, ``model``, ...) after which no new try begins and no wait goes on, and what a request that is
     repeated may still take at most; None for no bound. However many requests a call takes, they share this time, and a
     call that needs no second try is not bounded by it. ``first_wait_s``, ``longest_wait_s``: the range of waits. A
@@ -27,7 +27,7 @@ class RetryPolicy:
     """
 
     max_attempts: int | None = 5
-    patience_s: float | None = 180.0
+    max_elapsed_s: float | None = 180.0
     first_wait_s: float = 0.25
     longest_wait_s: float = 20.0
     has_jitter: bool = True
@@ -47,7 +47,7 @@ class RetryPolicy:
             wait *= random.uniform(0.5, 1.0)
         if isinstance(error, ServiceError) and error.retry_after_s is not None:
             wait = max(wait, min(error.retry_after_s, self.longest_wait_s))
-        if self.patience_s is not None and elapsed_s + wait > self.patience_s:
+        if self.max_elapsed_s is not None and elapsed_s + wait > self.max_elapsed_s:
             return None
         return wait
 
@@ -88,9 +88,9 @@ class Attempts:
     @property
     def left_s(self) -> float:
         """Seconds left of the policy's patience; infinite where it has no bound."""
-        if self.policy.patience_s is None:
+        if self.policy.max_elapsed_s is None:
             return math.inf
-        return self.policy.patience_s - (time.monotonic() - self.started_s)
+        return self.policy.max_elapsed_s - (time.monotonic() - self.started_s)
 
     @property
     def is_out_of_time(self) -> bool:

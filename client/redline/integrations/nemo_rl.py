@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 
 from redline.client import RewardClient
-from redline.integrations.token_rewarder import TokenRewarder, messages_of
-from redline.text.chat_markup import Exchange, as_item, prompt_of, without_ending
+from redline.integrations.token_rewarder import TokenRewarder, to_messages
+from redline.text.chat_markup import ParsedConversation, parse_prompt, strip_ending, to_score_item
 from redline.token_advantages import leave_one_out_advantages
 from redline.wire import ChatMessage, ScoreOptions
 
 
 def _prompt(log: list[dict[str, Any]]) -> str | list[ChatMessage]:
     """The messages of a log; its data processors render templates into their contents, which is taken back."""
-    told = prompt_of("".join(message["content"] for message in log))
+    told = parse_prompt("".join(message["content"] for message in log))
     if not isinstance(told, str):
         return told
     # a log's messages hold token ids and other things of the loop's own
-    return messages_of([{"role": message["role"], "content": message["content"]} for message in log])
+    return to_messages([{"role": message["role"], "content": message["content"]} for message in log])
 
 
 class RedlineEnvironment:
@@ -40,11 +40,11 @@ class RedlineEnvironment:
         self._client = client or RewardClient(url, key=key)
 
     def step(self, message_log_batch: list[list[dict[str, Any]]], metadata: list[Any]) -> Any:
-        """NeMo-RL's ``EnvironmentReturn``, ``rewards`` (B,). Raises ItemsFailedError, BorderError."""
+        """NeMo-RL's ``EnvironmentReturn``, ``rewards`` (B,). Raises ItemsFailedError, PromptBoundaryError."""
         from nemo_rl.environments.interfaces import EnvironmentReturn
 
         items = [
-            as_item(Exchange(_prompt(log[:-1]), without_ending(log[-1]["content"], ())[0], True))
+            to_score_item(ParsedConversation(_prompt(log[:-1]), strip_ending(log[-1]["content"], ())[0], True))
             for log in message_log_batch
         ]
         scores = [

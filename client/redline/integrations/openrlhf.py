@@ -17,8 +17,8 @@ from openrlhf.utils.agent import SingleTurnAgentExecutor
 from torch import Tensor
 
 from redline.client import RewardClient
-from redline.integrations.token_rewarder import TokenRewarder, address
-from redline.text.chat_markup import as_item, from_query_and_prompt
+from redline.integrations.token_rewarder import TokenRewarder, service_address
+from redline.text.chat_markup import parse_query_and_prompt, to_score_item
 from redline.wire import ScoreOptions
 
 TOKEN_REWARDS = "redline_token_rewards"
@@ -26,7 +26,7 @@ TOKEN_REWARDS = "redline_token_rewards"
 
 @cache
 def _client() -> RewardClient:
-    url, key = address()
+    url, key = service_address()
     return RewardClient(url, key=key)
 
 
@@ -34,10 +34,12 @@ def reward_func(queries: list[str], prompts: list[str], labels: list[Any], **opt
     """One number a sample.
 
     Raises:
-        BorderError: a query does not begin with its prompt.
+        PromptBoundaryError: a query does not begin with its prompt.
         ItemsFailedError: a sample could not be scored.
     """
-    items = [as_item(from_query_and_prompt(query, prompt)) for query, prompt in zip(queries, prompts, strict=True)]
+    items = [
+        to_score_item(parse_query_and_prompt(query, prompt)) for query, prompt in zip(queries, prompts, strict=True)
+    ]
     scores = [item.score for item in _client().score(items, options=ScoreOptions(on_too_long="truncate")).scored()]
     return {"rewards": scores, "scores": scores, "extra_logs": {}}
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from redline.integrations.token_rewarder import ClientPerLoop, Prompt, TokenRewarder
+from redline.integrations.token_rewarder import ClientPerEventLoop, Prompt, TokenRewarder
 from redline.messages import CONTENT_FIELDS
-from redline.text.chat_markup import Exchange, as_item
+from redline.text.chat_markup import ParsedConversation, to_score_item
 from redline.wire import ChatMessage, ScoreOptions
 
 
@@ -85,11 +85,11 @@ def token_algorithm(base: type, rewarder: TokenRewarder, *, scale: bool = False)
 
 def trace_reward(url: str, key: str | None = None) -> Callable[[Any], Awaitable[float]]:
     """A reward of a verifiers' trace whose last message is the response: the body of a task's ``@vf.reward``."""
-    clients = ClientPerLoop(url, key)
+    clients = ClientPerEventLoop(url, key)
 
     async def reward(trace: Any) -> float:
         turns = [_turn(message) for message in trace.messages]
-        item = as_item(Exchange(turns[:-1], turns[-1].content, True))
+        item = to_score_item(ParsedConversation(turns[:-1], turns[-1].content, True))
         return (await clients.get().score([item], options=ScoreOptions(on_too_long="truncate"))).scored()[0].score
 
     return reward

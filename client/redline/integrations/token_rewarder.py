@@ -13,7 +13,7 @@ from redline.aclient import AsyncRewardClient
 from redline.client import RewardClient
 from redline.errors import ProtocolError
 from redline.http.exchange import DEFAULT_URL
-from redline.text.chat_markup import prompt_of
+from redline.text.chat_markup import parse_prompt
 from redline.text.token_spans import Span, token_spans
 from redline.wire import ChatMessage, ItemScore, ScoreItem, ScoreOptions
 
@@ -21,7 +21,7 @@ Prompt = str | Sequence[dict[str, Any] | ChatMessage]
 
 
 @dataclass(frozen=True)
-class Sampled:
+class SampledResponse:
     """A response as a policy sampled it: its text, a span an id, and whether it ended by itself.
 
     ``spans`` are as long as the ids without padding; the end token has the empty span at the end.
@@ -40,9 +40,9 @@ class TokenRewards:
     rewards: list[float]
 
 
-def read_sampled(
+def decode_sampled(
     ids: Sequence[int], decode: Callable[[Sequence[int]], str], end_ids: Collection[int], pad_id: int | None = None
-) -> Sampled:
+) -> SampledResponse:
     """The text of sampled ids, padding on the right left out.
 
     Args:
@@ -54,27 +54,27 @@ def read_sampled(
         count -= 1
     is_finished = count < len(ids) and ids[count] in end_ids
     text, spans = token_spans(decode, list(ids[:count]))
-    return Sampled(text, [*spans, (len(text), len(text))] if is_finished else spans, is_finished)
+    return SampledResponse(text, [*spans, (len(text), len(text))] if is_finished else spans, is_finished)
 
 
-def address(url: str | None = None, key: str | None = None) -> tuple[str, str | None]:
+def service_address(url: str | None = None, key: str | None = None) -> tuple[str, str | None]:
     """Where the service is and its key; ``REDLINE_URL`` and ``REDLINE_KEY`` in the environment where not given."""
     return url or os.environ.get("REDLINE_URL", DEFAULT_URL), key or os.environ.get("REDLINE_KEY")
 
 
-def messages_of(prompt: Prompt) -> str | list[ChatMessage]:
+def to_messages(prompt: Prompt) -> str | list[ChatMessage]:
     """A prompt in the wire's words: text is read back if it is rendered, messages keep what they hold.
 
     Raises:
-        BorderError: as ``redline.text.chat_markup.prompt_of``.
+        PromptBoundaryError: as ``redline.text.chat_markup.parse_prompt``.
         pydantic.ValidationError: a message is none of the wire's, see ``ChatMessage``.
     """
     if isinstance(prompt, str):
-        return prompt_of(prompt)
+        return parse_prompt(prompt)
     return [one if isinstance(one, ChatMessage) else ChatMessage.model_validate(dict(one)) for one in prompt]
 
 
-class ClientPerLoop:
+class ClientPerEventLoop:
     """An asyncio client for every event loop: a loop's connections end with it.
 
     Args:
@@ -90,7 +90,7 @@ class ClientPerLoop:
         """The running loop's client."""
         loop = asyncio.get_running_loop()
         if loop not in self._clients:
-            url, key = address(self._url, self._key)
+            url, key = service_address(self._url, self._key)
             self._clients[loop] = AsyncRewardClient(url, key=key)
         return self._clients[loop]
 
@@ -118,13 +118,13 @@ class TokenRewarder:
         aclient: AsyncRewardClient | None = None,
     ) -> None:
         self._tokenizer = tokenizer
-        self._url, self._key = address(url, key)
+        self._url, self._key = service_address(url, key)
         self.end_ids = frozenset(end_ids if end_ids is not None else {tokenizer.eos_token_id} - {None})
         self._model = model
         self._options = options or ScoreOptions(on_too_long="truncate")
         self._client = client
         self._aclient = aclient
-        self._aclients = ClientPerLoop(self._url, self._key)
+        self._aclients = ClientPerEventLoop(self._url, self._key)
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
@@ -132,12 +132,15 @@ class TokenRewarder:
     def item(self, prompt: Prompt, ids: Sequence[int]) -> ScoreItem:
         """The item that asks for the rewards of ``ids``.
 
-        A prompt that is text may be rendered: it is read back (``redline.text.chat_markup``). Raises BorderError.
+        A prompt that is text may be rendered: it is parsed (``redline.text.chat_markup``).
+
+        Raises:
+            PromptBoundaryError: a rendered prompt cannot be parsed.
         """
-        sampled = read_sampled(ids, self._decode, self.end_ids, self._tokenizer.pad_token_id)
+        sampled = decode_sampled(ids, self._decode, self.end_ids, self._tokenizer.pad_token_id)
         return ScoreItem.model_validate(
             {
-                "prompt": messages_of(prompt),
+                "prompt": to_messages(prompt),
                 "response": sampled.text,
                 "finished": sampled.is_finished,
                 "token_offsets": sampled.spans or None,
@@ -148,7 +151,7 @@ class TokenRewarder:
         """Rewards of sampled ids, in order.
 
         Raises:
-            BorderError: a rendered prompt cannot be read back.
+            PromptBoundaryError: a rendered prompt cannot be read back.
             ItemsFailedError: one could not be scored; a failure is never a zero.
             ProtocolError, ServiceError, ConnectionFailedError: as ``RewardClient.score``.
         """

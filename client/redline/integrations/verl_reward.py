@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from redline.integrations.token_rewarder import ClientPerLoop, messages_of
-from redline.text.chat_markup import Exchange, as_item
+from redline.integrations.token_rewarder import ClientPerEventLoop, to_messages
+from redline.text.chat_markup import ParsedConversation, to_score_item
 from redline.wire import ScoreOptions
 
-_clients = ClientPerLoop()
+_clients = ClientPerEventLoop()
 
 
 async def compute_score(
@@ -23,7 +23,7 @@ async def compute_score(
         KeyError: there is no such field.
         ItemsFailedError: the response could not be scored.
     """
-    prompt = messages_of((extra_info or {})[options.get("prompt_key", "prompt")])
-    item = as_item(Exchange(prompt, solution_str, True))
+    prompt = to_messages((extra_info or {})[options.get("prompt_key", "prompt")])
+    item = to_score_item(ParsedConversation(prompt, solution_str, True))
     result = await _clients.get().score([item], options=ScoreOptions(on_too_long="truncate"))
     return {"score": result.scored()[0].score}

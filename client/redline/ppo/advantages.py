@@ -11,7 +11,7 @@ from torch import Tensor
 from redline.ppo.protocols import Advantages
 
 
-def penalized_rewards(
+def kl_penalized_rewards(
     rewards: Tensor, logprobs: Tensor, reference: Tensor, kl_coefficient: float, mask: Tensor
 ) -> Tensor:
     """``r_t - beta (log pi(y_t) - log pi_ref(y_t))``, ``(B, T)`` (arXiv 2204.05862, per token); 0 in padding."""

@@ -16,7 +16,7 @@ Padding = Literal["left", "right", "none"]
 _PROBE_TOKENS, _PROBE_PADDING = 12, 5
 
 
-class Layout(NamedTuple):
+class PaddedRollouts(NamedTuple):
     """``ids``, ``mask`` (B, L); ``targets`` (B, T), response tokens; ``columns`` (B, T), of the token before each."""
 
     ids: Tensor
@@ -25,7 +25,7 @@ class Layout(NamedTuple):
     columns: Tensor
 
 
-def lay_out(rollouts: Sequence[Rollout], padding: Padding, pad_id: int, device: torch.device) -> Layout:
+def pad_rollouts(rollouts: Sequence[Rollout], padding: Padding, pad_id: int, device: torch.device) -> PaddedRollouts:
     """One row a rollout.
 
     With padding on the left, prompts are padded there and responses on the right: responses stand in the same columns.
@@ -46,7 +46,7 @@ def lay_out(rollouts: Sequence[Rollout], padding: Padding, pad_id: int, device: 
         mask[n, start : start + len(whole)] = 1
         targets[n, : len(rollout.response_ids)] = torch.tensor(rollout.response_ids)
         columns[n] = (start + len(rollout.prompt_ids) - 1 + steps).clamp_max(width - 1)
-    return Layout(ids.to(device), mask.to(device), targets.to(device), columns.to(device))
+    return PaddedRollouts(ids.to(device), mask.to(device), targets.to(device), columns.to(device))
 
 
 class States(NamedTuple):
@@ -57,7 +57,7 @@ class States(NamedTuple):
     states: Tensor
 
 
-def run(model: Any, layout: Layout) -> States:
+def run(model: Any, layout: PaddedRollouts) -> States:
     """One pass; no logits are made for prompts where all responses stand in the same columns."""
     width, after = layout.ids.shape[1], layout.columns.shape[1]
     first = int(layout.columns[:, 0].min())

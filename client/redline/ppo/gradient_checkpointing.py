@@ -9,7 +9,7 @@ from typing import Any
 from redline.errors import CommandError
 
 
-class Recomputing:
+class GradientCheckpointing:
     """Layers of ``model`` keep their input alone for the backward pass; the rest is computed again.
 
     transformers does so in training mode alone, which would bring dropout back. Here the layers are in training mode

@@ -16,7 +16,7 @@ from redline.ppo.advantages import (
     GAE,
     GroupRelative,
     cut_penalties,
-    penalized_rewards,
+    kl_penalized_rewards,
     reward_scale,
     rewards_to_go,
     whiten,
@@ -35,7 +35,7 @@ from redline.ppo.protocols import (
     TokenOutputs,
 )
 from redline.ppo.sampling import padded_rewards, roll_out, step_prompts, token_mask
-from redline.ppo.update import Learning, make_optimizer, update
+from redline.ppo.update import UpdateInputs, make_optimizer, update
 
 
 class PPOLoop:
@@ -152,7 +152,7 @@ class PPOLoop:
         if self.reward_scale is None:
             totals = [math.fsum(row) for row in raw.tolist()]
             self.reward_scale = reward_scale(totals, config.reward_scale_limit)
-        rewards = penalized_rewards(raw * self.reward_scale, old.logprobs, reference, self.kl_coefficient, mask)
+        rewards = kl_penalized_rewards(raw * self.reward_scale, old.logprobs, reference, self.kl_coefficient, mask)
 
         # 4. advantages, of the responses that are learned from
         value_scale = self._value_scale(rewards, learned)
@@ -165,7 +165,7 @@ class PPOLoop:
 
         # 5. several epochs of clipped updates
         clock = time.perf_counter()
-        learning = Learning(learned, old, advantages, returns, value_scale)
+        learning = UpdateInputs(learned, old, advantages, returns, value_scale)
         seed = f"{config.seed}/{self.steps_done}"
         updates = update(self.policy, self._optimizer, rollouts, learning, config, seed)
         update_s = time.perf_counter() - clock

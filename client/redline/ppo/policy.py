@@ -18,8 +18,8 @@ from redline.chat_template import PolicyPrompts, RenderError
 from redline.errors import CommandError
 from redline.files.atomic import atomic_folder
 from redline.ppo.critic import ValueNetwork, features_width, linear_head, value_features
-from redline.ppo.forward import States, lay_out, probe, run, stop_rescaling
-from redline.ppo.gradient_checkpointing import Recomputing
+from redline.ppo.forward import States, pad_rollouts, probe, run, stop_rescaling
+from redline.ppo.gradient_checkpointing import GradientCheckpointing
 from redline.ppo.loading import load_model
 from redline.ppo.non_finite import NonFiniteError
 from redline.ppo.protocols import Prompt, Rollout, TokenOutputs
@@ -91,7 +91,7 @@ class CausalPolicy:
         else:
             self.value_head = linear_head(self._probed.state_width, self.device)
         self._reference = None if self._has_adapter else copy.deepcopy(model).requires_grad_(False)
-        self._recomputing = Recomputing(model) if gradient_checkpointing else None
+        self._recomputing = GradientCheckpointing(model) if gradient_checkpointing else None
 
     @classmethod
     def load(
@@ -221,7 +221,7 @@ class CausalPolicy:
         longest = max(len(r.response_ids) for r in rollouts)
         joined: list[list[Tensor]] = []
         for part in parts:
-            layout = lay_out([rollouts[n] for n in part], self._probed.padding, self._pad_id, self.device)
+            layout = pad_rollouts([rollouts[n] for n in part], self._probed.padding, self._pad_id, self.device)
             if self._limit is not None:
                 reset_angles(model.modules())
             with self._precise():

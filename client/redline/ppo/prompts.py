@@ -11,7 +11,7 @@ from redline.errors import CommandError
 from redline.files.row_files import Problems, UnknownFormatError, read_rows
 from redline.ppo.protocols import Prompt
 from redline.preference_data.checked_rows import SHOWN, refuse_bad_rows
-from redline.preference_data.row_report import ReadingReport, checked_rows
+from redline.preference_data.row_report import RowReport, checked_rows
 from redline.preference_data.rows import parse_prompt
 
 MAX_ASKED = 10_000
@@ -27,7 +27,7 @@ def load_prompts(path: Path) -> list[Prompt]:
     return [prompt for _, prompt in load_prompt_rows(path)]
 
 
-def load_prompt_rows(path: Path, report: ReadingReport | None = None) -> list[tuple[str, Prompt]]:
+def load_prompt_rows(path: Path, report: RowReport | None = None) -> list[tuple[str, Prompt]]:
     """``(where, prompt)`` of every row, in order.
 
     Args:
@@ -36,7 +36,7 @@ def load_prompt_rows(path: Path, report: ReadingReport | None = None) -> list[tu
     Raises:
         CommandError: listing the rows that have no prompt, or that the file cannot be read or holds no other.
     """
-    report = report or ReadingReport()
+    report = report or RowReport()
 
     def parse(where: str, row: dict[str, Any]) -> Prompt:
         return parse_prompt(row, ignore=report.ignore)
@@ -53,7 +53,7 @@ def load_prompt_rows(path: Path, report: ReadingReport | None = None) -> list[tu
 def usable_prompts(
     rows: Iterable[tuple[str, Prompt]],
     prompt_ids: Callable[[Prompt], list[int]],
-    report: ReadingReport | None = None,
+    report: RowReport | None = None,
 ) -> list[Prompt]:
     """The prompts of ``usable_rows``, which says what is raised."""
     return [prompt for _, prompt in usable_rows(rows, prompt_ids, report)]
@@ -62,7 +62,7 @@ def usable_prompts(
 def usable_rows(
     rows: Iterable[tuple[str, Prompt]],
     prompt_ids: Callable[[Prompt], list[int]],
-    report: ReadingReport | None = None,
+    report: RowReport | None = None,
 ) -> list[tuple[str, Prompt]]:
     """The rows whose prompts a policy can continue, in order; every one is tried before the first is used.
 
@@ -74,13 +74,13 @@ def usable_rows(
     Raises:
         CommandError: listing the prompts that the policy cannot continue, or that there are no others.
     """
-    return _kept(((where, prompt, _refusal(prompt, prompt_ids)) for where, prompt in rows), report or ReadingReport())
+    return _kept(((where, prompt, _refusal(prompt, prompt_ids)) for where, prompt in rows), report or RowReport())
 
 
 def scorable_rows(
     rows: Sequence[tuple[str, Prompt]],
     ask: Callable[[list[Prompt]], Sequence[str | None]],
-    report: ReadingReport | None = None,
+    report: RowReport | None = None,
 ) -> list[tuple[str, Prompt]]:
     """The rows whose prompts a reward service takes, in order; it is asked before the first is used.
 
@@ -99,14 +99,14 @@ def scorable_rows(
     asked = list(distinct)[:MAX_ASKED]
     for keys in (asked[at : at + _ASKED_AT_ONCE] for at in range(0, len(asked), _ASKED_AT_ONCE)):
         reasons.update(zip(keys, ask([distinct[key] for key in keys]), strict=True))
-    return _kept(((where, prompt, reasons.get(_key(prompt))) for where, prompt in rows), report or ReadingReport())
+    return _kept(((where, prompt, reasons.get(_key(prompt))) for where, prompt in rows), report or RowReport())
 
 
 def _key(prompt: Prompt) -> str:
     return json.dumps(prompt, sort_keys=True)
 
 
-def _kept(rows: Iterable[tuple[str, Prompt, str | None]], report: ReadingReport) -> list[tuple[str, Prompt]]:
+def _kept(rows: Iterable[tuple[str, Prompt, str | None]], report: RowReport) -> list[tuple[str, Prompt]]:
     """Those of ``(where, prompt, reason)`` that there is no reason against."""
     kept: list[tuple[str, Prompt]] = []
     problems = Problems(SHOWN)

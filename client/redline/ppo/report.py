@@ -20,7 +20,7 @@ _PANELS = {
 }
 
 
-class Line(NamedTuple):
+class LinearFit(NamedTuple):
     """``y = intercept + slope x`` by least squares, with its R²."""
 
     slope: float
@@ -28,7 +28,7 @@ class Line(NamedTuple):
     r_squared: float
 
 
-def fit_line(x: Sequence[float], y: Sequence[float]) -> Line | None:
+def fit_line(x: Sequence[float], y: Sequence[float]) -> LinearFit | None:
     """The least-squares line; None where x does not vary."""
     n = len(x)
     mean_x, mean_y = sum(x) / n, sum(y) / n
@@ -39,7 +39,7 @@ def fit_line(x: Sequence[float], y: Sequence[float]) -> Line | None:
     intercept = mean_y - slope * mean_x
     residual = sum((b - intercept - slope * a) ** 2 for a, b in zip(x, y, strict=True))
     total = sum((b - mean_y) ** 2 for b in y)
-    return Line(slope, intercept, 1 - residual / total if total > 1e-12 else 0.0)
+    return LinearFit(slope, intercept, 1 - residual / total if total > 1e-12 else 0.0)
 
 
 def write_report(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from redline.errors import ProtocolError
-from redline.http.daemon_pool import DaemonPool
+from redline.http.daemon_pool import DaemonThreadPool
 from redline.ppo.config import PPOConfig
 from redline.ppo.protocols import Policy, Prompt, RewardSource, Rollout, Scores
 
@@ -46,7 +46,7 @@ def roll_out(
             raise ProtocolError(f"the reward source gave {len(scores.items)} scores for {len(part)} rollouts")
         return scores, time.perf_counter() - started
 
-    with DaemonPool(1) as scorer:
+    with DaemonThreadPool(1) as scorer:
         for start in range(0, len(prompts), config.sample_batch):
             part = prompts[start : start + config.sample_batch]
             groups = [(start + n) // config.samples_per_prompt for n in range(len(part))]

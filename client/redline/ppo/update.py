@@ -15,7 +15,7 @@ from redline.ppo.non_finite import check_number
 from redline.ppo.protocols import Policy, Rollout, TokenOutputs
 
 
-class Learning(NamedTuple):
+class UpdateInputs(NamedTuple):
     """What an update needs beside the rollouts, each (B, T): ``mask`` is True on tokens that are learned from.
 
     ``old``: outputs before the step. ``returns``: targets of the value function, in the units of the rewards; None
@@ -51,7 +51,7 @@ def update(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
     rollouts: Sequence[Rollout],
-    learning: Learning,
+    learning: UpdateInputs,
     config: PPOConfig,
     seed: str,
 ) -> dict[str, float]:
@@ -89,7 +89,7 @@ def update(
 def _accumulate(
     policy: Policy,
     rollouts: Sequence[Rollout],
-    learning: Learning,
+    learning: UpdateInputs,
     config: PPOConfig,
     rows: Sequence[int],
     tokens: Tensor,

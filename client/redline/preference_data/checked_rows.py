@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from redline.errors import CommandError
 from redline.files.row_files import BadRowError, Problems, Row, UnknownFormatError, UnreadableRowError, read_rows
-from redline.preference_data.row_report import ReadingReport, checked_rows, parse_row_with
+from redline.preference_data.row_report import RowReport, checked_rows, parse_row_with
 
 T = TypeVar("T")
 SHOWN = 10
@@ -37,14 +37,14 @@ class CheckedRows(Generic[T]):
         parse: Callable[[str, dict[str, Any]], T],
         limit: int | None = None,
         *,
-        report: ReadingReport | None = None,
+        report: RowReport | None = None,
         stand_in: Callable[[str, Any, str], T] | None = None,
     ) -> None:
         self.path = path
         self.count = 0
         self._parse = parse
         self._limit = limit
-        self._report = report or ReadingReport()
+        self._report = report or RowReport()
         self._stand_in = stand_in
         self._digest = hashlib.sha256()
         problems = Problems(SHOWN)
@@ -82,7 +82,7 @@ class CheckedRows(Generic[T]):
             yield row
 
 
-def refuse_bad_rows(path: Path, problems: Problems, report: ReadingReport, good: int) -> None:
+def refuse_bad_rows(path: Path, problems: Problems, report: RowReport, good: int) -> None:
     """Raise CommandError, naming the first bad rows, where there are ``problems`` or no ``good`` rows."""
     if problems.count:
         raise CommandError("; ".join(problems.shown))

@@ -20,7 +20,7 @@ _NAME_SHOWN = 60
 _LATEST, _LATEST_SHOWN = 5, 500
 
 
-class ReadingReport:
+class RowReport:
     """What the readers of one command left out: bad rows, if they are to be skipped, and columns that nothing uses.
 
     In bounded memory: skipped rows are counted and written as they come, each as
@@ -118,7 +118,7 @@ def _place(where: str) -> dict[str, Any]:
 
 
 def checked_rows(
-    rows: Iterable[Row], parse: Callable[[str, dict[str, Any]], T], report: ReadingReport, problems: Problems
+    rows: Iterable[Row], parse: Callable[[str, dict[str, Any]], T], report: RowReport, problems: Problems
 ) -> Iterator[tuple[str, T]]:
     """``(where, parsed)`` of every good row; bad ones go to ``report`` if it skips them, else to ``problems``.
 

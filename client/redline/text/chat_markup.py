@@ -30,11 +30,11 @@ _ROLES = {
 }
 
 
-class BorderError(ValueError):
+class PromptBoundaryError(ValueError):
     """Where the prompt ends and the response begins cannot be told."""
 
 
-class Markup(NamedTuple):
+class ChatMarkup(NamedTuple):
     """How a family of chat templates marks turns. ``header`` has a group ``role``; ``ends`` close a turn.
 
     ``is_words``: made of words that any text may hold, so that it counts only where it makes a whole dialogue.
@@ -45,8 +45,8 @@ class Markup(NamedTuple):
     is_words: bool
 
 
-def _markup(header: str, *ends: str, is_words: bool = False) -> Markup:
-    return Markup(re.compile(header), ends, is_words)
+def _markup(header: str, *ends: str, is_words: bool = False) -> ChatMarkup:
+    return ChatMarkup(re.compile(header), ends, is_words)
 
 
 _MARKUPS = {
@@ -85,7 +85,7 @@ _SYSTEM_BEFORE = ("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")
 _OTHER = re.compile(r"<\|START_(?:RESPONSE|THINKING)\|>|<\|start\|>\w+(?:<\|(?:channel|message)\|>|\s*\Z)")
 
 
-class Exchange(NamedTuple):
+class ParsedConversation(NamedTuple):
     """A prompt and the response to it. ``is_finished``: the policy ended the response itself.
 
     ``start``: where the response begins in the text that held both, 0 where it came alone.
@@ -97,14 +97,16 @@ class Exchange(NamedTuple):
     start: int = 0
 
 
-def as_item(exchange: Exchange, **more: Any) -> ScoreItem:
+def to_score_item(conversation: ParsedConversation, **more: Any) -> ScoreItem:
     """The exchange as an item; an empty response stands for a lone end token, which is what such a policy wrote."""
-    if not exchange.response and exchange.is_finished:
+    if not conversation.response and conversation.is_finished:
         more = {"token_offsets": [(0, 0)], **more}
-    return ScoreItem(prompt=exchange.prompt, response=exchange.response, finished=exchange.is_finished, **more)
+    return ScoreItem(
+        prompt=conversation.prompt, response=conversation.response, finished=conversation.is_finished, **more
+    )
 
 
-def without_ending(text: str, ends: Sequence[str], markup: Markup | None = None) -> tuple[str, bool]:
+def strip_ending(text: str, ends: Sequence[str], markup: ChatMarkup | None = None) -> tuple[str, bool]:
     """``text`` without padding and what ended it, and whether there was something.
 
     Args:
@@ -122,7 +124,7 @@ def without_ending(text: str, ends: Sequence[str], markup: Markup | None = None)
     return text[:end], is_ended
 
 
-def beginning(text: str, ends: Sequence[str]) -> int:
+def content_start(text: str, ends: Sequence[str]) -> int:
     """Where ``text`` begins behind its begin token and the padding on its left."""
     known = [one for one in (*_BEGINNINGS, *_PADS, *ends, *KNOWN_ENDS) if one]
     at = 0
@@ -158,30 +160,32 @@ def _role(header: re.Match[str]) -> str:
     return _ROLES.get(header["role"].lower(), header["role"].lower())
 
 
-def _messages(text: str, headers: Sequence[re.Match[str]], markup: Markup, ends: Sequence[str]) -> list[ChatMessage]:
+def _messages(
+    text: str, headers: Sequence[re.Match[str]], markup: ChatMarkup, ends: Sequence[str]
+) -> list[ChatMessage]:
     """The turns in front of the last header."""
     messages: list[ChatMessage] = []
     # a system prompt without a header of its own, or the rest of a turn that was cut
-    if before := without_ending(text[: headers[0].start()], ends, markup)[0].strip():
+    if before := strip_ending(text[: headers[0].start()], ends, markup)[0].strip():
         messages.append(ChatMessage(role="system", content=_system_before(before)))
     for header, following in itertools.pairwise(headers):
         content = text[header.end() : following.start()]
         end = len(content)
         while begin := marker_at_end(content, end, _BEGINNINGS):  # a begin token for every exchange
             end = end_before_marker(content, end, begin)
-        content = without_ending(content[:end], ends, markup)[0]
+        content = strip_ending(content[:end], ends, markup)[0]
         within = _system_within(content) if _role(header) == "user" else None
         if within:
             messages.append(ChatMessage(role="system", content=within[0]))
             content = content[within[1] :]
         messages.append(ChatMessage(role=_role(header), content=content.strip()))
     if not messages:
-        raise BorderError("the prompt is empty")
+        raise PromptBoundaryError("the prompt is empty")
     return messages
 
 
-class _Found(NamedTuple):
-    markup: Markup
+class _MarkupMatch(NamedTuple):
+    markup: ChatMarkup
     headers: list[re.Match[str]]
 
     @property
@@ -195,47 +199,49 @@ class _Found(NamedTuple):
         return len(self.headers) > 1 and _role(self.headers[0]) != "assistant"
 
 
-def _found(text: str, *, is_words: bool) -> list[_Found]:
-    every = [_Found(m, list(m.header.finditer(text))) for m in _MARKUPS.values() if m.is_words == is_words]
+def _markups_in(text: str, *, is_words: bool) -> list[_MarkupMatch]:
+    every = [_MarkupMatch(m, list(m.header.finditer(text))) for m in _MARKUPS.values() if m.is_words == is_words]
     return [one for one in every if one.headers]
 
 
-def _opened(prompt: str) -> _Found | None:
+def _opened(prompt: str) -> _MarkupMatch | None:
     """The markup of a prompt that leaves the turn to the assistant; None for a text without any.
 
     Raises:
-        BorderError: it has markup and does not, or its template is unknown.
+        PromptBoundaryError: it has markup and does not, or its template is unknown.
     """
     if _OTHER.search(prompt):
-        raise BorderError(f"the prompt's chat template is unknown here; it ends with {prompt[-30:]!r}")
-    marked = _found(prompt, is_words=False)
-    for one in (*marked, *(words for words in _found(prompt, is_words=True) if words.is_dialogue)):
+        raise PromptBoundaryError(f"the prompt's chat template is unknown here; it ends with {prompt[-30:]!r}")
+    marked = _markups_in(prompt, is_words=False)
+    for one in (*marked, *(words for words in _markups_in(prompt, is_words=True) if words.is_dialogue)):
         is_rendered = len(one.headers) > 1 or not prompt[: one.headers[0].start()].strip()
         if one.is_open and is_rendered and _OPENER.match(prompt[one.headers[-1].end() :]):
             return one
     if any(not prompt[: one.headers[0].start()].strip() for one in marked):
-        raise BorderError("the prompt does not end where the assistant's turn begins")
+        raise PromptBoundaryError("the prompt does not end where the assistant's turn begins")
     if opens_unknown_turn(prompt):
-        raise BorderError(f"the prompt's chat template is unknown here; it ends with {prompt[-30:]!r}")
+        raise PromptBoundaryError(f"the prompt's chat template is unknown here; it ends with {prompt[-30:]!r}")
     return None
 
 
-def prompt_of(rendered: str) -> str | list[ChatMessage]:
+def parse_prompt(rendered: str) -> str | list[ChatMessage]:
     """A prompt, rendered or not, as what it was rendered from; a text without markup is one.
 
     Raises:
-        BorderError: it is empty, of an unknown template, or does not leave the turn to the assistant.
+        PromptBoundaryError: it is empty, of an unknown template, or does not leave the turn to the assistant.
     """
-    text = rendered[beginning(rendered, ()) :]
+    text = rendered[content_start(rendered, ()) :]
     found = _opened(text)
     if found is not None:
         return _messages(text, found.headers, found.markup, ())
     if not text:
-        raise BorderError("the prompt is empty")
+        raise PromptBoundaryError("the prompt is empty")
     return text
 
 
-def from_prompt_and_response(prompt: str, response: str, *, has_ends: bool, ends: Sequence[str] = ()) -> Exchange:
+def parse_prompt_and_response(
+    prompt: str, response: str, *, has_ends: bool, ends: Sequence[str] = ()
+) -> ParsedConversation:
     """A prompt, rendered or not, and the response that follows it.
 
     Args:
@@ -243,23 +249,23 @@ def from_prompt_and_response(prompt: str, response: str, *, has_ends: bool, ends
             without it nothing is taken off.
 
     Raises:
-        BorderError: as ``prompt_of``.
+        PromptBoundaryError: as ``parse_prompt``.
     """
-    text = prompt[beginning(prompt, ends) :]
+    text = prompt[content_start(prompt, ends) :]
     found = _opened(text)
     markup = None
     if found is not None:
         markup = found.markup
         response = _behind(found, text, response)
-    response, is_ended = without_ending(response, ends, markup) if has_ends else (response, True)
+    response, is_ended = strip_ending(response, ends, markup) if has_ends else (response, True)
     if found is not None:
-        return Exchange(_messages(text, found.headers, found.markup, ends), response, is_ended)
+        return ParsedConversation(_messages(text, found.headers, found.markup, ends), response, is_ended)
     if not text:
-        raise BorderError("the prompt is empty")
-    return Exchange(text, response, is_ended)
+        raise PromptBoundaryError("the prompt is empty")
+    return ParsedConversation(text, response, is_ended)
 
 
-def _behind(found: _Found, prompt: str, response: str) -> str:
+def _behind(found: _MarkupMatch, prompt: str, response: str) -> str:
     """The assistant's turn that ``prompt`` opens and ``response`` fills."""
     opener = prompt[found.headers[-1].end() :]
     if opener.strip() and not _CLOSED_THOUGHT.match(opener):
@@ -270,54 +276,54 @@ def _behind(found: _Found, prompt: str, response: str) -> str:
     return (prompt + response)[max(header.end(), len(prompt)) :]
 
 
-def from_whole(text: str, ends: Sequence[str] = ()) -> Exchange:
+def parse_conversation(text: str, ends: Sequence[str] = ()) -> ParsedConversation:
     """A whole rendered conversation that ends with the assistant's turn, the response.
 
     Raises:
-        BorderError: there is no markup to find the border by, two kinds of it disagree, or the last turn is not the
-            assistant's.
+        PromptBoundaryError: there is no markup to find the boundary by, two kinds of it disagree, or the last turn is
+            not the assistant's.
     """
-    begin = beginning(text, ends)
+    begin = content_start(text, ends)
     whole = text[begin:]
     if _OTHER.search(whole):
-        raise BorderError("the text's chat template is unknown here")
-    marked = _found(whole, is_words=False)
-    found = [one for one in marked or _found(whole, is_words=True) if one.is_open and (marked or one.is_dialogue)]
+        raise PromptBoundaryError("the text's chat template is unknown here")
+    marked = _markups_in(whole, is_words=False)
+    found = [one for one in marked or _markups_in(whole, is_words=True) if one.is_open and (marked or one.is_dialogue)]
     if not found:
         why = "the last turn is not the assistant's: there is no response to score" if marked else ""
-        raise BorderError(
+        raise PromptBoundaryError(
             why or "where the prompt ends and the response begins cannot be told: the text has no known markup"
         )
     if len(found) > 1:
-        raise BorderError("the text has two kinds of markup, which put the response in different places")
+        raise PromptBoundaryError("the text has two kinds of markup, which put the response in different places")
     [one] = found
     start = one.headers[-1].end()
     if thought := _CLOSED_THOUGHT.match(whole[start:]):
         start += thought.end()
-    response, is_ended = without_ending(whole[start:], ends, one.markup)
-    return Exchange(_messages(whole, one.headers, one.markup, ends), response, is_ended, begin + start)
+    response, is_ended = strip_ending(whole[start:], ends, one.markup)
+    return ParsedConversation(_messages(whole, one.headers, one.markup, ends), response, is_ended, begin + start)
 
 
-def from_query_and_prompt(query: str, prompt: str, ends: Sequence[str] = ()) -> Exchange:
+def parse_query_and_prompt(query: str, prompt: str, ends: Sequence[str] = ()) -> ParsedConversation:
     """A prompt, and a query: this prompt, or as much of its end as the caller had room for, and the response to it.
 
     Decoders write white space around special tokens that was not there; it is not looked at.
 
     Raises:
-        BorderError: the query does not begin with the prompt's end, or as ``from_prompt_and_response``.
+        PromptBoundaryError: the query does not begin with the prompt's end, or as ``parse_prompt_and_response``.
     """
-    return from_prompt_and_response(*split_query(query, prompt, ends), has_ends=True, ends=ends)
+    return parse_prompt_and_response(*split_query(query, prompt, ends), has_ends=True, ends=ends)
 
 
 def split_query(query: str, prompt: str, ends: Sequence[str] = ()) -> tuple[str, str]:
-    """Prompt and response of ``from_query_and_prompt``, as they stand. Raises BorderError."""
-    whole, start = query[beginning(query, ends) :], prompt[beginning(prompt, ends) :]
+    """Prompt and response of ``parse_query_and_prompt``, as they stand. Raises PromptBoundaryError."""
+    whole, start = query[content_start(query, ends) :], prompt[content_start(prompt, ends) :]
     if whole.startswith(start):
         response = whole[len(start) :]
     else:
         end = _end_of(start, whole)
         if end is None:
-            raise BorderError("the query does not begin with its prompt")
+            raise PromptBoundaryError("the query does not begin with its prompt")
         response = whole[end:]
         if not start.endswith(whole[:end]):
             # the decoder's white space, not the policy's

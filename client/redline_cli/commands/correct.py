@@ -15,7 +15,7 @@ from redline.http.exchange import DEFAULT_URL
 from redline.preference_data.checked_rows import CheckedRows
 from redline.wire import ItemError, ResponseItem
 from redline.wire.correction import MAX_ROUNDS, CorrectOptions, ItemCorrection
-from redline_cli.bad_rows import BadRowPolicy, OnBadRow, reading_report
+from redline_cli.bad_rows import BadRowPolicy, OnBadRow, row_report
 from redline_cli.options import Edits, Key, Limit, OutFile, Url
 from redline_cli.output import Output
 from redline_cli.redlining import render_correction
@@ -60,7 +60,7 @@ def correct(
         raise CommandError("give either a FILE, or --prompt with --response")
     with RewardClient(url, key=key, items_per_request=_ITEMS_PER_REQUEST) as client:
         if file is not None:
-            with reading_report(on_bad_row, out) as report:
+            with row_report(on_bad_row, out) as report:
                 rows = CheckedRows(file, row_item(ResponseItem, report), limit, report=report, stand_in=skipped_row(1))
             question = {"rows": rows.sha256, "model": client.model().digest, "options": options.model_dump()}
 

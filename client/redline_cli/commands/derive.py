@@ -9,13 +9,13 @@ import typer
 
 from redline.errors import CommandError
 from redline.files.locks import sole_writer
-from redline_cli.bad_rows import BadRowPolicy, OnBadRow, reading_report
+from redline_cli.bad_rows import BadRowPolicy, OnBadRow, row_report
 from redline_cli.options import Device, Limit, MaxBatchTokens, OutFolder
 from redline_cli.terminal import need, prepare_torch, say
 
 if TYPE_CHECKING:
-    from redline.preference_data.row_report import ReadingReport
-    from redline_model.bundle.derive import Measure
+    from redline.preference_data.row_report import RowReport
+    from redline_model.bundle.derive import Measurement
     from redline_model.bundle.manifest import Manifest
 
 app = typer.Typer(help="Make a bundle of other bundles, without training.", no_args_is_help=True)
@@ -39,14 +39,14 @@ def red(
     """Read a scalar model at every token: r_t = R(x, y_<=t) - R(x, y_<t) (arXiv 2411.08302)."""
     _prepare()
     from redline_model.bundle.derive import derive_red
-    from redline_model.bundle.loading import Placement
+    from redline_model.bundle.loading import LoadOptions
 
-    with sole_writer(out), reading_report(on_bad_row, out, is_folder=True) as reading:
+    with sole_writer(out), row_report(on_bad_row, out, is_folder=True) as report:
         manifest = derive_red(
             bundle,
             out,
-            placement=Placement(device=device),
-            measure=_measure(pairs, max_batch_tokens, reading),
+            load_options=LoadOptions(device=device),
+            measure=_measure(pairs, max_batch_tokens, report),
             overwrite=overwrite,
         )
     _report(manifest, out)
@@ -67,17 +67,17 @@ def ensemble(
     """Several bundles as one (arXiv 2401.16635)."""
     _prepare()
     from redline_model.bundle.derive import derive_ensemble
-    from redline_model.bundle.loading import Placement
+    from redline_model.bundle.loading import LoadOptions
 
     chosen: Any = combine
-    with sole_writer(out), reading_report(on_bad_row, out, is_folder=True) as reading:
+    with sole_writer(out), row_report(on_bad_row, out, is_folder=True) as report:
         manifest = derive_ensemble(
             bundles,
             out,
             combine=chosen,
             variance_weight=variance_weight,
-            placement=Placement(device=device),
-            measure=_measure(pairs, max_batch_tokens, reading),
+            load_options=LoadOptions(device=device),
+            measure=_measure(pairs, max_batch_tokens, report),
             overwrite=overwrite,
         )
     _report(manifest, out)
@@ -100,22 +100,22 @@ def length_calibrated(
 ) -> None:
     """Take the trend in length out of a bundle's scores: r - LOWESS(r | length) (arXiv 2409.17407)."""
     _prepare()
-    from redline_model.bundle.loading import Placement
+    from redline_model.bundle.loading import LoadOptions
     from redline_trainer.evaluation.length_calibration import derive_length_calibrated
     from redline_trainer.load_pairs import load_pairs
 
-    with sole_writer(out), reading_report(on_bad_row, out, is_folder=True) as reading:
-        loaded, data = load_pairs(pairs, reading)
+    with sole_writer(out), row_report(on_bad_row, out, is_folder=True) as report:
+        loaded, data = load_pairs(pairs, report)
         manifest = derive_length_calibrated(
             bundle,
             out,
             loaded[:limit],
             fraction=fraction,
             data=data,
-            placement=Placement(device=device),
+            load_options=LoadOptions(device=device),
             max_batch_tokens=max_batch_tokens,
             overwrite=overwrite,
-            report=reading,
+            report=report,
         )
     _report(manifest, out)
 
@@ -125,16 +125,16 @@ def _prepare() -> None:
     prepare_torch()
 
 
-def _measure(pairs: list[str] | None, max_batch_tokens: int, reading: ReadingReport) -> Measure | None:
+def _measure(pairs: list[str] | None, max_batch_tokens: int, report: RowReport) -> Measurement | None:
     if not pairs:
         return None
-    from redline_trainer.evaluation.length_calibration import measure_on
+    from redline_trainer.evaluation.length_calibration import evaluate_on
     from redline_trainer.load_pairs import load_pairs
 
-    loaded, data = load_pairs(pairs, reading)
+    loaded, data = load_pairs(pairs, report)
     if not loaded:
         raise CommandError("there are no pairs to calibrate on")
-    return measure_on(loaded, data, max_batch_tokens, reading)
+    return evaluate_on(loaded, data, max_batch_tokens, report)
 
 
 def _report(manifest: Manifest, out: Path) -> None:

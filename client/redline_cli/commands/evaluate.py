@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from redline.files.atomic import check_file_writable, write_text
-from redline_cli.bad_rows import BadRowPolicy, OnBadRow, reading_report
+from redline_cli.bad_rows import BadRowPolicy, OnBadRow, row_report
 from redline_cli.options import Device, Limit, MaxBatchTokens
 from redline_cli.terminal import need, notice, prepare_torch, say
 
@@ -42,7 +42,7 @@ def evaluate(
     need("train", "torch", "transformers", "peft", "datasets", "safetensors")
     prepare_torch()
     from redline_model.bundle.bundle import Bundle
-    from redline_model.bundle.loading import Placement
+    from redline_model.bundle.loading import LoadOptions
     from redline_model.errors import DataError
     from redline_trainer.evaluation.precision import compare_precisions
     from redline_trainer.evaluation.report import measure_quality, plot_reliability
@@ -55,13 +55,13 @@ def evaluate(
     for path in (out, plot):
         if path is not None:
             check_file_writable(path)
-    with reading_report(on_bad_row, out) as reading:
-        loaded = load_pairs(pairs, reading)[0][:limit]
+    with row_report(on_bad_row, out) as rows:
+        loaded = load_pairs(pairs, rows)[0][:limit]
         if not loaded:
             raise DataError("there are no pairs to measure on")
         if not precision:
-            scorer = Bundle.load(bundle, Placement(device=device)).scorer
-            report = measure_quality(scorer, loaded, max_batch_tokens=max_batch_tokens, report=reading)
+            scorer = Bundle.load(bundle, LoadOptions(device=device)).scorer
+            report = measure_quality(scorer, loaded, max_batch_tokens=max_batch_tokens, report=rows)
             _write(out, report.model_dump_json(indent=2, exclude={"spans": {"__all__": {"auc_resamples"}}}))
             if plot is not None:
                 plot_reliability({bundle: report}, plot)
@@ -69,7 +69,7 @@ def evaluate(
             return
         table = None
         for table in compare_precisions(
-            bundle, loaded, precision, device=device, max_batch_tokens=max_batch_tokens, report=reading
+            bundle, loaded, precision, device=device, max_batch_tokens=max_batch_tokens, report=rows
         ):
             row = table.rows[-1]
             notice(f"{row.precision}: {row.accuracy.mean:.1%} of pairs right, {row.judged_tokens_per_s:.0f} tokens/s")

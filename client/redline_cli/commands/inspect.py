@@ -24,12 +24,12 @@ def inspect(
     need("serve", "torch", "transformers")
     prepare_torch()
     from redline_model.bundle.bundle import Bundle
-    from redline_model.bundle.loading import Placement
-    from redline_model.scorer import reading_key, reading_of
+    from redline_model.bundle.loading import LoadOptions
+    from redline_model.scorer import reward_spec, spec_key
 
-    placement = Placement.model_validate({"device": device, "dtype": dtype})
-    loaded = Bundle.load(bundle, placement)
-    scorer, manifest, measured = loaded.scorer, loaded.manifest, placement.cpu_precision
+    load_options = LoadOptions.model_validate({"device": device, "dtype": dtype})
+    loaded = Bundle.load(bundle, load_options)
+    scorer, manifest, measured = loaded.scorer, loaded.manifest, load_options.cpu_precision
     found: dict[str, Any] = {
         "kind": scorer.kind,
         "digest": loaded.digest,
@@ -38,7 +38,7 @@ def inspect(
         "created_at": manifest.created_at,
         "tokenizer_fingerprint": loaded.tokenizer_fingerprint,
         "max_tokens": scorer.encoder.max_tokens,
-        "default_reading": reading_key(scorer, reading_of(scorer)),
+        "default_reading": spec_key(scorer, reward_spec(scorer)),
         "metrics": manifest.metrics,
         "device": str(scorer.model.device),
         "dtype": str(scorer.model.dtype).removeprefix("torch."),

@@ -19,7 +19,7 @@ from redline.http.exchange import DEFAULT_URL
 from redline.http.retry import RetryPolicy
 from redline.http.url_redaction import without_secrets
 from redline.wire import ScoreOptions
-from redline_cli.bad_rows import BadRowPolicy, OnBadRow, reading_report
+from redline_cli.bad_rows import BadRowPolicy, OnBadRow, row_report
 from redline_cli.options import Device, Key, OutFolder, Seed, Url
 from redline_cli.terminal import need, notice, prepare_torch, progress_bar, say
 
@@ -124,7 +124,7 @@ def ppo(
     if out.exists() and not out.is_dir():
         raise CommandError(f"{out}: Not a directory")
     check_parent_writable(out / "policy")
-    retry = RetryPolicy(max_attempts=None, patience_s=patience_s)
+    retry = RetryPolicy(max_attempts=None, max_elapsed_s=patience_s)
     client = RewardClient(url, key=key, retry=retry, on_wait=waiting)
     rewards = RemoteRewards(
         client,
@@ -132,8 +132,8 @@ def ppo(
     )
     failure: RedlineError | None = None
     with sole_writer(out, is_kept=True), client:
-        with reading_report(on_bad_row, out, is_folder=True) as reading:
-            rows = load_prompt_rows(prompts, reading)
+        with row_report(on_bad_row, out, is_folder=True) as report:
+            rows = load_prompt_rows(prompts, report)
             learner = CausalPolicy.load(
                 policy,
                 device=device,
@@ -146,10 +146,10 @@ def ppo(
             )
             if precision == "auto" and learner.device.type == "cpu":
                 notice(str(cpu_precision()))
-            usable = usable_rows(rows, learner.prompt_ids, reading)
+            usable = usable_rows(rows, learner.prompt_ids, report)
             try:
                 served = client.model()
-                usable = scorable_rows(usable, rewards.refusals, reading)
+                usable = scorable_rows(usable, rewards.refusals, report)
             except (ServiceError, ConnectionFailedError, ProtocolError) as error:
                 failure = error
         if failure is not None:  # behind the report of what was skipped

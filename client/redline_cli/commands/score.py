@@ -15,10 +15,10 @@ from redline.client import RewardClient
 from redline.errors import CommandError
 from redline.http.exchange import DEFAULT_URL
 from redline.preference_data.checked_rows import CheckedRows
-from redline.preference_data.row_report import ReadingReport
+from redline.preference_data.row_report import RowReport
 from redline.preference_data.rows import BadRowError, parse_row
 from redline.wire import ItemResult, ScoreItem, ScoreOptions
-from redline_cli.bad_rows import BadRowPolicy, OnBadRow, reading_report
+from redline_cli.bad_rows import BadRowPolicy, OnBadRow, row_report
 from redline_cli.options import Edits, Key, Limit, OutFile, Url
 from redline_cli.output import Output
 from redline_cli.redlining import render
@@ -83,11 +83,11 @@ def score(
                 raise CommandError("--prompt and --response go together")
             _score_one(client, prompt, response, options, out)
         elif pairs is not None:
-            with reading_report(on_bad_row, out) as report:
+            with row_report(on_bad_row, out) as report:
                 rows = CheckedRows(pairs, _pair_items(report), limit, report=report, stand_in=skipped_row(2))
             _score_pairs(client, rows, options, out)
         elif file is not None:
-            with reading_report(on_bad_row, out) as report:
+            with row_report(on_bad_row, out) as report:
                 rows = CheckedRows(file, row_item(ScoreItem, report), limit, report=report, stand_in=skipped_row(1))
             with Output(out, _question(client, rows, options)) as output:
                 for answers in _scored(client, rows, options, output.done):
@@ -117,7 +117,7 @@ def _scored(client: RewardClient, rows: Rows, options: ScoreOptions, done: int) 
     return answered("score", rows, ask, block=_BLOCK, done=done)
 
 
-def _pair_items(report: ReadingReport) -> Callable[[str, dict[str, Any]], Asked[ScoreItem]]:
+def _pair_items(report: RowReport) -> Callable[[str, dict[str, Any]], Asked[ScoreItem]]:
     def parse(where: str, row: dict[str, Any]) -> Asked[ScoreItem]:
         ignored: list[str] = []
         name = row.get("id")

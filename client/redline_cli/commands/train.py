@@ -10,7 +10,7 @@ import typer
 from redline.files.atomic import check_file_writable
 from redline.files.locks import sole_writer
 from redline.files.metrics_log import MetricsLog
-from redline_cli.bad_rows import BadRowPolicy, OnBadRow, reading_report
+from redline_cli.bad_rows import BadRowPolicy, OnBadRow, row_report
 from redline_cli.options import Device, OutFolder, Seed
 from redline_cli.terminal import need, notice, prepare_torch, progress_bar, say
 
@@ -82,7 +82,7 @@ def train(
     need("train", "torch", "transformers", "peft", "datasets", "safetensors")
     prepare_torch()
     from redline_model.bundle.files import check_free
-    from redline_model.bundle.loading import Placement
+    from redline_model.bundle.loading import LoadOptions
     from redline_model.errors import DataError
     from redline_trainer.config import TrainConfig
     from redline_trainer.load_pairs import load_pairs
@@ -132,13 +132,13 @@ def train(
     with (
         sole_writer(out),
         sole_writer(folder, is_kept=True),
-        reading_report(on_bad_row, out, is_folder=True) as reading,
+        row_report(on_bad_row, out, is_folder=True) as report,
         progress_bar(f"train {kind}", 1) as bar,
     ):
         loaded, problems = [], []
         for sources in (pairs, held_out or []):
             try:
-                loaded.append(load_pairs(sources, reading))
+                loaded.append(load_pairs(sources, report))
             except DataError as error:
                 problems.append(str(error))
         if problems:
@@ -154,7 +154,7 @@ def train(
             # not before the first step: a command that fails must not touch the logs of a finished run
             if log is None:
                 log = MetricsLog(folder, resumed_at=resumed_at)
-                measured = Placement(device=device).cpu_precision
+                measured = LoadOptions(device=device).cpu_precision
                 if measured is not None and precision == "auto":
                     notice(str(measured))
             log.write(report._asdict() | {"tokens_per_s": report.tokens / report.seconds})
@@ -169,7 +169,7 @@ def train(
                 data=data,
                 observers=[show],
                 overwrite=overwrite,
-                reading=reading,
+                row_report=report,
             )
         finally:
             if log is not None:

@@ -20,7 +20,7 @@ from redline_model.bundle.hub import locate_bundle as locate
 from redline_model.bundle.loading import (
     DECODER_ONLY,
     Kind,
-    Placement,
+    LoadOptions,
     check_tokenizer_size,
     is_out_of_memory,
     load_model,
@@ -123,15 +123,15 @@ def make_scorer(
 class _How(NamedTuple):
     """What every model of a bundle is loaded with."""
 
-    placement: Placement
+    load_options: LoadOptions
     max_tokens: int
     prefix_cache_tokens: int
     depth: int = 0
 
     def model(self, folder: Path, kind: Kind) -> Any:
         """The weights in ``folder``."""
-        model = load_model(folder, kind, self.placement, must_be_complete=True)
-        if self.placement.compile:
+        model = load_model(folder, kind, self.load_options, must_be_complete=True)
+        if self.load_options.compile:
             compile_layers(model)
         return model
 
@@ -182,12 +182,12 @@ _LOADERS: dict[Kind, Callable[[Path, Manifest, _How], Scorer[Any]]] = {
 class Bundle:
     """A loaded bundle: its manifest, its digest, and the scorer that serves it."""
 
-    def __init__(self, folder: Path, manifest: Manifest, scorer: Scorer[Any], placement: Placement) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, scorer: Scorer[Any], load_options: LoadOptions) -> None:
         self.folder = folder
         self.manifest = manifest
         self.digest = manifest.digest() if (folder / MANIFEST).exists() else digest_of(manifest)
         self.scorer = scorer
-        self.placement = placement
+        self.load_options = load_options
 
     @property
     def tokenizer_fingerprint(self) -> str:
@@ -198,7 +198,7 @@ class Bundle:
     def load(
         cls,
         source: str | Path,
-        placement: Placement | None = None,
+        load_options: LoadOptions | None = None,
         *,
         max_tokens: int | None = None,
         prefix_cache_tokens: int = 0,
@@ -215,14 +215,14 @@ class Bundle:
             BundleError: it is missing, half-written or corrupt; the message names the file.
             UnsupportedError: it needs a newer Redline, or a device that is not there.
         """
-        placement = placement or Placement()
+        load_options = load_options or LoadOptions()
         folder = locate(source)
         has_manifest = (folder / MANIFEST).exists()
         manifest = read_manifest(folder) if has_manifest else describe_reward_model(folder, source)
         limit = manifest.max_tokens if max_tokens is None else min(max_tokens, manifest.max_tokens)
         try:
             with panics_as_errors("a library that reads it"):
-                scorer = _LOADERS[manifest.kind](folder, manifest, _How(placement, limit, prefix_cache_tokens))
+                scorer = _LOADERS[manifest.kind](folder, manifest, _How(load_options, limit, prefix_cache_tokens))
         except (ItemError, PanicError) as error:  # of texts that every encoder begins with
             raise BundleError(f"{folder} cannot be used: {error}") from error
         except RedlineModelError:
@@ -234,7 +234,7 @@ class Bundle:
         if prefix_cache_bytes is None:
             prefix_cache_bytes = int(DEFAULT_MEMORY_SHARE * memory_bytes(scorer.model.device))
         share_bytes(scorer.prefix_caches, prefix_cache_bytes)
-        return cls(folder, manifest, scorer, placement)
+        return cls(folder, manifest, scorer, load_options)
 
 
 def save_bundle(

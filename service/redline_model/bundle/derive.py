@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from redline.files.atomic import write_text
 from redline_model.bundle.bundle import MANIFEST, Bundle, member_folder, write_bundle
 from redline_model.bundle.files import check_free
-from redline_model.bundle.loading import Placement
+from redline_model.bundle.loading import LoadOptions
 from redline_model.bundle.manifest import CalibrationFit, DataSource, Manifest
 from redline_model.errors import UnsupportedError
 from redline_model.scorer import Scorer
@@ -18,7 +18,7 @@ from redline_model.scorers.ensemble import Combine, EnsembleOptions, EnsembleSco
 from redline_model.scorers.red import RedistributedScorer
 
 
-class Measured(NamedTuple):
+class BundleMetrics(NamedTuple):
     """What measuring a scorer on pairs adds to a manifest."""
 
     calibration: dict[str, CalibrationFit]
@@ -26,15 +26,15 @@ class Measured(NamedTuple):
     data: list[DataSource]
 
 
-Measure = Callable[[Scorer[Any]], Measured]
+Measurement = Callable[[Scorer[Any]], BundleMetrics]
 
 
 def derive_red(
     source: str | Path,
     out: str | Path,
     *,
-    placement: Placement | None = None,
-    measure: Measure | None = None,
+    load_options: LoadOptions | None = None,
+    measure: Measurement | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """The scalar bundle ``source``, read at every token (arXiv 2411.08302), as the bundle ``out``.
@@ -48,7 +48,7 @@ def derive_red(
         UnsupportedError: ``source`` is of another kind than scalar.
     """
     check_free(Path(out), overwrite=overwrite)
-    bundle = Bundle.load(source, placement)
+    bundle = Bundle.load(source, load_options)
     if bundle.manifest.kind != "scalar":
         raise UnsupportedError(f"red is made of a scalar bundle; {source} is a {bundle.manifest.kind} one")
     if bundle.manifest.template.style == "conversation":
@@ -75,8 +75,8 @@ def derive_ensemble(
     *,
     combine: Combine = "mean",
     variance_weight: float = 1.0,
-    placement: Placement | None = None,
-    measure: Measure | None = None,
+    load_options: LoadOptions | None = None,
+    measure: Measurement | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """The bundles ``sources`` as one (arXiv 2401.16635), copied whole into ``out``.
@@ -93,7 +93,7 @@ def derive_ensemble(
     if len(sources) < 2:
         raise UnsupportedError("an ensemble needs two bundles or more")
     options = EnsembleOptions(members=len(sources), combine=combine, variance_weight=variance_weight)
-    bundles = [Bundle.load(source, placement) for source in sources]
+    bundles = [Bundle.load(source, load_options) for source in sources]
     first = bundles[0].manifest
     scorer = EnsembleScorer([bundle.scorer for bundle in bundles], options, first.extraction)
     manifest = Manifest(
@@ -125,7 +125,7 @@ def copy_bundle(bundle: Bundle, folder: Path) -> None:
         write_text(folder / MANIFEST, bundle.manifest.model_dump_json(indent=2) + "\n")
 
 
-def with_measured(manifest: Manifest, scorer: Scorer[Any], measure: Measure | None) -> Manifest:
+def with_measured(manifest: Manifest, scorer: Scorer[Any], measure: Measurement | None) -> Manifest:
     """``manifest`` with what ``measure`` finds, None for nothing."""
     if measure is None:
         return manifest

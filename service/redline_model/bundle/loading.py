@@ -33,7 +33,7 @@ DECODER_ONLY: frozenset[Kind] = CLASSIFIERS | {"dpo"}
 SCORE_HEADS = ("score", "classifier")  # of sequence classifiers that read the last token
 
 
-class Placement(BaseModel):
+class LoadOptions(BaseModel):
     """Where and how weights are held.
 
     ``device`` and ``dtype`` ``auto``: CUDA in bfloat16 where there is one that can, else the CPU in float32, or in
@@ -155,7 +155,7 @@ def load_config(source: str | Path) -> Any:
         raise _not_loaded("model configuration", source, error) from error
 
 
-def load_model(source: str | Path, kind: Kind, placement: Placement, *, must_be_complete: bool = False) -> Any:
+def load_model(source: str | Path, kind: Kind, load_options: LoadOptions, *, must_be_complete: bool = False) -> Any:
     """A transformers model of the class that ``kind`` and the architecture need, in eval mode.
 
     ``seq2seq``: causal or encoder-decoder LM. ``scalar``, ``red``: sequence classification with one label.
@@ -188,11 +188,11 @@ def load_model(source: str | Path, kind: Kind, placement: Placement, *, must_be_
         model_class, extra = AutoModelForSequenceClassification, {"num_labels": 1}
     else:
         model_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    device = placement.torch_device()
-    if placement.quantization is not None:
+    device = load_options.torch_device()
+    if load_options.quantization is not None:
         # it says in every layer of every pass that its inputs are rounded, which is what was asked for
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-        extra["quantization_config"] = quantization_config(placement.quantization, placement.torch_dtype())
+        extra["quantization_config"] = quantization_config(load_options.quantization, load_options.torch_dtype())
         extra["device_map"] = {"": device}
     if must_be_complete:
         extra["use_safetensors"] = True
@@ -203,7 +203,7 @@ def load_model(source: str | Path, kind: Kind, placement: Placement, *, must_be_
             model, told = model_class.from_pretrained(
                 str(folder),
                 trust_remote_code=False,
-                dtype=placement.torch_dtype(),
+                dtype=load_options.torch_dtype(),
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are refused below, by name
                 weights_only=True,
@@ -216,7 +216,7 @@ def load_model(source: str | Path, kind: Kind, placement: Placement, *, must_be_
     may_have_new_head = kind in CLASSIFIERS and not must_be_complete
     new_head = next((name for name in SCORE_HEADS if may_have_new_head and hasattr(model, name)), None)
     check_names(told, source, kind, is_classifier=kind in CLASSIFIERS, new_head=new_head)
-    if placement.quantization is None:
+    if load_options.quantization is None:
         model = model.to(device)
     return model.eval()
 

@@ -14,10 +14,10 @@ from transformers import DynamicCache, EncoderDecoderCache
 from redline_model.correction.drafting import Draft
 from redline_model.encoding.encoder import EncodedItem, Encoder
 from redline_model.extraction import TokenStatistics, divergence
-from redline_model.inference.packed_attention import Past, Segment
+from redline_model.inference.packed_attention import KVCache, PackedSegment
 from redline_model.inference.padding import pad
 from redline_model.inference.target_logits import CausalTargets, EncoderDecoderTargets, source_of
-from redline_model.inference.token_statistics import launch_targets
+from redline_model.inference.token_statistics import start_token_statistics
 
 M = TypeVar("M")
 
@@ -63,13 +63,13 @@ class _Known(NamedTuple):
     diverged_at: int | None
 
 
-def _known(item: EncodedItem, measured: TokenStatistics, encoder: Encoder, *, is_one_sequence: bool) -> _Known:
+def _known(item: EncodedItem, outputs: TokenStatistics, encoder: Encoder, *, is_one_sequence: bool) -> _Known:
     """Up to the first divergence ``k`` the rewrite is the response, and its token there is ``a_k``."""
-    k = divergence(measured.agrees)
+    k = divergence(outputs.agrees)
     if k is None:
         ids, is_complete = list(item.target_ids), item.is_finished
     else:
-        ids = [*item.target_ids[:k], int(measured.best_ids[k])]
+        ids = [*item.target_ids[:k], int(outputs.best_ids[k])]
         is_complete = ids[-1] == encoder.end_id
     room = 2 * len(item.response_ids) + 32
     if encoder.max_tokens is not None:
@@ -103,13 +103,13 @@ def _agreement(draft: Sequence[int], best: Sequence[int], end_id: int) -> int:
 class _Rewrite:
     """A rewrite under way; ``past`` holds everything before the last written token."""
 
-    past: Past
+    past: KVCache
     written: list[int]
     limit: int
     draft: Draft
 
 
-class RaggedRewriter:
+class PackedRewriter:
     """All rewrites under way share one pass a step: the last token and a draft of each, checked at once.
 
     Accepted tokens are those that greedy decoding would have written, so the text is that of plain generation.
@@ -131,10 +131,10 @@ class RaggedRewriter:
     def start(self, items: Sequence[EncodedItem]) -> list[tuple[int, TokenStatistics]]:
         """See ``Rewriter``; the keys and values of the scoring pass are kept, nothing is computed twice."""
         # a rewrite holds its source, what the response and it have in common, and what may follow
-        pasts = [Past(len(source_of(i)) + len(i.target_ids) + 2 * len(i.response_ids) + 33) for i in items]
-        measured = launch_targets(self._forward, items, pasts)()
+        pasts = [KVCache(len(source_of(i)) + len(i.target_ids) + 2 * len(i.response_ids) + 33) for i in items]
+        outputs = start_token_statistics(self._forward, items, pasts)()
         tickets = []
-        for item, past, one in zip(items, pasts, measured, strict=True):
+        for item, past, one in zip(items, pasts, outputs, strict=True):
             ticket = next(self._tickets)
             tickets.append((ticket, one))
             known = _known(item, one, self._encoder, is_one_sequence=True)
@@ -157,7 +157,8 @@ class RaggedRewriter:
             # one token of the room is the model's own, whatever becomes of the draft
             drafts = [r.draft.propose(r.limit - len(r.written) - 1) for _, r in rewrites]
             segments = [
-                Segment([r.written[-1], *draft], extends=r.past) for (_, r), draft in zip(rewrites, drafts, strict=True)
+                PackedSegment([r.written[-1], *draft], extends=r.past)
+                for (_, r), draft in zip(rewrites, drafts, strict=True)
             ]
             assert self._forward.forward is not None
             best = iter(self._best_ids(self._forward.forward.run(segments)))
@@ -185,7 +186,7 @@ class RaggedRewriter:
             self._done.append((ticket, _spelled(self._encoder, rewrite.written)))
 
 
-class WholeRewriter:
+class PaddedRewriter:
     """For models that keep no past of ours: one whole rewrite a step, from the divergence on.
 
     An encoder-decoder model reads its source once and checks drafts with its own cache; any other generates.
@@ -208,7 +209,7 @@ class WholeRewriter:
         """See ``Rewriter``."""
         is_one_sequence = isinstance(self._forward, CausalTargets)
         tickets = []
-        for item, one in zip(items, launch_targets(self._forward, items)(), strict=True):
+        for item, one in zip(items, start_token_statistics(self._forward, items)(), strict=True):
             tickets.append((next(self._tickets), one))
             known = _known(item, one, self._encoder, is_one_sequence=is_one_sequence)
             self._active[tickets[-1][0]] = (item, known)

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from redline.chat_template import POLICY_SETTINGS, Behind, Literals, OwnForm
+from redline.chat_template import POLICY_SETTINGS, ChatTemplateParser, Preceding, TemplateParts
 from redline.messages import Message, MessageError, normalized
 from redline.text.token_spans import Span, token_spans
 from redline_model.encoding.guarded_tokenizer import GuardedTokenizer
@@ -159,29 +159,31 @@ class Encoder:
         self._prompts: SizedCache[str, tuple[list[int], list[int]]] = SizedCache(
             self._lay_out_whole, lambda key, ids: len(key) + sum(map(len, ids)), _MAX_CACHED_PROMPTS
         )
-        self._literals: SizedCache[str, Literals] = SizedCache(
-            self._lay_out, lambda key, literals: len(key) + sum(map(len, literals.ids)), _MAX_CACHED_LITERALS
+        self._literals: SizedCache[str, TemplateParts] = SizedCache(
+            self._lay_out,
+            lambda key, template_parts: len(key) + sum(map(len, template_parts.ids)),
+            _MAX_CACHED_LITERALS,
         )
 
     @cached_property
-    def own_form(self) -> OwnForm | None:
+    def template_parser(self) -> ChatTemplateParser | None:
         """Reads texts that were rendered with the model's own chat template; None where it has none."""
-        return None if self.layout.chat is None else OwnForm(self.layout.chat)
+        return None if self.layout.chat is None else ChatTemplateParser(self.layout.chat)
 
     @cached_property
     def _has_hidden_space(self) -> bool:
         """Whether a policy writes a space in front of its answer that the answer's text does not show."""
-        is_policy = self.template.style == "policy" and self.own_form is not None
-        return is_policy and self.own_form.has_space_before_answer and self.texts.drops_space()  # type: ignore[union-attr]
+        is_policy = self.template.style == "policy" and self.template_parser is not None
+        return is_policy and self.template_parser.has_space_before_answer and self.texts.drops_space()  # type: ignore[union-attr]
 
     def _lay_out_whole(self, key: str) -> tuple[list[int], list[int]]:
         before, behind = laid_out(self.layout.whole, key)
         return [*self._head_ids, *before], [*behind, *self._tail_ids]
 
-    def _lay_out(self, key: str) -> Literals:
-        ids, trims = laid_out(self.layout.literals, key)
+    def _lay_out(self, key: str) -> TemplateParts:
+        ids, trims = laid_out(self.layout.template_parts, key)
         ids = (*ids[:-1], (*ids[-1], *self._tail_ids))
-        return Literals(((*self._head_ids, *ids[0]), *ids[1:]), trims)
+        return TemplateParts(((*self._head_ids, *ids[0]), *ids[1:]), trims)
 
     def _check_ids(self, ids: Sequence[int], what: str) -> list[int]:
         for position, token in enumerate(ids):
@@ -219,32 +221,32 @@ class Encoder:
             self._check_prefix(before)
             return list(before), list(behind), False
         blank = [{**message, "content": ""} for message in messages]
-        literals, trims = self._literals(key_of(blank, tools))
+        template_parts, trims = self._literals(key_of(blank, tools))
         if contents is None:
-            triples = zip(messages, trims, literals, strict=False)
+            triples = zip(messages, trims, template_parts, strict=False)
             contents = [
-                self.texts.foreign_ids(_trimmed(message["content"], *ends), self._place(literal))
+                self.texts.user_text_ids(_trimmed(message["content"], *ends), self._place(literal))
                 for message, ends, literal in triples
             ]
         is_truncated = False
         if spare is not None:
-            excess = sum(map(len, literals[:-1])) + sum(map(len, contents)) - spare
+            excess = sum(map(len, template_parts[:-1])) + sum(map(len, contents)) - spare
             for position, content in enumerate(contents):
                 cut = min(max(excess, 0), len(content))
                 contents[position] = content[cut:]
                 is_truncated |= cut > 0
                 excess -= cut
         prefix: list[int] = []
-        for literal, content in zip(literals, [*contents, []], strict=False):
+        for literal, content in zip(template_parts, [*contents, []], strict=False):
             prefix += [*literal, *content]
         self._check_prefix(prefix)
-        return prefix, list(literals[-1]), is_truncated
+        return prefix, list(template_parts[-1]), is_truncated
 
     def _check_prefix(self, prefix: Sequence[int]) -> None:
         if not prefix and self.arrangement == "judge":
             raise InvalidPromptError("nothing is left of the prompt; its last token is where the response begins")
 
-    def _place(self, before: Sequence[int]) -> Behind:
+    def _place(self, before: Sequence[int]) -> Preceding:
         """What stands before a text that follows ``before``; the tokens put before a sequence are none of it."""
         if self.layout.reads_apart or list(before) in self._begins:
             return "nothing"
@@ -253,7 +255,7 @@ class Encoder:
     def encode_response(self, item: Item, prefix: Sequence[int] = ()) -> tuple[list[int], list[Span], str, bool]:
         """``(ids without end token, spans, text, is_finished)`` of the item's response behind ``prefix``."""
         # a decoder's text begins with the response
-        place: Behind = "nothing" if self.arrangement == "encoder_decoder" else self._place(prefix)
+        place: Preceding = "nothing" if self.arrangement == "encoder_decoder" else self._place(prefix)
         if isinstance(item.response, str):
             text = item.response
             gap = " " if self._has_hidden_space and text[:1].strip() else ""
@@ -274,8 +276,8 @@ class Encoder:
         text = self.texts.decode(ids)
         return ids, self._spans(ids, text, place), text, is_finished
 
-    def _spans(self, ids: list[int], text: str, place: Behind) -> list[Span]:
-        places: list[Behind] = [place] if place == "nothing" else [place, "nothing"]
+    def _spans(self, ids: list[int], text: str, place: Preceding) -> list[Span]:
+        places: list[Preceding] = [place] if place == "nothing" else [place, "nothing"]
         for one in places:  # text at a beginning: decoding takes off the first space
             again = self.texts.foreign(text, one)
             if again.ids == ids:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from redline.chat_template import Encoded, PrivateTokenizer
+from redline.chat_template import Encoded, StatelessTokenizer
 from redline_model.errors import TokenizerError
 from redline_model.untrusted.bounded_json import one_line
 from redline_model.untrusted.panics import PanicError, panics_as_errors
@@ -16,7 +16,7 @@ TOKENS_PER_CHARACTER = 64
 SPARE_TOKENS = 1000
 
 
-class GuardedTokenizer(PrivateTokenizer):
+class GuardedTokenizer(StatelessTokenizer):
     """Private copies of a stranger's tokenizer.
 
     Every method raises TokenizerError where it fails on its text or ids, or gives more than 64 tokens for a character
@@ -24,22 +24,22 @@ class GuardedTokenizer(PrivateTokenizer):
     """
 
     def guarded(self, work: Callable[[], Encoded], characters: int) -> Encoded:
-        """See ``PrivateTokenizer``."""
+        """See ``StatelessTokenizer``."""
         encoded = _named(work, "this text")
         if len(encoded.ids) > TOKENS_PER_CHARACTER * characters + SPARE_TOKENS:
             raise TokenizerError(f"the tokenizer makes {len(encoded.ids)} tokens of {characters} characters")
         return encoded
 
     def normalized(self, text: str) -> str:
-        """See ``PrivateTokenizer``."""
+        """See ``StatelessTokenizer``."""
         return _named(lambda: super(GuardedTokenizer, self).normalized(text), "this text")
 
     def around(self, texts: int = 1) -> list[list[int]]:
-        """See ``PrivateTokenizer``."""
+        """See ``StatelessTokenizer``."""
         return _named(lambda: super(GuardedTokenizer, self).around(texts), "a text of one letter")
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-        """See ``PrivateTokenizer``."""
+        """See ``StatelessTokenizer``."""
         return _named(
             lambda: super(GuardedTokenizer, self).decode(ids, skip_special_tokens=skip_special_tokens), "these ids"
         )

@@ -6,7 +6,14 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from redline.chat_template import ChatRenderer, Literals, PolicyPrompts, PrivateTokenizer, RenderError, check_bare
+from redline.chat_template import (
+    ChatRenderer,
+    PolicyPrompts,
+    RenderError,
+    StatelessTokenizer,
+    TemplateParts,
+    check_bare,
+)
 from redline.chat_template.turn_markers import turn_markers
 from redline.messages import Message
 from redline_model.errors import InvalidPromptError, UnsupportedError
@@ -36,7 +43,7 @@ class Layout(Protocol):
         """``(before, behind)`` the response, the contents read with what stands around them as one text."""
         ...
 
-    def literals(self, messages: Sequence[Message], tools: _Tools) -> Literals:
+    def template_parts(self, messages: Sequence[Message], tools: _Tools) -> TemplateParts:
         """Ids before each content, before the response and behind it; contents are left out, to be put in as ids."""
         ...
 
@@ -55,9 +62,9 @@ class ChatLayout:
         """See ``Layout``."""
         return self.chat.ids_around(messages, tools, self._following, opens_turn=self._opens_turn)
 
-    def literals(self, messages: Sequence[Message], tools: _Tools) -> Literals:
+    def template_parts(self, messages: Sequence[Message], tools: _Tools) -> TemplateParts:
         """See ``Layout``."""
-        return self.chat.literals(messages, tools, self._following, opens_turn=self._opens_turn)
+        return self.chat.template_parts(messages, tools, self._following, opens_turn=self._opens_turn)
 
 
 class PolicyLayout:
@@ -73,10 +80,10 @@ class PolicyLayout:
         """See ``Layout``."""
         return self.prompts.ids(messages, tools), []
 
-    def literals(self, messages: Sequence[Message], tools: _Tools) -> Literals:
+    def template_parts(self, messages: Sequence[Message], tools: _Tools) -> TemplateParts:
         """See ``Layout``."""
-        found = self.prompts.literals(messages, tools)
-        return Literals((*found.ids, ()), found.trims)
+        found = self.prompts.template_parts(messages, tools)
+        return TemplateParts((*found.ids, ()), found.trims)
 
 
 class PlainLayout:
@@ -85,7 +92,7 @@ class PlainLayout:
     chat: ChatRenderer | None = None
     reads_apart = False
 
-    def __init__(self, texts: PrivateTokenizer, turn: str, turn_end: str, rewrite: str) -> None:
+    def __init__(self, texts: StatelessTokenizer, turn: str, turn_end: str, rewrite: str) -> None:
         self._texts = texts
         self._turn = turn
         self._turn_end = turn_end
@@ -103,19 +110,21 @@ class PlainLayout:
             for marker in self._markers:
                 if marker in message["content"]:
                     raise RenderError(f"the prompt holds {marker!r}, which marks a turn in the model's template")
-        literals = self.literals(messages, tools).ids
+        template_parts = self.template_parts(messages, tools).ids
         before: list[int] = []
-        for literal, message in zip(literals, messages, strict=False):
-            before += [*literal, *self._texts.foreign_ids(message["content"], "text" if literal else "nothing")]
-        return [*before, *literals[-2]], list(literals[-1])
+        for literal, message in zip(template_parts, messages, strict=False):
+            before += [*literal, *self._texts.user_text_ids(message["content"], "text" if literal else "nothing")]
+        return [*before, *template_parts[-2]], list(template_parts[-1])
 
-    def literals(self, messages: Sequence[Message], tools: _Tools) -> Literals:
+    def template_parts(self, messages: Sequence[Message], tools: _Tools) -> TemplateParts:
         """See ``Layout``."""
         check_bare(messages, tools)
         pieces = self._pieces([*(message["role"] for message in messages), "assistant"])
         ids = [self._texts.template_ids(pieces[0])]
         ids += [self._texts.template_ids(piece, "text") for piece in [*pieces[1:-1], pieces[-1] + self._rewrite]]
-        return Literals((tuple(self._head + ids[0]), *map(tuple, ids[1:])), ((False, False),) * (len(messages) + 1))
+        return TemplateParts(
+            (tuple(self._head + ids[0]), *map(tuple, ids[1:])), ((False, False),) * (len(messages) + 1)
+        )
 
 
 class PairLayout:
@@ -124,24 +133,24 @@ class PairLayout:
     chat: ChatRenderer | None = None
     reads_apart = True
 
-    def __init__(self, texts: PrivateTokenizer) -> None:
+    def __init__(self, texts: StatelessTokenizer) -> None:
         self._texts = texts
         self._around = texts.around(2)
 
     def whole(self, messages: Sequence[Message], tools: _Tools) -> Ids:
         """See ``Layout``."""
-        before, between, behind = self.literals(messages, tools).ids
-        return [*before, *self._texts.foreign_ids(messages[0]["content"]), *between], list(behind)
+        before, between, behind = self.template_parts(messages, tools).ids
+        return [*before, *self._texts.user_text_ids(messages[0]["content"]), *between], list(behind)
 
-    def literals(self, messages: Sequence[Message], tools: _Tools) -> Literals:
+    def template_parts(self, messages: Sequence[Message], tools: _Tools) -> TemplateParts:
         """See ``Layout``."""
         check_bare(messages, tools)
         if [message["role"] for message in messages] != ["user"]:
             raise RenderError("the model has no chat template: it reads a prompt as one text of the user")
-        return Literals(tuple(map(tuple, self._around)), ((False, False),) * 2)
+        return TemplateParts(tuple(map(tuple, self._around)), ((False, False),) * 2)
 
 
-def make_layout(template: Template, tokenizer: Any, texts: PrivateTokenizer) -> Layout:
+def make_layout(template: Template, tokenizer: Any, texts: StatelessTokenizer) -> Layout:
     """The layout of a template. Raises UnsupportedError where it needs a chat template and there is none."""
     if template.style == "policy":
         return PolicyLayout(PolicyPrompts(tokenizer, template.chat_kwargs, texts=texts))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from redline.causal_lm.rotary import RotaryState
-from redline_model.inference.packed_attention import NAME, Past, Segment, run_segments
+from redline_model.inference.packed_attention import NAME, KVCache, PackedSegment, run_segments
 from redline_model.inference.padding import Padded, pack_by_length, pad, to_device
 from redline_model.inference.prefix_cache import Prefix, PrefixCache
 from redline_model.inference.probes import differs, without_dropout
@@ -18,7 +18,7 @@ from redline_model.inference.probes import differs, without_dropout
 _LEAST_HEAD = 8
 
 
-class Branch(NamedTuple):
+class PrefixedSequence(NamedTuple):
     """One sequence: a prefix that others may share, and its own tokens (at least one)."""
 
     prefix: Prefix
@@ -30,13 +30,13 @@ class Branch(NamedTuple):
         return len(self.prefix) + len(self.own)
 
 
-def pad_branches(
-    branches: Sequence[Branch], wanted: Sequence[range], device: torch.device
+def pad_sequences(
+    sequences: Sequence[PrefixedSequence], wanted: Sequence[range], device: torch.device
 ) -> tuple[Padded, Tensor, Tensor]:
     """A right-padded batch, and the rows and columns ``(N,)`` of its wanted positions."""
-    batch = pad([[*branch.prefix, *branch.own] for branch in branches], device)
+    batch = pad([[*sequence.prefix, *sequence.own] for sequence in sequences], device)
     rows = [row for row, positions in enumerate(wanted) for _ in positions]
-    columns = [len(branch.prefix) + p for branch, part in zip(branches, wanted, strict=True) for p in part]
+    columns = [len(sequence.prefix) + p for sequence, part in zip(sequences, wanted, strict=True) for p in part]
     return batch, to_device(rows, device), to_device(columns, device)
 
 
@@ -57,12 +57,15 @@ class CausalForward:
         self._head: Prefix | None = None
         self._recent: Prefix | None = None
         self.rotary = RotaryState(model)
-        self.is_ragged = self._is_one_call = False
+        self.is_packed = self._is_one_call = False
         self._windows: set[int] = set()
-        self.is_ragged = self._becomes_ragged()
+        self.is_packed = self._becomes_packed()
 
     def __call__(
-        self, branches: Sequence[Branch], wanted: Sequence[range], keep: Sequence[Past | None] | None = None
+        self,
+        sequences: Sequence[PrefixedSequence],
+        wanted: Sequence[range],
+        keep: Sequence[KVCache | None] | None = None,
     ) -> Tensor:
         """Hidden states ``(N, hidden)``, the branches' wanted positions one after the other.
 
@@ -70,15 +73,15 @@ class CausalForward:
             wanted: for each branch positions within ``own``.
             keep: for each branch where to keep the keys and values of the whole sequence; ragged models only.
         """
-        if not self.is_ragged:
-            return self._padded(branches, wanted)
-        segments, places, fresh = self._plan(branches, keep)
+        if not self.is_packed:
+            return self._padded(sequences, wanted)
+        segments, places, fresh = self._plan(sequences, keep)
         starts = [0]
         for segment in segments:
             starts.append(starts[-1] + len(segment.ids))
         rows: list[int] = []
-        for branch, place, positions in zip(branches, places, wanted, strict=True):
-            first = starts[place + 1] - len(branch.own)
+        for sequence, place, positions in zip(sequences, places, wanted, strict=True):
+            first = starts[place + 1] - len(sequence.own)
             rows += range(first + positions.start, first + positions.stop)
         chosen = to_device(rows, self._model.device)
         hidden = self.run(segments)
@@ -87,60 +90,60 @@ class CausalForward:
             self.cache.put(prefix, past)
         return hidden[chosen]
 
-    def run(self, segments: Sequence[Segment]) -> Tensor:
+    def run(self, segments: Sequence[PackedSegment]) -> Tensor:
         """Hidden states ``(N, hidden)`` of all segments' tokens; ragged models only."""
         return run_segments(self._model.base_model, segments, is_one_call=self._is_one_call, windows=self._windows)
 
-    def cost(self, branch: Branch, beside: set[Prefix]) -> int:
-        """Tokens that ``branch`` adds to a pass that has the prefixes ``beside`` in it already."""
-        if not self.is_ragged:
-            return branch.tokens
-        if branch.prefix in beside or branch.prefix in self.cache:
-            return len(branch.own)
+    def cost(self, sequence: PrefixedSequence, beside: set[Prefix]) -> int:
+        """Tokens that ``sequence`` adds to a pass that has the prefixes ``beside`` in it already."""
+        if not self.is_packed:
+            return sequence.tokens
+        if sequence.prefix in beside or sequence.prefix in self.cache:
+            return len(sequence.own)
         head = self._head
-        if head is not None and head in self.cache and _has_head(branch.prefix, head):
-            return branch.tokens - len(head)
-        return branch.tokens
+        if head is not None and head in self.cache and _has_head(sequence.prefix, head):
+            return sequence.tokens - len(head)
+        return sequence.tokens
 
-    def batches(self, branches: Sequence[Branch], max_tokens: int) -> Iterator[list[int]]:
-        """Indices of ``branches``, pass by pass; each pass at most ``max_tokens`` (or one branch).
+    def batches(self, sequences: Sequence[PrefixedSequence], max_tokens: int) -> Iterator[list[int]]:
+        """Indices of ``sequences``, pass by pass; each pass at most ``max_tokens`` (or one branch).
 
         Ragged: a prefix's branches together, counted with the prefix once. Padded: like lengths together.
         """
-        if not self.is_ragged:
-            yield from pack_by_length(branches, lambda branch: branch.tokens, max_tokens)
+        if not self.is_packed:
+            yield from pack_by_length(sequences, lambda sequence: sequence.tokens, max_tokens)
             return
         groups: dict[Prefix, list[int]] = {}
-        for index, branch in enumerate(branches):
-            groups.setdefault(branch.prefix, []).append(index)
+        for index, sequence in enumerate(sequences):
+            groups.setdefault(sequence.prefix, []).append(index)
         batch: list[int] = []
         beside: set[Prefix] = set()
         tokens = 0
         for members in groups.values():
             for index in members:
-                cost = self.cost(branches[index], beside)
+                cost = self.cost(sequences[index], beside)
                 if batch and tokens + cost > max_tokens:
                     yield batch
                     batch, beside, tokens = [], set(), 0
-                    cost = self.cost(branches[index], beside)
+                    cost = self.cost(sequences[index], beside)
                 batch.append(index)
-                beside.add(branches[index].prefix)
+                beside.add(sequences[index].prefix)
                 tokens += cost
         if batch:
             yield batch
 
     def _plan(
-        self, branches: Sequence[Branch], keep: Sequence[Past | None] | None
-    ) -> tuple[list[Segment], list[int], list[tuple[Prefix, Past]]]:
+        self, sequences: Sequence[PrefixedSequence], keep: Sequence[KVCache | None] | None
+    ) -> tuple[list[PackedSegment], list[int], list[tuple[Prefix, KVCache]]]:
         """Segments, the segment that ends in each branch, and the prefixes that will be warm afterwards.
 
         The first branch of a prefix carries it, the others go on from there; likewise with the head that all
         prefixes begin with (the template's opening, a system prompt).
         """
-        segments: list[Segment] = []
+        segments: list[PackedSegment] = []
         places: list[int] = []
-        fresh: list[tuple[Prefix, Past]] = []
-        shared: dict[Prefix, list[Past | tuple[int, int]]] = {}
+        fresh: list[tuple[Prefix, KVCache]] = []
+        shared: dict[Prefix, list[KVCache | tuple[int, int]]] = {}
         may_keep = not torch.is_grad_enabled()
 
         def look_up(prefix: Prefix) -> bool:
@@ -151,22 +154,22 @@ class CausalForward:
                     shared[prefix] = [warm]
             return prefix in shared
 
-        def offer(segment: Segment, prefix: Prefix) -> None:
+        def offer(segment: PackedSegment, prefix: Prefix) -> None:
             """Let others go on from ``prefix``, which ends inside ``segment``, the next to be appended."""
             shared[prefix] = [*segment.before, (len(segments), len(prefix) - segment.base)]
             if may_keep and self.cache.has_room_for(prefix):
-                fresh.append((prefix, Past(len(prefix))))
+                fresh.append((prefix, KVCache(len(prefix))))
                 segment.keep.append((fresh[-1][1], len(prefix)))
 
-        head = self._find_head(branches)
-        for index, (prefix, own) in enumerate(branches):
+        head = self._find_head(sequences)
+        for index, (prefix, own) in enumerate(sequences):
             if look_up(prefix):
-                segment = Segment(own, shared[prefix])
+                segment = PackedSegment(own, shared[prefix])
             elif head and _has_head(prefix, head) and look_up(head):
-                segment = Segment([*prefix[len(head) :], *own], shared[head])
+                segment = PackedSegment([*prefix[len(head) :], *own], shared[head])
                 offer(segment, prefix)
             else:
-                segment = Segment([*prefix, *own])
+                segment = PackedSegment([*prefix, *own])
                 if head and _has_head(prefix, head):
                     offer(segment, head)
                 offer(segment, prefix)
@@ -177,13 +180,13 @@ class CausalForward:
             segments.append(segment)
         return segments, places, fresh
 
-    def _find_head(self, branches: Sequence[Branch]) -> Prefix | None:
+    def _find_head(self, sequences: Sequence[PrefixedSequence]) -> Prefix | None:
         """What the prefixes of this pass, and one of the pass before, begin with in common.
 
         A head that is known is kept while it serves, and given up for a much longer one: heads that grow and
         shrink by a word that two prompts happen to share would each have to be computed anew.
         """
-        prefixes = list(dict.fromkeys(branch.prefix for branch in branches))
+        prefixes = list(dict.fromkeys(sequence.prefix for sequence in sequences))
         recent, self._recent = self._recent, prefixes[-1]
         common = _common_beginning([*prefixes, recent] if recent else prefixes)
         known = self._head
@@ -192,35 +195,35 @@ class CausalForward:
             self._head = common
         return self._head
 
-    def _padded(self, branches: Sequence[Branch], wanted: Sequence[range]) -> Tensor:
-        parts = self.rotary.parts([branch.tokens for branch in branches])
+    def _padded(self, sequences: Sequence[PrefixedSequence], wanted: Sequence[range]) -> Tensor:
+        parts = self.rotary.parts([sequence.tokens for sequence in sequences])
         if len(parts) > 1:
-            return torch.cat([self._padded(branches[part], wanted[part]) for part in parts])
+            return torch.cat([self._padded(sequences[part], wanted[part]) for part in parts])
         self.rotary.reset()
-        batch, rows, columns = pad_branches(branches, wanted, self._model.device)
+        batch, rows, columns = pad_sequences(sequences, wanted, self._model.device)
         hidden: Tensor = self._model.base_model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
         ).last_hidden_state
         return hidden[rows, columns]
 
     @torch.no_grad()
-    def _becomes_ragged(self) -> bool:
+    def _becomes_packed(self) -> bool:
         """Hand the attention over and see whether the hidden states stay what they were; undo it if not."""
         model = self._model
         text = model.config.get_text_config()
         if model.base_model is model or text._attn_implementation not in {"sdpa", NAME} or self.rotary.depends_on_pass:
             return False
-        branches = _probe(text.vocab_size)
-        wanted = [range(len(branch.own)) for branch in branches]
+        sequences = _probe(text.vocab_size)
+        wanted = [range(len(sequence.own)) for sequence in sequences]
         real, self.cache = self.cache, PrefixCache(64)
         with without_dropout(model):
-            expected = self._padded(branches, wanted)
+            expected = self._padded(sequences, wanted)
             model.set_attn_implementation(NAME)
-            self.is_ragged = True
+            self.is_packed = True
             # a GPU may be too old for flash attention, or a head too wide
             for self._is_one_call in (True, False) if model.device.type == "cuda" else (False,):
                 try:
-                    results = [self(branches, wanted) for _ in ("cold", "warm")]
+                    results = [self(sequences, wanted) for _ in ("cold", "warm")]
                 except (NotImplementedError, TypeError, ValueError, KeyError, AttributeError, RuntimeError, IndexError):
                     continue
                 finally:
@@ -253,7 +256,7 @@ def _common_beginning(prefixes: Sequence[Prefix]) -> Prefix:
     return first[: next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(last)))]
 
 
-def _probe(vocab_size: int) -> list[Branch]:
+def _probe(vocab_size: int) -> list[PrefixedSequence]:
     """Branches of two groups and one alone, of lengths that no two padded rows share."""
 
     def ids(start: int, count: int) -> list[int]:
@@ -261,9 +264,9 @@ def _probe(vocab_size: int) -> list[Branch]:
 
     first, second = tuple(ids(3, 9)), tuple(ids(5, 4))
     return [
-        Branch(first, ids(11, 5)),
-        Branch(second, ids(2, 3)),
-        Branch(first, ids(8, 7)),
-        Branch((), ids(1, 6)),
-        Branch(second, ids(17, 1)),
+        PrefixedSequence(first, ids(11, 5)),
+        PrefixedSequence(second, ids(2, 3)),
+        PrefixedSequence(first, ids(8, 7)),
+        PrefixedSequence((), ids(1, 6)),
+        PrefixedSequence(second, ids(17, 1)),
     ]

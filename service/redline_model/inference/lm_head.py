@@ -31,7 +31,7 @@ class Projection(Protocol):
         ...
 
 
-class AsTheyAre:
+class IdentityProjection:
     """The projection of rows that are logits already. See ``Projection``."""
 
     def parts(self, rows: int) -> Iterator[slice]:
@@ -47,7 +47,7 @@ class AsTheyAre:
         return []
 
 
-class Head:
+class LMHead:
     """The vocabulary projection of a language model, applied to gathered hidden rows.
 
     It knows the scalings that transformers' models put behind the projection. Whether that reproduces the

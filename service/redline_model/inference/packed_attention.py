@@ -2,7 +2,7 @@
 
 Sequences are given as segments. A segment may go on from another one of the same pass (a response after its
 prompt), or from keys and values kept of an earlier pass, so what sequences share is computed once. The model's
-own code runs unchanged; only its attention is handed to ``ragged_attention`` through transformers' interface.
+own code runs unchanged; only its attention is handed to ``packed_attention`` through transformers' interface.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _KEPT_MASK = 2**19
 _CALL_CONTEXT = 2**17
 
 
-class Past:
+class KVCache:
     """Keys and values of the first ``length`` tokens of one sequence, in buffers of ``capacity`` tokens a layer.
 
     ``length`` is the caller's to set: what stands behind it is overwritten by whatever goes on from here, which
@@ -73,7 +73,7 @@ class Past:
 
 
 @dataclass(eq=False)
-class Segment:
+class PackedSegment:
     """A run of tokens and what it goes on from.
 
     ``before``: pieces of context in order, each a past, or (an earlier segment of the same pass, how many of its
@@ -83,23 +83,23 @@ class Segment:
     """
 
     ids: Sequence[int]
-    before: list[Past | tuple[int, int]] = field(default_factory=list)
-    keep: list[tuple[Past, int]] = field(default_factory=list)
-    extends: Past | None = None
+    before: list[KVCache | tuple[int, int]] = field(default_factory=list)
+    keep: list[tuple[KVCache, int]] = field(default_factory=list)
+    extends: KVCache | None = None
 
     @property
     def base(self) -> int:
         """Tokens before this segment's first."""
         if self.extends is not None:
             return self.extends.length
-        return sum(piece.length if isinstance(piece, Past) else piece[1] for piece in self.before)
+        return sum(piece.length if isinstance(piece, KVCache) else piece[1] for piece in self.before)
 
 
-class Layout:
+class PackedLayout:
     """Where each segment lies in the row of N tokens, and the tensors that attention needs in every layer."""
 
     def __init__(
-        self, segments: Sequence[Segment], device: torch.device, *, is_one_call: bool, windows: set[int]
+        self, segments: Sequence[PackedSegment], device: torch.device, *, is_one_call: bool, windows: set[int]
     ) -> None:
         self.segments = segments
         self.windows = windows
@@ -165,7 +165,7 @@ class Layout:
             else:
                 pieces = [
                     piece.read(layer, piece.length)
-                    if isinstance(piece, Past)
+                    if isinstance(piece, KVCache)
                     else (key[:, (shared := self._leading(*piece))], value[:, shared])
                     for piece in segment.before
                 ]
@@ -181,7 +181,7 @@ class Layout:
             yield keys, values
 
 
-def ragged_attention(
+def packed_attention(
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -189,7 +189,7 @@ def ragged_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    ragged: Layout | None = None,
+    packed: PackedLayout | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each segment's own sequence; transformers' attention interface.
@@ -200,7 +200,7 @@ def ragged_attention(
     Raises:
         NotImplementedError: the model wants something of its attention that is not done here.
     """
-    if ragged is None:
+    if packed is None:
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -209,16 +209,16 @@ def ragged_attention(
         raise NotImplementedError(f"ragged attention has no {wanted[0]}")
     window: int | None = kwargs.get("sliding_window")
     if window is not None:
-        ragged.windows.add(window)
+        packed.windows.add(window)
     if torch.is_autocast_enabled(query.device.type):  # rotary embeddings have made float32 of queries and keys
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    contexts = ragged.contexts(module.layer_idx, key[0], value[0])
-    if _attend_varlen and ragged.is_one_call and not dropout and query.dtype in (torch.bfloat16, torch.float16):
-        return _in_few_calls(_attend_varlen, query, contexts, ragged, scaling, window), None
+    contexts = packed.contexts(module.layer_idx, key[0], value[0])
+    if _attend_varlen and packed.is_one_call and not dropout and query.dtype in (torch.bfloat16, torch.float16):
+        return _in_few_calls(_attend_varlen, query, contexts, packed, scaling, window), None
     out = [
         _of_one_segment(
-            query[:, :, ragged.starts[i] : ragged.starts[i + 1]], keys, values, ragged, scaling, dropout, window
+            query[:, :, packed.starts[i] : packed.starts[i + 1]], keys, values, packed, scaling, dropout, window
         )
         for i, (keys, values) in enumerate(contexts)
     ]
@@ -229,7 +229,7 @@ def _of_one_segment(
     query: Tensor,
     keys: list[Tensor],
     values: list[Tensor],
-    layout: Layout,
+    layout: PackedLayout,
     scaling: float | None,
     dropout: float,
     window: int | None,
@@ -261,7 +261,7 @@ def _in_few_calls(
     attend: Callable[..., Any],
     query: Tensor,
     contexts: Iterator[tuple[list[Tensor], list[Tensor]]],
-    layout: Layout,
+    layout: PackedLayout,
     scaling: float | None,
     window: int | None,
 ) -> Tensor:
@@ -289,23 +289,23 @@ def _in_few_calls(
     return torch.cat(out)[None]
 
 
-AttentionInterface.register(NAME, ragged_attention)
+AttentionInterface.register(NAME, packed_attention)
 # without a layout the model is to get the very masks it would get under sdpa
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def run_segments(model: Any, segments: Sequence[Segment], *, is_one_call: bool, windows: set[int]) -> Tensor:
+def run_segments(model: Any, segments: Sequence[PackedSegment], *, is_one_call: bool, windows: set[int]) -> Tensor:
     """Last hidden states ``(N, hidden)`` of all segments' tokens, one after the other.
 
     ``model``: the body of a transformers causal model whose attention implementation is ``NAME``.
     ``is_one_call``: attend to all segments by one call of PyTorch's variable-length flash attention (GPUs, half
     precision), not to one after the other. ``windows``: gets the sliding windows that attention was told of.
     """
-    layout = Layout(segments, model.device, is_one_call=is_one_call, windows=windows)
+    layout = PackedLayout(segments, model.device, is_one_call=is_one_call, windows=windows)
     ids, positions = layout.ids_and_positions()
     # a mask of four dimensions is taken as it is: nothing of size N x N is built
     unused = torch.empty(1, 1, 1, 1, device=ids.device)
     hidden: Tensor = model(
-        input_ids=ids, position_ids=positions, attention_mask=unused, use_cache=False, ragged=layout
+        input_ids=ids, position_ids=positions, attention_mask=unused, use_cache=False, packed=layout
     ).last_hidden_state[0]
     return hidden

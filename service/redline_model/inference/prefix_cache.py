@@ -6,7 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from redline_model.inference.packed_attention import Past
+from redline_model.inference.packed_attention import KVCache
 
 Prefix = tuple[int, ...]
 # the share of a device's memory that the prefix caches of a bundle may take where nothing else is asked for
@@ -27,12 +27,12 @@ class PrefixCache:
         self.tokens = 0
         self.bytes = 0
         self._bytes_per_token = 0.0
-        self._pasts: OrderedDict[Prefix, Past] = OrderedDict()
+        self._pasts: OrderedDict[Prefix, KVCache] = OrderedDict()
 
     def __contains__(self, prefix: Prefix) -> bool:
         return prefix in self._pasts
 
-    def get(self, prefix: Prefix) -> Past | None:
+    def get(self, prefix: Prefix) -> KVCache | None:
         """The prefix's keys and values, now the most recently used; None if they are not there."""
         past = self._pasts.get(prefix)
         if past is not None:
@@ -43,7 +43,7 @@ class PrefixCache:
         """Whether ``prefix`` can be kept at all."""
         return 0 < len(prefix) <= self.max_tokens and len(prefix) * self._bytes_per_token <= self.max_bytes
 
-    def put(self, prefix: Prefix, past: Past) -> None:
+    def put(self, prefix: Prefix, past: KVCache) -> None:
         """Keep ``past``, which must be complete, and drop what no longer fits."""
         size = past.bytes
         self._bytes_per_token = size / max(1, len(prefix))

@@ -11,9 +11,9 @@ from torch import Tensor
 from redline.causal_lm.rotary import RotaryState
 from redline_model.encoding.encoder import EncodedItem
 from redline_model.errors import UnsupportedError
-from redline_model.inference.causal_forward import Branch, CausalForward, pad_branches
-from redline_model.inference.lm_head import AsTheyAre, Head, Projection
-from redline_model.inference.packed_attention import Past
+from redline_model.inference.causal_forward import CausalForward, PrefixedSequence, pad_sequences
+from redline_model.inference.lm_head import IdentityProjection, LMHead, Projection
+from redline_model.inference.packed_attention import KVCache
 from redline_model.inference.padding import pack_by_length, pad, to_device
 from redline_model.inference.prefix_cache import Prefix, PrefixCache
 
@@ -51,14 +51,14 @@ class TargetForward(Protocol):
         ...
 
 
-def branch_of(item: EncodedItem) -> tuple[Branch, range]:
+def sequence_of(item: EncodedItem) -> tuple[PrefixedSequence, range]:
     """``[x, y, request, target]`` but for its last token, and where in its own part each target is predicted."""
     own = [*item.response_ids, *item.request_ids, *item.target_ids[:-1]]
     start = len(item.response_ids) + len(item.request_ids) - 1
     prefix = item.prefix_ids
     if start < 0:  # nothing stands between prompt and target: the prompt's last token predicts the first
         prefix, own, start = prefix[:-1], [*prefix[-1:], *own], 0
-    return Branch(tuple(prefix), own), range(start, start + len(item.target_ids))
+    return PrefixedSequence(tuple(prefix), own), range(start, start + len(item.target_ids))
 
 
 def all_target_ids(items: Sequence[EncodedItem]) -> list[int]:
@@ -71,19 +71,19 @@ class CausalTargets:
 
     def __init__(self, model: Any, prefix_cache_tokens: int = 0) -> None:
         self._model = model
-        self.head = Head(model)
+        self.head = LMHead(model)
         self.rotary = RotaryState(model)
         self.forward = CausalForward(model, prefix_cache_tokens) if self.head.is_understood else None
 
     @property
     def projection(self) -> Projection:
         """See ``TargetForward``."""
-        return AsTheyAre() if self.forward is None else self.head
+        return IdentityProjection() if self.forward is None else self.head
 
     @property
-    def is_ragged(self) -> bool:
+    def is_packed(self) -> bool:
         """Whether passes are without padding, and keys and values can be kept of them."""
-        return self.forward is not None and self.forward.is_ragged
+        return self.forward is not None and self.forward.is_packed
 
     @property
     def prefix_caches(self) -> tuple[PrefixCache, ...]:
@@ -91,29 +91,29 @@ class CausalTargets:
         return () if self.forward is None else (self.forward.cache,)
 
     def logits(
-        self, items: Sequence[EncodedItem], keep: Sequence[Past | None] | None = None
+        self, items: Sequence[EncodedItem], keep: Sequence[KVCache | None] | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """See ``TargetForward`` and ``states``."""
         yield from _projected(self.projection, self.states(items, keep))
 
     def states(
-        self, items: Sequence[EncodedItem], keep: Sequence[Past | None] | None = None
+        self, items: Sequence[EncodedItem], keep: Sequence[KVCache | None] | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """See ``TargetForward``. ``keep``: where to keep an item's keys and values, ragged models only."""
-        pairs = [branch_of(item) for item in items]
-        branches, wanted = [branch for branch, _ in pairs], [positions for _, positions in pairs]
+        pairs = [sequence_of(item) for item in items]
+        sequences, wanted = [sequence for sequence, _ in pairs], [positions for _, positions in pairs]
         ids = to_device(all_target_ids(items), self._model.device)
         if self.forward is None:
-            yield self._full_logits(branches, wanted), ids
+            yield self._full_logits(sequences, wanted), ids
             return
-        yield self.forward(branches, wanted, keep), ids
+        yield self.forward(sequences, wanted, keep), ids
 
-    def _full_logits(self, branches: Sequence[Branch], wanted: Sequence[range]) -> Tensor:
-        parts = self.rotary.parts([branch.tokens for branch in branches])
+    def _full_logits(self, sequences: Sequence[PrefixedSequence], wanted: Sequence[range]) -> Tensor:
+        parts = self.rotary.parts([sequence.tokens for sequence in sequences])
         if len(parts) > 1:
-            return torch.cat([self._full_logits(branches[part], wanted[part]) for part in parts])
+            return torch.cat([self._full_logits(sequences[part], wanted[part]) for part in parts])
         self.rotary.reset()
-        batch, rows, columns = pad_branches(branches, wanted, self._model.device)
+        batch, rows, columns = pad_sequences(sequences, wanted, self._model.device)
         logits: Tensor = self._model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
         ).logits
@@ -121,19 +121,19 @@ class CausalTargets:
 
     def prefix(self, item: EncodedItem) -> Prefix | None:
         """The prompt, where passes are ragged."""
-        return branch_of(item)[0].prefix if self.is_ragged else None
+        return sequence_of(item)[0].prefix if self.is_packed else None
 
     def cost(self, item: EncodedItem, beside: set[Prefix]) -> int:
         """See ``TargetForward``."""
-        branch = branch_of(item)[0]
-        return branch.tokens if self.forward is None else self.forward.cost(branch, beside)
+        sequence = sequence_of(item)[0]
+        return sequence.tokens if self.forward is None else self.forward.cost(sequence, beside)
 
     def batches(self, items: Sequence[EncodedItem], max_tokens: int) -> Iterator[list[int]]:
         """See ``TargetForward``."""
-        branches = [branch_of(item)[0] for item in items]
+        sequences = [sequence_of(item)[0] for item in items]
         if self.forward is None:
-            return pack_by_length(branches, lambda branch: branch.tokens, max_tokens)
-        return self.forward.batches(branches, max_tokens)
+            return pack_by_length(sequences, lambda sequence: sequence.tokens, max_tokens)
+        return self.forward.batches(sequences, max_tokens)
 
 
 class EncoderDecoderTargets:
@@ -147,13 +147,13 @@ class EncoderDecoderTargets:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.head = Head(model)
+        self.head = LMHead(model)
         self.rotary = RotaryState(model)
 
     @property
     def projection(self) -> Projection:
         """See ``TargetForward``."""
-        return self.head if self.head.is_understood else AsTheyAre()
+        return self.head if self.head.is_understood else IdentityProjection()
 
     def logits(self, items: Sequence[EncodedItem]) -> Iterator[tuple[Tensor, Tensor]]:
         """See ``TargetForward``."""

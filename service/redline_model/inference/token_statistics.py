@@ -9,11 +9,11 @@ from torch import Tensor
 
 from redline_model.encoding.encoder import EncodedItem
 from redline_model.extraction import TokenStatistics, token_statistics
-from redline_model.inference.packed_attention import Past
+from redline_model.inference.packed_attention import KVCache
 from redline_model.inference.target_logits import CausalTargets, EncoderDecoderTargets
 
 
-def copy_off(tensor: Tensor) -> Callable[[], Tensor]:
+def start_copy_to_cpu(tensor: Tensor) -> Callable[[], Tensor]:
     """Begin the copy of ``tensor`` to the CPU; calling the result waits for it."""
     if not tensor.is_cuda:
         return lambda: tensor
@@ -29,16 +29,16 @@ def copy_off(tensor: Tensor) -> Callable[[], Tensor]:
     return wait
 
 
-def launch_targets(
+def start_token_statistics(
     forward: CausalTargets | EncoderDecoderTargets,
     items: Sequence[EncodedItem],
-    keep: Sequence[Past | None] | None = None,
+    keep: Sequence[KVCache | None] | None = None,
 ) -> Callable[[], list[TokenStatistics]]:
     """One forward pass; calling the result waits for it and gives token statistics ``(T,)`` for each item."""
     chunks = forward.logits(items, keep) if isinstance(forward, CausalTargets) else forward.logits(items)
     parts = [token_statistics(logits, ids) for logits, ids in chunks]
     logprob, best_logprob, entropy, best_ids, _ = (torch.cat(field) for field in zip(*parts, strict=True))
-    floats, ids = copy_off(torch.stack([logprob, best_logprob, entropy])), copy_off(best_ids)
+    floats, ids = start_copy_to_cpu(torch.stack([logprob, best_logprob, entropy])), start_copy_to_cpu(best_ids)
     sizes = [len(item.target_ids) for item in items]
 
     def collect() -> list[TokenStatistics]:

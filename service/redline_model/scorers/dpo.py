@@ -16,19 +16,19 @@ from torch import Tensor
 from redline_model.correction.rewriter import Rewriter
 from redline_model.encoding.encoder import EncodedItem, Encoder
 from redline_model.errors import NonFiniteError, UnsupportedError
-from redline_model.extraction import Extraction, Mode, Reading, aggregate_rewards
+from redline_model.extraction import Extraction, Mode, RewardSpec, aggregate_rewards
 from redline_model.inference.prefix_cache import Prefix, PrefixCache
 from redline_model.inference.target_logits import target_forward
-from redline_model.inference.token_statistics import launch_targets
-from redline_model.scorer import Judgement, unsupported_correction
+from redline_model.inference.token_statistics import start_token_statistics
+from redline_model.scorer import ScoredResponse, unsupported_correction
 
 
-def judged(item: EncodedItem) -> EncodedItem:
+def response_only(item: EncodedItem) -> EncodedItem:
     """``item`` with nothing between its prompt and its target: ``[x, y]``."""
     return replace(item, response_ids=[], request_ids=[])
 
 
-class DPOMeasurement(NamedTuple):
+class DPOOutput(NamedTuple):
     """Log-probabilities of the response's tokens, nats, ``(T,)`` each."""
 
     policy: Tensor
@@ -85,36 +85,36 @@ class DPOScorer:
 
     def prefix(self, item: EncodedItem) -> Prefix | None:
         """The prompt but for its last token, where passes are ragged."""
-        return self._leader.prefix(judged(item))
+        return self._leader.prefix(response_only(item))
 
     def cost(self, item: EncodedItem, beside: set[Prefix]) -> int:
         """See ``Scorer``; of one of the two models."""
-        return self._leader.cost(judged(item), beside)
+        return self._leader.cost(response_only(item), beside)
 
     def batches(self, items: Sequence[EncodedItem], max_tokens: int) -> Iterator[list[int]]:
         """See ``Scorer``."""
-        return self._leader.batches([judged(item) for item in items], max_tokens)
+        return self._leader.batches([response_only(item) for item in items], max_tokens)
 
     @torch.inference_mode()
-    def launch(self, items: Sequence[EncodedItem]) -> Callable[[], list[DPOMeasurement]]:
+    def start_forward(self, items: Sequence[EncodedItem]) -> Callable[[], list[DPOOutput]]:
         """See ``Scorer``; both models' passes are begun before either is waited for."""
-        pairs = [judged(item) for item in items]
-        policy, reference = launch_targets(self._policy, pairs), launch_targets(self._reference, pairs)
+        pairs = [response_only(item) for item in items]
+        policy, reference = start_token_statistics(self._policy, pairs), start_token_statistics(self._reference, pairs)
         return lambda: [
-            DPOMeasurement(ours.logprob, theirs.logprob) for ours, theirs in zip(policy(), reference(), strict=True)
+            DPOOutput(ours.logprob, theirs.logprob) for ours, theirs in zip(policy(), reference(), strict=True)
         ]
 
-    def measure(self, items: Sequence[EncodedItem]) -> list[DPOMeasurement]:
-        """See ``launch``."""
-        return self.launch(items)()
+    def forward(self, items: Sequence[EncodedItem]) -> list[DPOOutput]:
+        """See ``start_forward``."""
+        return self.start_forward(items)()
 
-    def read(self, measured: DPOMeasurement, reading: Reading) -> Judgement:
+    def to_rewards(self, output: DPOOutput, spec: RewardSpec) -> ScoredResponse:
         """The scaled log-ratios; raises NonFiniteError."""
-        rewards = self.beta * (measured.policy.double() - measured.reference.double())
+        rewards = self.beta * (output.policy.double() - output.reference.double())
         if not torch.isfinite(rewards).all():
             raise NonFiniteError("the models' output for this item holds NaN or infinity")
-        return Judgement(aggregate_rewards(rewards, reading.aggregate), rewards.tolist(), None)
+        return ScoredResponse(aggregate_rewards(rewards, spec.aggregate), rewards.tolist(), None)
 
-    def rewriter(self) -> Rewriter[DPOMeasurement]:
+    def rewriter(self) -> Rewriter[DPOOutput]:
         """Always raises UnsupportedError: the policy answers prompts, it does not mend responses."""
         raise unsupported_correction(self.kind)

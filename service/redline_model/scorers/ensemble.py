@@ -20,12 +20,12 @@ from redline_model.bundle.loading import tokenizer_fingerprint
 from redline_model.correction.rewriter import Rewriter
 from redline_model.encoding.encoder import EncodedItem, Encoder
 from redline_model.errors import UnsupportedError
-from redline_model.extraction import MODES, Aggregate, Extraction, Mode, Reading, move_score
+from redline_model.extraction import MODES, Aggregate, Extraction, Mode, RewardSpec, move_score
 from redline_model.inference.prefix_cache import Prefix, PrefixCache
-from redline_model.scorer import Judgement, Scorer, unsupported_correction
+from redline_model.scorer import ScoredResponse, Scorer, unsupported_correction
 
 Combine = Literal["mean", "min", "mean_minus_variance"]
-Measured = tuple[Any, ...]
+Outputs = tuple[Any, ...]
 
 
 class EnsembleOptions(BaseModel):
@@ -88,36 +88,38 @@ class EnsembleScorer:
         """See ``Scorer``."""
         return self._leader.batches(items, max_tokens)
 
-    def launch(self, items: Sequence[EncodedItem]) -> Callable[[], list[Measured]]:
+    def start_forward(self, items: Sequence[EncodedItem]) -> Callable[[], list[Outputs]]:
         """See ``Scorer``; every member's pass is begun before any is waited for."""
-        collects = [member.launch(items) for member in self.members]
+        collects = [member.start_forward(items) for member in self.members]
         return lambda: list(zip(*(collect() for collect in collects), strict=True))
 
-    def measure(self, items: Sequence[EncodedItem]) -> list[Measured]:
-        """See ``launch``."""
-        return self.launch(items)()
+    def forward(self, items: Sequence[EncodedItem]) -> list[Outputs]:
+        """See ``start_forward``."""
+        return self.start_forward(items)()
 
-    def read(self, measured: Measured, reading: Reading) -> Judgement:
+    def to_rewards(self, output: Outputs, spec: RewardSpec) -> ScoredResponse:
         """The members' judgements as one; raises NonFiniteError where any member does."""
-        judgements = [member.read(one, reading) for member, one in zip(self.members, measured, strict=True)]
-        return combined(judgements, self.options, reading.aggregate)
+        scored_by_member = [member.to_rewards(one, spec) for member, one in zip(self.members, output, strict=True)]
+        return combined(scored_by_member, self.options, spec.aggregate)
 
-    def rewriter(self) -> Rewriter[Measured]:
+    def rewriter(self) -> Rewriter[Outputs]:
         """Always raises UnsupportedError: each member would write a correction of its own."""
         raise unsupported_correction(self.kind)
 
 
-def combined(judgements: Sequence[Judgement], options: EnsembleOptions, aggregate: Aggregate) -> Judgement:
+def combined(
+    scored_by_member: Sequence[ScoredResponse], options: EnsembleOptions, aggregate: Aggregate
+) -> ScoredResponse:
     """The members' judgements of one item as one, see the module. ``diverged_at`` is told by ``min`` alone."""
-    scores = torch.tensor([judgement.score for judgement in judgements], dtype=torch.float64)
+    scores = torch.tensor([scored.score for scored in scored_by_member], dtype=torch.float64)
     if options.combine == "min":
-        return judgements[int(scores.argmin())]
-    rewards = torch.tensor([judgement.rewards for judgement in judgements], dtype=torch.float64).mean(0).tolist()
-    mean = Judgement(float(scores.mean()), rewards, None)
+        return scored_by_member[int(scores.argmin())]
+    rewards = torch.tensor([scored.rewards for scored in scored_by_member], dtype=torch.float64).mean(0).tolist()
+    mean = ScoredResponse(float(scores.mean()), rewards, None)
     if options.combine == "mean":
         return mean
     penalty = options.variance_weight * float(scores.var(correction=0))
-    return Judgement(mean.score - penalty, move_score(rewards, -penalty, aggregate), None)
+    return ScoredResponse(mean.score - penalty, move_score(rewards, -penalty, aggregate), None)
 
 
 def common_encoder(encoders: Sequence[Encoder]) -> Encoder:

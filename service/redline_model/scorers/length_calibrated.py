@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from redline_model.correction.rewriter import Rewriter
 from redline_model.encoding.encoder import EncodedItem
 from redline_model.errors import UnsupportedError
-from redline_model.extraction import Mode, Reading, move_score
+from redline_model.extraction import Mode, RewardSpec, move_score
 from redline_model.inference.prefix_cache import Prefix, PrefixCache
-from redline_model.scorer import Judgement, Scorer, all_readings, reading_key
+from redline_model.scorer import ScoredResponse, Scorer, all_reward_specs, spec_key
 
 
 class LengthCurve(BaseModel):
@@ -65,7 +65,7 @@ class LengthCalibratedScorer:
     """Any scorer, its scores freed of their trend in length. See ``Scorer``.
 
     Args:
-        curves: one for every reading of ``inner``, by ``reading_key``.
+        curves: one for every reading of ``inner``, by ``spec_key``.
 
     Raises:
         UnsupportedError: a reading has no curve.
@@ -74,7 +74,7 @@ class LengthCalibratedScorer:
     kind = "length_calibrated"
 
     def __init__(self, inner: Scorer[Any], curves: Mapping[str, LengthCurve]) -> None:
-        missing = [key for reading in all_readings(inner) if (key := reading_key(inner, reading)) not in curves]
+        missing = [key for spec in all_reward_specs(inner) if (key := spec_key(inner, spec)) not in curves]
         if missing:
             raise UnsupportedError(f"there is no length curve for {', '.join(missing)}")
         self.inner = inner
@@ -107,20 +107,20 @@ class LengthCalibratedScorer:
         """See ``Scorer``."""
         return self.inner.batches(items, max_tokens)
 
-    def launch(self, items: Sequence[EncodedItem]) -> Callable[[], list[Any]]:
+    def start_forward(self, items: Sequence[EncodedItem]) -> Callable[[], list[Any]]:
         """See ``Scorer``; the inner measurements."""
-        return self.inner.launch(items)
+        return self.inner.start_forward(items)
 
-    def measure(self, items: Sequence[EncodedItem]) -> list[Any]:
-        """See ``launch``."""
-        return self.inner.measure(items)
+    def forward(self, items: Sequence[EncodedItem]) -> list[Any]:
+        """See ``start_forward``."""
+        return self.inner.forward(items)
 
-    def read(self, measured: Any, reading: Reading) -> Judgement:
+    def to_rewards(self, output: Any, spec: RewardSpec) -> ScoredResponse:
         """The inner judgement less the curve at its length; raises NonFiniteError."""
-        judgement = self.inner.read(measured, reading)
-        expected = self.curves[reading_key(self.inner, reading)].at(len(judgement.rewards))
-        rewards = move_score(judgement.rewards, -expected, reading.aggregate)
-        return Judgement(judgement.score - expected, rewards, judgement.diverged_at)
+        scored = self.inner.to_rewards(output, spec)
+        expected = self.curves[spec_key(self.inner, spec)].at(len(scored.rewards))
+        rewards = move_score(scored.rewards, -expected, spec.aggregate)
+        return ScoredResponse(scored.score - expected, rewards, scored.diverged_at)
 
     def rewriter(self) -> Rewriter[Any]:
         """The inner model's; raises UnsupportedError where it does not write."""

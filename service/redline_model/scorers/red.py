@@ -14,10 +14,10 @@ from torch import Tensor
 
 from redline_model.encoding.encoder import EncodedItem
 from redline_model.errors import NonFiniteError
-from redline_model.extraction import Reading, aggregate_rewards
-from redline_model.inference.causal_forward import Branch
-from redline_model.inference.token_statistics import copy_off
-from redline_model.scorer import Judgement
+from redline_model.extraction import RewardSpec, aggregate_rewards
+from redline_model.inference.causal_forward import PrefixedSequence
+from redline_model.inference.token_statistics import start_copy_to_cpu
+from redline_model.scorer import ScoredResponse
 from redline_model.scorers.scalar import ClassifierScorer
 
 
@@ -26,21 +26,21 @@ class RedistributedScorer(ClassifierScorer[Tensor]):
 
     kind = "red"
 
-    def branch(self, item: EncodedItem) -> Branch:
+    def sequence(self, item: EncodedItem) -> PrefixedSequence:
         """``[x, y]``, the prompt's last token counted to the branch's own: the head is read there, too."""
-        return Branch(tuple(item.prefix_ids[:-1]), [*item.prefix_ids[-1:], *item.target_ids])
+        return PrefixedSequence(tuple(item.prefix_ids[:-1]), [*item.prefix_ids[-1:], *item.target_ids])
 
     @torch.inference_mode()
-    def launch(self, items: Sequence[EncodedItem]) -> Callable[[], list[Tensor]]:
+    def start_forward(self, items: Sequence[EncodedItem]) -> Callable[[], list[Tensor]]:
         """See ``Scorer``; ``R`` at the prompt's last token and after each response token, ``(T + 1,)``, float32."""
-        branches = [self.branch(item) for item in items]
+        sequences = [self.sequence(item) for item in items]
         sizes = [len(item.target_ids) + 1 for item in items]
-        copied = copy_off(self._forward.values(branches, [range(size) for size in sizes]))
+        copied = start_copy_to_cpu(self._forward.values(sequences, [range(size) for size in sizes]))
         return lambda: list(torch.split(copied(), sizes))
 
-    def read(self, measured: Tensor, reading: Reading) -> Judgement:
+    def to_rewards(self, output: Tensor, spec: RewardSpec) -> ScoredResponse:
         """The differences of ``R``, ``(T,)``; raises NonFiniteError."""
-        if not torch.isfinite(measured).all():
+        if not torch.isfinite(output).all():
             raise NonFiniteError("the model's output for this item holds NaN or infinity")
-        rewards = measured.double().diff()
-        return Judgement(aggregate_rewards(rewards, reading.aggregate), rewards.tolist(), None)
+        rewards = output.double().diff()
+        return ScoredResponse(aggregate_rewards(rewards, spec.aggregate), rewards.tolist(), None)

@@ -15,12 +15,12 @@ from redline_model.bundle.loading import SCORE_HEADS
 from redline_model.correction.rewriter import Rewriter
 from redline_model.encoding.encoder import EncodedItem, Encoder
 from redline_model.errors import NonFiniteError, UnsupportedError
-from redline_model.extraction import Extraction, Mode, Reading, aggregate_rewards
-from redline_model.inference.causal_forward import Branch, CausalForward
+from redline_model.extraction import Extraction, Mode, RewardSpec, aggregate_rewards
+from redline_model.inference.causal_forward import CausalForward, PrefixedSequence
 from redline_model.inference.prefix_cache import Prefix, PrefixCache
 from redline_model.inference.probes import differs
-from redline_model.inference.token_statistics import copy_off
-from redline_model.scorer import Judgement, unsupported_correction
+from redline_model.inference.token_statistics import start_copy_to_cpu
+from redline_model.scorer import ScoredResponse, unsupported_correction
 
 M = TypeVar("M")
 
@@ -43,9 +43,9 @@ def score_head(model: Any) -> Any:
     )
 
 
-def branch_of(item: EncodedItem) -> Branch:
+def sequence_of(item: EncodedItem) -> PrefixedSequence:
     """``[x, y]``."""
-    return Branch(tuple(item.prefix_ids), item.target_ids)
+    return PrefixedSequence(tuple(item.prefix_ids), item.target_ids)
 
 
 class ScalarForward:
@@ -69,11 +69,11 @@ class ScalarForward:
     def pooled(self, items: Sequence[EncodedItem]) -> Tensor:
         """The hidden state of each item's last token, ``(B, hidden)``."""
         last = [range(len(item.target_ids) - 1, len(item.target_ids)) for item in items]
-        return self.causal([branch_of(item) for item in items], last)
+        return self.causal([sequence_of(item) for item in items], last)
 
-    def values(self, branches: Sequence[Branch], wanted: Sequence[range]) -> Tensor:
+    def values(self, sequences: Sequence[PrefixedSequence], wanted: Sequence[range]) -> Tensor:
         """The head read at the branches' ``wanted`` positions, one after the other, ``(N,)`` in float32."""
-        return self.read(self.causal(branches, wanted))
+        return self.read(self.causal(sequences, wanted))
 
     @property
     def head_weight(self) -> Tensor:
@@ -102,7 +102,7 @@ def check_pooling(model: Any, source: object) -> None:
         )
 
 
-class ScalarMeasurement(NamedTuple):
+class ScalarOutput(NamedTuple):
     """The model's one number and how many tokens it is about."""
 
     reward: float
@@ -129,70 +129,72 @@ class ClassifierScorer(ABC, Generic[M]):
         """See ``Scorer``."""
         return (self._forward.causal.cache,)
 
-    def branch(self, item: EncodedItem) -> Branch:
+    def sequence(self, item: EncodedItem) -> PrefixedSequence:
         """What the model reads of an item, and from where on it is the item's own."""
-        return branch_of(item)
+        return sequence_of(item)
 
     def length(self, item: EncodedItem) -> int:
         """Tokens the model reads for this item."""
-        return self.branch(item).tokens
+        return self.sequence(item).tokens
 
     def prefix(self, item: EncodedItem) -> Prefix | None:
         """What is not the branch's own, where passes are ragged."""
-        return self.branch(item).prefix if self._forward.causal.is_ragged else None
+        return self.sequence(item).prefix if self._forward.causal.is_packed else None
 
     def cost(self, item: EncodedItem, beside: set[Prefix]) -> int:
         """See ``Scorer``."""
-        return self._forward.causal.cost(self.branch(item), beside)
+        return self._forward.causal.cost(self.sequence(item), beside)
 
     def batches(self, items: Sequence[EncodedItem], max_tokens: int) -> Iterator[list[int]]:
         """See ``Scorer``."""
-        return self._forward.causal.batches([self.branch(item) for item in items], max_tokens)
+        return self._forward.causal.batches([self.sequence(item) for item in items], max_tokens)
 
     @abstractmethod
-    def launch(self, items: Sequence[EncodedItem]) -> Callable[[], list[M]]:
+    def start_forward(self, items: Sequence[EncodedItem]) -> Callable[[], list[M]]:
         """See ``Scorer``."""
 
-    def measure(self, items: Sequence[EncodedItem]) -> list[M]:
-        """See ``launch``."""
-        return self.launch(items)()
+    def forward(self, items: Sequence[EncodedItem]) -> list[M]:
+        """See ``start_forward``."""
+        return self.start_forward(items)()
 
     def rewriter(self) -> Rewriter[M]:
         """Always raises UnsupportedError."""
         raise unsupported_correction(self.kind)
 
 
-class ScalarScorer(ClassifierScorer[ScalarMeasurement]):
+class ScalarScorer(ClassifierScorer[ScalarOutput]):
     """One number a response, on its last token."""
 
     kind = "scalar"
 
-    def branch(self, item: EncodedItem) -> Branch:
+    def sequence(self, item: EncodedItem) -> PrefixedSequence:
         """See ``ClassifierScorer``; in arrangement ``conversation`` it ends where transformers reads such a model.
 
         That is the last token that is not the pad token, so one earlier where a model pads with the token that closes
         a turn: its head was trained there.
         """
         if self.encoder.arrangement != "conversation":
-            return branch_of(item)
+            return sequence_of(item)
         ids = [*item.prefix_ids, *item.response_ids, *item.request_ids]
         end = len(ids)
         while end > 1 and ids[end - 1] == self._pad_id:
             end -= 1
         cut = min(len(item.prefix_ids), end - 1)
-        return Branch(tuple(ids[:cut]), ids[cut:end])
+        return PrefixedSequence(tuple(ids[:cut]), ids[cut:end])
 
     @torch.inference_mode()
-    def launch(self, items: Sequence[EncodedItem]) -> Callable[[], list[ScalarMeasurement]]:
+    def start_forward(self, items: Sequence[EncodedItem]) -> Callable[[], list[ScalarOutput]]:
         """See ``Scorer``; the scalar of each item."""
-        branches = [self.branch(item) for item in items]
-        copied = copy_off(self._forward.values(branches, [range(len(b.own) - 1, len(b.own)) for b in branches]))
-        return lambda: [ScalarMeasurement(r, len(i.target_ids)) for r, i in zip(copied().tolist(), items, strict=True)]
+        sequences = [self.sequence(item) for item in items]
+        copied = start_copy_to_cpu(
+            self._forward.values(sequences, [range(len(b.own) - 1, len(b.own)) for b in sequences])
+        )
+        return lambda: [ScalarOutput(r, len(i.target_ids)) for r, i in zip(copied().tolist(), items, strict=True)]
 
-    def read(self, measured: ScalarMeasurement, reading: Reading) -> Judgement:
+    def to_rewards(self, output: ScalarOutput, spec: RewardSpec) -> ScoredResponse:
         """0 on every token but the last; raises NonFiniteError."""
-        if not math.isfinite(measured.reward):
+        if not math.isfinite(output.reward):
             raise NonFiniteError("the model's output for this item holds NaN or infinity")
-        rewards = [0.0] * (measured.tokens - 1) + [measured.reward]
-        score = aggregate_rewards(torch.tensor(rewards, dtype=torch.float64), reading.aggregate)
-        return Judgement(score, rewards, None)
+        rewards = [0.0] * (output.tokens - 1) + [output.reward]
+        score = aggregate_rewards(torch.tensor(rewards, dtype=torch.float64), spec.aggregate)
+        return ScoredResponse(score, rewards, None)

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from redline_model.correction.rewriter import RaggedRewriter, Rewriter, WholeRewriter
+from redline_model.correction.rewriter import PackedRewriter, PaddedRewriter, Rewriter
 from redline_model.encoding.encoder import EncodedItem, Encoder
 from redline_model.errors import NonFiniteError
 from redline_model.extraction import (
     MODES,
     Extraction,
     Mode,
-    Reading,
+    RewardSpec,
     TokenStatistics,
     aggregate_rewards,
     divergence,
@@ -28,8 +28,8 @@ from redline_model.extraction import (
 )
 from redline_model.inference.prefix_cache import Prefix, PrefixCache
 from redline_model.inference.target_logits import CausalTargets, EncoderDecoderTargets, target_forward
-from redline_model.inference.token_statistics import launch_targets
-from redline_model.scorer import Judgement
+from redline_model.inference.token_statistics import start_token_statistics
+from redline_model.scorer import ScoredResponse
 
 
 class Seq2SeqScorer:
@@ -82,24 +82,24 @@ class Seq2SeqScorer:
         return self._forward.batches(items, max_tokens)
 
     @torch.inference_mode()
-    def launch(self, items: Sequence[EncodedItem]) -> Callable[[], list[TokenStatistics]]:
+    def start_forward(self, items: Sequence[EncodedItem]) -> Callable[[], list[TokenStatistics]]:
         """See ``Scorer``; token statistics ``(T,)`` on the CPU for each item."""
-        return launch_targets(self._forward, items)
+        return start_token_statistics(self._forward, items)
 
-    def measure(self, items: Sequence[EncodedItem]) -> list[TokenStatistics]:
-        """See ``launch``."""
-        return self.launch(items)()
+    def forward(self, items: Sequence[EncodedItem]) -> list[TokenStatistics]:
+        """See ``start_forward``."""
+        return self.start_forward(items)()
 
-    def read(self, measured: TokenStatistics, reading: Reading) -> Judgement:
-        """Rewards under ``reading``; raises NonFiniteError."""
-        if not torch.isfinite(measured.entropy).all():
+    def to_rewards(self, output: TokenStatistics, spec: RewardSpec) -> ScoredResponse:
+        """Rewards under ``spec``; raises NonFiniteError."""
+        if not torch.isfinite(output.entropy).all():
             raise NonFiniteError("the model's output for this item holds NaN or infinity")
-        rewards = extract(measured, reading.mode or self.extraction.mode, self.extraction)
-        score = aggregate_rewards(rewards, reading.aggregate)
-        return Judgement(score, rewards.tolist(), divergence(measured.agrees))
+        rewards = extract(output, spec.mode or self.extraction.mode, self.extraction)
+        score = aggregate_rewards(rewards, spec.aggregate)
+        return ScoredResponse(score, rewards.tolist(), divergence(output.agrees))
 
     def rewriter(self) -> Rewriter[TokenStatistics]:
         """The writer that this model allows: speculative where its keys and values can be kept."""
-        if isinstance(self._forward, CausalTargets) and self._forward.is_ragged:
-            return RaggedRewriter(self._forward, self.encoder)
-        return WholeRewriter(self.model, self._forward, self.encoder)
+        if isinstance(self._forward, CausalTargets) and self._forward.is_packed:
+            return PackedRewriter(self._forward, self.encoder)
+        return PaddedRewriter(self.model, self._forward, self.encoder)

@@ -11,16 +11,16 @@ from typing import Annotated, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from redline.chat_template import OwnForm
+from redline.chat_template import ChatTemplateParser
 from redline.messages import Message
 from redline.text.chat_markup import (
-    Exchange,
-    Markup,
-    beginning,
-    from_prompt_and_response,
-    from_whole,
+    ChatMarkup,
+    ParsedConversation,
+    content_start,
+    parse_conversation,
+    parse_prompt_and_response,
     split_query,
-    without_ending,
+    strip_ending,
 )
 from redline.wire import ChatMessage, FirstError, ItemScore, ScoreItem, Text
 from redline_model.encoding.encoder import Encoder
@@ -34,7 +34,7 @@ _FREE_LENGTH = 2**16
 _NOTHING = re.compile(r"(?!)")
 
 
-class Foreign(BaseModel):
+class CompatBody(BaseModel):
     """A body of another system. Fields that it does not name are the caller's own affair."""
 
     model_config = ConfigDict(extra="ignore")
@@ -62,7 +62,7 @@ def _is_sized(value: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Reader:
+class ConversationParser:
     """What a body is read with. ``ends``: strings that end a sequence, beyond those of known templates.
 
     Texts in the form of the model's own chat template are read by what that template writes; others by the markup of
@@ -72,42 +72,42 @@ class Reader:
     encoder: Encoder
     ends: Sequence[str] = ()
 
-    def from_whole(self, text: str) -> Exchange:
-        """A whole rendered conversation. Raises BorderError."""
-        own = self.encoder.own_form
+    def parse_conversation(self, text: str) -> ParsedConversation:
+        """A whole rendered conversation. Raises PromptBoundaryError."""
+        own = self.encoder.template_parser
         for given, added in self._forms(text, own) if own is not None else ():
             found = own.whole(given) if own is not None else None
             if own is not None and found is not None:
                 messages, answer, is_finished, start = found
                 if not is_finished:
                     answer, is_finished = self._ending(answer, own)
-                return Exchange(_wired(messages), answer, is_finished, start - added)
-        return from_whole(text, self.ends)
+                return ParsedConversation(_wired(messages), answer, is_finished, start - added)
+        return parse_conversation(text, self.ends)
 
-    def from_query_and_prompt(self, query: str, prompt: str) -> Exchange:
-        """A prompt, and it or its end with the response behind it. Raises BorderError."""
-        return self.from_prompt_and_response(*split_query(query, prompt, self.ends))
+    def parse_query_and_prompt(self, query: str, prompt: str) -> ParsedConversation:
+        """A prompt, and it or its end with the response behind it. Raises PromptBoundaryError."""
+        return self.parse_prompt_and_response(*split_query(query, prompt, self.ends))
 
-    def from_prompt_and_response(self, prompt: str, response: str) -> Exchange:
-        """A prompt and its response, end tokens left in. Raises BorderError."""
-        own = self.encoder.own_form
+    def parse_prompt_and_response(self, prompt: str, response: str) -> ParsedConversation:
+        """A prompt and its response, end tokens left in. Raises PromptBoundaryError."""
+        own = self.encoder.template_parser
         for given, _ in self._forms(prompt, own) if own is not None else ():
             messages = own.prompt(given) if own is not None else None
             if own is not None and messages is not None:
-                return Exchange(_wired(messages), *self._ending(response, own))
-        return from_prompt_and_response(prompt, response, has_ends=True, ends=self.ends)
+                return ParsedConversation(_wired(messages), *self._ending(response, own))
+        return parse_prompt_and_response(prompt, response, has_ends=True, ends=self.ends)
 
-    def _ending(self, response: str, own: OwnForm) -> tuple[str, bool]:
+    def _ending(self, response: str, own: ChatTemplateParser) -> tuple[str, bool]:
         """``response`` without padding and what closes it, and whether there was something."""
-        answer, is_finished = own.answer(without_ending(response, (), Markup(_NOTHING, (), False))[0])
+        answer, is_finished = own.answer(strip_ending(response, (), ChatMarkup(_NOTHING, (), False))[0])
         if is_finished:
             return answer, True
-        return without_ending(response, self.ends, Markup(_NOTHING, tuple(end.strip() for end in own.ends), False))
+        return strip_ending(response, self.ends, ChatMarkup(_NOTHING, tuple(end.strip() for end in own.ends), False))
 
-    def _forms(self, text: str, own: OwnForm) -> Iterator[tuple[str, int]]:
+    def _forms(self, text: str, own: ChatTemplateParser) -> Iterator[tuple[str, int]]:
         """The text, and without padding on its left, with a begin token; each with how much longer it has become."""
         yield text, 0
-        at = beginning(text, self.ends)
+        at = content_start(text, self.ends)
         for begin in ("", *own.begins):
             if (at, begin) != (0, ""):
                 yield begin + text[at:], len(begin) - at
@@ -118,7 +118,7 @@ def _wired(messages: Sequence[Message]) -> list[ChatMessage]:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredBatch:
     """The scores of what was asked, in order, all of them finite.
 
     ``model``: the name it is served under. ``tokens``: that were read for all of it.
@@ -136,13 +136,13 @@ class Scored:
         return [float(item.score) for item in self.items]
 
 
-class DropIn(Protocol):
+class CompatRequest(Protocol):
     """A body of a drop-in endpoint."""
 
-    def items(self, reader: Reader) -> list[ScoreItem]:
-        """What is to be scored. Raises BorderError."""
+    def items(self, reader: ConversationParser) -> list[ScoreItem]:
+        """What is to be scored. Raises PromptBoundaryError."""
         ...
 
-    def reply(self, scored: Scored) -> Any:
+    def reply(self, scored: ScoredBatch) -> Any:
         """JSON-ready data, in the form that the caller reads."""
         ...

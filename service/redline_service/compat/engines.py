@@ -13,33 +13,35 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, PrivateAttr, Tag, model_validator
 
 from redline.messages import content_fields
-from redline.text.chat_markup import BorderError, Exchange, as_item
+from redline.text.chat_markup import ParsedConversation, PromptBoundaryError, to_score_item
 from redline.text.token_spans import Span, token_spans
 from redline.wire import ChatMessage, FirstError, ScoreItem, Text
 from redline.wire.inputs import Tools
-from redline_service.compat.base import Foreign, Reader, Scored, Texts
+from redline_service.compat.base import CompatBody, ConversationParser, ScoredBatch, Texts
 
 Ids = Annotated[list[int], FirstError]
 IdLists = Annotated[list[Ids], FirstError]
 
 
-def _decoder(reader: Reader) -> Callable[[Sequence[int]], str]:
+def _decoder(reader: ConversationParser) -> Callable[[Sequence[int]], str]:
     return reader.encoder.texts.decode
 
 
-def _checked(ids: Ids, reader: Reader) -> Ids:
+def _checked(ids: Ids, reader: ConversationParser) -> Ids:
     for position, token in enumerate(ids):
         if not 0 <= token < reader.encoder.vocab_size:
-            raise BorderError(f"id {token} at {position} is none of the vocabulary of {reader.encoder.vocab_size}")
+            raise PromptBoundaryError(
+                f"id {token} at {position} is none of the vocabulary of {reader.encoder.vocab_size}"
+            )
     return ids
 
 
-def _exchange(given: str | Ids, reader: Reader) -> Exchange:
+def _exchange(given: str | Ids, reader: ConversationParser) -> ParsedConversation:
     text = given if isinstance(given, str) else _decoder(reader)(_checked(given, reader))
-    return reader.from_whole(text)
+    return reader.parse_conversation(text)
 
 
-class _VLLMBody(Foreign):
+class _VLLMBody(CompatBody):
     input: Text | Texts | Ids | IdLists | None = None
     messages: Annotated[list[ChatMessage], FirstError] | None = None
     tools: Tools | None = None
@@ -59,26 +61,26 @@ class _VLLMBody(Foreign):
             return [self.input]
         return list(self.input or [])  # type: ignore[arg-type]
 
-    def exchanges(self, reader: Reader) -> list[Exchange]:
-        """Raises BorderError."""
+    def conversations(self, reader: ConversationParser) -> list[ParsedConversation]:
+        """Raises PromptBoundaryError."""
         if self.messages is None:
             return [_exchange(given, reader) for given in self.given()]
         if len(self.messages) < 2 or self.messages[-1].role != "assistant":
-            raise BorderError("the messages do not end with an assistant's turn: there is no response to score")
+            raise PromptBoundaryError("the messages do not end with an assistant's turn: there is no response to score")
         more = content_fields(self.messages[-1].model_extra or {})
         if more:
-            raise BorderError(f"the response carries {', '.join(map(repr, more))}; a response is text")
-        return [Exchange(self.messages[:-1], self.messages[-1].content, True)]
+            raise PromptBoundaryError(f"the response carries {', '.join(map(repr, more))}; a response is text")
+        return [ParsedConversation(self.messages[:-1], self.messages[-1].content, True)]
 
-    def items(self, reader: Reader) -> list[ScoreItem]:
-        """Raises BorderError."""
-        return [as_item(exchange, tools=self.tools) for exchange in self.exchanges(reader)]
+    def items(self, reader: ConversationParser) -> list[ScoreItem]:
+        """Raises PromptBoundaryError."""
+        return [to_score_item(conversation, tools=self.tools) for conversation in self.conversations(reader)]
 
     def activated(self, score: float) -> float:
         """The score as asked for: raw, unless an activation is asked for in so many words."""
         return 1.0 / (1.0 + math.exp(-max(-700.0, min(700.0, score)))) if self.use_activation else score
 
-    def page(self, scored: Scored, name: str, data: list[dict[str, Any]]) -> dict[str, Any]:
+    def page(self, scored: ScoredBatch, name: str, data: list[dict[str, Any]]) -> dict[str, Any]:
         """vLLM's frame around its answers."""
         frame = {"id": f"{name}-{scored.id}", "object": "list", "created": scored.created, "model": scored.model}
         usage = {"prompt_tokens": scored.tokens, "total_tokens": scored.tokens, "completion_tokens": 0}
@@ -92,7 +94,7 @@ class VLLMClassifyBody(_VLLMBody):
     are let pass, as an older ``activation``.
     """
 
-    def reply(self, scored: Scored) -> Any:
+    def reply(self, scored: ScoredBatch) -> Any:
         """``data[i].probs[-1]`` is the score."""
         rows = [{"label": "LABEL_0", "probs": [self.activated(score)], "num_classes": 1} for score in scored.scores]
         return self.page(scored, "classify", rows)
@@ -101,7 +103,7 @@ class VLLMClassifyBody(_VLLMBody):
 class EmbeddingsBody(_VLLMBody):
     """``/v1/embeddings``, as verl asks a reward model behind SGLang; ``data[-1].embedding[-1]`` is the score."""
 
-    def reply(self, scored: Scored) -> Any:
+    def reply(self, scored: ScoredBatch) -> Any:
         """An embedding of one number."""
         rows = [{"object": "embedding", "embedding": [self.activated(score)]} for score in scored.scores]
         return self.page(scored, "embd", rows)
@@ -119,22 +121,22 @@ class VLLMPoolingBody(_VLLMBody):
     # of each input: how many tokens it has, and which of them are the response's
     _rows: list[tuple[int, list[int]]] = PrivateAttr(default_factory=list)
 
-    def items(self, reader: Reader) -> list[ScoreItem]:
-        """Raises BorderError."""
+    def items(self, reader: ConversationParser) -> list[ScoreItem]:
+        """Raises PromptBoundaryError."""
         if self.task == "classify":
             return super().items(reader)
-        exchanges = self.exchanges(reader)
+        conversations = self.conversations(reader)
         if self.messages is not None:
-            raise BorderError("a reward a token of the input needs the input as text or ids, not as messages")
+            raise PromptBoundaryError("a reward a token of the input needs the input as text or ids, not as messages")
         self._rows = []
         items = []
-        for given, exchange in zip(self.given(), exchanges, strict=True):
-            count, tokens, spans = _tokens_of_response(given, exchange, reader)
+        for given, conversation in zip(self.given(), conversations, strict=True):
+            count, tokens, spans = _tokens_of_response(given, conversation, reader)
             self._rows.append((count, tokens))
-            items.append(as_item(exchange, token_offsets=spans))
+            items.append(to_score_item(conversation, token_offsets=spans))
         return items
 
-    def reply(self, scored: Scored) -> Any:
+    def reply(self, scored: ScoredBatch) -> Any:
         """``data[i].data``: rows of one number."""
         if self.task == "classify":
             return self.page(
@@ -149,7 +151,9 @@ class VLLMPoolingBody(_VLLMBody):
         return self.page(scored, "pooling", told)
 
 
-def _tokens_of_response(given: str | Ids, exchange: Exchange, reader: Reader) -> tuple[int, list[int], list[Span]]:
+def _tokens_of_response(
+    given: str | Ids, conversation: ParsedConversation, reader: ConversationParser
+) -> tuple[int, list[int], list[Span]]:
     """How many tokens the input has, which of them are the response's, and their spans within it.
 
     The first token behind a finished response is its end token.
@@ -158,22 +162,22 @@ def _tokens_of_response(given: str | Ids, exchange: Exchange, reader: Reader) ->
         spans = reader.encoder.texts.whole(given).spans
     else:
         spans = token_spans(_decoder(reader), given)[1]
-    start, end = exchange.start, exchange.start + len(exchange.response)
+    start, end = conversation.start, conversation.start + len(conversation.response)
     tokens, mine = [], []
     for n, (first, last) in enumerate(spans):
         if first < last and first < end and last > start:
             tokens.append(n)
             mine.append((max(first, start) - start, min(last, end) - start))
-        elif exchange.is_finished and first >= end and first < last:
+        elif conversation.is_finished and first >= end and first < last:
             tokens.append(n)
             mine.append((end - start, end - start))
             break
     if not tokens:
-        raise BorderError("no token of the input belongs to the response")
+        raise PromptBoundaryError("no token of the input belongs to the response")
     return len(spans), tokens, mine
 
 
-class SGLangBody(Foreign):
+class SGLangBody(CompatBody):
     """SGLang's native request, ``text`` or ``input_ids``, one or many; read in 0.5.23, ``managers/io_struct.py``."""
 
     text: Text | Texts | None = None
@@ -184,12 +188,12 @@ class SGLangBody(Foreign):
         given = self.text if self.text is not None else self.input_ids
         return isinstance(given, str) or bool(given and isinstance(given[0], int))
 
-    def items(self, reader: Reader) -> list[ScoreItem]:
-        """Raises BorderError."""
+    def items(self, reader: ConversationParser) -> list[ScoreItem]:
+        """Raises PromptBoundaryError."""
         given: Any = self.text if self.text is not None else self.input_ids
-        return [as_item(_exchange(one, reader)) for one in ([given] if self._is_one else given or [])]
+        return [to_score_item(_exchange(one, reader)) for one in ([given] if self._is_one else given or [])]
 
-    def reply(self, scored: Scored) -> Any:
+    def reply(self, scored: ScoredBatch) -> Any:
         """An object for one text, a list for a list; ``embedding[0]`` is the score."""
         told = [
             {"embedding": [score], "meta_info": {"id": f"{scored.id}-{n}"}} for n, score in enumerate(scored.scores)

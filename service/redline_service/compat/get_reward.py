@@ -7,18 +7,18 @@ from typing import Annotated, Any, Self
 from pydantic import Discriminator, Tag, model_validator
 
 from redline.text.chat_markup import (
-    Exchange,
-    as_item,
-    without_ending,
+    ParsedConversation,
+    strip_ending,
+    to_score_item,
 )
 from redline.wire import ChatMessage, FirstError, ScoreItem, Text
-from redline_service.compat.base import Foreign, Reader, Scored, Texts
+from redline_service.compat.base import CompatBody, ConversationParser, ScoredBatch, Texts
 
 # OpenRLHF clamps what it was sent to this range, after the group's baseline
 _CLAMP = 10.0
 
 
-class OpenRLHFBody(Foreign):
+class OpenRLHFBody(CompatBody):
     """``{"query": [prompt + response], "prompts": [prompt], "labels": [...]}``; special tokens are in the texts.
 
     Read in OpenRLHF 0.11.2, ``utils/agent.py``: a sample a request, thousands at once, 180 s, five tries; 0.9 sends
@@ -34,31 +34,31 @@ class OpenRLHFBody(Foreign):
             raise ValueError(f"{len(self.prompts)} prompts for {len(self.query)} queries")
         return self
 
-    def items(self, reader: Reader) -> list[ScoreItem]:
-        """Raises BorderError."""
+    def items(self, reader: ConversationParser) -> list[ScoreItem]:
+        """Raises PromptBoundaryError."""
         if self.prompts is None:
-            return [as_item(reader.from_whole(query)) for query in self.query]
+            return [to_score_item(reader.parse_conversation(query)) for query in self.query]
         pairs = zip(self.query, self.prompts, strict=True)
-        return [as_item(reader.from_query_and_prompt(query, prompt)) for query, prompt in pairs]
+        return [to_score_item(reader.parse_query_and_prompt(query, prompt)) for query, prompt in pairs]
 
-    def reply(self, scored: Scored) -> Any:
+    def reply(self, scored: ScoredBatch) -> Any:
         """One number a sample everywhere: a ragged value would break the caller's logging."""
         return {
             "rewards": scored.scores,
             "scores": scored.scores,
             "extra_logs": {
                 "redline_tokens": [float(len(item.rewards)) for item in scored.items],
-                "redline_blamed_share": [_blamed_share(item.rewards) for item in scored.items],
+                "redline_blamed_share": [_negative_share(item.rewards) for item in scored.items],
                 "redline_beyond_clamp": [float(abs(score) > _CLAMP) for score in scored.scores],
             },
         }
 
 
-def _blamed_share(rewards: list[float]) -> float:
+def _negative_share(rewards: list[float]) -> float:
     return sum(reward < 0 for reward in rewards) / max(1, len(rewards))
 
 
-class AlignAnythingBody(Foreign):
+class AlignAnythingBody(CompatBody):
     """``{"prompts": [...], "responses": [...]}``; plain texts, a micro batch a request, 100 s, three tries.
 
     Read in align-anything 3f9decc, ``models/remote_rm/remote_rm_client.py``.
@@ -73,18 +73,18 @@ class AlignAnythingBody(Foreign):
             raise ValueError(f"{len(self.prompts)} prompts for {len(self.responses)} responses")
         return self
 
-    def items(self, reader: Reader) -> list[ScoreItem]:
+    def items(self, reader: ConversationParser) -> list[ScoreItem]:
         """Each pair as it is."""
         # no template has touched them: what looks like markup is what somebody wrote
         pairs = zip(self.prompts, self.responses, strict=True)
-        return [as_item(Exchange(prompt, response, True)) for prompt, response in pairs]
+        return [to_score_item(ParsedConversation(prompt, response, True)) for prompt, response in pairs]
 
-    def reply(self, scored: Scored) -> Any:
+    def reply(self, scored: ScoredBatch) -> Any:
         """A number a response."""
         return {"rewards": scored.scores}
 
 
-class SlimeBody(Foreign):
+class SlimeBody(CompatBody):
     """``{"prompt": text or messages, "response": text, "label": any}``; end tokens are in the response.
 
     Read in slime 0.3.1, ``rollout/rm_hub``: a sample a request, 64 connections, 120 s, ten tries. The whole reply
@@ -94,13 +94,13 @@ class SlimeBody(Foreign):
     prompt: Text | Annotated[list[ChatMessage], FirstError]
     response: Text
 
-    def items(self, reader: Reader) -> list[ScoreItem]:
-        """Raises BorderError."""
+    def items(self, reader: ConversationParser) -> list[ScoreItem]:
+        """Raises PromptBoundaryError."""
         if isinstance(self.prompt, str):
-            return [as_item(reader.from_prompt_and_response(self.prompt, self.response))]
-        return [as_item(Exchange(self.prompt, *without_ending(self.response, reader.ends)))]
+            return [to_score_item(reader.parse_prompt_and_response(self.prompt, self.response))]
+        return [to_score_item(ParsedConversation(self.prompt, *strip_ending(self.response, reader.ends)))]
 
-    def reply(self, scored: Scored) -> Any:
+    def reply(self, scored: ScoredBatch) -> Any:
         """The number alone."""
         return scored.scores[0]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from redline.text.chat_markup import as_item
+from redline.text.chat_markup import to_score_item
 from redline.wire import ScoreItem
-from redline_service.compat.base import Foreign, Reader, Scored, Texts
+from redline_service.compat.base import CompatBody, ConversationParser, ScoredBatch, Texts
 
 
-class LLaMAFactoryBody(Foreign):
+class LLaMAFactoryBody(CompatBody):
     """``{"model": ..., "messages": [whole rendered conversations]}``; special tokens are in the texts.
 
     Read in LLaMA-Factory 0.9.6.dev, ``train/ppo/ppo_utils.py``: no timeout, no second try, no look at the status.
@@ -17,11 +17,11 @@ class LLaMAFactoryBody(Foreign):
 
     messages: Texts
 
-    def items(self, reader: Reader) -> list[ScoreItem]:
-        """Raises BorderError."""
-        return [as_item(reader.from_whole(text)) for text in self.messages]
+    def items(self, reader: ConversationParser) -> list[ScoreItem]:
+        """Raises PromptBoundaryError."""
+        return [to_score_item(reader.parse_conversation(text)) for text in self.messages]
 
-    def reply(self, scored: Scored) -> Any:
+    def reply(self, scored: ScoredBatch) -> Any:
         """A number a conversation."""
         return {
             "id": f"scoreval-{scored.id}",

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from redline.text.chat_markup import BorderError, Exchange, as_item
+from redline.text.chat_markup import ParsedConversation, PromptBoundaryError, to_score_item
 from redline.wire import ChatMessage, ScoreItem
-from redline_service.compat.base import Reader, Scored
+from redline_service.compat.base import ConversationParser, ScoredBatch
 from redline_service.compat.openai_responses import tool_of as _tool
 from redline_service.compat.openai_responses import turns_of
 
@@ -27,23 +27,23 @@ class NeMoGymBody(BaseModel):
     responses_create_params: dict[str, Any]
     response: dict[str, Any]
 
-    def items(self, reader: Reader) -> list[ScoreItem]:
-        """Raises BorderError."""
+    def items(self, reader: ConversationParser) -> list[ScoreItem]:
+        """Raises PromptBoundaryError."""
         given = self.responses_create_params.get("input")
         turns = turns_of(_list([{"role": "user", "content": given}] if isinstance(given, str) else given))
         if isinstance(instructions := self.responses_create_params.get("instructions"), str):
             turns.insert(0, ChatMessage(role="system", content=instructions))
         said = turns_of(_list(self.response.get("output")))
         if not said or said[-1].role != "assistant" or "tool_calls" in (said[-1].model_extra or {}):
-            raise BorderError("the response's output does not end with an assistant's message")
+            raise PromptBoundaryError("the response's output does not end with an assistant's message")
         prompt = [*turns, *said[:-1]]
         if not prompt:
-            raise BorderError("responses_create_params has no input")
+            raise PromptBoundaryError("responses_create_params has no input")
         is_finished = self.response.get("status") != "incomplete"
         tools = [_tool(one) for one in _list(self.responses_create_params.get("tools"))]
-        return [as_item(Exchange(prompt, said[-1].content, is_finished), tools=tools or None)]
+        return [to_score_item(ParsedConversation(prompt, said[-1].content, is_finished), tools=tools or None)]
 
-    def reply(self, scored: Scored) -> Any:
+    def reply(self, scored: ScoredBatch) -> Any:
         """The body as it came, and its reward. Numbers beyond what JSON can spell come back as null."""
         given = {"responses_create_params": self.responses_create_params, "response": self.response}
         return {**_finite({**given, **(self.model_extra or {})}), "reward": scored.scores[0]}
@@ -59,5 +59,5 @@ def _finite(value: Any) -> Any:
 
 def _list(given: Any) -> list[Any]:
     if given is not None and not isinstance(given, list):
-        raise BorderError("the input or the output is no list")
+        raise PromptBoundaryError("the input or the output is no list")
     return given or []

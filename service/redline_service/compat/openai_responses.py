@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from redline.text.chat_markup import BorderError
+from redline.text.chat_markup import PromptBoundaryError
 from redline.wire import ChatMessage
 from redline.wire.inputs import MAX_VALUES
 
@@ -18,11 +18,11 @@ def turns_of(items: Sequence[Any]) -> list[ChatMessage]:
     turn behind it, and one without text, or behind which there is none, is left out.
 
     Raises:
-        BorderError: an item is of another type, or there are more than ``MAX_VALUES``.
+        PromptBoundaryError: an item is of another type, or there are more than ``MAX_VALUES``.
         pydantic.ValidationError: a message is none of the wire's, see ``ChatMessage``.
     """
     if len(items) > MAX_VALUES:
-        raise BorderError(f"the conversation holds {len(items)} items; at most {MAX_VALUES} are read")
+        raise PromptBoundaryError(f"the conversation holds {len(items)} items; at most {MAX_VALUES} are read")
     turns: list[dict[str, Any]] = []
     thoughts: list[str] = []
     for one in items:
@@ -54,7 +54,7 @@ def _turn(one: Any, kind: Any) -> dict[str, Any]:
     if kind == "message" and "role" in one:
         content = one.get("content")
         if not isinstance(content, (str, list)):
-            raise BorderError("a message holds something that is no text")
+            raise PromptBoundaryError("a message holds something that is no text")
         return {"role": {"developer": "system"}.get(str(one["role"]), str(one["role"])), "content": content}
     if kind == "function_call" and isinstance(one.get("name"), str):
         call = {"type": "function", "function": {"name": one["name"], "arguments": _arguments(one.get("arguments"))}}
@@ -64,7 +64,7 @@ def _turn(one: Any, kind: Any) -> dict[str, Any]:
         output = one.get("output")
         named = {"tool_call_id": one["call_id"]} if isinstance(one.get("call_id"), str) else {}
         return {"role": "tool", "content": output if isinstance(output, (str, list)) else json.dumps(output), **named}
-    raise BorderError(f"the conversation holds an item of type {str(kind)[:40]!r}, which is no message")
+    raise PromptBoundaryError(f"the conversation holds an item of type {str(kind)[:40]!r}, which is no message")
 
 
 def _arguments(given: Any) -> Any:

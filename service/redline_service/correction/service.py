@@ -10,17 +10,17 @@ from typing import Any
 from redline.wire import ItemError, ResponseItem, Usage
 from redline.wire.correction import CorrectionResult, CorrectRequest
 from redline_model.encoding.encoder import EncodedItem
-from redline_model.extraction import Reading
+from redline_model.extraction import RewardSpec
 from redline_model.scorer import Scorer
-from redline_service.correction.state import Revision
+from redline_service.correction.state import CorrectionState
 from redline_service.errors import item_error
 from redline_service.item_encoding import encoded
 from redline_service.scheduling.batcher import Batcher
-from redline_service.scheduling.jobs import Outcome, Timing
+from redline_service.scheduling.jobs import JobResult, Timing
 from redline_service.scheduling.thread_pool import ThreadPool
 
 
-class Corrector:
+class CorrectionService:
     """Rewrites until every item's text stays the same, its rounds are used up, or nothing can follow.
 
     Args:
@@ -35,7 +35,7 @@ class Corrector:
         self._fingerprint = fingerprint
 
     async def run(
-        self, request: CorrectRequest, reading: Reading, *, caller: Hashable, deadline_s: float
+        self, request: CorrectRequest, spec: RewardSpec, *, caller: Hashable, deadline_s: float
     ) -> tuple[list[CorrectionResult], Usage, Timing]:
         """An answer an item.
 
@@ -46,14 +46,14 @@ class Corrector:
         """
         started = time.perf_counter()
         deadline = started + deadline_s
-        begun = await self._threads.run(self._begin_all, request, reading)
+        begun = await self._threads.run(self._begin_all, request, spec)
         tokenize_s = time.perf_counter() - started
-        good = [one for one in begun if isinstance(one, Revision)]
+        good = [one for one in begun if isinstance(one, CorrectionState)]
         firsts = [one.item for one in good if one.item is not None]
         lengths = [self._scorer.length(item) for item in firsts]
         name = object()
 
-        async def revise(revision: Revision, future: asyncio.Future[Outcome]) -> None:
+        async def revise(revision: CorrectionState, future: asyncio.Future[JobResult]) -> None:
             await self._threads.run(revision.take, await future)
             while (item := revision.item) is not None:
                 with self._batcher.queued(
@@ -64,8 +64,8 @@ class Corrector:
                     request=name,
                     deadline=deadline,
                 ) as [next_round]:
-                    outcome = await next_round
-                await self._threads.run(revision.take, outcome)
+                    result = await next_round
+                await self._threads.run(revision.take, result)
 
         self._batcher.admit(sum(lengths), caller, deadline_s - tokenize_s)
         with self._batcher.queued(
@@ -89,16 +89,16 @@ class Corrector:
         inference_s = max((revision.inference_s for revision in good), default=0.0)
         return answers, usage, Timing(tokenize_s, queue_s, inference_s)
 
-    def _begin_all(self, request: CorrectRequest, reading: Reading) -> list[Revision | Exception]:
-        def score(measured: Any) -> float:
-            return self._scorer.read(measured, reading).score
+    def _begin_all(self, request: CorrectRequest, spec: RewardSpec) -> list[CorrectionState | Exception]:
+        def score(output: Any) -> float:
+            return self._scorer.to_rewards(output, spec).score
 
-        begun: list[Revision | Exception] = []
+        begun: list[CorrectionState | Exception] = []
         for item in request.items:
             first = self._encode(item, request)
             if isinstance(first, EncodedItem):
                 encode = self._encoder_of(item, request)
-                begun.append(Revision(first, request.options, encode=encode, score=score))
+                begun.append(CorrectionState(first, request.options, encode=encode, score=score))
             else:
                 begun.append(first)
         return begun
@@ -117,8 +117,8 @@ class Corrector:
 
         return encode
 
-    def _answer_all(self, request: CorrectRequest, begun: list[Revision | Exception]) -> list[CorrectionResult]:
-        def answer(id: str | None, one: Revision | Exception) -> CorrectionResult:
+    def _answer_all(self, request: CorrectRequest, begun: list[CorrectionState | Exception]) -> list[CorrectionResult]:
+        def answer(id: str | None, one: CorrectionState | Exception) -> CorrectionResult:
             if isinstance(one, Exception):
                 return ItemError(id=id, error=item_error(one))
             return one.answer(id) if one.failure is None else ItemError(id=id, error=item_error(one.failure))

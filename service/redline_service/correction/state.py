@@ -10,10 +10,10 @@ from redline_model.correction.rewriter import Correction
 from redline_model.encoding.encoder import EncodedItem
 from redline_model.errors import EmptyResponseError, RedlineModelError, TooLongError
 from redline_service.correction.wire_edits import readable, wire_edits
-from redline_service.scheduling.jobs import Outcome
+from redline_service.scheduling.jobs import JobResult
 
 
-class Revision:
+class CorrectionState:
     """Run ``item``, with its rewrite if ``wants_rewrite``, and ``take`` the outcome; so on until ``item`` is None.
 
     Args:
@@ -50,24 +50,24 @@ class Revision:
         """Whether the next pass is to rewrite; else it is there for the score alone."""
         return self._ended is None
 
-    def take(self, outcome: Outcome) -> None:
+    def take(self, result: JobResult) -> None:
         """What became of ``item``. Tokenises and reads scores: not for the event loop."""
         assert self.item is not None
         passed, self.item = self.item, None
         self.passes.append(passed)
-        self.queued_s += outcome.queued_s
-        self.inference_s += outcome.inference_s
-        for part in (outcome.measured, outcome.correction):
+        self.queued_s += result.queued_s
+        self.inference_s += result.inference_s
+        for part in (result.output, result.correction):
             if isinstance(part, Exception):
                 self.failure = part
                 return
         try:
-            self._scores[passed.text, passed.is_finished] = self._score(outcome.measured)
+            self._scores[passed.text, passed.is_finished] = self._score(result.output)
         except RedlineModelError as error:
             self.failure = error
             return
         if self.wants_rewrite:
-            self._end_or_go_on(outcome.correction)
+            self._end_or_go_on(result.correction)
 
     def _end_or_go_on(self, rewrite: Correction) -> None:
         self._ended = self._end_at(rewrite)

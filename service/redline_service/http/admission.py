@@ -16,7 +16,7 @@ from redline.wire import DEADLINE_HEADER, ErrorCode, ErrorResponse
 from redline_service.engine import Engine
 from redline_service.errors import RequestError
 from redline_service.http.auth import check_key, key_number
-from redline_service.http.disconnect import unless_disconnected
+from redline_service.http.disconnect import run_until_disconnect
 from redline_service.http.limiter import BodyMemory, ConcurrencyLimiter
 from redline_service.http.request_body import parse_body, read_body
 from redline_service.settings import ServiceSettings
@@ -108,7 +108,7 @@ class ModelRoute(GuardedRoute):
                                 body = await engine.threads.run(parse_body, raw, adapter, settings.max_items)
                             del raw
                             share.release()
-                            return await unless_disconnected(request, endpoint(body, request))
+                            return await run_until_disconnect(request, endpoint(body, request))
             except TimeoutError as error:
                 reason = f"not answered within {deadline_s:g} s"
                 raise RequestError(ErrorCode.TIMED_OUT, reason, retry_after_s=5) from error

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from redline.wire import ErrorCode
 from redline_model.bundle.bundle import Bundle
 from redline_model.errors import UnsupportedError
-from redline_model.scorer import reading_key, reading_of
+from redline_model.scorer import reward_spec, spec_key
 from redline_service.engine import Engine
 from redline_service.errors import RequestError
 from redline_service.http.admission import ModelRoute
@@ -45,16 +45,16 @@ def load_bundle(settings: ServiceSettings) -> Bundle:
     """The bundle that ``settings`` ask for. Raises BundleError, UnsupportedError."""
     bundle = Bundle.load(
         settings.bundle,
-        settings.placement,
+        settings.load_options,
         max_tokens=settings.max_tokens,
         prefix_cache_tokens=settings.prefix_cache_tokens,
         prefix_cache_bytes=None if settings.prefix_cache_mib is None else settings.prefix_cache_mib * 2**20,
     )
-    if bundle.placement.cpu_precision is not None:
-        logger.info("%s", bundle.placement.cpu_precision)
-    reading = reading_key(bundle.scorer, reading_of(bundle.scorer))
-    if settings.scalar == "calibrated" and reading not in bundle.manifest.calibration:
-        raise UnsupportedError(f"a calibrated scalar was asked for, and the bundle was not calibrated for {reading}")
+    if bundle.load_options.cpu_precision is not None:
+        logger.info("%s", bundle.load_options.cpu_precision)
+    spec = spec_key(bundle.scorer, reward_spec(bundle.scorer))
+    if settings.scalar == "calibrated" and spec not in bundle.manifest.calibration:
+        raise UnsupportedError(f"a calibrated scalar was asked for, and the bundle was not calibrated for {spec}")
     return bundle
 
 

@@ -13,8 +13,8 @@ from typing import Any
 from redline_model.encoding.encoder import EncodedItem
 from redline_model.scorer import Scorer
 from redline_service.errors import OverloadedError
-from redline_service.scheduling.job_queue import WaitingRoom
-from redline_service.scheduling.jobs import Job, Outcome
+from redline_service.scheduling.job_queue import JobQueue
+from redline_service.scheduling.jobs import Job, JobResult
 from redline_service.scheduling.thread_pool import ThreadPool
 from redline_service.scheduling.throughput import Throughput
 from redline_service.scheduling.worker import Worker
@@ -68,7 +68,7 @@ class Batcher:
         self._max_batch_tokens = max_batch_tokens
         self._max_queued_tokens = max_queued_tokens
         self._on_batch = on_batch
-        self._waiting = WaitingRoom(scorer, request_quantum=max_batch_tokens)
+        self._waiting = JobQueue(scorer, request_quantum=max_batch_tokens)
         self._rewrites: dict[int, tuple[Job, Any]] = {}
         self._changed = asyncio.Event()
         # on a GPU a pass is launched while the one before it runs; on a CPU a pass formed early only holds up others
@@ -122,7 +122,7 @@ class Batcher:
         wants_correction: bool = False,
         caller: Hashable = None,
         deadline_s: float = math.inf,
-    ) -> list[Outcome]:
+    ) -> list[JobResult]:
         """Put ``items`` through the model, all or none of them queued.
 
         Args:
@@ -151,7 +151,7 @@ class Batcher:
         caller: Hashable,
         request: Hashable = None,
         deadline: float = math.inf,
-    ) -> Iterator[list[asyncio.Future[Outcome]]]:
+    ) -> Iterator[list[asyncio.Future[JobResult]]]:
         """``items`` in the queue; who leaves waits no longer, and what nobody waits for is dropped.
 
         Args:
@@ -256,11 +256,11 @@ class Batcher:
                 if not chosen:
                     continue
                 items = [job.item for job in chosen]
-                measured = await self._threads.run(self._worker.measure, items)
-                self._slice_s = measured.seconds
-                self._observe(chosen, measured.seconds, is_backlogged=is_backlogged)
-                for job, one in zip(chosen, measured.values, strict=True):
-                    self._finish(job, one, None, measured.seconds)
+                forward = await self._threads.run(self._worker.forward, items)
+                self._slice_s = forward.seconds
+                self._observe(chosen, forward.seconds, is_backlogged=is_backlogged)
+                for job, one in zip(chosen, forward.values, strict=True):
+                    self._finish(job, one, None, forward.seconds)
         except Exception as error:  # a fault of ours must cost this round only, never the feeding task
             self._fail(jobs, error)
         finally:
@@ -299,8 +299,8 @@ class Batcher:
         written = await self._threads.run(self._worker.advance_rewrites, seconds)
         for ticket, correction in written.values:
             if ticket in self._rewrites:
-                job, measured = self._rewrites.pop(ticket)
-                self._finish(job, measured, correction, written.seconds)
+                job, output = self._rewrites.pop(ticket)
+                self._finish(job, output, correction, written.seconds)
 
     def _drop_late(self) -> None:
         """Refuse what waits and can no longer be finished in time; it would hold up what still can."""
@@ -317,10 +317,10 @@ class Batcher:
             self._throughput.observe(tokens, now - self._busy_since)
         self._busy_since = now
 
-    def _finish(self, job: Job, measured: Any, correction: Any, seconds: float) -> None:
+    def _finish(self, job: Job, output: Any, correction: Any, seconds: float) -> None:
         """``seconds``: for how long the model worked on the job's last pass."""
         self._waiting.forget(job)
-        job.finish(measured, correction, max(0.0, time.perf_counter() - job.queued_at - seconds), seconds)
+        job.finish(output, correction, max(0.0, time.perf_counter() - job.queued_at - seconds), seconds)
 
     def _fail(self, jobs: Sequence[Job], error: Exception) -> None:
         logger.error("a round failed", exc_info=error)

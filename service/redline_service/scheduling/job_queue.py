@@ -13,7 +13,7 @@ from redline_model.encoding.encoder import EncodedItem
 from redline_model.inference.prefix_cache import Prefix
 from redline_model.scorer import Scorer
 from redline_service.scheduling.fair_queue import FairQueue
-from redline_service.scheduling.jobs import Job, Outcome
+from redline_service.scheduling.jobs import Job, JobResult
 
 # Of a pass's budget: as many tokens are taken from whoever is next in turn.
 _FREE_SHARE = 16
@@ -21,7 +21,7 @@ _FREE_SHARE = 16
 _GROWTH = 3
 
 
-class WaitingRoom:
+class JobQueue:
     """Jobs between admission and the model. Lives on the event loop.
 
     A job taken out of turn (its prompt was at hand) stays in the queue's books as a shell, and is charged when its
@@ -58,7 +58,7 @@ class WaitingRoom:
         caller: Hashable,
         request: Hashable,
         deadline: float,
-    ) -> list[tuple[Job, asyncio.Future[Outcome]]]:
+    ) -> list[tuple[Job, asyncio.Future[JobResult]]]:
         """Queue ``items`` of one request; an item that is on its way already is joined, not queued again."""
         loop = asyncio.get_running_loop()
         added = []

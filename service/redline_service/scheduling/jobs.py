@@ -15,10 +15,10 @@ from redline_model.inference.prefix_cache import Prefix
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobResult:
     """What came of a job: a measurement or an exception, and the correction if it was asked for. In seconds."""
 
-    measured: Any
+    output: Any
     correction: Any
     queued_s: float
     inference_s: float
@@ -47,7 +47,7 @@ class Job:
     prefix: Prefix | None
     wants_correction: bool
     deadline: float = math.inf
-    waiters: list[asyncio.Future[Outcome]] = field(default_factory=list)
+    waiters: list[asyncio.Future[JobResult]] = field(default_factory=list)
     waiting: int = 0
     queued_at: float = field(default_factory=time.perf_counter)
     is_queued: bool = True
@@ -65,7 +65,7 @@ class Job:
         """Whether anybody still waits."""
         return self.waiting > 0
 
-    def join(self, waiter: asyncio.Future[Outcome]) -> None:
+    def join(self, waiter: asyncio.Future[JobResult]) -> None:
         """One more waits."""
         self.waiters.append(waiter)
         self.waiting += 1
@@ -76,9 +76,9 @@ class Job:
             if not waiter.done():
                 waiter.set_exception(error)
 
-    def finish(self, measured: Any, correction: Any, queued_s: float, inference_s: float) -> None:
+    def finish(self, output: Any, correction: Any, queued_s: float, inference_s: float) -> None:
         """Tell everybody who still waits."""
-        outcome = Outcome(measured, correction, queued_s, inference_s)
+        result = JobResult(output, correction, queued_s, inference_s)
         for waiter in self.waiters:
             if not waiter.done():
-                waiter.set_result(outcome)
+                waiter.set_result(result)

@@ -29,7 +29,7 @@ class Timed(Generic[R]):
     values: R
     seconds: float
 
-    def and_then(self, other: Timed[R]) -> Timed[R]:
+    def concat(self, other: Timed[R]) -> Timed[R]:
         """Both, one after the other."""
         return Timed(self.values + other.values, self.seconds + other.seconds)  # type: ignore[arg-type]
 
@@ -46,19 +46,19 @@ class Worker:
         self._model_is_lent = threading.Lock()
         self._rewriter: Rewriter[Any] | None = None
 
-    def measure(self, items: Sequence[EncodedItem]) -> Timed[list[Any]]:
-        """A measurement, or the exception in its place, for each item."""
+    def forward(self, items: Sequence[EncodedItem]) -> Timed[list[Any]]:
+        """The forward output of each item, or the exception in its place."""
 
         def run(items: Sequence[EncodedItem]) -> Timed[list[Any]]:
             with self._model_is_lent:
                 started = time.perf_counter()
-                collect = self._scorer.launch(items)
+                collect = self._scorer.start_forward(items)
             return Timed(collect(), time.perf_counter() - started)
 
         return self._in_halves(run, items)
 
     def start_rewrites(self, items: Sequence[EncodedItem]) -> Timed[list[tuple[int, Any] | Exception]]:
-        """A ticket and a measurement, or the exception in their place, for each item."""
+        """A ticket and the forward output of each item, or the exception in their place."""
 
         def run(items: Sequence[EncodedItem]) -> Timed[list[Any]]:
             with self._model_is_lent:
@@ -82,7 +82,7 @@ class Worker:
                 return Timed([self._told(error)], 0.0)
             self._note(error, len(items))
         middle = len(items) // 2
-        return self._in_halves(run, items[:middle]).and_then(self._in_halves(run, items[middle:]))
+        return self._in_halves(run, items[:middle]).concat(self._in_halves(run, items[middle:]))
 
     def advance_rewrites(self, seconds: float) -> Timed[list[tuple[int, Correction | Exception]]]:
         """Write for about ``seconds`` or until a rewrite is done.

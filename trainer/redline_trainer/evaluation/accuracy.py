@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from redline_model.bundle.manifest import CalibrationFit
 from redline_model.extraction import TokenStatistics
-from redline_model.scorer import Scorer, all_readings, measure_all, reading_key
+from redline_model.scorer import Scorer, all_reward_specs, forward_all, spec_key
 from redline_model.scorers.seq2seq import Seq2SeqScorer
 from redline_trainer.evaluation.calibration import calibrate
 from redline_trainer.objectives.base import EncodedPair, correction_of
@@ -40,7 +40,7 @@ class Evaluation(BaseModel):
     identity_copy_rate: float | None = None
 
 
-class Evaluated(NamedTuple):
+class EvaluationResult(NamedTuple):
     """Figures for the card, and the score scale for the manifest."""
 
     evaluation: Evaluation
@@ -61,11 +61,13 @@ def accuracy_by_prompt(differences: Sequence[float], prompt_keys: Sequence[str],
     return Interval(mean=sum(wins) / len(wins), low=low, high=high, pairs=len(wins), prompts=len(position))
 
 
-def _loss(measured: Sequence[TokenStatistics]) -> float:
-    return -float(torch.cat([m.logprob for m in measured]).double().mean())
+def _loss(outputs: Sequence[TokenStatistics]) -> float:
+    return -float(torch.cat([m.logprob for m in outputs]).double().mean())
 
 
-def evaluate(scorer: Scorer[Any], pairs: Sequence[EncodedPair], max_batch_tokens: int, seed: int = 0) -> Evaluated:
+def evaluate(
+    scorer: Scorer[Any], pairs: Sequence[EncodedPair], max_batch_tokens: int, seed: int = 0
+) -> EvaluationResult:
     """Measure ``scorer`` on held-out ``pairs`` (at least one), by every reading it offers.
 
     Raises:
@@ -74,17 +76,17 @@ def evaluate(scorer: Scorer[Any], pairs: Sequence[EncodedPair], max_batch_tokens
     items = [p.chosen for p in pairs] + [p.rejected for p in pairs]
     if isinstance(scorer, Seq2SeqScorer):
         items += [correction_of(p) for p in pairs]
-    measured = measure_all(scorer, items, max_batch_tokens)
-    chosen, rejected, corrected = (measured[n * len(pairs) : (n + 1) * len(pairs)] for n in range(3))
+    outputs = forward_all(scorer, items, max_batch_tokens)
+    chosen, rejected, corrected = (outputs[n * len(pairs) : (n + 1) * len(pairs)] for n in range(3))
     keys = [p.prompt_key for p in pairs]
     accuracy: dict[str, Interval] = {}
     calibration: dict[str, CalibrationFit] = {}
-    for reading in all_readings(scorer):
-        won = [scorer.read(m, reading).score for m in chosen]
-        lost = [scorer.read(m, reading).score for m in rejected]
+    for spec in all_reward_specs(scorer):
+        won = [scorer.to_rewards(m, spec).score for m in chosen]
+        lost = [scorer.to_rewards(m, spec).score for m in rejected]
         differences = [w - r for w, r in zip(won, lost, strict=True)]
-        accuracy[reading_key(scorer, reading)] = accuracy_by_prompt(differences, keys, seed)
-        calibration[reading_key(scorer, reading)] = calibrate(won, lost)
+        accuracy[spec_key(scorer, spec)] = accuracy_by_prompt(differences, keys, seed)
+        calibration[spec_key(scorer, spec)] = calibrate(won, lost)
     evaluation = Evaluation(accuracy=accuracy)
     if isinstance(scorer, Seq2SeqScorer):
         evaluation = evaluation.model_copy(
@@ -94,4 +96,4 @@ def evaluate(scorer: Scorer[Any], pairs: Sequence[EncodedPair], max_batch_tokens
                 "identity_copy_rate": sum(bool(m.agrees.all()) for m in chosen) / len(chosen),
             }
         )
-    return Evaluated(evaluation, calibration)
+    return EvaluationResult(evaluation, calibration)

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from redline.preference_data.row_report import ReadingReport
+from redline.preference_data.row_report import RowReport
 from redline.preference_data.rows import Pair
 from redline_model.bundle.bundle import INNER, Bundle, write_bundle
-from redline_model.bundle.derive import Measure, Measured, copy_bundle, distinct, origin_of, with_measured
+from redline_model.bundle.derive import BundleMetrics, Measurement, copy_bundle, distinct, origin_of, with_measured
 from redline_model.bundle.files import check_free
-from redline_model.bundle.loading import Placement
+from redline_model.bundle.loading import LoadOptions
 from redline_model.bundle.manifest import DataSource, Manifest
 from redline_model.encoding.encoder import EncodedItem
 from redline_model.errors import DataError, UnsupportedError
-from redline_model.scorer import Scorer, all_readings, measure_all, reading_key
+from redline_model.scorer import Scorer, all_reward_specs, forward_all, spec_key
 from redline_model.scorers.length_calibrated import LengthCalibratedScorer, LengthCalibration, LengthCurve
 from redline_trainer.evaluation.accuracy import evaluate
 from redline_trainer.evaluation.lowess import lowess
@@ -35,36 +35,36 @@ def fit_length_curves(
     Raises:
         NonFiniteError: the model's output holds NaN or infinity.
     """
-    measured = measure_all(scorer, items, max_batch_tokens)
+    outputs = forward_all(scorer, items, max_batch_tokens)
     curves: dict[str, LengthCurve] = {}
     lengths = torch.tensor([len(item.target_ids) for item in items], dtype=torch.float64)
     distinct = sorted({len(item.target_ids) for item in items})
     places = torch.linspace(0, len(distinct) - 1, min(len(distinct), _MOST_KNOTS)).round().int().tolist()
     knots = torch.tensor([distinct[place] for place in places], dtype=torch.float64)
-    for reading in all_readings(scorer):
-        scores = torch.tensor([scorer.read(one, reading).score for one in measured], dtype=torch.float64)
+    for spec in all_reward_specs(scorer):
+        scores = torch.tensor([scorer.to_rewards(one, spec).score for one in outputs], dtype=torch.float64)
         values = lowess(lengths, scores, knots, fraction)
-        curves[reading_key(scorer, reading)] = LengthCurve(lengths=knots.tolist(), values=values.tolist())
+        curves[spec_key(scorer, spec)] = LengthCurve(lengths=knots.tolist(), values=values.tolist())
     return curves
 
 
-def measure_on(
+def evaluate_on(
     pairs: Sequence[Pair],
     data: Sequence[DataSource],
     max_batch_tokens: int = 2048,
-    report: ReadingReport | None = None,
-) -> Measure:
+    report: RowReport | None = None,
+) -> Measurement:
     """What gives a derived bundle its calibration and its figures: ``pairs``; those too long are left out.
 
     ``report`` takes pairs that cannot be used if it skips bad rows. The result raises DataError where none is left.
     """
 
-    def measure(scorer: Scorer[Any]) -> Measured:
+    def measure(scorer: Scorer[Any]) -> BundleMetrics:
         encoded, _ = encode_pairs(scorer.encoder, pairs, "skip", report)
         if not encoded:
             raise DataError("no pair fits into this model")
         evaluated = evaluate(scorer, encoded, max_batch_tokens)
-        return Measured(evaluated.calibration, evaluated.evaluation.model_dump(exclude_none=True), list(data))
+        return BundleMetrics(evaluated.calibration, evaluated.evaluation.model_dump(exclude_none=True), list(data))
 
     return measure
 
@@ -76,10 +76,10 @@ def derive_length_calibrated(
     *,
     fraction: float = 0.3,
     data: Sequence[DataSource] = (),
-    placement: Placement | None = None,
+    load_options: LoadOptions | None = None,
     max_batch_tokens: int = 2048,
     overwrite: bool = False,
-    report: ReadingReport | None = None,
+    report: RowReport | None = None,
 ) -> Manifest:
     """The bundle ``source`` less its trend in length, as the bundle ``out``; both sides of ``pairs`` are the reference.
 
@@ -98,7 +98,7 @@ def derive_length_calibrated(
     if not 0 < fraction <= 1:
         raise UnsupportedError(f"the fraction is {fraction}; it must be above 0 and at most 1")
     check_free(Path(out), overwrite=overwrite)
-    bundle = Bundle.load(source, placement)
+    bundle = Bundle.load(source, load_options)
     encoded, skipped = encode_pairs(bundle.scorer.encoder, pairs, "skip", report)
     if not encoded:
         raise DataError(f"there are no pairs to fit a curve on; {skipped} are too long for this model")
@@ -117,5 +117,5 @@ def derive_length_calibrated(
         training={"derived_from": [origin_of(bundle)]},
     )
     scorer = LengthCalibratedScorer(bundle.scorer, curves)
-    manifest = with_measured(manifest, scorer, measure_on(usable, data, max_batch_tokens))
+    manifest = with_measured(manifest, scorer, evaluate_on(usable, data, max_batch_tokens))
     return write_bundle(out, manifest, lambda folder: copy_bundle(bundle, folder / INNER), overwrite=overwrite)

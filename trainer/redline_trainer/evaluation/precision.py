@@ -12,13 +12,13 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from redline.preference_data.row_report import ReadingReport
+from redline.preference_data.row_report import RowReport
 from redline.preference_data.rows import Pair
 from redline_model.bundle.bundle import Bundle
-from redline_model.bundle.loading import Placement
+from redline_model.bundle.loading import LoadOptions
 from redline_model.errors import DataError, UnsupportedError
 from redline_model.extraction import TokenStatistics
-from redline_model.scorer import measure_all, reading_key, reading_of
+from redline_model.scorer import forward_all, reward_spec, spec_key
 from redline_trainer.evaluation.accuracy import Interval, accuracy_by_prompt
 from redline_trainer.train import encode_pairs
 
@@ -58,14 +58,14 @@ class PrecisionTable(BaseModel):
     rows: list[PrecisionReport]
 
 
-def placement_of(precision: str, device: str) -> Placement:
+def placement_of(precision: str, device: str) -> LoadOptions:
     """Where and how weights of ``precision`` are held. Raises UnsupportedError for an unknown one."""
     if precision in {"int8", "nf4"}:
         # on a CPU the arithmetic between the quantised layers is float32; bfloat16 is slow there
-        return Placement(device=device, quantization=precision)  # type: ignore[arg-type]
+        return LoadOptions(device=device, quantization=precision)  # type: ignore[arg-type]
     if precision not in PRECISIONS:
         raise UnsupportedError(f"unknown precision {precision!r}; there are {', '.join(PRECISIONS)}")
-    return Placement(device=device, dtype=precision)  # type: ignore[arg-type]
+    return LoadOptions(device=device, dtype=precision)  # type: ignore[arg-type]
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
@@ -82,7 +82,7 @@ def compare_precisions(
     *,
     device: str = "auto",
     max_batch_tokens: int = 2048,
-    report: ReadingReport | None = None,
+    report: RowReport | None = None,
 ) -> Iterator[PrecisionTable]:
     """Measure ``bundle`` on ``pairs`` in each of ``precisions``; the table so far after every one.
 
@@ -95,8 +95,8 @@ def compare_precisions(
     placements = [placement_of(precision, device) for precision in precisions]
     rows: list[PrecisionReport] = []
     reference: tuple[list[Any], Tensor] | None = None
-    for precision, placement in zip(precisions, placements, strict=True):
-        loaded = Bundle.load(bundle, placement)
+    for precision, load_options in zip(precisions, placements, strict=True):
+        loaded = Bundle.load(bundle, load_options)
         scorer = loaded.scorer
         encoded, skipped = encode_pairs(scorer.encoder, pairs, "skip", report)
         if report is not None:
@@ -104,20 +104,20 @@ def compare_precisions(
         if not encoded:
             raise DataError(f"all {skipped} pairs are too long for this model")
         items = [pair.chosen for pair in encoded] + [pair.rejected for pair in encoded]
-        scorer.measure(items[:2])  # first passes set things up
+        scorer.forward(items[:2])  # first passes set things up
         started = time.perf_counter()
-        measured = measure_all(scorer, items, max_batch_tokens)
+        outputs = forward_all(scorer, items, max_batch_tokens)
         seconds = time.perf_counter() - started
-        reading = reading_of(scorer)
-        scores = torch.tensor([scorer.read(one, reading).score for one in measured], dtype=torch.float64)
-        reference = reference or (measured, scores)
+        spec = reward_spec(scorer)
+        scores = torch.tensor([scorer.to_rewards(one, spec).score for one in outputs], dtype=torch.float64)
+        reference = reference or (outputs, scores)
         chosen, rejected = scores.chunk(2)
         rows.append(
             PrecisionReport(
                 precision=precision,
                 accuracy=accuracy_by_prompt((chosen - rejected).tolist(), [pair.prompt_key for pair in encoded]),
-                argmax_agreement=_argmax_agreement(measured, reference[0]),
-                same_paper_rewards=_same_paper_rewards(measured, reference[0]),
+                argmax_agreement=_argmax_agreement(outputs, reference[0]),
+                same_paper_rewards=_same_paper_rewards(outputs, reference[0]),
                 score_correlation=correlation(scores, reference[1]),
                 score_shift=float((scores - reference[1]).mean()),
                 score_spread=float(reference[1].std()),
@@ -129,7 +129,7 @@ def compare_precisions(
             bundle=str(bundle),
             digest=loaded.digest,
             device=str(scorer.model.device),
-            reading=reading_key(scorer, reading),
+            reading=spec_key(scorer, spec),
             pairs=len(encoded),
             skipped_pairs=skipped,
             rows=list(rows),
@@ -138,16 +138,16 @@ def compare_precisions(
         gc.collect()
 
 
-def _argmax_agreement(measured: Sequence[Any], reference: Sequence[Any]) -> float | None:
-    if not isinstance(measured[0], TokenStatistics):
+def _argmax_agreement(outputs: Sequence[Any], reference: Sequence[Any]) -> float | None:
+    if not isinstance(outputs[0], TokenStatistics):
         return None
-    ours, theirs = (torch.cat([one.best_ids for one in some]) for some in (measured, reference))
+    ours, theirs = (torch.cat([one.best_ids for one in some]) for some in (outputs, reference))
     return float((ours == theirs).double().mean())
 
 
-def _same_paper_rewards(measured: Sequence[Any], reference: Sequence[Any]) -> float | None:
-    if not isinstance(measured[0], TokenStatistics):
+def _same_paper_rewards(outputs: Sequence[Any], reference: Sequence[Any]) -> float | None:
+    if not isinstance(outputs[0], TokenStatistics):
         return None
     # agreement with the response is all that ``paper`` looks at
-    same = [torch.equal(a.agrees, b.agrees) for a, b in zip(measured, reference, strict=True)]
+    same = [torch.equal(a.agrees, b.agrees) for a, b in zip(outputs, reference, strict=True)]
     return sum(same) / len(same)

@@ -11,11 +11,11 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from redline.files.atomic import atomic_file
-from redline.preference_data.row_report import ReadingReport
+from redline.preference_data.row_report import RowReport
 from redline.preference_data.rows import Pair
 from redline_model.errors import DataError
-from redline_model.extraction import Reading
-from redline_model.scorer import Scorer, all_readings, measure_all, reading_key, reading_of
+from redline_model.extraction import RewardSpec
+from redline_model.scorer import Scorer, all_reward_specs, forward_all, reward_spec, spec_key
 from redline_trainer.evaluation.accuracy import Interval, accuracy_by_prompt
 from redline_trainer.evaluation.calibration import expected_calibration_error, fit_temperature
 from redline_trainer.evaluation.error_spans import SpanDetection, error_tokens, span_detection
@@ -63,9 +63,9 @@ def measure_quality(
     scorer: Scorer[Any],
     pairs: Sequence[Pair],
     *,
-    reading: Reading | None = None,
+    spec: RewardSpec | None = None,
     max_batch_tokens: int = 2048,
-    report: ReadingReport | None = None,
+    report: RowReport | None = None,
 ) -> QualityReport:
     """Figures of ``scorer`` on ``pairs``; those that are too long for it are left out.
 
@@ -77,14 +77,14 @@ def measure_quality(
         DataError: no pair fits, or one cannot be used.
         NonFiniteError: the model's output holds NaN or infinity.
     """
-    reading = reading or reading_of(scorer)
+    spec = spec or reward_spec(scorer)
     encoded, skipped = encode_pairs(scorer.encoder, pairs, "skip", report)
     if not encoded:
         raise DataError("no pair fits into this model")
     pairs = [pairs[one.number] for one in encoded]
     items = [pair.chosen for pair in encoded] + [pair.rejected for pair in encoded]
-    measured = measure_all(scorer, items, max_batch_tokens)
-    scores = torch.tensor([scorer.read(one, reading).score for one in measured], dtype=torch.float64)
+    outputs = forward_all(scorer, items, max_batch_tokens)
+    scores = torch.tensor([scorer.to_rewards(one, spec).score for one in outputs], dtype=torch.float64)
     lengths = torch.tensor([len(item.target_ids) for item in items], dtype=torch.float64)
     keys = [pair.prompt_key for pair in pairs]
     halves = _halves(keys)
@@ -96,14 +96,14 @@ def measure_quality(
     looked_at = [n for n, pair in enumerate(pairs) if pair.spans is not None]
     if any(pairs[n].spans for n in looked_at):
         labels = [error_tokens(encoded[n].rejected.offsets, pairs[n].spans or ()) for n in looked_at]
-        for one in all_readings(scorer):
+        for one in all_reward_specs(scorer):
             if one.aggregate == "sum":
-                judged = [scorer.read(measured[len(encoded) + n], one).rewards for n in looked_at]
-                blame = [-torch.tensor(rewards, dtype=torch.float64) for rewards in judged]
-                detections[reading_key(scorer, one)] = span_detection(blame, labels, [keys[n] for n in looked_at])
+                scored = [scorer.to_rewards(outputs[len(encoded) + n], one).rewards for n in looked_at]
+                blame = [-torch.tensor(rewards, dtype=torch.float64) for rewards in scored]
+                detections[spec_key(scorer, one)] = span_detection(blame, labels, [keys[n] for n in looked_at])
     longer = torch.tensor([float(len(p.chosen) - len(p.rejected)) for p in pairs])
     return QualityReport(
-        reading=reading_key(scorer, reading),
+        reading=spec_key(scorer, spec),
         skipped_pairs=skipped,
         accuracy=accuracy_by_prompt(differences.tolist(), keys),
         longer_wins=float(((longer > 0).double() + 0.5 * (longer == 0).double()).mean()),

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redline_model.encoding.encoder import EncodedItem, Encoder
-from redline_model.inference.causal_forward import Branch
+from redline_model.inference.causal_forward import PrefixedSequence
 from redline_model.inference.padding import pack_by_length
 from redline_model.inference.target_logits import target_forward
 from redline_model.scorers.scalar import ScalarForward
@@ -27,15 +27,15 @@ _MOST_TRIED = 1000
 class EncodedPair(NamedTuple):
     """A pair as ids.
 
-    ``prompt_key`` says which pairs share a prompt, ``number`` is the pair's place in the list it came with. ``stray``:
-    the chosen response to another prompt, behind this one; None where the objective asks for none.
+    ``prompt_key``: equal for pairs that share a prompt. ``number``: the pair's index in the list it came from.
+    ``mismatched``: the chosen response to another prompt, encoded after this prompt; None if the objective uses none.
     """
 
     chosen: EncodedItem
     rejected: EncodedItem
     prompt_key: str
     number: int = 0
-    stray: EncodedItem | None = None
+    mismatched: EncodedItem | None = None
 
 
 class Objective(Protocol[U]):
@@ -92,10 +92,10 @@ def _to_chosen(source: EncodedItem, pair: EncodedPair) -> EncodedItem:
 
 def mismatch_of(pair: EncodedPair) -> EncodedItem | None:
     """The stray response as source, the chosen one as target; None where there is no stray."""
-    return None if pair.stray is None else _to_chosen(pair.stray, pair)
+    return None if pair.mismatched is None else _to_chosen(pair.mismatched, pair)
 
 
-def with_strays(pairs: Sequence[EncodedPair], encoder: Encoder, seed: int) -> list[EncodedPair]:
+def with_mismatched_responses(pairs: Sequence[EncodedPair], encoder: Encoder, seed: int) -> list[EncodedPair]:
     """``pairs``, each with the chosen response of a pair drawn among those of other prompts.
 
     All pairs stand in one random cycle, and each is lent the response of the next one of another prompt that is not
@@ -105,17 +105,19 @@ def with_strays(pairs: Sequence[EncodedPair], encoder: Encoder, seed: int) -> li
     order = list(range(len(pairs)))
     random.Random(f"{seed}/strays").shuffle(order)
     if len({pair.prompt_key for pair in pairs}) < 2:
-        return [pair._replace(stray=None) for pair in pairs]
+        return [pair._replace(mismatched=None) for pair in pairs]
     place = {n: at for at, n in enumerate(order)}
     strayed = []
     for n, pair in enumerate(pairs):
         after = (order[(place[n] + ahead) % len(order)] for ahead in range(1, min(len(order), _MOST_TRIED + 1)))
-        strays = (_stray(pair, pairs[other], encoder) for other in after)
-        strayed.append(pair._replace(stray=next((stray for stray in strays if stray is not None), None)))
+        strays = (_mismatched(pair, pairs[other], encoder) for other in after)
+        strayed.append(
+            pair._replace(mismatched=next((mismatched for mismatched in strays if mismatched is not None), None))
+        )
     return strayed
 
 
-def _stray(pair: EncodedPair, other: EncodedPair, encoder: Encoder) -> EncodedItem | None:
+def _mismatched(pair: EncodedPair, other: EncodedPair, encoder: Encoder) -> EncodedItem | None:
     """The chosen response of ``other`` behind the prompt of ``pair``; None if it is the same prompt or too long."""
     if other.prompt_key == pair.prompt_key:
         return None
@@ -189,15 +191,17 @@ class ScalarObjective(Objective[EncodedPair]):
 
     def units(self, pair: EncodedPair) -> list[EncodedPair]:
         """The pair itself, and its chosen side against the stray; both sides stand in one batch."""
-        return [pair] if pair.stray is None else [pair, pair._replace(rejected=pair.stray)]
+        return [pair] if pair.mismatched is None else [pair, pair._replace(rejected=pair.mismatched)]
 
     def batches(self, units: Sequence[EncodedPair], max_tokens: int) -> Iterator[list[int]]:
         """Pairs of one prompt together where its computation can be shared, else of like length."""
         causal = self.forward.causal
-        if not causal.is_ragged:
+        if not causal.is_packed:
             return pack_by_length(units, lambda u: 2 * max(map(self._length, (u.chosen, u.rejected))), max_tokens)
         # a pair as one branch: both sides of a comparison stand in one pass
-        pairs = [Branch(tuple(u.chosen.prefix_ids), [*u.chosen.target_ids, *u.rejected.target_ids]) for u in units]
+        pairs = [
+            PrefixedSequence(tuple(u.chosen.prefix_ids), [*u.chosen.target_ids, *u.rejected.target_ids]) for u in units
+        ]
         return causal.batches(pairs, max_tokens)
 
     def _length(self, side: EncodedItem) -> int:

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from redline_model.encoding.encoder import EncodedItem
-from redline_model.inference.causal_forward import Branch
+from redline_model.inference.causal_forward import PrefixedSequence
 from redline_model.inference.padding import pack_by_length
 from redline_model.inference.probes import without_dropout
-from redline_model.inference.target_logits import CausalTargets, branch_of
-from redline_model.scorers.dpo import judged
+from redline_model.inference.target_logits import CausalTargets, sequence_of
+from redline_model.scorers.dpo import response_only
 from redline_trainer.objectives.base import EncodedPair, Objective
 from redline_trainer.objectives.target_loss import target_nll
 
@@ -48,12 +48,12 @@ class DPOObjective(Objective[EncodedPair]):
     def batches(self, units: Sequence[EncodedPair], max_tokens: int) -> Iterator[list[int]]:
         """Pairs of one prompt together where its computation can be shared, else of like length."""
         causal = self._forward.forward
-        if causal is None or not causal.is_ragged:
+        if causal is None or not causal.is_packed:
             return pack_by_length(units, lambda u: 2 * max(map(_length, (u.chosen, u.rejected))), max_tokens)
         pairs = []
         for unit in units:
-            chosen, rejected = (branch_of(judged(side))[0] for side in (unit.chosen, unit.rejected))
-            pairs.append(Branch(chosen.prefix, [*chosen.own, *rejected.own]))
+            chosen, rejected = (sequence_of(response_only(side))[0] for side in (unit.chosen, unit.rejected))
+            pairs.append(PrefixedSequence(chosen.prefix, [*chosen.own, *rejected.own]))
         return causal.batches(pairs, max_tokens)
 
     def size(self, unit: EncodedPair) -> int:
@@ -66,7 +66,7 @@ class DPOObjective(Objective[EncodedPair]):
 
     def loss(self, units: Sequence[EncodedPair]) -> Tensor:
         """Summed over the comparisons."""
-        sides = [judged(side) for side in [u.chosen for u in units] + [u.rejected for u in units]]
+        sides = [response_only(side) for side in [u.chosen for u in units] + [u.rejected for u in units]]
         with torch.no_grad(), self._as_reference():
             reference = _sequence_logprobs(self._frozen, sides)
         delta = _sequence_logprobs(self._forward, sides) - reference

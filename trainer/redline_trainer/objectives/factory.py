@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from redline_model.bundle.bundle import REFERENCE
-from redline_model.bundle.loading import CLASSIFIERS, Placement, load_model
+from redline_model.bundle.loading import CLASSIFIERS, LoadOptions, load_model
 from redline_model.encoding.encoder import Template
 from redline_trainer.adapters import inner
 from redline_trainer.config import TrainConfig
@@ -63,11 +63,11 @@ def make_objective(config: TrainConfig, model: Any, pairs: int, reference: Any =
     return Seq2SeqObjective(base, config.identity_weight, config.correction_weight)
 
 
-def frozen_reference(config: TrainConfig, placement: Placement) -> Any:
+def frozen_reference(config: TrainConfig, load_options: LoadOptions) -> Any:
     """The base as it stands, in the dtype that the fitted model will be saved in; None where a kind keeps none."""
     if config.kind != "dpo":
         return None
-    held = placement.model_copy(update={"dtype": "float32"}) if config.method == "full" else placement
+    held = load_options.model_copy(update={"dtype": "float32"}) if config.method == "full" else load_options
     return load_model(config.base, "dpo", held).requires_grad_(False)
 
 

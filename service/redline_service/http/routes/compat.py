@@ -8,10 +8,10 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 
-from redline.text.chat_markup import KNOWN_ENDS, BorderError
+from redline.text.chat_markup import KNOWN_ENDS, PromptBoundaryError
 from redline.wire import ErrorCode, ItemError, ItemScore, ScoreOptions, ScoreRequest
 from redline_model.errors import TooLongError
-from redline_service.compat.base import DropIn, Foreign, Reader, Scored
+from redline_service.compat.base import CompatBody, CompatRequest, ConversationParser, ScoredBatch
 from redline_service.compat.engines import ClassifyBody, EmbeddingsBody, VLLMPoolingBody
 from redline_service.compat.get_reward import GetRewardBody
 from redline_service.compat.llama_factory import LLaMAFactoryBody
@@ -33,7 +33,7 @@ def scalar_options(settings: ServiceSettings) -> ScoreOptions:
     return ScoreOptions(aggregate=aggregate, on_too_long=settings.dropin_too_long)
 
 
-async def _answer(body: DropIn, request: Request) -> Response:
+async def _answer(body: CompatRequest, request: Request) -> Response:
     """One number for everything that was asked, or a refusal of all of it: a failure is never a number.
 
     Raises:
@@ -45,12 +45,12 @@ async def _answer(body: DropIn, request: Request) -> Response:
     own = "" if engine.end_text in KNOWN_ENDS else engine.end_text
     ends = [end for end in (settings.caller_end, own) if end]
     try:
-        if isinstance(body, Foreign):
+        if isinstance(body, CompatBody):
             body.check_lengths(engine.encoder)
-        items = await engine.threads.run(body.items, Reader(engine.encoder, ends))
+        items = await engine.threads.run(body.items, ConversationParser(engine.encoder, ends))
     except TooLongError as error:
         raise RequestError(ErrorCode.TOO_LONG, str(error)) from error
-    except BorderError as error:
+    except PromptBoundaryError as error:
         raise RequestError(ErrorCode.INVALID_PROMPT, str(error)) from error
     except ValidationError as error:  # a text of the body that makes no item
         raise RequestError(ErrorCode.INVALID_REQUEST, describe_validation(error)) from error
@@ -64,11 +64,11 @@ async def _answer(body: DropIn, request: Request) -> Response:
             wait_s = 1 if item.error.retryable else None
             raise RequestError(ErrorCode(item.error.code), f"{where}{item.error.message}", retry_after_s=wait_s)
         scored.append(item)
-    result = Scored(engine.name, scored, answer.usage.batch_tokens)
+    result = ScoredBatch(engine.name, scored, answer.usage.batch_tokens)
     return json_response(await engine.threads.run(_rendered, body, result), timing)
 
 
-def _rendered(body: DropIn, scored: Scored) -> str:
+def _rendered(body: CompatRequest, scored: ScoredBatch) -> str:
     return json.dumps(body.reply(scored), allow_nan=False)
 
 
