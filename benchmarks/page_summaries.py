@@ -89,5 +89,5 @@ def overload_table(report: Mapping[str, Any], before: Mapping[str, Any]) -> str:
 
 
 def _capacity(loads: Mapping[str, Any]) -> float:
-    means = [figures["capacity_items_per_s"]["mean"] for figures in loads.values()]
+    means: list[float] = [figures["capacity_items_per_s"]["mean"] for figures in loads.values()]
     return sum(means) / len(means)

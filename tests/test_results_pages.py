@@ -20,7 +20,7 @@ def opening(name: str) -> str:
 
 def table_rows(text: str, columns: int) -> dict[str, list[str]]:
     """Rows of the first table with this many columns: first cell in backticks -> the other cells."""
-    rows = {}
+    rows: dict[str, list[str]] = {}
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("| `") and len(cells) == columns:
