@@ -9,7 +9,7 @@ from redline_model.bundle.bundle import make_encoder
 from redline_model.bundle.loading import LoadOptions, load_model, load_tokenizer
 from redline_model.encoding.encoder import EncodedItem, Template
 from redline_model.extraction import Extraction, TokenStatistics
-from redline_model.scorers.dpo import scored
+from redline_model.scorers.dpo import response_only
 from redline_model.scorers.seq2seq import Seq2SeqScorer
 
 
@@ -18,7 +18,7 @@ class SurprisalScorer(Seq2SeqScorer):
 
     def start_forward(self, items: Sequence[EncodedItem]) -> Callable[[], list[TokenStatistics]]:
         """See ``Seq2SeqScorer``."""
-        return super().start_forward([scored(item) for item in items])
+        return super().start_forward([response_only(item) for item in items])
 
 
 def surprisal_scorer(base: Path, device: str, max_tokens: int) -> SurprisalScorer:

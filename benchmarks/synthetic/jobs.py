@@ -55,9 +55,14 @@ def planned(seeds: Sequence[int], groups: Sequence[str]) -> list[Job]:
     return jobs
 
 
+def sources_patterns(world: str) -> tuple[str, ...]:
+    """The patterns, below the repository's root, of the files that decide what a policy of ``world`` learns."""
+    return (*_SHARED, *_OWN[world])
+
+
 def sources_digest(world: str) -> str:
     """A digest of the code that decides what a policy of ``world`` learns."""
-    files = [path for pattern in (*_SHARED, *_OWN[world]) for path in sorted(ROOT.glob(pattern))]
+    files = [path for pattern in sources_patterns(world) for path in sorted(ROOT.glob(pattern))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
