@@ -7,6 +7,7 @@ computation are repeated. Change them only together with the settings themselves
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -15,8 +16,15 @@ import pytest
 from benchmarks.synthetic.budget import FULL
 from benchmarks.synthetic.configurations import ABLATIONS, CONTROL, MAIN, REWARD_MODELS
 from benchmarks.synthetic.jobs import ROOT, sources_digest, sources_of, sources_patterns
-from benchmarks.synthetic.seed_run import SeedRun, ancestry
-from benchmarks.synthetic.tasks.suite import CONTROLS, TASKS
+from benchmarks.synthetic.seed_run import SeedRun, ancestry, run_ancestry
+from benchmarks.synthetic.tasks.suite import (
+    CONTROLS,
+    TASKS,
+    demonstrations,
+    draw_questions,
+    pairs,
+    synthetic_task,
+)
 
 FINGERPRINT = "51819a1c6b8a7a413c0f4ccf219ae218710d113699de701be181a543a5ae3987"
 POLICIES = {
@@ -47,6 +55,15 @@ MODELS = {
     "seq2seq_pairs_5": "cd1c12dc009d9957507facc522e7b020a94106cd77d1158952fca2ba22302c42",
 }
 
+# of the test questions, demonstrations and pairs of each task, seed 1
+DATA = {
+    "safety": "3c30a0d8336132aa",
+    "help": "edf04a0c875c294d",
+    "summary": "3920cca30523f807",
+    "unbiased": "b688c202f337770d",
+    "many_answers": "63b1bb4de6332571",
+}
+
 
 def test_the_fingerprint_of_a_task_seed_and_budget_is_that_of_the_published_results() -> None:
     assert SeedRun.fingerprint("safety", 1, FULL, "0123456789abcdef") == FINGERPRINT
@@ -55,7 +72,7 @@ def test_the_fingerprint_of_a_task_seed_and_budget_is_that_of_the_published_resu
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_stored_policy_has_the_digest_of_its_settings(name: str) -> None:
     run = {**MAIN, **CONTROL, **ABLATIONS}[name]
-    assert SeedRun.digest(FINGERPRINT, f"{run}{ancestry(run.model)}") == POLICIES[name]
+    assert SeedRun.digest(FINGERPRINT, run_ancestry(run)) == POLICIES[name]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -65,6 +82,20 @@ def test_a_stored_reward_model_has_the_digest_of_its_settings(name: str) -> None
 
 def test_digests_of_different_settings_differ() -> None:
     assert len({ancestry(name) for name in REWARD_MODELS}) == len(REWARD_MODELS)
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_the_data_of_a_task_and_seed_stays_the_same(name: str) -> None:
+    """Questions, demonstrations and pairs are drawn from random generators that are seeded with strings."""
+    task, annotators = synthetic_task(name)
+    questions = draw_questions(task, 1, 50)
+    rows = [
+        [q.key for q in questions.test_id],
+        [q.key for q in questions.test_ood],
+        [(q.key, response) for q, response in demonstrations(task, questions, 200, 1)],
+        [(json.dumps(p.prompt), p.chosen, p.rejected) for p in pairs(task, annotators, questions, 200, 1)],
+    ]
+    assert hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16] == DATA[name]
 
 
 @pytest.mark.parametrize("pattern", sorted({p for task in (*TASKS, *CONTROLS) for p in sources_patterns(task)}))

@@ -1,4 +1,4 @@
-"""A plain language model's own token probabilities as a scorer: the baseline that needs no preference data."""
+"""The token probabilities of a plain language model as a scorer: a baseline without preference data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from redline_model.scorers.seq2seq import Seq2SeqScorer
 
 
 class SurprisalScorer(Seq2SeqScorer):
-    """Statistics of ``pi(y_t | x, y_<t)``: unlike a reward model, it is shown no response beforehand."""
+    """Statistics of ``pi(y_t | x, y_<t)``: unlike a seq2seq reward model, it does not get the response first."""
 
     def start_forward(self, items: Sequence[EncodedItem]) -> Callable[[], list[TokenStatistics]]:
         """See ``Seq2SeqScorer``."""
@@ -22,7 +22,7 @@ class SurprisalScorer(Seq2SeqScorer):
 
 
 def surprisal_scorer(base: Path, device: str, max_tokens: int) -> SurprisalScorer:
-    """The model at ``base``, prompts laid out as for a policy."""
+    """The model at ``base``; prompts are formatted as for a policy."""
     tokenizer = load_tokenizer(base)
     model = load_model(base, "dpo", LoadOptions(device=device))
     encoder = make_encoder("dpo", model.config, tokenizer, Template.of_policy(tokenizer), max_tokens)
