@@ -1,4 +1,4 @@
-"""Writes the tables of the pages in docs/results/ from the JSON files beside them.
+"""Writes the tables of the pages in docs/results/ from the JSON files in the same folder.
 
     python -m benchmarks.pages --take runs/claims/claims.json    # copy new results to docs/results/, rewrite the tables
     python -m benchmarks.pages                                   # rewrite the tables

@@ -155,7 +155,7 @@ def measure(options: Sequence[str], names: Sequence[str], steps: int) -> dict[st
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """The rows in Markdown."""
     lines = [
-        "| way | peak, MiB | tokens/s | tokens per second of processor time | loss of the last step |",
+        "| variant | peak, MiB | tokens/s | tokens per second of processor time | loss of the last step |",
         "|---" * 5 + "|",
     ]
     for name, row in rows.items():

@@ -37,7 +37,7 @@ class RewardModelConfig:
     derived_from: tuple[str, ...] = ()
 
     def digest_text(self) -> str:
-        """What stands for this configuration in the digests of stored results.
+        """This configuration as text, for the digests of stored results.
 
         Results are found by these digests, so the text keeps the class and field names it was first written with.
         """
@@ -64,7 +64,7 @@ class PPORun:
     extraction: Mapping[str, float] = field(default_factory=dict)
 
     def digest_text(self) -> str:
-        """What stands for this run in the digests of stored results; see ``RewardModelConfig.digest_text``."""
+        """This run as text, for the digests of stored results; see ``RewardModelConfig.digest_text``."""
         return (
             f"PPORun(model={self.model!r}, mode={self.mode!r}, placing={self.placement!r}, "
             f"extraction={self.extraction!r})"

@@ -58,6 +58,7 @@ class Stage:
 
 def plan(seed: int, rm_steps: int, ppo_steps: int, supervised_steps: int) -> list[Stage]:
     """The stages, as commands that a user could type in the folder of the run."""
+    # the names "world" and "judge" are older than the rest: reports and other commands read these folders
     stages = [
         Stage("world", "write the data of the synthetic task", (f"python data.py --out world --seed {seed}",)),
         Stage(
