@@ -35,6 +35,7 @@ class Timed:
 
     def __init__(self) -> None:
         self.passes: list[int] = []
+        self.planner = self
 
     def length(self, item: EncodedItem) -> int:
         return len(item.target_ids)
@@ -42,7 +43,7 @@ class Timed:
     def prefix(self, item: EncodedItem) -> None:
         return None
 
-    def cost(self, item: EncodedItem, beside: Any) -> int:
+    def cost(self, item: EncodedItem, present: Any) -> int:
         return len(item.target_ids)
 
     def batches(self, items: Sequence[EncodedItem], max_tokens: int) -> Iterator[list[int]]:

@@ -7,8 +7,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from redline_model.bundle.loading import CLASSIFIERS
-from redline_model.extraction import Aggregate, Mode
+from redline_model.kinds import kind_spec
+from redline_model.options import Aggregate, Mode
 from redline_trainer.dropout import Dropout
 
 
@@ -77,7 +77,7 @@ class TrainConfig(BaseModel):
             raise ValueError("with both mappings' weights at 0 and no mismatch there is nothing to learn")
         if self.uses_mismatch and (self.smoothing_rate or self.kind == "dpo"):
             raise ValueError("mismatch goes with the kinds seq2seq, scalar and red, and not with smoothing_rate")
-        if self.kind not in CLASSIFIERS and (self.odin or self.smoothing_rate):
+        if not kind_spec(self.kind).is_classifier and (self.odin or self.smoothing_rate):
             raise ValueError(f"odin and smoothing_rate are options of the kinds scalar and red, not of {self.kind}")
         return self
 

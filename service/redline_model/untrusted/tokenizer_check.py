@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from redline_model.bundle.files import file_digest
+from redline.files.digest import file_digest
 from redline_model.encoding.guarded_tokenizer import SPARE_TOKENS, TOKENS_PER_CHARACTER
 from redline_model.errors import BundleError
 from redline_model.untrusted.bounded_json import check_size, one_line, read_bytes, read_object
