@@ -12,7 +12,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from redline_model import scorers
 from redline_model.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from redline_model.encoding.encoder import Encoder
     from redline_model.scorer import Scorer
 
+_SCORERS = "redline_model.scorers"  # by name: each of its modules imports this one
 # The weights of a kind, as transformers knows them: a causal or encoder-decoder language model, a causal one only, or
 # a sequence classifier with one label.
 Architecture = Literal["language_model", "causal_lm", "classifier"]
@@ -93,7 +93,9 @@ class KindSpec:
 
 def kind_names() -> tuple[str, ...]:
     """The names of all kinds, sorted. Imports none of them."""
-    return tuple(sorted(m.name for m in pkgutil.iter_modules(scorers.__path__) if not m.name.startswith("_")))
+    return tuple(
+        sorted(m.name for m in pkgutil.iter_modules(import_module(_SCORERS).__path__) if not m.name.startswith("_"))
+    )
 
 
 def checked_kind(name: str) -> str:
@@ -106,7 +108,7 @@ def checked_kind(name: str) -> str:
 def kind_spec(name: str) -> KindSpec:
     """The specification of the kind ``name``; imports its scorer. Raises UnsupportedError."""
     try:
-        module = import_module(f"{scorers.__name__}.{checked_kind(name)}")
+        module = import_module(f"{_SCORERS}.{checked_kind(name)}")
     except ValueError as error:
         raise UnsupportedError(str(error)) from error
     spec: KindSpec = module.KIND

@@ -13,8 +13,8 @@ import pytest
 from redline_model.correction.rewriter import PackedRewriter
 from redline_model.encoding.encoder import EncodedItem, Item
 from redline_model.scorer import Scorer, correct_all
-from redline_service.errors import OverloadedError
 from redline_service.scheduling.batcher import Batcher
+from redline_service.scheduling.errors import OverloadedError
 from redline_service.scheduling.jobs import JobResult
 from tests.conftest import build_causal, build_scorer
 

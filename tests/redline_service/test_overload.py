@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from redline_model.encoding.encoder import EncodedItem
-from redline_service.errors import OverloadedError
 from redline_service.scheduling.batcher import PLANNED_SHARE, Batcher
+from redline_service.scheduling.errors import DeadlineExceededError, OverloadedError
 from redline_service.scheduling.throughput import Throughput
 
 _TOKENS_PER_S = 20_000
@@ -178,7 +178,7 @@ def test_what_can_no_longer_be_finished_is_dropped_and_costs_nothing() -> None:
         return results, sum(scorer.passes)
 
     results, scored = asyncio.run(work())
-    assert all(isinstance(result, OverloadedError) for result in results)
+    assert all(isinstance(result, DeadlineExceededError) for result in results)
     assert scored == 4
 
 

@@ -39,9 +39,7 @@ class Seq2SeqScorer:
     can_correct = True
 
     @classmethod
-    def from_model(
-        cls, model: Any, encoder: Encoder, extraction: Extraction, *, prefix_cache_tokens: int = 0
-    ) -> Self:
+    def from_model(cls, model: Any, encoder: Encoder, extraction: Extraction, *, prefix_cache_tokens: int = 0) -> Self:
         """The scorer around ``model``.
 
         Runs the model on probes, sets its attention implementation, and replaces its generation settings by greedy

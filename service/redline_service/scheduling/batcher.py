@@ -12,7 +12,7 @@ from typing import Any
 
 from redline_model.encoding.encoder import EncodedItem
 from redline_model.scorer import Scorer
-from redline_service.errors import OverloadedError
+from redline_service.scheduling.errors import DeadlineExceededError, OverloadedError
 from redline_service.scheduling.job_queue import JobQueue
 from redline_service.scheduling.jobs import Job, JobResult
 from redline_service.scheduling.thread_pool import ThreadPool
@@ -306,7 +306,7 @@ class Batcher:
         """Refuse what waits and can no longer be finished in time; it would hold up what still can."""
         next_pass_s = self._throughput.seconds_for(min(self._waiting.tokens, self._max_batch_tokens))
         for job in self._waiting.expire(time.perf_counter() + next_pass_s):
-            job.fail(OverloadedError("this could not be scored in time: the service has too much to do"))
+            job.fail(DeadlineExceededError("this could not be scored in time: the service has too much to do"))
 
     def _observe(self, jobs: Sequence[Job], seconds: float, *, is_backlogged: bool) -> None:
         """A pass over ``jobs`` has ended. ``seconds``: for how long it had the model."""
