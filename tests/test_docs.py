@@ -14,6 +14,8 @@ import click
 import pytest
 import typer
 
+import redline
+import redline.ppo
 from benchmarks.pages import RENDERERS, RESULTS, filled, stored
 from redline.cli.app import app
 from redline.wire import ERROR_TABLE
@@ -186,3 +188,9 @@ def test_the_worked_example_is_what_its_program_prints() -> None:
     page = (ROOT / "docs/explanation/seq2seq-reward-model.md").read_text(encoding="utf-8")
     (shown,) = re.findall(r"<!-- worked_example -->\n(.*?)<!-- /worked_example -->", page, re.DOTALL)
     assert shown == printed
+
+
+def test_the_python_page_has_every_public_name() -> None:
+    page = (ROOT / "docs/reference/python-api.md").read_text(encoding="utf-8")
+    shown = {path.rsplit(".", 1)[-1] for path in re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE)}
+    assert {*redline.__all__, *redline.ppo.__all__} <= shown
