@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -194,3 +196,22 @@ def test_the_python_page_has_every_public_name() -> None:
     page = (ROOT / "docs/reference/python-api.md").read_text(encoding="utf-8")
     shown = {path.rsplit(".", 1)[-1] for path in re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE)}
     assert {*redline.__all__, *redline.ppo.__all__} <= shown
+
+
+def python_blocks() -> list[tuple[str, str]]:
+    found = []
+    for page in PAGES:
+        for indent, block in re.findall(r"^( *)```python\n(.*?)^ *```", page.read_text(encoding="utf-8"), re.M | re.S):
+            found.append((str(page.relative_to(ROOT)), re.sub(rf"^{indent}", "", block, flags=re.M)))
+    return found
+
+
+@pytest.mark.parametrize(("page", "block"), python_blocks())
+def test_python_that_is_written_down_parses_and_imports_what_exists(page: str, block: str) -> None:
+    for node in ast.walk(ast.parse(block)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0].startswith("redline"):
+            spec = find_spec(node.module or "")
+            assert spec is not None and spec.origin is not None, node.module
+            # by its source: a module of an integration imports its framework
+            names = set(re.findall(r"\w+", Path(spec.origin).read_text(encoding="utf-8")))
+            assert {alias.name for alias in node.names} <= names, node.module
