@@ -9,7 +9,15 @@ from __future__ import annotations
 
 import torch
 
-from redline_model.extraction import MODES, Extraction, aggregate_rewards, divergence, extract, token_statistics
+from redline_model.extraction import (
+    AGGREGATES,
+    MODES,
+    Extraction,
+    aggregate_rewards,
+    divergence,
+    extract,
+    token_statistics,
+)
 
 # For each token of "Hold the red button." and its end token: what a reward model might expect there, most probable
 # first. Probabilities of one position add up to 1; all other tokens have probability 0.
@@ -44,7 +52,7 @@ def main() -> None:
     print("|---" * (len(MODES) + 1) + "|")
     for row, (token, _) in enumerate(EXPECTED):
         print(f"| {token} | " + " | ".join(f"{signed(float(rewards[mode][row]))}" for mode in MODES) + " |")
-    for aggregate in ("sum", "mean", "last"):
+    for aggregate in AGGREGATES:
         scores = (aggregate_rewards(rewards[mode], aggregate) for mode in MODES)
         print(f"| **{aggregate}** | " + " | ".join(signed(score) for score in scores) + " |")
     print()

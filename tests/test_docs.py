@@ -21,6 +21,7 @@ import redline.ppo
 from benchmarks.pages import RENDERERS, RESULTS, filled, stored
 from redline.cli.app import app
 from redline.wire import ERROR_TABLE
+from redline_model.extraction import MODES
 from redline_service.settings import ServiceSettings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -215,3 +216,30 @@ def test_python_that_is_written_down_parses_and_imports_what_exists(page: str, b
             # by its source: a module of an integration imports its framework
             names = set(re.findall(r"\w+", Path(spec.origin).read_text(encoding="utf-8")))
             assert {alias.name for alias in node.names} <= names, node.module
+
+
+def test_the_table_of_reward_modes_has_the_figures_of_the_claims_page() -> None:
+    claims = (ROOT / "docs/results/claims.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/how-to/choose-a-reward-mode.md").read_text(encoding="utf-8")
+    policies = {"no PPO (supervised policy)": "supervised", "`margin`": "ppo_seq2seq"}
+    policies |= {f"`{mode}`": f"mode_{mode}" for mode in MODES if mode != "margin"}
+    for label, policy in policies.items():
+        (stated,) = re.findall(rf"^\| {re.escape(label)} \|((?: [\d.]+ \|){{6}})$", page, re.MULTILINE)
+        measured = []
+        for task in ("safety", "help", "summary"):
+            table = claims.split(f"**ablations: {task}, in distribution**")[1].split("**")[0]
+            (row,) = re.findall(rf"^\| {policy}(?: \(diverged\))? \| (.*) \|$", table, re.MULTILINE)
+            cells = row.split(" | ")
+            measured += [cells[0].split()[0], cells[6]]
+        assert stated.strip(" |").split(" | ") == measured, label
+
+
+def test_the_readme_has_the_figures_of_the_quickstart_page() -> None:
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    page = (ROOT / "docs/results/quickstart.md").read_text(encoding="utf-8")
+    for policy, form in {
+        "ppo_scalar": "refuses {refusals:.0f} % of harmless questions and has a gold score of {gold:.2f} of 1",
+        "ppo_seq2seq": "refuses {refusals:.1f} % and has {gold:.2f}",
+    }.items():
+        (row,) = re.findall(rf"^\| {policy} \| ([\d.]+) \[[^|]*\| ([\d.]+) ", page, re.MULTILINE)
+        assert form.format(gold=float(row[0]), refusals=100 * float(row[1])) in readme
