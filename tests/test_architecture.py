@@ -1,4 +1,4 @@
-"""The picture in docs/architecture.md, held against the code: imports, weight, size, and what an installation holds."""
+"""The picture in docs/explanation/architecture.md, held against the code: imports, weight, size, and what an installation holds."""
 
 from __future__ import annotations
 

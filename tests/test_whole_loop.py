@@ -289,7 +289,7 @@ def test_the_documents_python_runs(home: Path, service: Service, capsys: pytest.
     assert capsys.readouterr().out.splitlines()[1].startswith("0 ")
     library: dict[str, Any] = {}
     small = (
-        block("docs/ppo.md")
+        block("docs/how-to/train-a-policy.md")
         .replace("steps=10", "steps=1, rollouts=4")
         .replace("max_new_tokens=64", "max_new_tokens=12")
     )

@@ -77,7 +77,7 @@ def _slices(items: Sequence[ScoreItem]) -> Iterator[Sequence[ScoreItem]]:
 
 
 def default_batch_tokens(device: str) -> int:
-    """Tokens of one pass that keep a device busy; more only adds memory and waiting (docs/performance.md)."""
+    """Tokens of one pass that keep a device busy; more only adds memory and waiting (docs/results/performance.md)."""
     return 2048 if device == "cpu" else 16384
 
 
