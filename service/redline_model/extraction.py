@@ -1,6 +1,6 @@
-"""From what the model says of each response token to one reward a token; pure functions on tensors.
+"""Token statistics and the rewards made of them, one per response token; pure functions on tensors.
 
-Notation (docs/explanation/method.md): ``y`` a response of T tokens, its end-of-sequence token included where it has one;
+Notation (docs/explanation/method.md): ``y`` a response of T tokens, its end-of-sequence token included if it has one;
 ``pi`` the reward model; ``a_t = argmax_v pi(v | x, y, y_<t)``; ``k`` the first t with ``a_t != y_t``.
 Token statistics are the only thing kept of the logits, so nothing of size T x V outlives a chunk.
 """
