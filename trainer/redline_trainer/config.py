@@ -19,8 +19,8 @@ class TrainConfig(BaseModel):
     microbatches of at most ``max_batch_tokens`` with padding. ``method``: all weights (``full``), low-rank
     adapters (``lora``), or those on a 4-bit base (``qlora``). ``identity_weight`` is ``w_id``; ``mismatch``: responses
     of other prompts as sources, or as losing sides (docs/explanation/method.md), by default for seq2seq alone.
-    ``beta``: of ``dpo``, reward per nat. ``odin``: a length head beside the quality head, with the weights of its two losses
-    (kinds scalar and red). ``smoothing_rate``: how far a pair's label moves to the model's own prediction at each
+    ``beta``: of ``dpo``, reward per nat. ``odin``: a length head beside the quality head, with the weights of its two
+    losses (kinds scalar and red). ``smoothing_rate``: how far a pair's label moves to the model's own prediction at each
     visit, 0 not at all (kinds scalar and red). ``max_steps`` wins over ``epochs``.
     ``learning_rate``: its peak, by default that of ``recipes.default_learning_rate``. ``dropout``: inside the base,
     ``off`` or as its configuration says (``base``); ``lora_dropout`` is that of the adapters alone. ``precision``: of
