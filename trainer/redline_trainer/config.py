@@ -7,8 +7,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from redline_model.bundle.loading import CLASSIFIERS
-from redline_model.extraction import Aggregate, Mode
+from redline_model.kinds import kind_spec
+from redline_model.options import Aggregate, Mode
 from redline_trainer.dropout import Dropout
 
 
@@ -18,9 +18,9 @@ class TrainConfig(BaseModel):
     ``pairs_per_step`` is the batch size of an optimiser step; its rows are put through the model in
     microbatches of at most ``max_batch_tokens`` with padding. ``method``: all weights (``full``), low-rank
     adapters (``lora``), or those on a 4-bit base (``qlora``). ``identity_weight`` is ``w_id``; ``mismatch``: responses
-    of other prompts as sources, or as losing sides (docs/method.md), by default for seq2seq alone. ``beta``: of
-    ``dpo``, reward for a nat. ``odin``: a length head beside the quality head, with the weights of its two losses
-    (kinds scalar and red). ``smoothing_rate``: how far a pair's label moves to the model's own prediction at each
+    of other prompts as sources, or as losing sides (docs/explanation/method.md), by default for seq2seq alone.
+    ``beta``: of ``dpo``, reward per nat. ``odin``: a length head beside the quality head, with the weights of its two
+    losses (kinds scalar and red). ``smoothing_rate``: how far a pair's label moves to the model's own prediction at each
     visit, 0 not at all (kinds scalar and red). ``max_steps`` wins over ``epochs``.
     ``learning_rate``: its peak, by default that of ``recipes.default_learning_rate``. ``dropout``: inside the base,
     ``off`` or as its configuration says (``base``); ``lora_dropout`` is that of the adapters alone. ``precision``: of
@@ -77,7 +77,7 @@ class TrainConfig(BaseModel):
             raise ValueError("with both mappings' weights at 0 and no mismatch there is nothing to learn")
         if self.uses_mismatch and (self.smoothing_rate or self.kind == "dpo"):
             raise ValueError("mismatch goes with the kinds seq2seq, scalar and red, and not with smoothing_rate")
-        if self.kind not in CLASSIFIERS and (self.odin or self.smoothing_rate):
+        if not kind_spec(self.kind).is_classifier and (self.odin or self.smoothing_rate):
             raise ValueError(f"odin and smoothing_rate are options of the kinds scalar and red, not of {self.kind}")
         return self
 

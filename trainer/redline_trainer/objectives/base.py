@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from redline_model.encoding.encoder import EncodedItem, Encoder
 from redline_model.inference.causal_forward import PrefixedSequence
 from redline_model.inference.padding import pack_by_length
-from redline_model.inference.target_logits import target_forward
-from redline_model.scorers.scalar import ScalarForward
+from redline_model.inference.score_head import ScalarForward
+from redline_model.inference.target_logits import probed_targets
 from redline_trainer.objectives.label_smoothing import SmoothedLabels
 from redline_trainer.objectives.target_loss import weighted_nll
 
@@ -123,8 +123,8 @@ def _mismatched(pair: EncodedPair, other: EncodedPair, encoder: Encoder) -> Enco
         return None
     source = other.chosen
     # a rewriting model reads the stray and then writes the chosen response; a judging one reads the stray alone
-    target = source if encoder.arrangement == "judge" else pair.chosen
-    pieces = (pair.chosen.prefix_ids, source.response_ids, source.request_ids, target.target_ids)
+    target = source if encoder.arrangement == "prompt_response" else pair.chosen
+    pieces = (pair.chosen.prefix_ids, source.response_ids, source.instruction_ids, target.target_ids)
     fits = encoder.max_tokens is None or encoder.length(*map(len, pieces)) <= encoder.max_tokens
     return replace(source, prefix_ids=pair.chosen.prefix_ids) if fits else None
 
@@ -142,7 +142,7 @@ class Seq2SeqObjective(Objective[Mapping]):
     """
 
     def __init__(self, model: Any, identity_weight: float = 1.0, correction_weight: float = 1.0) -> None:
-        self._forward = target_forward(model)
+        self._forward = probed_targets(model)
         self._device = model.device
         self._identity_weight = identity_weight
         self._correction_weight = correction_weight
@@ -158,7 +158,7 @@ class Seq2SeqObjective(Objective[Mapping]):
 
     def batches(self, units: Sequence[Mapping], max_tokens: int) -> Iterator[list[int]]:
         """Mappings of one prompt together where its computation can be shared, else of like length."""
-        return self._forward.batches([unit.item for unit in units], max_tokens)
+        return self._forward.planner.batches([unit.item for unit in units], max_tokens)
 
     def size(self, unit: Mapping) -> int:
         """Target tokens."""
@@ -167,7 +167,7 @@ class Seq2SeqObjective(Objective[Mapping]):
     def tokens(self, unit: Mapping) -> int:
         """Source and target together."""
         item = unit.item
-        return len(item.prefix_ids) + len(item.response_ids) + len(item.request_ids) + len(item.target_ids)
+        return len(item.prefix_ids) + len(item.response_ids) + len(item.instruction_ids) + len(item.target_ids)
 
     def loss(self, units: Sequence[Mapping]) -> Tensor:
         """Weighted sum of target tokens' negative log-likelihoods."""
@@ -186,7 +186,7 @@ class ScalarObjective(Objective[EncodedPair]):
     """
 
     def __init__(self, model: Any, labels: SmoothedLabels | None = None) -> None:
-        self.forward = ScalarForward(model)
+        self.forward = ScalarForward.probed(model)
         self._labels = labels
 
     def units(self, pair: EncodedPair) -> list[EncodedPair]:
