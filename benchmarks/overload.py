@@ -243,9 +243,9 @@ def two_callers(load: Load, budget: Budget, long_tokens: int) -> dict[str, Any]:
         return load.stream(short, **one_after_another, from_s=from_s, until_s=from_s + budget.beside_s)
 
     alone = load.run(stream(0.0), seconds=budget.beside_s)[0].results[0]
-    others = load.stream(long, connections=_LONG_IN_FLIGHT, is_background=True)
+    long_stream = load.stream(long, connections=_LONG_IN_FLIGHT, is_background=True)
     lead = budget.capacity_s / 2
-    recording, _ = load.run(others, stream(lead), seconds=lead + budget.beside_s)
+    recording, _ = load.run(long_stream, stream(lead), seconds=lead + budget.beside_s)
     long_results, beside = recording.results
     first = beside[0].sent_s
     tokens = load.tokens([item for (item,) in long]) / len(long)

@@ -35,12 +35,12 @@ def fewest_operations(items: Iterable[EncodedItem], model: Any) -> float:
     operations = 0.0
     for item in items:
         prefix = tuple(item.prefix_ids)
-        shared = len(prefix)
-        own = len(item.response_ids) + len(item.instruction_ids) + len(item.target_ids) - 1
+        prompt_tokens = len(prefix)
+        own_tokens = len(item.response_ids) + len(item.instruction_ids) + len(item.target_ids) - 1
         if prefix not in seen:
             seen.add(prefix)
-            operations += shared * per_token + per_pair * shared * (shared + 1) / 2
-        operations += own * per_token + per_pair * own * (shared + (own + 1) / 2)
+            operations += prompt_tokens * per_token + per_pair * prompt_tokens * (prompt_tokens + 1) / 2
+        operations += own_tokens * per_token + per_pair * own_tokens * (prompt_tokens + (own_tokens + 1) / 2)
         operations += len(item.target_ids) * per_row
     return operations
 

@@ -106,14 +106,14 @@ def beyond_the_model(results: Sequence[RequestResult]) -> dict[str, Any]:
     scored = [o for o in results if o.scored]
     if not scored:
         raise ValueError("no request of the sequence was scored")
-    took = [o.ended_s - o.sent_s for o in scored]
+    latencies = [o.ended_s - o.sent_s for o in scored]
     model = [o.timing_ms["inference"] / 1000 for o in scored]
     return {
         "requests": len(results),
         "not_scored": len(results) - len(scored),
-        "latency": milliseconds(took),
+        "latency": milliseconds(latencies),
         "model": milliseconds(model),
-        "beyond_the_model": milliseconds([a - b for a, b in zip(took, model, strict=True)]),
+        "beyond_the_model": milliseconds([a - b for a, b in zip(latencies, model, strict=True)]),
     }
 
 

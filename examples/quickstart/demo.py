@@ -232,7 +232,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stages = plan(args.seed, args.rm_steps, args.ppo_steps, args.supervised_steps)
     if args.until is not None:
         stages = stages[: names.index(args.until) + 1]
-    print(f"Running {len(stages)} stages in {args.out}. Ctrl-C stops; the same command resumes.", flush=True)
+    print(
+        f"Running {len(stages)} stages in {args.out}. Press Ctrl-C to stop, and run the same command again to resume.",
+        flush=True,
+    )
     run = Run(args.out.resolve())
     seconds: dict[str, float] = {}
     commands: dict[str, list[str]] = {}
