@@ -233,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.until is not None:
         stages = stages[: names.index(args.until) + 1]
     print(
-        f"Running {len(stages)} stages in {args.out}. Press Ctrl-C to stop, and run the same command again to resume.",
+        f"Output folder: {args.out}. Press Ctrl-C to stop, and run the same command again to resume.",
         flush=True,
     )
     run = Run(args.out.resolve())
