@@ -238,13 +238,14 @@ def test_the_port_is_taken_before_the_model_is_loaded(service: Attacked, folder:
 
 STUCK = """
 import sys, time
-from redline_service import engine, server
+from redline_service import engine
+from redline_service.http import server
 from redline_service.settings import ServiceSettings
 def stuck(*args): time.sleep(600)
 started = engine.Engine.start
 async def start(self):
     await started(self)
-    engine.encoded = stuck
+    engine.encode_item = stuck
 engine.Engine.start = start
 server.serve(ServiceSettings(bundle=sys.argv[1], port=int(sys.argv[2]), drain_s=1))
 """

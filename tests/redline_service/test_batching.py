@@ -316,13 +316,13 @@ def test_a_full_pass_is_formed_while_the_one_before_it_runs(bench: Bench) -> Non
         first = await held(bench)
         rest = asyncio.create_task(bench.send([f"text number {n}" for n in range(40)], prompt="p"))
         await asyncio.sleep(0.1)
-        waiting = bench.batcher._waiting.items
+        waiting = bench.batcher._queue.items
         bench.scorer.gate.set()
         await asyncio.gather(first, rest)
         return waiting
 
     for passes, is_early in ((1, False), (2, True)):  # what suits a CPU, and a GPU
-        early = Bench(bench.scorer._scorer, max_passes=passes)
+        early = Bench(bench.scorer._scorer, max_running_passes=passes)
         bench.batcher, bench.scorer = early.batcher, early.scorer
         assert (bench.run(work) < 40) == is_early
 
@@ -352,4 +352,4 @@ def test_impossible_deadlines_do_not_make_the_passes_small(bench: Bench) -> None
 
     # 10,000 tokens a second, a quarter of half a second
     assert bench.run(work) == min(400, 1250)
-    assert batcher._usual_deadline_s == pytest.approx(0.5, abs=0.01)
+    assert batcher._mean_deadline_s == pytest.approx(0.5, abs=0.01)

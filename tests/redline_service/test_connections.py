@@ -28,7 +28,9 @@ def run(work: Any, **limits: Any) -> Any:
 
     async def serve() -> Any:
         connections = Connections(ConnectionLimits(**limits))
-        config = uvicorn.Config(app, http=connections.protocol(), lifespan="off", log_config=None, access_log=False)
+        config = uvicorn.Config(
+            app, http=connections.protocol_class(), lifespan="off", log_config=None, access_log=False
+        )
         server = uvicorn.Server(config)
         with listen("127.0.0.1", 0) as listener:
             serving = asyncio.create_task(server.serve([listener]))

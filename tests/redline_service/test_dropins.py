@@ -109,7 +109,7 @@ def test_slime_gets_a_bare_number(ask: Ask, native: dict[str, Any], prompt: Any)
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ({"texts": ["a"]}, "the body must hold"),
+        ({"texts": ["a"]}, "the body must have a field"),
         ({"query": ["a b"], "prompts": ["c"], "labels": [""]}, "does not begin with its prompt"),
         ({"query": ["a", "b"], "prompts": ["a"]}, "1 prompts for 2 queries"),
         ({"prompts": ["a"], "responses": []}, "1 prompts for 0 responses"),
@@ -279,7 +279,7 @@ def test_the_scalar_is_the_server_s_setting(ask: Ask, native: dict[str, Any], bu
 def test_a_calibrated_scalar_needs_a_calibrated_bundle(tmp_path: Path, causal_scorer: Scorer[Any]) -> None:
     bundle = write_bundle(tmp_path / "rm", causal_scorer)
     assert not bundle.manifest.calibration
-    with pytest.raises(UnsupportedError, match="not calibrated for margin/sum"):
+    with pytest.raises(UnsupportedError, match="no calibration for margin/sum"):
         load_bundle(ServiceSettings(bundle=str(tmp_path / "rm"), scalar="calibrated"))
     fit = CalibrationFit(temperature=2.0, mean=-3.0, std=1.0, expected_calibration_error=0.1)
     manifest = bundle.manifest.model_copy(update={"calibration": {"margin/sum": fit}})

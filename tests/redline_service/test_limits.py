@@ -12,14 +12,14 @@ from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from redline.text.chat_markup import PromptBoundaryError
 from redline.wire import ScoreItem
-from redline_service.compat.openai_responses import turns_of
-from redline_service.engine import _slices
-from redline_service.http.admission import caller_name
+from redline_service.compat.openai_responses import to_chat_messages
+from redline_service.engine import _tokenisation_slices
+from redline_service.http.admission import caller_id
 from redline_service.http.connections import ConnectionLimits, Connections
 from redline_service.http.limiter import BodyMemory, ConcurrencyLimiter
 from redline_service.http.request_body import parse_body
-from redline_service.http.routes.compat import ClassifyBody
-from redline_service.http.server import configuration
+from redline_service.http.routes.compat import ClassifyRequest
+from redline_service.http.server import uvicorn_config
 from redline_service.scheduling.errors import OverloadedError
 from redline_service.settings import ServiceSettings
 
@@ -51,7 +51,7 @@ def test_one_slot_is_anybodys() -> None:
 
 def test_a_caller_holds_half_of_the_memory_for_bodies_and_others_half_of_the_rest() -> None:
     memory = BodyMemory(800)
-    with memory.share("a") as first, memory.share("a") as second, memory.share("b") as other:
+    with memory.reservation("a") as first, memory.reservation("a") as second, memory.reservation("b") as other:
         first.add(300)
         second.add(100)
         with pytest.raises(OverloadedError):
@@ -70,8 +70,8 @@ def test_a_caller_holds_half_of_the_memory_for_bodies_and_others_half_of_the_res
 def test_a_key_is_one_caller_however_it_is_spelled(spelling: bytes) -> None:
     settings = ServiceSettings(bundle="any", keys=[SecretStr("other"), SecretStr("secret")])
     expected = (1, "10.0.0.1") if b"\t" not in spelling else (None, "10.0.0.1")
-    assert caller_name(settings, spelling, CLIENT) == expected
-    assert caller_name(ServiceSettings(bundle="any"), spelling, CLIENT) == (None, "10.0.0.1")
+    assert caller_id(settings, spelling, CLIENT) == expected
+    assert caller_id(ServiceSettings(bundle="any"), spelling, CLIENT) == (None, "10.0.0.1")
 
 
 @pytest.mark.parametrize("name", ["deadline_s", "body_timeout_s", "header_timeout_s", "idle_timeout_s"])
@@ -85,9 +85,9 @@ def test_items_are_tokenised_in_slices_that_end_soon() -> None:
     items = [ScoreItem(prompt="p" * 15_000, response="r" * 4_900) for _ in range(5)]
     items += [ScoreItem(prompt=[{"role": "user", "content": "p" * 50_000}], response="r")]  # type: ignore[list-item]
     items += [ScoreItem(prompt_ids=[1], response_ids=[2], tokenizer_fingerprint="sha256:0") for _ in range(250)]
-    slices = [len(part) for part in _slices(items)]
+    slices = [len(part) for part in _tokenisation_slices(items)]
     assert slices == [2, 2, 2, 200, 50]
-    assert not list(_slices([]))
+    assert not list(_tokenisation_slices([]))
 
 
 @pytest.mark.parametrize(
@@ -100,10 +100,10 @@ def test_half_a_surrogate_pair_does_not_lift_the_limits_of_the_parser(body: byte
 
 
 def test_lists_of_ids_are_items_and_a_list_of_numbers_is_one() -> None:
-    adapter: TypeAdapter[Any] = TypeAdapter(ClassifyBody)
-    assert parse_body(b'{"input": [1, 2, 3]}', adapter, 2).given() == [[1, 2, 3]]
+    adapter: TypeAdapter[Any] = TypeAdapter(ClassifyRequest)
+    assert parse_body(b'{"input": [1, 2, 3]}', adapter, 2).inputs() == [[1, 2, 3]]
     for body in (b'{"input": [[1], [2], [3]]}', b'{"input_ids": [[1], [2], [3]]}', b'{"text": ["a", "b", "c"]}'):
-        with pytest.raises(Exception, match="a request may hold 2"):
+        with pytest.raises(Exception, match="at most 2 are allowed"):
             parse_body(body, adapter, 2)
 
 
@@ -147,7 +147,7 @@ def test_only_a_named_proxy_says_who_the_caller_is(
     async def app(scope: Any, receive: Any, send: Any) -> None:
         found.append(scope["client"][0])
 
-    config = configuration(
+    config = uvicorn_config(
         ServiceSettings(bundle="any", forwarded_allow_ips=proxies), app, Connections(ConnectionLimits())
     )
     config.load()
@@ -174,13 +174,13 @@ def test_a_content_part_of_no_known_type_is_refused_on_every_route(ask: Any, kin
 
 def test_items_of_a_conversation_are_bounded_in_number() -> None:
     calls = [{"type": "function_call", "name": "f"}] * 10_000
-    assert len(turns_of(calls[:1_500])[0].model_extra["tool_calls"]) == 1_500  # type: ignore[index]
+    assert len(to_chat_messages(calls[:1_500])[0].model_extra["tool_calls"]) == 1_500  # type: ignore[index]
     with pytest.raises(ValidationError, match="more than 10000 values"):
-        turns_of(calls)
+        to_chat_messages(calls)
     with pytest.raises(PromptBoundaryError, match="10001 items"):
-        turns_of([*calls, calls[0]])
+        to_chat_messages([*calls, calls[0]])
     thoughts = [{"type": "reasoning", "summary": [{"text": "t" * 1000}]}] * 9_000
-    assert len(turns_of([*thoughts, {"role": "assistant", "content": "a"}])) == 1
+    assert len(to_chat_messages([*thoughts, {"role": "assistant", "content": "a"}])) == 1
 
 
 @pytest.mark.parametrize("field", ["tools", "tool_calls", "name"])

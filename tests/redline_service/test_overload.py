@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from redline_model.encoding.encoder import EncodedItem
-from redline_service.scheduling.batcher import PLANNED_SHARE, Batcher
+from redline_service.scheduling.batcher import ARRIVAL_DEADLINE_SHARE, Batcher
 from redline_service.scheduling.errors import DeadlineExceededError, OverloadedError
 from redline_service.scheduling.throughput import Throughput
 
@@ -72,7 +72,7 @@ async def open_loop(batcher: Batcher, load: float, items: int, seconds: float, d
         sent = time.perf_counter()
         try:
             async with asyncio.timeout(deadline_s):
-                batcher.admit(100 * items, "a", deadline_s, share=PLANNED_SHARE)
+                batcher.admit(100 * items, "a", deadline_s, deadline_share=ARRIVAL_DEADLINE_SHARE)
                 await batcher.run([item(100) for _ in range(items)], [100] * items, caller="a", deadline_s=deadline_s)
             if sent > started + deadline_s:
                 scored += items

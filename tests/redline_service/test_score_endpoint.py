@@ -154,7 +154,7 @@ def test_too_long_prompts_are_cut_when_asked(ask: Ask) -> None:
         ({"model": "nope", "items": [GOOD]}, 404, "model_not_found", "nope"),
         ({"items": [GOOD], "options": {"mode": "papr"}}, 422, "unsupported", "margin"),
         ({"items": [GOOD], "options": {"aggregate": "max"}}, 422, "unsupported", "mean"),
-        ({"items": [GOOD], "options": {"calibrated": True}}, 422, "unsupported", "calibrated"),
+        ({"items": [GOOD], "options": {"calibrated": True}}, 422, "unsupported", "no calibration"),
         ({"items": [GOOD] * 2000}, 413, "request_too_large", "2000"),
     ],
 )

@@ -292,7 +292,7 @@ def test_a_failure_inside_has_the_one_shape_and_its_id(bundle: Bundle, monkeypat
         def broken(self: Engine, request: Any) -> None:
             raise RuntimeError("secret detail")
 
-        monkeypatch.setattr(Engine, "_plan", broken)
+        monkeypatch.setattr(Engine, "_resolve_options", broken)
         return await http.post("/v1/score", json=BODY, headers={"X-Request-Id": "mine"})
 
     response = with_service(bundle, work)
