@@ -22,7 +22,7 @@ class TrainConfig(BaseModel):
     ``beta``: of ``dpo``, reward per nat. ``odin``: a length head beside the quality head, with the weights of its two
     losses (kinds scalar and red). ``smoothing_rate``: how far a pair's label moves to the model's own prediction at each
     visit, 0 not at all (kinds scalar and red). ``max_steps`` wins over ``epochs``.
-    ``learning_rate``: its peak, by default that of ``recipes.default_learning_rate``. ``dropout``: inside the base,
+    ``learning_rate``: its peak, by default that of ``objectives.factory``. ``dropout``: inside the base,
     ``off`` or as its configuration says (``base``); ``lora_dropout`` is that of the adapters alone. ``precision``: of
     the arithmetic, the weights that learn are float32; ``auto`` is bfloat16 where a GPU can and where a CPU was
     measured to be much faster in it.
