@@ -23,6 +23,7 @@ SOURCES = {
 # package -> the modules of other packages of ours that it may import
 SHARED = (
     "redline.messages",
+    "redline.spans",
     "redline.wire",
     "redline.text",
     "redline.chat_template",

@@ -13,10 +13,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from redline.text.token_spans import Span
-
-Message = dict[str, str]
-Prompt = str | list[Message]
+from redline.messages import Message as Message
+from redline.messages import Prompt as Prompt
+from redline.spans import Span
 
 
 @dataclass(frozen=True)

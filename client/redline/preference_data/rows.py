@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from redline.files.row_files import BadRowError
-from redline.messages import Message
+from redline.messages import Message, Prompt
 from redline.preference_data.columns import (
     Columns,
     Side,
@@ -39,10 +39,9 @@ from redline.preference_data.columns import (
 from redline.preference_data.history import bare, turns_of
 from redline.preference_data.turns import is_transcript, messages_of, reply_text, transcript_of
 
-__all__ = ["BadRowError", "Message", "Pair", "parse_asked", "parse_prompt", "parse_row"]
+__all__ = ["BadRowError", "Message", "Pair", "Prompt", "parse_asked", "parse_prompt", "parse_row"]
 
 Ignore = Callable[[Iterable[str]], None]
-Prompt = str | list[Message]
 
 
 @dataclass(frozen=True)

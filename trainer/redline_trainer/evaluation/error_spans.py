@@ -8,7 +8,8 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-Span = tuple[int, int]
+from redline.spans import Span
+
 _RESAMPLES = 400
 
 
