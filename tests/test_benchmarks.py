@@ -28,7 +28,8 @@ from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.loading import LoadOptions
 from redline_model.encoding.encoder import EncodedItem, Item
 from redline_model.extraction import RewardSpec
-from redline_trainer.objectives.base import EncodedPair, Seq2SeqObjective
+from redline_trainer.encode_pairs import EncodedPair
+from redline_trainer.objectives.seq2seq import Seq2SeqObjective
 
 
 def test_the_reference_gives_redline_s_paper_rewards(bundle: Bundle) -> None:

@@ -154,7 +154,7 @@ class Run:
         from redline_model.bundle.bundle import make_encoder
         from redline_model.bundle.loading import load_config, load_tokenizer
         from redline_model.encoding.encoder import Template
-        from redline_trainer.train import encode_pairs
+        from redline_trainer.encode_pairs import encode_pairs
 
         tokenizer = load_tokenizer(self.base)
         template = Template.fitting(tokenizer, None)

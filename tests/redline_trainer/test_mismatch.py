@@ -15,15 +15,12 @@ from redline_model.bundle.bundle import make_encoder
 from redline_model.bundle.loading import Kind
 from redline_model.encoding.encoder import Encoder, Template
 from redline_trainer.config import TrainConfig
-from redline_trainer.objectives.base import (
-    EncodedPair,
-    ScalarObjective,
-    Seq2SeqObjective,
-    mismatch_of,
-    with_mismatched_responses,
-)
+from redline_trainer.encode_pairs import EncodedPair, encode_pairs, mismatch_of
+from redline_trainer.mismatched_responses import with_mismatched_responses
+from redline_trainer.objectives.bradley_terry import ScalarObjective
+from redline_trainer.objectives.seq2seq import Seq2SeqObjective
 from redline_trainer.objectives.target_loss import target_nll
-from redline_trainer.train import encode_pairs, train
+from redline_trainer.train import train
 from tests.conftest import build_causal, build_scalar, build_tokenizer
 
 PAIRS = [Pair(f"question {n // 2}", f"good answer {n}", f"bad reply {n}", f"row {n}") for n in range(12)]

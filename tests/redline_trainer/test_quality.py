@@ -12,6 +12,7 @@ from redline.preference_data.rows import Pair
 from redline_cli.app import run
 from redline_model.bundle.bundle import Bundle
 from redline_model.errors import DataError
+from redline_trainer.correlation import pearson
 from redline_trainer.evaluation.error_spans import (
     auc_difference,
     average_precision,
@@ -23,7 +24,6 @@ from redline_trainer.evaluation.report import (
     _probabilities,
     _without_trend,
     measure_quality,
-    pearson,
     plot_reliability,
     reliability,
 )
@@ -97,11 +97,6 @@ def test_reliability_counts_both_orders_of_every_pair() -> None:
     bins = reliability(torch.tensor([0.95, 0.95, 0.35], dtype=torch.float64))
     assert [(b.low, b.pairs, b.observed) for b in bins] == [(0.0, 2, 0.0), (0.3, 1, 1.0), (0.6, 1, 0.0), (0.9, 2, 1.0)]
     assert bins[-1].predicted == pytest.approx(0.95)
-
-
-def test_a_constant_correlates_with_nothing() -> None:
-    assert pearson(torch.ones(3), torch.arange(3.0)) == 0.0
-    assert pearson(torch.arange(3.0), -torch.arange(3.0)) == pytest.approx(-1.0)
 
 
 def test_the_report_holds_what_a_plain_count_gives(bundle: Bundle, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from redline_model.bundle.manifest import CalibrationFit
 from redline_model.extraction import TokenStatistics
 from redline_model.scorer import Scorer, all_reward_specs, forward_all, spec_key
 from redline_model.scorers.seq2seq import Seq2SeqScorer
+from redline_trainer.encode_pairs import EncodedPair, correction_of
 from redline_trainer.evaluation.calibration import calibrate
-from redline_trainer.objectives.base import EncodedPair, correction_of
 
 _RESAMPLES = 2000
 

@@ -19,9 +19,9 @@ from redline_model.encoding.encoder import EncodedItem
 from redline_model.errors import DataError, UnsupportedError
 from redline_model.scorer import Scorer, all_reward_specs, forward_all, spec_key
 from redline_model.scorers.length_calibrated import LengthCalibratedScorer, LengthCalibration, LengthCurve
+from redline_trainer.encode_pairs import encode_pairs
 from redline_trainer.evaluation.accuracy import evaluate
 from redline_trainer.evaluation.lowess import lowess
-from redline_trainer.train import encode_pairs
 
 # Knots of a curve: more would only make the manifest longer.
 _MOST_KNOTS = 200

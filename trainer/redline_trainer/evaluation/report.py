@@ -16,11 +16,12 @@ from redline.preference_data.rows import Pair
 from redline_model.errors import DataError
 from redline_model.extraction import RewardSpec
 from redline_model.scorer import Scorer, all_reward_specs, forward_all, reward_spec, spec_key
+from redline_trainer.correlation import pearson
+from redline_trainer.encode_pairs import encode_pairs
 from redline_trainer.evaluation.accuracy import Interval, accuracy_by_prompt
 from redline_trainer.evaluation.calibration import expected_calibration_error, fit_temperature
 from redline_trainer.evaluation.error_spans import SpanDetection, error_tokens, span_detection
 from redline_trainer.evaluation.lowess import lowess
-from redline_trainer.train import encode_pairs
 
 _BINS = 10
 
@@ -107,20 +108,13 @@ def measure_quality(
         skipped_pairs=skipped,
         accuracy=accuracy_by_prompt(differences.tolist(), keys),
         longer_wins=float(((longer > 0).double() + 0.5 * (longer == 0).double()).mean()),
-        length_correlation=pearson(scores, lengths),
-        length_correlation_calibrated=pearson(free, lengths),
+        length_correlation=float(pearson(scores, lengths)),
+        length_correlation_calibrated=float(pearson(free, lengths)),
         accuracy_calibrated=accuracy_by_prompt((free[: len(pairs)] - free[len(pairs) :]).tolist(), keys),
         expected_calibration_error=error,
         reliability=reliability(probabilities),
         spans=detections,
     )
-
-
-def pearson(a: Tensor, b: Tensor) -> float:
-    """Pearson's correlation of ``(N,)`` and ``(N,)``; 0 where either is constant."""
-    a, b = a - a.mean(), b - b.mean()
-    norm = float(a.norm() * b.norm())
-    return float(a @ b) / norm if norm else 0.0
 
 
 def _halves(keys: Sequence[str]) -> Tensor:
