@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from redline.errors import CheckpointError, CommandError, PolicyError, RowsError
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = {
     "redline": ROOT / "client/redline",
@@ -117,6 +119,19 @@ def test_only_the_command_line_and_ppo_are_exempt_in_the_client() -> None:
         if package == "redline" and not path.is_relative_to(SOURCES["redline"] / "ppo"):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             assert not any(within(name, ("redline.ppo", "redline_cli")) for name in imports(tree)), path
+
+
+@pytest.mark.parametrize(("package", "path"), modules(), ids=lambda v: str(v).removeprefix(str(ROOT)))
+def test_only_the_command_line_raises_its_error(package: str, path: Path) -> None:
+    raised = [node.exc for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Raise)]
+    names = {node.id for exc in raised if exc is not None for node in ast.walk(exc) if isinstance(node, ast.Name)}
+    assert package == "redline_cli" or "CommandError" not in names
+
+
+def test_what_callers_of_0_1_catch_is_still_caught() -> None:
+    assert issubclass(RowsError, CommandError)
+    assert issubclass(PolicyError, CommandError)
+    assert issubclass(CheckpointError, CommandError)
 
 
 def test_importing_redline_loads_no_torch_and_is_quick_about_it() -> None:

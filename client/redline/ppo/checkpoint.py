@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from redline.errors import CommandError
+from redline.errors import CheckpointError
 from redline.files.atomic import atomic_file
 
 
@@ -27,16 +27,16 @@ def read_checkpoint(path: Path, identity: dict[str, object]) -> dict[str, Any]:
     """The state at ``path``; torch's generators are put back on the way.
 
     Raises:
-        CommandError: it cannot be read, or its ``identity`` is another.
+        CheckpointError: it cannot be read, or its ``identity`` is another.
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # torch.load raises pickle's, zipfile's and its own types
-        raise CommandError(f"{path} cannot be read; remove it to start over: {error}") from error
+        raise CheckpointError(f"{path} cannot be read; remove it to start over: {error}") from error
     theirs = state["identity"]
     if theirs != identity:
         names = ", ".join(sorted(k for k in {*identity, *theirs} if identity.get(k) != theirs.get(k)))
-        raise CommandError(f"{path} is of a run with other settings ({names}); choose another --out or remove it")
+        raise CheckpointError(f"{path} is of a run with other settings ({names}); choose another --out or remove it")
     torch.set_rng_state(state["torch_rng"])
     if state["cuda_rng"]:
         torch.cuda.set_rng_state_all(state["cuda_rng"])

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from redline.errors import CommandError
+from redline.errors import PolicyError
 from redline.ppo.protocols import Rollout
 
 # Which side may be padded without a change of any log-probability; "none": each sequence is alone in its pass.
@@ -87,12 +87,12 @@ def stop_rescaling(model: Any) -> int:
         ``config.rescale_every``, which is 0 now, to be put back when the model is saved.
 
     Raises:
-        CommandError: the model has divided its weights already.
+        PolicyError: the model has divided its weights already.
     """
     every = int(getattr(model.config, "rescale_every", 0) or 0)
     if every:
         if any(getattr(module, "layers_are_rescaled", False) for module in model.modules()):
-            raise CommandError("the policy has rescaled its weights in an earlier pass; load it anew")
+            raise PolicyError("the policy has rescaled its weights in an earlier pass; load it anew")
         model.config.rescale_every = 0
     return every
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from redline.errors import CommandError
+from redline.errors import PolicyError
 
 
 class GradientCheckpointing:
@@ -16,7 +16,7 @@ class GradientCheckpointing:
     during a pass and what lies inside them is not; dropout rates of the layers themselves are set to 0.
 
     Raises:
-        CommandError: the architecture does not support it.
+        PolicyError: the architecture does not support it.
     """
 
     def __init__(self, model: Any) -> None:
@@ -25,10 +25,10 @@ class GradientCheckpointing:
         try:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         except ValueError as error:
-            raise CommandError(f"gradient checkpointing is not possible with this policy: {error}") from error
+            raise PolicyError(f"gradient checkpointing is not possible with this policy: {error}") from error
         self._layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
         if not self._layers:
-            raise CommandError(f"gradient checkpointing is not possible with {type(model).__name__}")
+            raise PolicyError(f"gradient checkpointing is not possible with {type(model).__name__}")
         for layer in self._layers:
             for name, value in vars(layer).items():
                 if "dropout" in name and isinstance(value, float):

@@ -97,7 +97,7 @@ class PPOLoop:
                 save_checkpoint(checkpoint, self.state())
 
     def resume(self, checkpoint: Path) -> None:
-        """Go on where ``checkpoint`` says, if it exists. Raises CommandError where it is of another run."""
+        """Go on where ``checkpoint`` says, if it exists. Raises CheckpointError where it is of another run."""
         if checkpoint.exists():
             self.load_state(read_checkpoint(checkpoint, self.identity))
 

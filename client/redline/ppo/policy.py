@@ -15,7 +15,7 @@ from redline.causal_lm.cpu_precision import cpu_precision
 from redline.causal_lm.positions import source_positions
 from redline.causal_lm.rotary import longest_shared, reset_angles
 from redline.chat_template import PolicyPrompts, RenderError
-from redline.errors import CommandError
+from redline.errors import PolicyError
 from redline.files.atomic import atomic_folder
 from redline.ppo.critic import ValueNetwork, features_width, linear_head, value_features
 from redline.ppo.forward import States, pad_rollouts, probe, run, stop_rescaling
@@ -32,7 +32,7 @@ class CausalPolicy:
     Args:
         model: a transformers causal LM, or a PEFT model around one.
         temperature: of sampling; the log-probabilities that are optimised are of the same distribution.
-        max_prompt_tokens: a longer prompt raises CommandError; None for no limit.
+        max_prompt_tokens: a longer prompt raises PolicyError; None for no limit.
         critic: ``network``, a value function of its own that does not move the policy (``redline.ppo.critic``); or
             ``linear``, a head on the policy's states, learned with the policy and at its rate.
         gradient_checkpointing: keep one hidden state a layer for the backward pass and compute the others again.
@@ -67,7 +67,7 @@ class CausalPolicy:
         ends = self._generation_config.eos_token_id
         own = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
         if not own:
-            raise CommandError("the policy's tokenizer has no end-of-sequence token")
+            raise PolicyError("the policy's tokenizer has no end-of-sequence token")
         self.end_ids: frozenset[int] = frozenset(int(i) for i in own)
         self._pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.end_ids)
         # the model's own file may ask for top-k, top-p or penalties; PPO needs the plain distribution
@@ -113,14 +113,14 @@ class CausalPolicy:
             precision: ``auto`` measures the CPU (``redline.causal_lm.cpu_precision``), and takes float32 elsewhere.
 
         Raises:
-            CommandError: it cannot be loaded, or needs code of its own.
+            PolicyError: it cannot be loaded, or needs code of its own.
         """
         model, tokenizer = load_model(source, device, lora_rank, seed)
         if precision == "auto":
             try:
                 precision = cpu_precision().chosen if model.device.type == "cpu" else "float32"
             except ValueError as error:  # the environment asks for another
-                raise CommandError(str(error)) from error
+                raise PolicyError(str(error)) from error
         positions = source_positions(model.config)
         return cls(
             model,
@@ -137,15 +137,15 @@ class CausalPolicy:
         """The ids the policy continues: through its chat template where it has one, see ``PolicyPrompts``.
 
         Raises:
-            CommandError: the prompt leaves no room for a response, or the chat template refuses it.
+            PolicyError: the prompt leaves no room for a response, or the chat template refuses it.
         """
         try:
             ids = self._prompts.ids(prompt)
         except RenderError as error:
-            raise CommandError(f"the policy cannot continue a prompt: {error}") from error
+            raise PolicyError(f"the policy cannot continue a prompt: {error}") from error
         if self.max_prompt_tokens is not None and len(ids) > self.max_prompt_tokens:
             text = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
-            raise CommandError(
+            raise PolicyError(
                 f"a prompt has {len(ids)} tokens; the policy has room for {self.max_prompt_tokens}: {text[:60]!r}"
             )
         return ids
