@@ -125,6 +125,7 @@ def test_rollouts_tell_text_spans_and_end() -> None:
     [
         ({}, "float32"),
         ({"advantage": "group", "samples_per_prompt": 4}, "float32"),
+        ({"advantage": "leave_one_out", "samples_per_prompt": 4}, "float32"),
         ({"microbatch": 2}, "float32"),
         ({"kl_target": 1.0}, "float32"),
         ({}, "bfloat16"),
@@ -229,9 +230,10 @@ def test_the_reward_scale_is_of_what_is_summed_up_and_not_of_the_score_shown() -
     assert scales[0] == scales[1]
 
 
-def test_groups_of_one_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least 2"):
-        config(advantage="group")
+@pytest.mark.parametrize("advantage", ["group", "leave_one_out"])
+def test_groups_of_one_are_refused(advantage: str) -> None:
+    with pytest.raises(ValueError, match=f"'{advantage}' .* at least 2"):
+        config(advantage=advantage)
     with pytest.raises(ValueError, match="multiple"):
         config(samples_per_prompt=3)
 

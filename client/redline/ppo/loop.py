@@ -12,15 +12,7 @@ import torch
 from torch import Tensor
 
 from redline.errors import ModelChangedError, StepRefusedError
-from redline.ppo.advantages import (
-    GAE,
-    GroupRelative,
-    cut_penalties,
-    kl_penalized_rewards,
-    reward_scale,
-    rewards_to_go,
-    whiten,
-)
+from redline.ppo.advantages import cut_penalties, kl_penalized_rewards, make_estimator, reward_scale, whiten
 from redline.ppo.checkpoint import kept_on_cpu, read_checkpoint, save_checkpoint
 from redline.ppo.config import PPOConfig
 from redline.ppo.losses import adapted_kl_coefficient, explained_variance
@@ -36,6 +28,7 @@ from redline.ppo.protocols import (
 )
 from redline.ppo.sampling import padded_rewards, roll_out, step_prompts, token_mask
 from redline.ppo.update import UpdateInputs, make_optimizer, update
+from redline.token_advantages import rewards_to_go
 
 
 class PPOLoop:
@@ -74,9 +67,7 @@ class PPOLoop:
         self.value_scale: float | None = None if config.value_scale == "auto" else 1.0
         self.refused = refused
         self.digest: str | None = None
-        self._estimator: AdvantageEstimator = estimator or (
-            GAE(config.discount, config.gae_lambda) if config.advantage == "gae" else GroupRelative()
-        )
+        self._estimator = estimator or make_estimator(config)
         self._optimizer = make_optimizer(policy, config)
         torch.manual_seed(config.seed)
 
@@ -206,7 +197,7 @@ class PPOLoop:
     def _value_scale(self, rewards: Tensor, mask: Tensor) -> float:
         """Units of the value function: the standard deviation of the first returns that vary, and 1 until then."""
         if self.value_scale is None:
-            returns = rewards_to_go(rewards, self.config.discount)[mask]
+            returns = rewards_to_go(rewards, mask, self.config.discount)[mask]
             std = float(returns.std(correction=0)) if len(returns) else 0.0
             if not std > 1e-6:
                 return 1.0

@@ -56,7 +56,9 @@ def ppo(
         str, typer.Option(help="penalty, mask or keep: what a response is worth that is cut at the token limit.")
     ] = "penalty",
     cut_penalty: Annotated[float, typer.Option(help="Taken off the reward of a response that is cut.")] = 1.0,
-    advantage: Annotated[str, typer.Option(help="gae, or group (GRPO's; no value function).")] = "gae",
+    advantage: Annotated[
+        str, typer.Option(help="gae, or group (GRPO's) or leave_one_out (per token); no value function.")
+    ] = "gae",
     lora_rank: Annotated[int | None, typer.Option(help="Learn a low-rank adapter instead of all weights.")] = None,
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory: compute layers again for the backward pass.")
