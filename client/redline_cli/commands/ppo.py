@@ -57,7 +57,7 @@ def ppo(
     ] = "penalty",
     cut_penalty: Annotated[float, typer.Option(help="Taken off the reward of a response that is cut.")] = 1.0,
     advantage: Annotated[
-        str, typer.Option(help="gae, or group (GRPO's) or leave_one_out (per token); no value function.")
+        str, typer.Option(help="gae; or, without a value function, group (GRPO's) or leave_one_out (for each token).")
     ] = "gae",
     lora_rank: Annotated[int | None, typer.Option(help="Learn a low-rank adapter instead of all weights.")] = None,
     gradient_checkpointing: Annotated[
