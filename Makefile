@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.ready
 
-.PHONY: demo test test-faults test-peers static check format smollm2 bench claims real-text loops seeds clean help
+.PHONY: demo test test-faults test-peers static check format docs smollm2 bench claims real-text loops seeds clean help
 
 help:  ## what there is to make
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -37,6 +37,9 @@ check: static test  ## format, lint, strict types, tests
 format: $(SETUP)  ## put the code into its one format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(SETUP)  ## the documentation as a site, build/site/index.html; fails on dead links and anchors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean --site-dir build/site
 
 bench: $(SETUP)  ## speed of serving and training beside other ways; ARGS=--quick for minutes instead of an hour
 	$(BIN)/python -m benchmarks.serving --out runs/bench $(ARGS)

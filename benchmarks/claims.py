@@ -99,7 +99,7 @@ def rendered(claims: Mapping[str, Any]) -> str:
     """The tables of ``claims.json`` in Markdown."""
     from benchmarks.synthetic.statistics import accuracy_table, head_to_head, table
 
-    bars = ["| bar | value | asked | met |", "|---|---|---|---|"]
+    bars = ["| criterion | value | required | met |", "|---|---|---|---|"]
     for name, bar in claims["verdict"].items():
         value = "-" if bar["value"] is None else f"{bar['value']:.3f}"
         asked = f"{'>=' if bar['at_least'] else '<='} {bar['bar']:.3f}"
@@ -107,7 +107,7 @@ def rendered(claims: Mapping[str, Any]) -> str:
     left = claims.get("about", {}).get("unfinished", [])
     parts = [
         *([f"Not run yet: {'; '.join(left)}."] if left else []),
-        "\n".join(["**bars**", "", *bars]),
+        "\n".join(["**criteria**", "", *bars]),
         head_to_head({**claims["tasks"], **claims["controls"]}),
         accuracy_table(claims["pair_accuracy"]),
     ]
@@ -116,7 +116,7 @@ def rendered(claims: Mapping[str, Any]) -> str:
             for split, name in (("id", "in distribution"), ("ood", "out of distribution")):
                 parts.append(table(f"{title}{world}, {name}", splits[split]))
     lines = [
-        "| world | policy | gold = a + b sqrt(KL) | R² | proxy's R² | best gold at step |",
+        "| task | policy | gold = a + b sqrt(KL) | R² | R² of the proxy | best gold at step |",
         "|---|---|---|---|---|---|",
     ]
     for world, policies in claims["over_optimisation"].items():

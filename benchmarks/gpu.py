@@ -27,11 +27,14 @@ from benchmarks.speed.ceiling import fewest_operations, matmul_rate
 from benchmarks.speed.reference_server import left_padded
 from benchmarks.speed.workloads import Texts, group
 from redline.wire import ScoreItem, ScoreOptions, ScoreRequest
-from redline_model.bundle.bundle import Bundle, Manifest, make_encoder, make_scorer
-from redline_model.bundle.loading import LoadOptions
-from redline_model.encoding.encoder import Item, Template
-from redline_model.extraction import Extraction
+from redline_model.bundle.bundle import Bundle
+from redline_model.bundle.load_options import LoadOptions
+from redline_model.bundle.manifest import Manifest
+from redline_model.encoding.encoder import Item
+from redline_model.encoding.make_encoder import make_encoder
 from redline_model.inference.compile_layers import compile_layers
+from redline_model.kinds import make_scorer
+from redline_model.options import Extraction, Template
 from redline_service.engine import Engine
 
 # Dense bfloat16 peaks by the name that torch gives the device, operations a second, from the makers' data sheets.

@@ -118,7 +118,7 @@ class Load:
     def tokens(self, items: Sequence[dict[str, str]]) -> int:
         """Tokens of ``items`` for the model, with their serial numbers."""
         numbered = [Item(f"00000000 {item['prompt']}", f"00000000 {item['response']}") for item in items]
-        return sum(self._scorer.length(self._encoder.encode(item)) for item in numbered)
+        return sum(self._scorer.planner.length(self._encoder.encode(item)) for item in numbered)
 
     def stream(self, contents: Sequence[list[dict[str, str]]], deadline_s: float | None = None, **how: Any) -> Stream:
         """A stream of requests with ``contents`` in turn, and serial numbers that no other stream has."""

@@ -100,7 +100,7 @@ def rendered(figures: dict[str, Any]) -> str:
                 )
     lines += [
         "",
-        "| marked words of | blame by | reading | AUC | average precision | marked share |",
+        "| errors marked in | error score from | mode/aggregate | AUC | average precision | marked share |",
         "|---|---|---|---|---|---|",
     ]
     for test, models in figures["blame"].items():
@@ -113,13 +113,13 @@ def rendered(figures: dict[str, Any]) -> str:
                     f"| {d['average_precision']:.3f} [{d['average_precision_low']:.3f}, "
                     f"{d['average_precision_high']:.3f}] | {d['marked_share']:.3f} |"
                 )
-    lines += ["", "| marked words of | model | against | AUC ahead by |", "|---|---|---|---|"]
+    lines += ["", "| errors marked in | model | against | AUC difference |", "|---|---|---|---|"]
     for test, models in figures["ahead"].items():
         for model, others in models.items():
             for other, (ahead, low, high) in others.items():
                 lines.append(f"| {test} | {model} | {other} | {ahead:+.3f} [{low:+.3f}, {high:+.3f}] |")
     if figures["judge"]:
-        lines += ["", "| judge on | pairs right | corr. with length |", "|---|---|---|"]
+        lines += ["", "| evaluation model tested on | pairs right | corr. with length |", "|---|---|---|"]
         for test, r in figures["judge"].items():
             a = r["accuracy"]
             lines.append(
@@ -128,7 +128,7 @@ def rendered(figures: dict[str, Any]) -> str:
     if figures["policies"]:
         lines += [
             "",
-            "| answers of | judge's wins against the base | judge's score | tokens | KL |",
+            "| policy | wins against the base | score by the evaluation model | tokens | KL |",
             "|---|---|---|---|---|",
         ]
         for name, f in figures["policies"]["answers"].items():

@@ -26,7 +26,7 @@ from benchmarks.speed.bundles import build_bundle
 from benchmarks.speed.workloads import Texts
 from redline.preference_data.rows import Pair
 from redline_model.bundle.bundle import Bundle
-from redline_model.bundle.loading import LoadOptions
+from redline_model.bundle.load_options import LoadOptions
 from redline_model.encoding.encoder import EncodedItem
 from redline_trainer.config import TrainConfig
 from redline_trainer.encode_pairs import EncodedPair, encode_pairs
@@ -69,7 +69,7 @@ class _Clock(TrainerCallback):  # type: ignore[misc]
 
 def example(item: EncodedItem) -> dict[str, list[int]]:
     """One training sequence with its source masked out of the loss."""
-    source = [*item.prefix_ids, *item.response_ids, *item.request_ids]
+    source = [*item.prefix_ids, *item.response_ids, *item.instruction_ids]
     return {"input_ids": [*source, *item.target_ids], "labels": [-100] * len(source) + item.target_ids}
 
 

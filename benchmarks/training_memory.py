@@ -28,7 +28,7 @@ from benchmarks.speed.bundles import build_bundle
 from benchmarks.speed.workloads import Texts
 from benchmarks.training import build_pairs
 from redline_model.bundle.bundle import Bundle
-from redline_model.bundle.loading import LoadOptions
+from redline_model.bundle.load_options import LoadOptions
 from redline_trainer.config import TrainConfig
 from redline_trainer.dropout import set_training_mode
 from redline_trainer.encode_pairs import encode_pairs

@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 import torch
 
-from redline_model.bundle.bundle import REFERENCE, Bundle, Manifest, make_encoder, make_scorer, save_bundle
-from redline_model.bundle.loading import Kind
-from redline_model.encoding.encoder import Template
-from redline_model.extraction import Extraction
+from redline_model.bundle.bundle import Bundle, save_bundle
+from redline_model.bundle.manifest import Manifest
+from redline_model.encoding.make_encoder import make_encoder
+from redline_model.kinds import make_scorer
+from redline_model.options import Extraction, Template
 from redline_model.scorer import Scorer
-from redline_model.scorers.dpo import DPOScorer
+from redline_model.scorers.dpo import REFERENCE, DPOScorer
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -126,7 +127,7 @@ def build_scalar(vocab_size: int, seed: int = 0) -> Any:
 
 
 def build_scorer(
-    kind: Kind,
+    kind: str,
     model: Any,
     tokenizer: Any,
     max_tokens: int | None = 512,
@@ -184,7 +185,7 @@ def build_dpo(tokenizer: Any, *, beta: float = 0.5, is_padded: bool = False, see
     return build_scorer("dpo", policy, tokenizer, template=template, reference=reference, beta=beta)
 
 
-def write_bundle(folder: Path, scorer: Scorer[Any], kind: Kind = "seq2seq") -> Bundle:
+def write_bundle(folder: Path, scorer: Scorer[Any], kind: str = "seq2seq") -> Bundle:
     """The scorer as a bundle on disk, loaded again."""
     encoder = scorer.encoder
     manifest = Manifest(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from redline_model.bundle.files import file_digest
+from redline.files.digest import file_digest
 
 MANIFEST = "redline.json"
 WEIGHTS = "model.safetensors"

@@ -1,4 +1,4 @@
-"""The picture in docs/architecture.md, held against the code: imports, weight, size, and what an installation holds."""
+"""docs/explanation/architecture.md holds for the code: imports, sizes, and what an installation contains."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from benchmarks.synthetic.tasks.suite import CONTROLS, TASKS
 from redline import NO_RETRY, RewardClient
 from redline.ppo import CausalPolicy, RemoteRewards, Rollout
 from redline_model.bundle.bundle import Bundle
-from redline_model.extraction import RewardSpec
+from redline_model.reward_spec import RewardSpec
 from redline_service.http.app import create_app
 from redline_service.settings import ServiceSettings
 from redline_trainer.config import TrainConfig

@@ -19,7 +19,7 @@ import pytest
 from redline import NO_RETRY, ConnectionFailedError, RetryPolicy, RewardClient, ScoreOptions, ServiceError
 from redline_model.bundle.bundle import Bundle
 from redline_model.encoding.encoder import Item
-from redline_model.extraction import RewardSpec
+from redline_model.reward_spec import RewardSpec
 from tests.conftest import build_causal, build_tokenizer
 from tests.ports import free_port
 
@@ -289,7 +289,7 @@ def test_the_documents_python_runs(home: Path, service: Service, capsys: pytest.
     assert capsys.readouterr().out.splitlines()[1].startswith("0 ")
     library: dict[str, Any] = {}
     small = (
-        block("docs/ppo.md")
+        block("docs/how-to/train-a-policy.md")
         .replace("steps=10", "steps=1, rollouts=4")
         .replace("max_new_tokens=64", "max_new_tokens=12")
     )

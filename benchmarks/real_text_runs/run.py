@@ -151,9 +151,9 @@ class Run:
 
     def tested(self, name: str) -> list[Any]:
         """The first test pairs that fit the model that reads most, so that all models are measured on the same."""
-        from redline_model.bundle.bundle import make_encoder
         from redline_model.bundle.loading import load_config, load_tokenizer
-        from redline_model.encoding.encoder import Template
+        from redline_model.encoding.make_encoder import make_encoder
+        from redline_model.options import Template
         from redline_trainer.encode_pairs import encode_pairs
 
         tokenizer = load_tokenizer(self.base)
@@ -185,7 +185,7 @@ class Run:
     def quality(self, folder: Path, test: str) -> dict[str, Any]:
         """What ``redline evaluate`` says of a bundle on a test set."""
         from redline_model.bundle.bundle import Bundle
-        from redline_model.bundle.loading import LoadOptions
+        from redline_model.bundle.load_options import LoadOptions
         from redline_trainer.evaluation.report import measure_quality
 
         def make() -> dict[str, Any]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from redline_model.bundle.bundle import make_encoder
-from redline_model.bundle.loading import LoadOptions, load_model, load_tokenizer
-from redline_model.encoding.encoder import EncodedItem, Template
-from redline_model.extraction import Extraction, TokenStatistics
+from redline_model.bundle.load_options import LoadOptions
+from redline_model.bundle.loading import load_model, load_tokenizer
+from redline_model.encoding.encoder import EncodedItem
+from redline_model.encoding.make_encoder import make_encoder
+from redline_model.extraction import TokenStatistics
+from redline_model.options import Extraction, Template
 from redline_model.scorers.dpo import scored
 from redline_model.scorers.seq2seq import Seq2SeqScorer
 

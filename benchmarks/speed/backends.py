@@ -240,7 +240,7 @@ class Vllm(Server):
 
     def _sequences(self, call: Call) -> list[tuple[list[int], list[int]]]:
         encoded = [self._encoder.encode(Item(item["prompt"], item["response"])) for item in call]
-        return [([*e.prefix_ids, *e.response_ids, *e.request_ids, *e.target_ids], e.target_ids) for e in encoded]
+        return [([*e.prefix_ids, *e.response_ids, *e.instruction_ids, *e.target_ids], e.target_ids) for e in encoded]
 
     def request(self, call: Call, mode: str) -> tuple[str, dict[str, Any]]:
         """See ``Server``."""

@@ -10,10 +10,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.speed.workloads import BUILT_IN
-from redline_model.bundle.bundle import Manifest, save_bundle
+from redline_model.bundle.bundle import save_bundle
 from redline_model.bundle.loading import load_tokenizer, token_limit
-from redline_model.encoding.encoder import Template
-from redline_model.extraction import Extraction
+from redline_model.bundle.manifest import Manifest
+from redline_model.options import Extraction, Template
 
 # hidden, intermediate, layers, heads, key-value heads, vocabulary
 SHAPES = {

@@ -36,7 +36,7 @@ def fewest_operations(items: Iterable[EncodedItem], model: Any) -> float:
     for item in items:
         prefix = tuple(item.prefix_ids)
         shared = len(prefix)
-        own = len(item.response_ids) + len(item.request_ids) + len(item.target_ids) - 1
+        own = len(item.response_ids) + len(item.instruction_ids) + len(item.target_ids) - 1
         if prefix not in seen:
             seen.add(prefix)
             operations += shared * a_token + a_pair * shared * (shared + 1) / 2

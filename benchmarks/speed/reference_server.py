@@ -26,7 +26,7 @@ class Query(BaseModel):
 
 def sequence_of(item: EncodedItem) -> list[int]:
     """``[x, y, request, y]``."""
-    return [*item.prefix_ids, *item.response_ids, *item.request_ids, *item.target_ids]
+    return [*item.prefix_ids, *item.response_ids, *item.instruction_ids, *item.target_ids]
 
 
 def paper_rewards(logits: torch.Tensor, targets: list[int]) -> dict[str, Any]:

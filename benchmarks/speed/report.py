@@ -87,7 +87,7 @@ def write_plot(report: dict[str, Any], path: Path) -> None:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The figures of a serving report as the tables of docs/performance.md."""
+    """The figures of a serving report as the tables of docs/results/performance.md."""
     names = list(next(iter(report["workloads"].values()))["contenders"])
     lines = ["| workload | " + " | ".join(names) + " | ceiling |", "|---" * (len(names) + 2) + "|"]
     for name, workload in report["workloads"].items():

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from benchmarks.synthetic.budget import FULL, QUICK
 from benchmarks.synthetic.local_rewards import PLACINGS, Placing
-from redline_model.extraction import MODES, Mode
+from redline_model.options import MODES, Mode
 
 Derivation = Literal["red", "ensemble", "length_calibrated"]
 

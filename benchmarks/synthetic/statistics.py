@@ -162,7 +162,7 @@ def head_to_head(worlds: Mapping[str, Any]) -> str:
     lines = [
         f"**{MAIN_POLICY} against Bradley-Terry**",
         "",
-        "| world | against | wins, in distribution | ties | wins, out of distribution | ties |",
+        "| task | against | wins, in distribution | ties | wins, out of distribution | ties |",
         "|---|---|---|---|---|---|",
     ]
     for world, splits in worlds.items():

@@ -13,9 +13,9 @@ import torch
 from benchmarks.synthetic.budget import Budget
 from benchmarks.synthetic.tasks.task import Question, Task, prompt_key
 from examples.quickstart.supervised import encode, fit, tiny_llama, train_tokenizer
+from redline.files.atomic import write_text
 from redline.ppo import CausalPolicy, PPOConfig, PPOLoop, RewardSource, Rollout, Scores
 from redline.preference_data.rows import Pair
-from redline_model.bundle.files import write_atomically
 from redline_trainer.config import TrainConfig
 from redline_trainer.train import train
 
@@ -112,4 +112,4 @@ def ppo(
 def write_json(path: Path, value: Any) -> None:
     """``value`` at ``path``, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(value, indent=1) + "\n")
+    write_text(path, json.dumps(value, indent=1) + "\n")

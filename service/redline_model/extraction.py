@@ -1,6 +1,6 @@
-"""From what the model says of each response token to one reward a token; pure functions on tensors.
+"""Token statistics and the rewards made of them, one per response token; pure functions on tensors.
 
-Notation (docs/method.md): ``y`` a response of T tokens, its end-of-sequence token included where it has one;
+Notation (docs/explanation/method.md): ``y`` a response of T tokens, its end-of-sequence token included if it has one;
 ``pi`` the reward model; ``a_t = argmax_v pi(v | x, y, y_<t)``; ``k`` the first t with ``a_t != y_t``.
 Token statistics are the only thing kept of the logits, so nothing of size T x V outlives a chunk.
 """
@@ -8,19 +8,14 @@ Token statistics are the only thing kept of the logits, so nothing of size T x V
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from redline_model.errors import UnsupportedError
+from redline_model.options import Aggregate, Extraction, Mode
 
-Mode = Literal["paper", "paper_centered", "margin", "logprob_centered", "probability"]
-Aggregate = Literal["sum", "mean", "last"]
 _BLOCK_ELEMENTS = 2**20
-MODES: tuple[Mode, ...] = get_args(Mode)
-AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)
 
 
 class TokenStatistics(NamedTuple):
@@ -61,25 +56,6 @@ def _statistics(logits: Tensor, target_ids: Tensor) -> TokenStatistics:
     # p log p is 0 where p is 0, and a logit of minus infinity is not to make it NaN
     entropy = log_total - torch.linalg.vecdot(weights, below.clamp_(min=-1e9)) / total
     return TokenStatistics(own - log_total, -log_total, entropy, best_ids, best_ids == target_ids)
-
-
-class Extraction(BaseModel):
-    """How a bundle reads rewards off its model: the defaults and the magnitudes of each mode (all **ours**).
-
-    ``positive``/``negative``: reward of an agreeing token before k, cost of a diverging one (mode ``paper``).
-    ``after_divergence``: reward of a token that agrees again after k (mode ``paper``).
-    ``margin_floor``: least reward of a token in mode ``margin``, nats. ``probability_clip``: mode ``probability``.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    mode: Mode = "margin"
-    aggregate: Aggregate = "sum"
-    positive: float = 1.0
-    negative: float = 1.0
-    after_divergence: float = 0.0
-    margin_floor: float = -10.0
-    probability_clip: tuple[float, float] = (-0.5, 0.5)
 
 
 def divergence(agrees: Tensor) -> int | None:
@@ -152,29 +128,3 @@ def move_score(rewards: list[float], by: float, aggregate: Aggregate) -> list[fl
     """
     on_last = by * len(rewards) if aggregate == "mean" else by
     return [*rewards[:-1], rewards[-1] + on_last]
-
-
-class RewardSpec(NamedTuple):
-    """A choice of mode (None: the model has no modes) and aggregate for one item."""
-
-    mode: Mode | None
-    aggregate: Aggregate
-
-
-def choose_aggregate(asked: str | None, default: Aggregate) -> Aggregate:
-    """``asked`` as an aggregate, ``default`` where None. Raises UnsupportedError, naming what there is."""
-    if asked is None:
-        return default
-    for known in AGGREGATES:
-        if known == asked:
-            return known
-    raise UnsupportedError(f"unknown aggregate {asked!r}; this model offers {', '.join(AGGREGATES)}")
-
-
-def choose_mode(asked: str | None, default: Mode, offered: tuple[Mode, ...] = MODES) -> Mode:
-    """``asked`` as a mode, ``default`` where None. Raises UnsupportedError, naming what there is."""
-    wanted = default if asked is None else asked
-    for known in offered:
-        if known == wanted:
-            return known
-    raise UnsupportedError(f"unknown extraction mode {wanted!r}; this model offers {', '.join(offered)}")

@@ -33,8 +33,8 @@ from redline.wire.correction import CorrectRequest, CorrectResponse
 from redline_model.bundle.bundle import Bundle
 from redline_model.encoding.encoder import EncodedItem, Encoder
 from redline_model.errors import RedlineModelError, UnsupportedError
-from redline_model.extraction import AGGREGATES, RewardSpec
-from redline_model.scorer import reward_spec, spec_key
+from redline_model.options import AGGREGATES
+from redline_model.reward_spec import RewardSpec, reward_spec, spec_key
 from redline_service.correction.service import CorrectionService
 from redline_service.correction.wire_edits import readable, wire_edits
 from redline_service.errors import RequestError, item_error
@@ -77,7 +77,7 @@ def _slices(items: Sequence[ScoreItem]) -> Iterator[Sequence[ScoreItem]]:
 
 
 def default_batch_tokens(device: str) -> int:
-    """Tokens of one pass that keep a device busy; more only adds memory and waiting (docs/performance.md)."""
+    """Tokens of one pass that keep a device busy; more only adds memory and waiting (docs/results/performance.md)."""
     return 2048 if device == "cpu" else 16384
 
 
@@ -122,7 +122,7 @@ class Engine:
     @property
     def prefix_cache_bytes(self) -> int:
         """Memory of the keys and values of prompts that are kept between passes."""
-        return sum(cache.bytes for cache in self._scorer.prefix_caches)
+        return sum(cache.bytes for cache in self._scorer.planner.prefix_caches)
 
     @property
     def end_text(self) -> str | None:
@@ -205,7 +205,7 @@ class Engine:
             ready += await self.threads.run(self._encode_all, part, request.options.on_too_long)
         tokenized = time.perf_counter()
         good = [one for one in ready if isinstance(one, EncodedItem)]
-        lengths = [self._scorer.length(item) for item in good]
+        lengths = [self._scorer.planner.length(item) for item in good]
         self._usual_tokens += _USUAL_WEIGHT * (sum(lengths) - self._usual_tokens)
         results = await self.batcher.run(
             good,

@@ -1,4 +1,4 @@
-"""The service's errors, and how those of the scheduler and of the model become the wire's."""
+"""The service's errors, and the one mapping of scheduler and model errors to the wire's codes."""
 
 from __future__ import annotations
 
@@ -7,28 +7,21 @@ import math
 from pydantic import ValidationError
 
 from redline.wire import ERROR_TABLE, ErrorBody, ErrorCode, ErrorResponse
-from redline_model import errors as kernel
+from redline_model import errors as model_errors
+from redline_service.scheduling.errors import OverloadedError
 
 _SHOWN_ERRORS = 10
 # An answer that names what is wrong is a few lines long, however long what was sent.
 _MAX_MESSAGE = 4000
-_CODES: dict[type[kernel.RedlineModelError], ErrorCode] = {
-    kernel.InvalidPromptError: ErrorCode.INVALID_PROMPT,
-    kernel.EmptyResponseError: ErrorCode.EMPTY_RESPONSE,
-    kernel.BadIdsError: ErrorCode.BAD_IDS,
-    kernel.TooLongError: ErrorCode.TOO_LONG,
-    kernel.NonFiniteError: ErrorCode.NON_FINITE,
-    kernel.OutOfMemoryError: ErrorCode.OUT_OF_MEMORY,
-    kernel.UnsupportedError: ErrorCode.UNSUPPORTED,
+_CODES: dict[type[model_errors.RedlineModelError], ErrorCode] = {
+    model_errors.InvalidPromptError: ErrorCode.INVALID_PROMPT,
+    model_errors.EmptyResponseError: ErrorCode.EMPTY_RESPONSE,
+    model_errors.BadIdsError: ErrorCode.BAD_IDS,
+    model_errors.TooLongError: ErrorCode.TOO_LONG,
+    model_errors.NonFiniteError: ErrorCode.NON_FINITE,
+    model_errors.OutOfMemoryError: ErrorCode.OUT_OF_MEMORY,
+    model_errors.UnsupportedError: ErrorCode.UNSUPPORTED,
 }
-
-
-class OverloadedError(Exception):
-    """The scheduler refuses work that could not be done in time, or has no room for. ``retry_after_s``: seconds."""
-
-    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
 
 
 class RequestError(Exception):

@@ -9,7 +9,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from redline.wire import OnTooLong
-from redline_model.bundle.loading import LoadOptions, Quantization
+from redline_model.bundle.load_options import LoadOptions, Quantization
 
 # What templates of configuration files write for nothing; read as JSON it would count as not set.
 _NOTHING = {"", "null", "none", "~", "[]", '""', "''"}

@@ -24,7 +24,7 @@ from tests.ports import free_port
 
 pytestmark = pytest.mark.loop
 BIG = 64 * 1024
-# The bounds that docs/security.md promises are 1 s and 250 ms; other tests may have the processor meanwhile.
+# docs/reference/limits-and-security.md promises 1 s and 250 ms; other tests may use the processor at the same time.
 QUICK_S = 3.0
 LIVE_S = 1.0
 MARKERS = [

@@ -13,9 +13,9 @@ from redline import align_rewards, check_offsets, token_spans
 from redline.text.chat_markup import (
     PromptBoundaryError,
     parse_conversation,
+    parse_prompt,
     parse_prompt_and_response,
     parse_query_and_prompt,
-    prompt_of,
 )
 from redline.text.marker_scan import end_of_content, marker_at_end, overlap, start_of_content
 
@@ -27,7 +27,7 @@ _FRAGMENTS = [
 _STARTS = ["", "[INST] <<SYS>>", "<|im_start|>user\n", "<|im_start|>assistant\n<think>"]
 _READERS: dict[str, Callable[[str], object]] = {
     "from_whole": parse_conversation,
-    "prompt_of": prompt_of,
+    "parse_prompt": parse_prompt,
     "from_prompt_and_response": lambda text: parse_prompt_and_response(text, text, has_ends=True),
     "from_query_and_prompt": lambda text: parse_query_and_prompt(text, text),
     "of a query that was cut": lambda text: parse_query_and_prompt(text[1:] + "x", text),

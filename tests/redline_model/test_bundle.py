@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 
-from redline_model.bundle.bundle import MANIFEST, Bundle, Manifest, save_bundle, tokenizer_fingerprint
-from redline_model.bundle.loading import LoadOptions, load_tokenizer, token_limit
-from redline_model.encoding.encoder import Item, Template
+from redline_model.bundle.bundle import Bundle, save_bundle
+from redline_model.bundle.load_options import LoadOptions
+from redline_model.bundle.loading import load_tokenizer, token_limit
+from redline_model.bundle.manifest import MANIFEST, Manifest
+from redline_model.encoding.encoder import Item
+from redline_model.encoding.tokenizer_identity import tokenizer_fingerprint
 from redline_model.errors import BundleError, UnsupportedError
-from redline_model.extraction import Extraction, RewardSpec
+from redline_model.options import Extraction, Template
+from redline_model.reward_spec import RewardSpec
 from redline_model.scorer import Scorer
 from tests.conftest import build_tokenizer, write_bundle
 

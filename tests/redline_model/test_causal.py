@@ -55,7 +55,7 @@ def everywhere(some: list[PrefixedSequence]) -> list[range]:
 @pytest.mark.parametrize("family", CAUSAL)
 def test_every_branch_is_as_if_alone_cold_and_warm(family: str) -> None:
     reference, model = build_family(family), build_family(family)
-    forward = CausalForward(model, prefix_cache_tokens=30)
+    forward = CausalForward.probed(model, prefix_cache_tokens=30)
     assert forward.is_packed == (family in RAGGED)
     for seed in range(4):
         some = sequences(seed)
@@ -68,7 +68,7 @@ def test_every_branch_is_as_if_alone_cold_and_warm(family: str) -> None:
 @pytest.mark.parametrize("family", ["llama", "gemma2", "mamba", "gpt2"])
 def test_the_model_s_own_calls_are_what_they_were(family: str) -> None:
     reference, model = build_family(family), build_family(family)
-    CausalForward(model, 10)
+    CausalForward.probed(model, 10)
     ids, mask = torch.tensor([[5, 6, 7, 8], [9, 3, 0, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     with torch.no_grad():
         ours = model(input_ids=ids, attention_mask=mask).logits
@@ -79,7 +79,7 @@ def test_long_segments_are_masked_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("redline_model.inference.packed_attention._MASKED_ROWS", 4)
     for family in ("llama", "mistral"):
         reference, model = build_family(family), build_family(family)
-        forward = CausalForward(model, 100)
+        forward = CausalForward.probed(model, 100)
         some = sequences(7, groups=1, longest=30)
         with torch.no_grad():
             expected = torch.cat([alone(reference, sequence) for sequence in some])
@@ -89,7 +89,7 @@ def test_long_segments_are_masked_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_gradients_are_those_of_the_sequences_alone() -> None:
     reference, model = build_family("llama"), build_family("llama")
-    forward = CausalForward(model.train(), prefix_cache_tokens=100)
+    forward = CausalForward.probed(model.train(), prefix_cache_tokens=100)
     some = sequences(2)
     weights = torch.randn(sum(len(b.own) for b in some), 32)
     for _ in range(2):  # the second time nothing may come from a cache: weights move in training
@@ -104,7 +104,7 @@ def test_gradients_are_those_of_the_sequences_alone() -> None:
 def test_gradients_survive_checkpointing() -> None:
     reference, model = build_family("llama"), build_family("llama")
     model.gradient_checkpointing_enable()
-    forward = CausalForward(model.train())
+    forward = CausalForward.probed(model.train())
     assert forward.is_packed
     some = sequences(3)
     torch.autograd.backward(forward(some, everywhere(some)).square().sum())
@@ -123,7 +123,7 @@ def with_head(seed: int, head: int) -> list[PrefixedSequence]:
 @pytest.mark.parametrize("cache", [0, 40, 1000])
 def test_a_head_that_all_prompts_share_changes_nothing(family: str, cache: int) -> None:
     reference, model = build_family(family), build_family(family)
-    forward = CausalForward(model, cache)
+    forward = CausalForward.probed(model, cache)
     for some in (with_head(1, 20), with_head(2, 20), sequences(3), with_head(3, 20), with_head(4, 12)):
         with torch.no_grad():
             expected = torch.cat([alone(reference, sequence) for sequence in some])
@@ -133,7 +133,7 @@ def test_a_head_that_all_prompts_share_changes_nothing(family: str, cache: int) 
 
 def test_a_head_is_computed_once() -> None:
     model = build_family("llama")
-    forward = CausalForward(model, prefix_cache_tokens=1000)
+    forward = CausalForward.probed(model, prefix_cache_tokens=1000)
     seen = tokens_seen(model)
     head = tuple(range(1, 21))
     some = [PrefixedSequence((*head, 30 + n, 31 + n), [5, 6]) for n in range(4)]
@@ -147,7 +147,7 @@ def test_a_head_is_computed_once() -> None:
 
 def test_gradients_through_a_shared_head_are_those_of_the_sequences_alone() -> None:
     reference, model = build_family("llama"), build_family("llama")
-    forward = CausalForward(model.train())
+    forward = CausalForward.probed(model.train())
     some = with_head(5, 10)
     torch.autograd.backward(forward(some, everywhere(some)).square().sum())
     torch.autograd.backward(torch.cat([alone(reference, b) for b in some]).square().sum())
@@ -164,7 +164,7 @@ def tokens_seen(model: Any) -> list[int]:
 
 def test_a_prefix_is_computed_once_for_its_group_and_not_at_all_while_warm() -> None:
     model = build_family("llama")
-    forward = CausalForward(model, prefix_cache_tokens=40)
+    forward = CausalForward.probed(model, prefix_cache_tokens=40)
     seen = tokens_seen(model)
     prefix = tuple(range(1, 21))
     some = [PrefixedSequence(prefix, [30 + i, 31 + i]) for i in range(5)]
@@ -181,7 +181,7 @@ def test_a_prefix_is_computed_once_for_its_group_and_not_at_all_while_warm() -> 
 @pytest.mark.parametrize("budget", [1, 15, 40, 10_000])
 def test_batches_hold_every_branch_once_within_the_budget(family: str, budget: int) -> None:
     model = build_family(family)
-    forward = CausalForward(model)
+    forward = CausalForward.probed(model)
     some = [*sequences(5), *with_head(6, 12)]
     seen = tokens_seen(model)
     batches = list(forward.batches(some, budget))
@@ -209,26 +209,26 @@ def test_the_cache_is_bounded_and_forgets_the_least_recently_used() -> None:
 def test_a_model_that_was_asked_for_another_attention_is_left_alone() -> None:
     model = build_family("llama")
     model.set_attn_implementation("eager")
-    assert not CausalForward(model).is_packed
+    assert not CausalForward.probed(model).is_packed
     assert model.config._attn_implementation == "eager"
 
 
 def test_a_family_that_differs_on_the_probe_is_put_back() -> None:
     model = build_family("gpt_oss")
     before = model.config._attn_implementation
-    assert not CausalForward(model).is_packed
+    assert not CausalForward.probed(model).is_packed
     assert model.config._attn_implementation == before != NAME
 
 
 def test_a_window_that_attention_is_not_told_of_is_not_trusted() -> None:
     model = build_family("llama")
     model.config.sliding_window = 1000  # as if the family kept to it in its masks alone
-    assert not CausalForward(model).is_packed
+    assert not CausalForward.probed(model).is_packed
 
 
 def test_the_head_is_that_of_the_traffic_and_not_of_the_first_prompt() -> None:
     model = build_family("llama")
-    forward = CausalForward(model, 1000)
+    forward = CausalForward.probed(model, 1000)
     odd, system = PrefixedSequence(tuple(range(1, 13)), [5]), tuple(range(20, 44))
     with torch.no_grad():
         forward([odd], [range(1)])

@@ -11,7 +11,7 @@ import torch
 from redline.causal_lm import cpu_precision as module
 from redline.causal_lm.cpu_precision import ENVIRONMENT, CPUPrecision, choose, cpu_precision, measure
 from redline_model.bundle.bundle import Bundle
-from redline_model.bundle.loading import LoadOptions, prefers_bfloat16
+from redline_model.bundle.load_options import LoadOptions, prefers_bfloat16
 from redline_model.errors import UnsupportedError
 
 

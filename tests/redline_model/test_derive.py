@@ -11,16 +11,17 @@ from typing import Any
 
 import pytest
 
-from redline_model.bundle.bundle import INNER, MANIFEST, Bundle, Manifest, member_folder, write_bundle
+from redline_model.bundle.bundle import Bundle, write_bundle
 from redline_model.bundle.derive import BundleMetrics, derive_ensemble, derive_red
-from redline_model.bundle.loading import LoadOptions
-from redline_model.bundle.manifest import CalibrationFit
+from redline_model.bundle.load_options import LoadOptions
+from redline_model.bundle.manifest import MANIFEST, CalibrationFit, Manifest
 from redline_model.encoding.encoder import Item
 from redline_model.errors import BundleError, UnsupportedError
-from redline_model.extraction import RewardSpec
-from redline_model.scorer import Scorer, reward_spec
-from redline_model.scorers.ensemble import EnsembleScorer
-from redline_model.scorers.length_calibrated import LengthCalibratedScorer, LengthCalibration, LengthCurve
+from redline_model.options import LengthCalibration, LengthCurve
+from redline_model.reward_spec import RewardSpec, reward_spec
+from redline_model.scorer import Scorer
+from redline_model.scorers.ensemble import EnsembleScorer, member_folder
+from redline_model.scorers.length_calibrated import INNER, LengthCalibratedScorer
 from tests.conftest import build_causal, build_dpo, build_scalar, build_scorer
 from tests.conftest import write_bundle as written
 

@@ -11,18 +11,9 @@ import torch
 
 from redline_model.encoding.encoder import EncodedItem, Item
 from redline_model.errors import UnsupportedError
-from redline_model.extraction import (
-    MODES,
-    Extraction,
-    Mode,
-    RewardSpec,
-    TokenStatistics,
-    aggregate_rewards,
-    choose_mode,
-    divergence,
-    extract,
-    token_statistics,
-)
+from redline_model.extraction import TokenStatistics, aggregate_rewards, divergence, extract, token_statistics
+from redline_model.options import MODES, Extraction, Mode
+from redline_model.reward_spec import RewardSpec, choose_mode
 from redline_model.scorer import Scorer
 
 PROMPT = "How do I reset my router?"
@@ -37,7 +28,7 @@ RESPONSES = [
 def literal_paper_rewards(scorer: Scorer[Any], item: EncodedItem) -> list[float]:
     """The paper as it is worded: generate the model's output token by token, compare, then feed the rest."""
     model, targets = scorer.model, item.target_ids
-    source = [*item.prefix_ids, *item.response_ids, *item.request_ids]
+    source = [*item.prefix_ids, *item.response_ids, *item.instruction_ids]
     is_encoder_decoder = model.config.is_encoder_decoder
     start = [model.generation_config.decoder_start_token_id] if is_encoder_decoder else []
 
@@ -75,7 +66,9 @@ def responses_with_agreement(scorer: Scorer[Any]) -> list[EncodedItem]:
 
 def _with_response(item: EncodedItem, ids: list[int]) -> EncodedItem:
     end = item.target_ids[len(item.response_ids) :]
-    return EncodedItem(item.prefix_ids, ids, item.request_ids, [*ids, *end], item.offsets, item.text, item.is_finished)
+    return EncodedItem(
+        item.prefix_ids, ids, item.instruction_ids, [*ids, *end], item.offsets, item.text, item.is_finished
+    )
 
 
 @pytest.mark.parametrize("architecture", ["causal_scorer", "encoder_decoder_scorer"])

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from redline_model.bundle.bundle import MAX_DEPTH, Bundle, Manifest, locate, save_bundle
+from redline_model.bundle.bundle import MAX_DEPTH, Bundle, save_bundle
+from redline_model.bundle.hub import locate_bundle
 from redline_model.bundle.loading import load_config, load_model
-from redline_model.encoding.encoder import Template
+from redline_model.bundle.manifest import Manifest
 from redline_model.errors import BundleError, RedlineModelError, UnsupportedError
-from redline_model.extraction import Extraction
+from redline_model.options import Extraction, Template
 from redline_model.untrusted import template_check
 from redline_model.untrusted.model_folder import check_weights
 from redline_model.untrusted.template_check import check_chat_template
@@ -108,7 +109,7 @@ def test_files_that_the_hub_s_cache_links_to_are_read(bundle: Bundle, tmp_path: 
     for number, path in enumerate(sorted(bundle.folder.iterdir())):
         shutil.copyfile(path, blobs / str(number))
         (snapshot / path.name).symlink_to(f"../../blobs/{number}")
-    assert Bundle.load(locate(snapshot)).digest == bundle.digest
+    assert Bundle.load(locate_bundle(snapshot)).digest == bundle.digest
 
 
 def test_weights_in_several_files_are_read(bundle: Bundle, tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_every_family_of_models_passes_the_comparison_with_its_weights(name: str
 
 
 def test_a_base_may_have_weights_in_pytorch_s_format_and_a_bundle_not(copy: Path, tmp_path: Path) -> None:
-    from redline_model.bundle.loading import LoadOptions
+    from redline_model.bundle.load_options import LoadOptions
 
     model = build_causal(400)
     (copy / WEIGHTS).unlink()
@@ -154,7 +155,7 @@ class _Unpickled:
 
 
 def test_weights_of_a_base_cannot_run_code(copy: Path, tmp_path: Path) -> None:
-    from redline_model.bundle.loading import LoadOptions
+    from redline_model.bundle.load_options import LoadOptions
 
     _Unpickled.trace = tmp_path / "code was run"
     (copy / WEIGHTS).unlink()

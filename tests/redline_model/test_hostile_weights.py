@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from redline_model.bundle.bundle import Bundle
-from redline_model.bundle.loading import LoadOptions, check_policy, load_model
+from redline_model.bundle.load_options import LoadOptions
+from redline_model.bundle.loading import check_policy, load_model
 from redline_model.errors import BundleError
 from redline_model.untrusted.pickle_check import PICKLED, pickled_tensors
 from tests.conftest import build_causal

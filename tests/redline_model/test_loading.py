@@ -20,18 +20,19 @@ from transformers import (
 )
 
 from redline.preference_data.rows import Pair
-from redline_model.bundle.bundle import make_encoder
 from redline_model.bundle.checkpoint_names import check_names
-from redline_model.bundle.loading import Kind, LoadOptions, check_policy, load_config, load_model, load_tokenizer
-from redline_model.encoding.encoder import Template
+from redline_model.bundle.load_options import LoadOptions
+from redline_model.bundle.loading import check_policy, load_config, load_model, load_tokenizer
+from redline_model.encoding.make_encoder import make_encoder
 from redline_model.errors import BundleError, UnsupportedError
+from redline_model.options import Template
 from redline_trainer.config import TrainConfig
 from redline_trainer.train import train
 from tests.conftest import build_causal, build_encoder_decoder, build_tokenizer
 
 CPU = LoadOptions(device="cpu")
 PAIRS = [Pair(f"How do I reset router {n}?", "Hold the button.", "Eat the soup.", f"t:{n}") for n in range(12)]
-KINDS: list[Kind] = ["seq2seq", "scalar", "red", "dpo"]
+KINDS: list[str] = ["seq2seq", "scalar", "red", "dpo"]
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +171,7 @@ def test_an_adapter_s_folder_is_refused_and_its_base_is_not_followed(copy: Path)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_tokenizer_larger_than_the_model_is_refused_by_both_sizes_before_training(
-    base: Path, copy: Path, tmp_path: Path, kind: Kind
+    base: Path, copy: Path, tmp_path: Path, kind: str
 ) -> None:
     tokenizer = load_tokenizer(base)
     size = load_config(base).vocab_size

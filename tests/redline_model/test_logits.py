@@ -16,7 +16,7 @@ from tests.families import build_family
 def test_chunks_joined_are_the_full_logits(causal_scorer: Scorer[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("redline_model.inference.lm_head._CHUNK_ELEMENTS", 1000)  # several chunks
     model = causal_scorer.model
-    head = LMHead(model)
+    head = LMHead.probed(model)
     assert head.is_understood
     ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
     with torch.no_grad():
@@ -30,7 +30,7 @@ def test_chunks_joined_are_the_full_logits(causal_scorer: Scorer[Any], monkeypat
 def test_heads_with_scalings_of_their_own_are_reproduced(family: str) -> None:
     model = build_family(family)
     ids = torch.tensor([[5, 6, 7, 8]])
-    head = LMHead(model)
+    head = LMHead.probed(model)
     assert head.is_understood
     with torch.no_grad():
         hidden = model.base_model(input_ids=ids).last_hidden_state[0]
@@ -44,7 +44,7 @@ def test_an_encoder_decoder_s_projection_can_be_intercepted(family: str) -> None
     if family == "bart":
         model.final_logits_bias.copy_(torch.randn(1, model.config.vocab_size))
     inputs = {"input_ids": torch.tensor([[5, 6, 7]]), "decoder_input_ids": torch.tensor([[2, 9, 4, 11]])}
-    head = LMHead(model)
+    head = LMHead.probed(model)
     assert head.is_understood
     with torch.no_grad():
         full = model(**inputs).logits

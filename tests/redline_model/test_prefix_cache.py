@@ -48,11 +48,11 @@ def test_a_loaded_bundle_keeps_to_its_bytes(bundle: Bundle) -> None:
     scorer: Any = loaded.scorer
     for n in range(12):
         scorer.forward([scorer.encoder.encode(Item(f"Prompt number {n}, of several words", "So."))])
-    [cache] = scorer.prefix_caches
+    [cache] = scorer.planner.prefix_caches
     assert 0 < cache.bytes <= 60_000
     again = Bundle.load(bundle.folder, prefix_cache_tokens=10_000, prefix_cache_bytes=0)
     again.scorer.forward([scorer.encoder.encode(Item("Prompt", "So."))])
-    assert sum(cache.bytes for cache in again.scorer.prefix_caches) == 0
+    assert sum(cache.bytes for cache in again.scorer.planner.prefix_caches) == 0
 
 
 def test_a_sized_cache_drops_the_least_recently_used_and_keeps_its_size() -> None:

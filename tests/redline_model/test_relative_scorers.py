@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from redline_model.encoding.encoder import Item, Template
+from redline_model.encoding.encoder import Item
 from redline_model.errors import InvalidPromptError, NonFiniteError, UnsupportedError
-from redline_model.extraction import AGGREGATES, Aggregate, Extraction, RewardSpec, aggregate_rewards, move_score
-from redline_model.scorer import ScoredResponse, Scorer, all_reward_specs, correct_all, reward_spec, spec_key
-from redline_model.scorers.ensemble import EnsembleOptions, EnsembleScorer, combined
-from redline_model.scorers.length_calibrated import LengthCalibratedScorer, LengthCurve
+from redline_model.extraction import aggregate_rewards, move_score
+from redline_model.options import AGGREGATES, Aggregate, EnsembleOptions, Extraction, LengthCurve, Template
+from redline_model.reward_spec import RewardSpec, all_reward_specs, reward_spec, spec_key
+from redline_model.scorer import ScoredResponse, Scorer, correct_all
+from redline_model.scorers.ensemble import EnsembleScorer, combined
+from redline_model.scorers.length_calibrated import LengthCalibratedScorer
 from tests.conftest import (
     build_causal,
     build_dpo,
@@ -75,8 +77,8 @@ KINDS = ["red", "dpo", "length_calibrated", "ensemble of scalars", "ensemble of 
 def test_a_score_is_the_same_alone_and_in_any_batch(kind: str, is_padded: bool, tokenizer: Any) -> None:
     scorer = build(kind, tokenizer, is_padded=is_padded)
     items = items_of(scorer)
-    assert (scorer.prefix(items[0]) is None) == is_padded
-    batches = list(scorer.batches(items, 60))
+    assert (scorer.planner.prefix(items[0]) is None) == is_padded
+    batches = list(scorer.planner.batches(items, 60))
     assert sorted(i for batch in batches for i in batch) == list(range(len(items)))
     together, backwards = scorer.forward(items), scorer.forward(items[::-1])[::-1]
     for item, first, second in zip(items, together, backwards, strict=True):
@@ -245,9 +247,9 @@ def test_padded_and_ragged_members_share_passes_that_fit_both(tokenizer: Any) ->
     members = [build("red", tokenizer, is_padded=is_padded) for is_padded in (False, True)]
     scorer = EnsembleScorer(members, EnsembleOptions(members=2), Extraction())
     items = items_of(scorer)
-    assert scorer.prefix(items[0]) is None
-    for batch in scorer.batches(items, 80):
-        assert len(batch) == 1 or len(batch) * max(scorer.length(items[i]) for i in batch) <= 80
+    assert scorer.planner.prefix(items[0]) is None
+    for batch in scorer.planner.batches(items, 80):
+        assert len(batch) == 1 or len(batch) * max(scorer.planner.length(items[i]) for i in batch) <= 80
 
 
 def test_a_length_curve_is_linear_between_knots_and_constant_beyond() -> None:

@@ -13,7 +13,7 @@ from transformers import LlamaConfig
 
 from redline.causal_lm.rotary import longest_shared
 from redline_model.encoding.encoder import EncodedItem
-from redline_model.inference.target_logits import CausalTargets, target_forward
+from redline_model.inference.target_logits import CausalTargets, probed_targets
 from redline_model.inference.token_statistics import start_token_statistics
 from redline_model.scorer import forward_all
 from tests.conftest import build_scorer
@@ -93,7 +93,7 @@ def test_log_probabilities_are_those_of_a_fresh_model_alone(name: str, is_unders
     fresh = build(name)
 
     def forward(model: Any) -> Any:
-        made = target_forward(model)
+        made = probed_targets(model)
         assert isinstance(made, CausalTargets)
         if not is_understood:
             made.forward = None
@@ -118,7 +118,7 @@ def test_scores_are_those_of_a_fresh_model_alone(name: str, kind: Any, tokenizer
 
     def values(scorer: Any, some: list[EncodedItem]) -> list[torch.Tensor]:
         outputs = forward_all(scorer, some, 200)
-        return [torch.as_tensor(one.reward if kind == "scalar" else one) for one in outputs]
+        return [torch.as_tensor(one.score if kind == "scalar" else one) for one in outputs]
 
     def scorer_of(model: Any) -> Any:
         return build_scorer(kind, model, tokenizer, prefix_cache_tokens=1000)
@@ -149,8 +149,8 @@ def test_encoder_decoder_models_are_scored_alone_too() -> None:
     torch.manual_seed(0)
     fresh = transformers.T5GemmaForConditionalGeneration(config).eval()
     assert longest_shared(fresh.config.to_dict()) == ORIGINAL
-    alone = [start_token_statistics(target_forward(copy.deepcopy(fresh)), [item])()[0].logprob for item in items()]
-    used = target_forward(copy.deepcopy(fresh))
+    alone = [start_token_statistics(probed_targets(copy.deepcopy(fresh)), [item])()[0].logprob for item in items()]
+    used = probed_targets(copy.deepcopy(fresh))
     with torch.inference_mode():
         for _ in ("first", "after the long ones"):
             for one, expected in zip(start_token_statistics(used, items())(), alone, strict=True):

@@ -9,8 +9,8 @@ import torch
 
 from redline_model.encoding.encoder import Item
 from redline_model.errors import UnsupportedError
-from redline_model.extraction import RewardSpec
-from redline_model.scorers.scalar import ScalarForward, check_pooling, score_head
+from redline_model.inference.score_head import ScalarForward, check_pooling, score_head
+from redline_model.reward_spec import RewardSpec
 from redline_trainer.encode_pairs import EncodedPair
 from redline_trainer.objectives.odin import ODINObjective
 from tests.conftest import build_causal, build_scalar, build_scorer
@@ -32,7 +32,7 @@ def test_a_head_s_value_is_that_of_its_weights_and_hidden_states(dtype: torch.dt
     model = build_scalar(400).to(dtype)
     hidden = torch.randn(200, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=has_autocast):
-        values = ScalarForward(model).read(hidden)
+        values = ScalarForward.probed(model).read(hidden)
     assert values.dtype == torch.float32
     assert relative_error(values, exact_values(model, hidden)) < 1e-6
 
@@ -48,7 +48,7 @@ def test_scores_in_bfloat16_lose_nothing_in_the_head(
     monkeypatch.setattr(ScalarForward, "read", lambda self, hidden: read(self, seen.append(hidden) or hidden))
     items = [scorer.encoder.encode(Item("How?", text)) for text in TEXTS]
     outputs = scorer.forward(items)
-    values = torch.cat([torch.as_tensor([one.reward]) if kind == "scalar" else one for one in outputs])
+    values = torch.cat([torch.as_tensor([one.score]) if kind == "scalar" else one for one in outputs])
     assert seen[0].dtype == torch.bfloat16
     assert relative_error(values, exact_values(model, seen[0])) < 1e-6
     assert scorer.to_rewards(outputs[0], RewardSpec(None, "sum")).rewards
@@ -61,7 +61,7 @@ def test_an_adapted_head_is_read_with_what_it_has_learned(tokenizer: Any) -> Non
         build_scalar(len(tokenizer)), LoraConfig(task_type=TaskType.SEQ_CLS, r=2, target_modules="all-linear")
     )
     base = model.get_base_model()
-    forward = ScalarForward(base)
+    forward = ScalarForward.probed(base)
     hidden = torch.randn(5, 64)
     with torch.no_grad():
         next(p for n, p in model.named_parameters() if "score.modules_to_save" in n and p.requires_grad).mul_(3.0)

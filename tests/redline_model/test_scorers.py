@@ -9,10 +9,10 @@ import torch
 
 from redline_model.encoding.encoder import Item
 from redline_model.errors import NonFiniteError, UnsupportedError
-from redline_model.extraction import RewardSpec
 from redline_model.inference.padding import pack_by_length
-from redline_model.scorer import Scorer, correct_all, reward_spec
-from redline_model.scorers.scalar import ScalarForward
+from redline_model.inference.score_head import ScalarForward
+from redline_model.reward_spec import RewardSpec, reward_spec
+from redline_model.scorer import Scorer, correct_all
 from tests.conftest import build_causal, build_scorer, build_tokenizer
 
 PROMPT = "How do I reset my router?"
@@ -34,7 +34,7 @@ def test_the_scalar_is_read_at_the_last_token_even_if_it_looks_like_padding(
     assert scalar_scorer.encoder.tokenizer.pad_token_id == scalar_scorer.encoder.end_id
     model = scalar_scorer.model
     with torch.no_grad():
-        together = ScalarForward(model)(items)
+        together = ScalarForward.probed(model)(items)
         for item, reward in zip(items, together, strict=True):
             ids = torch.tensor([[*item.prefix_ids, *item.target_ids]])
             hidden = model.model(input_ids=ids).last_hidden_state[0, -1]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redline_model.encoding.encoder import Encoder, Item, Template
+from redline_model.encoding.encoder import Encoder, Item
 from redline_model.errors import (
     BadIdsError,
     EmptyResponseError,
@@ -16,6 +16,7 @@ from redline_model.errors import (
     TooLongError,
     UnsupportedError,
 )
+from redline_model.options import Template
 from redline_model.scorer import Scorer
 from tests.conftest import build_tokenizer
 
@@ -46,7 +47,7 @@ CONVERSATION = [
 def test_the_prompt_is_a_common_prefix_of_all_its_responses(chat: bool, prompt: Any) -> None:
     made = [encoder(chat).encode(Item(prompt, text)) for text in ("Hold it.", " leading space", "\n\nbreak", "世界")]
     assert len({tuple(item.prefix_ids) for item in made}) == 1
-    assert len({tuple(item.request_ids) for item in made}) == 1
+    assert len({tuple(item.instruction_ids) for item in made}) == 1
 
 
 @pytest.mark.parametrize("chat", [True, False])
@@ -70,7 +71,7 @@ def test_the_rendering_is_the_chat_template_s_own() -> None:
         {"role": "user", "content": made.template.instruction},
     ]
     expected = made.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    written = made.tokenizer.decode([*item.prefix_ids, *item.response_ids, *item.request_ids])
+    written = made.tokenizer.decode([*item.prefix_ids, *item.response_ids, *item.instruction_ids])
     assert written == expected
 
 
@@ -130,12 +131,12 @@ def test_a_lone_end_token_can_be_judged_when_meant() -> None:
     assert item.offsets == [(0, 0)]
 
 
-@pytest.mark.parametrize("arrangement", ["rewrite", "encoder_decoder", "judge"])
+@pytest.mark.parametrize("arrangement", ["rewrite", "encoder_decoder", "prompt_response"])
 def test_too_long_is_an_error_unless_truncation_was_asked_for(arrangement: Any) -> None:
     free = encoder(True, arrangement)
     long = Item("word " * 50, "Hold the button.")
     item = free.encode(long)
-    needed = free.length(*map(len, (item.prefix_ids, item.response_ids, item.request_ids, item.target_ids)))
+    needed = free.length(*map(len, (item.prefix_ids, item.response_ids, item.instruction_ids, item.target_ids)))
     assert encoder(True, arrangement, needed).encode(long) == item
     tight = encoder(True, arrangement, needed - 10)
     with pytest.raises(TooLongError, match=str(needed)):
@@ -181,6 +182,6 @@ def test_plain_style_begins_with_the_tokenizer_s_own_bos(causal_scorer: Scorer[A
     made = Encoder(tokenizer, plain, arrangement="rewrite", vocab_size=len(tokenizer), max_tokens=None)
     item = made.encode(Item("Hi", "x"))
     assert item.prefix_ids[0] == 1
-    assert 0 not in item.request_ids
+    assert 0 not in item.instruction_ids
     both = Encoder(tokenizer, plain, arrangement="encoder_decoder", vocab_size=len(tokenizer), max_tokens=None)
-    assert both.encode(Item("Hi", "x")).request_ids[-1] == 0
+    assert both.encode(Item("Hi", "x")).instruction_ids[-1] == 0

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from redline.chat_template import PolicyPrompts, StatelessTokenizer
-from redline_model.encoding.encoder import Encoder, Item, Template
+from redline_model.encoding.encoder import Encoder, Item
+from redline_model.options import Template
 from tests.chat_templates import with_template
 from tests.tokenizer_families import TOKENIZERS, tokenizer_of
 
@@ -18,7 +19,7 @@ STYLE_OF_TOKEN = "inst without spaces"
 
 def encoder_of(tokenizer: Any, style: str = "policy") -> Encoder:
     template = Template.of_policy(tokenizer) if style == "policy" else Template(style=style)  # type: ignore[arg-type]
-    return Encoder(tokenizer, template, arrangement="judge", vocab_size=len(tokenizer), max_tokens=None)
+    return Encoder(tokenizer, template, arrangement="prompt_response", vocab_size=len(tokenizer), max_tokens=None)
 
 
 @pytest.mark.parametrize("family", TOKENIZERS)

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from redline.chat_template import PolicyPrompts, RenderError
-from redline_model.encoding.encoder import Encoder, Item, Template
+from redline_model.encoding.encoder import Encoder, Item
 from redline_model.errors import InvalidPromptError, TooLongError
+from redline_model.options import Template
 from tests.chat_templates import with_template
 
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from redline_model.encoding.encoder import Encoder, Item, Template
+from redline_model.encoding.encoder import Encoder, Item
 from redline_model.errors import BadIdsError
-from redline_model.scorer import Scorer, reward_spec
+from redline_model.options import Template
+from redline_model.reward_spec import reward_spec
+from redline_model.scorer import Scorer
 from tests.conftest import build_causal, build_scorer
 from tests.tokenizer_families import TOKENIZERS, tokenizer_of
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from redline.chat_template import ChatRenderer, ChatTemplateParser
-from redline.text.chat_markup import PromptBoundaryError, parse_query_and_prompt, prompt_of
-from redline_model.encoding.encoder import Encoder, Template
+from redline.text.chat_markup import PromptBoundaryError, parse_prompt, parse_query_and_prompt
+from redline_model.encoding.encoder import Encoder
+from redline_model.options import Template
 from redline_service.compat.base import ConversationParser
 from tests.chat_templates import STYLES, with_template
 
@@ -121,7 +122,7 @@ UNKNOWN = {
 @pytest.mark.parametrize("form", UNKNOWN)
 def test_a_prompt_of_an_unknown_template_is_refused(form: str) -> None:
     prompt = UNKNOWN[form]
-    for work in (lambda: prompt_of(prompt), lambda: parse_query_and_prompt(prompt + " Hello", prompt)):
+    for work in (lambda: parse_prompt(prompt), lambda: parse_query_and_prompt(prompt + " Hello", prompt)):
         with pytest.raises(PromptBoundaryError, match="unknown"):
             work()
 
@@ -142,7 +143,7 @@ def test_a_prompt_of_an_unknown_template_is_refused(form: str) -> None:
     ],
 )
 def test_plain_prompts_stay_plain(prompt: str) -> None:
-    assert prompt_of(prompt) == prompt
+    assert parse_prompt(prompt) == prompt
 
 
 @pytest.mark.parametrize("style", ["chatml", "inst", "turns of a model"])

@@ -10,8 +10,9 @@ import pytest
 
 from redline.chat_template import PolicyPrompts, RenderError, StatelessTokenizer
 from redline.ppo.policy import CausalPolicy
-from redline_model.encoding.encoder import Encoder, Item, Template
+from redline_model.encoding.encoder import Encoder, Item
 from redline_model.errors import InvalidPromptError
+from redline_model.options import Template
 from tests.chat_templates import FAMILIES, STYLES, with_template
 from tests.conftest import build_causal
 
@@ -41,7 +42,7 @@ def encoder_of(tokenizer: Any, template: Template | None = None) -> Encoder:
     return Encoder(
         tokenizer,
         template or Template.of_policy(tokenizer),
-        arrangement="judge",
+        arrangement="prompt_response",
         vocab_size=len(tokenizer),
         max_tokens=None,
     )
@@ -89,7 +90,7 @@ def test_a_prompt_in_front_of_a_rewrite_is_read_as_the_template_writes_it(style:
         whole = made.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, date_string="01 Jan 2025"
         )
-        read = [*item.prefix_ids, *item.response_ids, *item.request_ids]
+        read = [*item.prefix_ids, *item.response_ids, *item.instruction_ids]
         assert made.decode(read, skip_special_tokens=False, clean_up_tokenization_spaces=False) == whole
         assert read == made(whole, add_special_tokens=False)["input_ids"], "no token spans a border here"
 

@@ -13,8 +13,8 @@ import pytest
 from redline_model.correction.rewriter import PackedRewriter
 from redline_model.encoding.encoder import EncodedItem, Item
 from redline_model.scorer import Scorer, correct_all
-from redline_service.errors import OverloadedError
 from redline_service.scheduling.batcher import Batcher
+from redline_service.scheduling.errors import OverloadedError
 from redline_service.scheduling.jobs import JobResult
 from tests.conftest import build_causal, build_scorer
 
@@ -53,7 +53,7 @@ class Bench:
         self, texts: Sequence[str], prompt: str = "How do I reset my router?", **how: Any
     ) -> list[JobResult]:
         items = [self.encode(text, prompt) for text in texts]
-        return await self.batcher.run(items, [self.scorer.length(item) for item in items], **how)
+        return await self.batcher.run(items, [self.scorer.planner.length(item) for item in items], **how)
 
     def run(self, work: Callable[[], Awaitable[T]]) -> T:
         async def everything() -> T:
@@ -150,9 +150,11 @@ def test_responses_to_one_prompt_go_together_and_the_prompt_is_computed_once(ben
     bench.run(work)
     items = {prompt: bench.encode(texts[0], prompt) for prompt in prompts}
     whole = sum(len(item.prefix_ids) for item in items.values())
-    own = sum(bench.scorer.length(bench.encode(t, p)) - len(items[p].prefix_ids) - 1 for t in texts for p in prompts)
+    own = sum(
+        bench.scorer.planner.length(bench.encode(t, p)) - len(items[p].prefix_ids) - 1 for t in texts for p in prompts
+    )
     busy = bench.encode("occupied", "Something else")
-    once = whole + own + bench.scorer.length(busy) - 1
+    once = whole + own + bench.scorer.planner.length(busy) - 1
     head = min(len(item.prefix_ids) for item in items.values())  # what the prompts share is saved at most so often
     assert once - 4 * head < sum(seen) <= once
     assert all(tokens <= 400 for tokens in seen)
@@ -261,7 +263,7 @@ def test_responses_that_ride_along_are_charged_to_their_caller(bench: Bench) -> 
     for text in (text for texts in half for text in texts):
         prompt = "One prompt" if text[0] == "a" else f"Prompt {text[1:]}"
         item = bench.encode(text, prompt)
-        tokens[text[0]] += bench.scorer.length(item) - (len(item.prefix_ids) if text[0] == "a" else 0)
+        tokens[text[0]] += bench.scorer.planner.length(item) - (len(item.prefix_ids) if text[0] == "a" else 0)
     assert 1 / 3 < tokens["a"] / tokens["b"] < 3
 
 
@@ -277,7 +279,7 @@ def test_corrections_of_a_padded_model_keep_to_the_budget(encoder_decoder_scorer
         bench.run(lambda: bench.send(texts, wants_correction=True))
     finally:
         handle.remove()
-    longest = max(encoder_decoder_scorer.length(bench.encode(text)) for text in texts)
+    longest = max(encoder_decoder_scorer.planner.length(bench.encode(text)) for text in texts)
     assert max(seen) <= max(300, longest)
 
 

@@ -85,7 +85,7 @@ class Script:
             def rewriter(self) -> Any:
                 return script
 
-        self._scorer = Scripted(real.model, real.encoder, real.extraction)
+        self._scorer = Scripted.from_model(real.model, real.encoder, real.extraction)
         return Bundle(bundle.folder, bundle.manifest, self._scorer, bundle.load_options)
 
     def start(self, items: Sequence[EncodedItem]) -> list[tuple[int, Any]]:

@@ -14,13 +14,13 @@ from redline.text.chat_markup import PromptBoundaryError
 from redline.wire import ScoreItem
 from redline_service.compat.openai_responses import turns_of
 from redline_service.engine import _slices
-from redline_service.errors import OverloadedError
 from redline_service.http.admission import caller_name
 from redline_service.http.connections import ConnectionLimits, Connections
 from redline_service.http.limiter import BodyMemory, ConcurrencyLimiter
 from redline_service.http.request_body import parse_body
 from redline_service.http.routes.compat import ClassifyBody
 from redline_service.http.server import configuration
+from redline_service.scheduling.errors import OverloadedError
 from redline_service.settings import ServiceSettings
 
 CLIENT = ("10.0.0.1", 1234)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from redline_model.encoding.encoder import EncodedItem
-from redline_service.errors import OverloadedError
 from redline_service.scheduling.batcher import PLANNED_SHARE, Batcher
+from redline_service.scheduling.errors import DeadlineExceededError, OverloadedError
 from redline_service.scheduling.throughput import Throughput
 
 _TOKENS_PER_S = 20_000
@@ -35,6 +35,7 @@ class Timed:
 
     def __init__(self) -> None:
         self.passes: list[int] = []
+        self.planner = self
 
     def length(self, item: EncodedItem) -> int:
         return len(item.target_ids)
@@ -42,7 +43,7 @@ class Timed:
     def prefix(self, item: EncodedItem) -> None:
         return None
 
-    def cost(self, item: EncodedItem, beside: Any) -> int:
+    def cost(self, item: EncodedItem, present: Any) -> int:
         return len(item.target_ids)
 
     def batches(self, items: Sequence[EncodedItem], max_tokens: int) -> Iterator[list[int]]:
@@ -177,7 +178,7 @@ def test_what_can_no_longer_be_finished_is_dropped_and_costs_nothing() -> None:
         return results, sum(scorer.passes)
 
     results, scored = asyncio.run(work())
-    assert all(isinstance(result, OverloadedError) for result in results)
+    assert all(isinstance(result, DeadlineExceededError) for result in results)
     assert scored == 4
 
 

@@ -221,7 +221,7 @@ def test_a_batch_that_does_not_fit_is_split_and_only_what_cannot_fit_fails(
 
 def test_the_prefix_cache_is_emptied_before_anything_fails_for_want_of_memory(bundle: Bundle) -> None:
     loaded = Bundle.load(bundle.folder, prefix_cache_tokens=1000)
-    [cache] = loaded.scorer.prefix_caches
+    [cache] = loaded.scorer.planner.prefix_caches
     body = {"items": several(3)}
 
     class Short:

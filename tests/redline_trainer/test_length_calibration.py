@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from redline.preference_data.rows import Pair
-from redline_model.bundle.bundle import INNER, Bundle
+from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.manifest import DataSource
 from redline_model.encoding.encoder import Item
 from redline_model.errors import BundleError, DataError, UnsupportedError
-from redline_model.extraction import RewardSpec
-from redline_model.scorer import Scorer, forward_all, reward_spec
-from redline_model.scorers.length_calibrated import LengthCalibratedScorer
+from redline_model.reward_spec import RewardSpec, reward_spec
+from redline_model.scorer import Scorer, forward_all
+from redline_model.scorers.length_calibrated import INNER, LengthCalibratedScorer
 from redline_model.scorers.scalar import ScalarOutput
 from redline_trainer.correlation import pearson
 from redline_trainer.evaluation.length_calibration import derive_length_calibrated, fit_length_curves

@@ -11,9 +11,9 @@ import torch
 from pydantic import ValidationError
 
 from redline.preference_data.rows import Pair
-from redline_model.bundle.bundle import make_encoder
-from redline_model.bundle.loading import Kind
-from redline_model.encoding.encoder import Encoder, Template
+from redline_model.encoding.encoder import Encoder
+from redline_model.encoding.make_encoder import make_encoder
+from redline_model.options import Template
 from redline_trainer.config import TrainConfig
 from redline_trainer.encode_pairs import EncodedPair, encode_pairs, mismatch_of
 from redline_trainer.mismatched_responses import with_mismatched_responses
@@ -26,7 +26,7 @@ from tests.conftest import build_causal, build_scalar, build_tokenizer
 PAIRS = [Pair(f"question {n // 2}", f"good answer {n}", f"bad reply {n}", f"row {n}") for n in range(12)]
 
 
-def encoder_of(max_tokens: int, kind: Kind = "seq2seq") -> Encoder:
+def encoder_of(max_tokens: int, kind: str = "seq2seq") -> Encoder:
     tokenizer = build_tokenizer()
     model = build_causal(len(tokenizer))
     return make_encoder(kind, model.config, tokenizer, Template.fitting(tokenizer, None), max_tokens)
@@ -125,7 +125,7 @@ def test_a_response_too_long_to_be_lent_gives_way_to_the_next() -> None:
     pairs = [*PAIRS[:6], long]
     encoded = encode_pairs(ENCODER, pairs, "error")[0]
     limit = max(
-        ENCODER.length(len(s.prefix_ids), len(s.response_ids), len(s.request_ids), len(pair.chosen.target_ids))
+        ENCODER.length(len(s.prefix_ids), len(s.response_ids), len(s.instruction_ids), len(pair.chosen.target_ids))
         for pair in encoded[:6]
         for s in (pair.chosen, pair.rejected)
     )

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from redline_model.bundle.bundle import REFERENCE, Bundle
-from redline_model.bundle.loading import LoadOptions
+from redline_model.bundle.bundle import Bundle
+from redline_model.bundle.load_options import LoadOptions
 from redline_model.errors import UnsupportedError
-from redline_model.extraction import RewardSpec
+from redline_model.reward_spec import RewardSpec
 from redline_model.scorer import Scorer
+from redline_model.scorers.dpo import REFERENCE
 from redline_trainer.adapters import inner, trainable_model
 from redline_trainer.config import TrainConfig
 from redline_trainer.encode_pairs import encode_pairs

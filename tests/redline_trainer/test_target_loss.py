@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from redline_model.encoding.encoder import EncodedItem
-from redline_model.inference.target_logits import TargetForward, target_forward
+from redline_model.inference.target_logits import TargetForward, probed_targets
 from redline_trainer.encode_pairs import EncodedPair
 from redline_trainer.objectives.dpo import DPOObjective
 from redline_trainer.objectives.seq2seq import Seq2SeqObjective
@@ -73,7 +73,7 @@ def test_values_and_gradients_are_those_of_plain_autograd(
     family: str, way: Callable[[TargetForward, Tensor], Tensor]
 ) -> None:
     model = build(family)
-    forward = target_forward(model)
+    forward = probed_targets(model)
     expected = (plain_nll(forward, ITEMS) * WEIGHTS).sum()
     theirs = gradients(model, expected / 12)  # as divided by the size of a step
     loss = way(forward, WEIGHTS)
@@ -94,7 +94,7 @@ def test_dropout_in_the_head_s_adapter_is_the_same_in_both_passes() -> None:
         if isinstance(module, torch.nn.ModuleDict) and "default" in module and "dropout" in str(module).lower():
             module["default"] = torch.nn.Dropout(0.5)
     model.train()
-    forward = target_forward(model)
+    forward = probed_targets(model)
     results = []
     for nll in (plain_nll, target_nll):
         torch.manual_seed(1)
@@ -124,7 +124,7 @@ def kept(make_loss: Callable[[], Tensor]) -> int:
 @pytest.mark.parametrize("family", ["llama", "gemma2", "t5"])
 def test_no_graph_keeps_logits(family: str) -> None:
     model = build(family)
-    forward = target_forward(model)
+    forward = probed_targets(model)
     pair = EncodedPair(ITEMS[0], ITEMS[1], "p")
     seq2seq = Seq2SeqObjective(model)
     assert kept(lambda: plain_nll(forward, ITEMS).sum()) >= len(WEIGHTS)
@@ -136,7 +136,7 @@ def test_no_graph_keeps_logits(family: str) -> None:
 
 def test_in_bfloat16_arithmetic_gradients_stay_close_to_float32_s() -> None:
     model = build("llama")
-    forward = target_forward(model)
+    forward = probed_targets(model)
     expected = gradients(model, plain_nll(forward, ITEMS).sum())
     with torch.autocast("cpu", torch.bfloat16):
         loss = weighted_nll(forward, ITEMS, torch.ones(12))

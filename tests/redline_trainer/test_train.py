@@ -12,11 +12,14 @@ import torch
 from redline.causal_lm.cpu_precision import choose
 from redline.preference_data.row_report import RowReport
 from redline.preference_data.rows import Pair
-from redline_model.bundle.bundle import Bundle, make_encoder
-from redline_model.bundle.loading import LoadOptions, load_tokenizer
-from redline_model.encoding.encoder import Item, Template
+from redline_model.bundle.bundle import Bundle
+from redline_model.bundle.load_options import LoadOptions
+from redline_model.bundle.loading import load_tokenizer
+from redline_model.encoding.encoder import Item
+from redline_model.encoding.make_encoder import make_encoder
 from redline_model.errors import BundleError, DataError
-from redline_model.extraction import RewardSpec
+from redline_model.options import Template
+from redline_model.reward_spec import RewardSpec
 from redline_model.scorer import Scorer
 from redline_trainer.adapters import inner, trainable_model
 from redline_trainer.checkpoint import ResumeError
@@ -76,7 +79,7 @@ def nll_of(scorer: Scorer[Any], source: str, target: str) -> float:
     """``-sum log pi(target | prompt, source)`` from full logits, the slow and plain way."""
     encoder = scorer.encoder
     x, y = encoder.encode(Item(PAIRS[0].prompt, source)), encoder.encode(Item(PAIRS[0].prompt, target))
-    ids = [*x.prefix_ids, *x.response_ids, *x.request_ids, *y.target_ids]
+    ids = [*x.prefix_ids, *x.response_ids, *x.instruction_ids, *y.target_ids]
     with torch.no_grad():
         logprobs = scorer.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
     start = len(ids) - len(y.target_ids)
@@ -266,7 +269,7 @@ def test_pairs_that_a_tokenizer_makes_equal_are_refused(causal_scorer: Scorer[An
 
 
 def test_a_prompt_is_cut_for_the_longest_of_a_pair_s_sequences(causal_scorer: Scorer[Any]) -> None:
-    from redline_model.bundle.bundle import make_encoder as encoder_for
+    from redline_model.encoding.make_encoder import make_encoder as encoder_for
 
     tokenizer = causal_scorer.encoder.tokenizer
     encoder = encoder_for("seq2seq", causal_scorer.model.config, tokenizer, causal_scorer.encoder.template, 250)
@@ -274,7 +277,7 @@ def test_a_prompt_is_cut_for_the_longest_of_a_pair_s_sequences(causal_scorer: Sc
     (encoded,), _ = encode_pairs(encoder, [pair], "truncate")
     assert encoded.chosen.prefix_ids == encoded.rejected.prefix_ids, "both sides see one prompt"
     longest = max(
-        encoder.length(len(s.prefix_ids), len(s.response_ids), len(s.request_ids), len(t.target_ids))
+        encoder.length(len(s.prefix_ids), len(s.response_ids), len(s.instruction_ids), len(t.target_ids))
         for s in encoded[:2]
         for t in (encoded.chosen, s)
     )

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
-from redline_model.bundle.loading import CLASSIFIERS, LoadOptions, load_model
-from redline_model.scorers.scalar import check_pooling
+from redline_model.bundle.load_options import LoadOptions
+from redline_model.bundle.loading import load_model
+from redline_model.inference.score_head import check_pooling
+from redline_model.kinds import kind_spec
 from redline_trainer.config import TrainConfig
 from redline_trainer.dropout import set_training_mode
 
@@ -29,7 +31,7 @@ def trainable_model(config: TrainConfig, load_options: LoadOptions) -> Any:
     elif config.gradient_checkpointing:
         base.gradient_checkpointing_enable()
         base.enable_input_require_grads()
-    if config.kind in CLASSIFIERS:
+    if kind_spec(config.kind).is_classifier:
         task = TaskType.SEQ_CLS
     else:
         task = TaskType.SEQ_2_SEQ_LM if base.config.is_encoder_decoder else TaskType.CAUSAL_LM
@@ -52,7 +54,7 @@ def trainable_model(config: TrainConfig, load_options: LoadOptions) -> Any:
 def _load_base(config: TrainConfig, load_options: LoadOptions) -> Any:
     """The base; a classifier only if its score is read as Redline reads it. Raises BundleError, UnsupportedError."""
     base = load_model(config.base, config.kind, load_options)
-    if config.kind in CLASSIFIERS:
+    if kind_spec(config.kind).is_classifier:
         check_pooling(base, config.base)
     return base
 

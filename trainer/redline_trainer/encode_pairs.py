@@ -102,7 +102,7 @@ def _encode_pair(encoder: Encoder, pair: Pair, *, may_truncate: bool) -> Encoded
     def needed(prefix: int) -> int:
         combinations = ((chosen, chosen), (rejected, rejected), (rejected, chosen))  # the last one is the correction
         return max(
-            encoder.length(prefix, len(source.response_ids), len(source.request_ids), len(target.target_ids))
+            encoder.length(prefix, len(source.response_ids), len(source.instruction_ids), len(target.target_ids))
             for source, target in combinations
         )
 

@@ -12,10 +12,10 @@ from functools import partial
 from inspect import signature
 from pathlib import Path
 
+from redline.files.digest import file_digest
 from redline.files.row_files import SUFFIXES, Problems, Row, UnknownFormatError, read_rows
 from redline.preference_data.row_report import MAX_SHOWN, RowReport, checked_rows
 from redline.preference_data.rows import Pair, parse_row
-from redline_model.bundle.files import file_digest
 from redline_model.bundle.manifest import DataSource
 from redline_model.errors import DataError
 

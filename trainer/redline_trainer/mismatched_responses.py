@@ -39,7 +39,7 @@ def _mismatched(pair: EncodedPair, other: EncodedPair, encoder: Encoder) -> Enco
         return None
     source = other.chosen
     # a rewriting model reads the mismatched response and then writes the chosen one; a judging model reads it alone
-    target = source if encoder.arrangement == "judge" else pair.chosen
-    pieces = (pair.chosen.prefix_ids, source.response_ids, source.request_ids, target.target_ids)
+    target = source if encoder.arrangement == "prompt_response" else pair.chosen
+    pieces = (pair.chosen.prefix_ids, source.response_ids, source.instruction_ids, target.target_ids)
     fits = encoder.max_tokens is None or encoder.length(*map(len, pieces)) <= encoder.max_tokens
     return replace(source, prefix_ids=pair.chosen.prefix_ids) if fits else None

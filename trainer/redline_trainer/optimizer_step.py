@@ -12,7 +12,7 @@ import torch
 
 from redline.files.atomic import write_text
 from redline.preference_data.rows import Pair
-from redline_model.bundle.loading import prefers_bfloat16
+from redline_model.bundle.load_options import prefers_bfloat16
 from redline_model.errors import RedlineModelError
 from redline_trainer.config import TrainConfig
 from redline_trainer.encode_pairs import EncodedPair

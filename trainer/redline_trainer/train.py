@@ -15,12 +15,15 @@ import torch
 
 from redline.preference_data.row_report import RowReport
 from redline.preference_data.rows import Pair
-from redline_model.bundle.bundle import make_encoder, make_scorer, save_bundle
+from redline_model.bundle.bundle import save_bundle
 from redline_model.bundle.files import check_free
-from redline_model.bundle.loading import LoadOptions, load_config, load_tokenizer, token_limit
+from redline_model.bundle.load_options import LoadOptions
+from redline_model.bundle.loading import load_config, load_tokenizer, token_limit
 from redline_model.bundle.manifest import DataSource, Manifest
+from redline_model.encoding.make_encoder import make_encoder
 from redline_model.errors import DataError
-from redline_model.extraction import Extraction
+from redline_model.kinds import make_scorer
+from redline_model.options import Extraction
 from redline_trainer.adapters import inner, merged, trainable_model
 from redline_trainer.checkpoint import resume, run_identity, save_checkpoint, saved_step
 from redline_trainer.config import TrainConfig

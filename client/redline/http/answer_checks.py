@@ -1,8 +1,8 @@
 """Is this an answer to what was asked? What a service returns is held against the request, and never believed blindly.
 
 A broken or mismatched server must not turn into wrong rewards: everything that follows from the request and from
-docs/wire.md is checked, and each check raises a ProtocolError that names it. What only the model could know (another
-value of the right shape) cannot be checked.
+docs/reference/http-api.md is checked, and each check raises a ProtocolError that names it. What only the model could
+know (another value of the right shape) cannot be checked.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class ErrorCode(StrEnum):
     INTERNAL = "internal"
 
 
-# 503 and never 429 for overload: some RL loops take every 4xx as fatal (docs/wire.md).
+# 503 and never 429 for overload: some RL loops take every 4xx as fatal (docs/reference/http-api.md).
 ERROR_TABLE: dict[ErrorCode, ErrorSpec] = {
     ErrorCode.INVALID_REQUEST: ErrorSpec(422, False),
     ErrorCode.UNAUTHORIZED: ErrorSpec(401, False),

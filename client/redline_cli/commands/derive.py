@@ -39,7 +39,7 @@ def red(
     """Read a scalar model at every token: r_t = R(x, y_<=t) - R(x, y_<t) (arXiv 2411.08302)."""
     _prepare()
     from redline_model.bundle.derive import derive_red
-    from redline_model.bundle.loading import LoadOptions
+    from redline_model.bundle.load_options import LoadOptions
 
     with sole_writer(out), row_report(on_bad_row, out, is_folder=True) as report:
         manifest = derive_red(
@@ -67,7 +67,7 @@ def ensemble(
     """Several bundles as one (arXiv 2401.16635)."""
     _prepare()
     from redline_model.bundle.derive import derive_ensemble
-    from redline_model.bundle.loading import LoadOptions
+    from redline_model.bundle.load_options import LoadOptions
 
     chosen: Any = combine
     with sole_writer(out), row_report(on_bad_row, out, is_folder=True) as report:
@@ -100,7 +100,7 @@ def length_calibrated(
 ) -> None:
     """Take the trend in length out of a bundle's scores: r - LOWESS(r | length) (arXiv 2409.17407)."""
     _prepare()
-    from redline_model.bundle.loading import LoadOptions
+    from redline_model.bundle.load_options import LoadOptions
     from redline_trainer.evaluation.length_calibration import derive_length_calibrated
     from redline_trainer.load_pairs import load_pairs
 

@@ -42,7 +42,7 @@ def evaluate(
     need("train", "torch", "transformers", "peft", "datasets", "safetensors")
     prepare_torch()
     from redline_model.bundle.bundle import Bundle
-    from redline_model.bundle.loading import LoadOptions
+    from redline_model.bundle.load_options import LoadOptions
     from redline_model.errors import DataError
     from redline_trainer.evaluation.precision import compare_precisions
     from redline_trainer.evaluation.report import measure_quality, plot_reliability

@@ -24,8 +24,8 @@ def inspect(
     need("serve", "torch", "transformers")
     prepare_torch()
     from redline_model.bundle.bundle import Bundle
-    from redline_model.bundle.loading import LoadOptions
-    from redline_model.scorer import reward_spec, spec_key
+    from redline_model.bundle.load_options import LoadOptions
+    from redline_model.reward_spec import reward_spec, spec_key
 
     load_options = LoadOptions.model_validate({"device": device, "dtype": dtype})
     loaded = Bundle.load(bundle, load_options)

@@ -82,7 +82,7 @@ def train(
     need("train", "torch", "transformers", "peft", "datasets", "safetensors")
     prepare_torch()
     from redline_model.bundle.files import check_free
-    from redline_model.bundle.loading import LoadOptions
+    from redline_model.bundle.load_options import LoadOptions
     from redline_model.errors import DataError
     from redline_trainer.config import TrainConfig
     from redline_trainer.load_pairs import load_pairs

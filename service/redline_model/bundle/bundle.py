@@ -8,175 +8,63 @@ others (an ensemble, a wrapper) holds them whole, each in a sub-folder.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from redline.causal_lm.positions import source_positions, target_positions
 from redline.files.atomic import atomic_folder, write_text
-from redline_model.bundle.files import check_free, file_digest, make_portable
+from redline.files.digest import file_digest
+from redline_model.bundle.files import check_free, make_portable
 from redline_model.bundle.hf_reward_model import describe_reward_model, digest_of
-from redline_model.bundle.hub import locate_bundle as locate
-from redline_model.bundle.loading import (
-    DECODER_ONLY,
-    Kind,
-    LoadOptions,
-    check_tokenizer_size,
-    is_out_of_memory,
-    load_model,
-    load_tokenizer,
-    memory_bytes,
-    tokenizer_fingerprint,
-)
-from redline_model.bundle.manifest import MANIFEST, CalibrationFit, DataSource, Manifest, parse_manifest, read_manifest
+from redline_model.bundle.hub import locate_bundle
+from redline_model.bundle.load_options import LoadOptions
+from redline_model.bundle.loading import is_out_of_memory, load_model, load_tokenizer, memory_bytes
+from redline_model.bundle.manifest import MANIFEST, Manifest, parse_manifest, read_manifest
 from redline_model.bundle.model_card import model_card
-from redline_model.encoding.conversation_encoder import ConversationEncoder
-from redline_model.encoding.encoder import Arrangement, Encoder, Template
-from redline_model.errors import BundleError, ItemError, RedlineModelError, UnsupportedError
-from redline_model.extraction import Extraction
+from redline_model.encoding.encoder import Encoder
+from redline_model.encoding.make_encoder import make_encoder
+from redline_model.encoding.tokenizer_identity import tokenizer_fingerprint
+from redline_model.errors import BundleError, ItemError, RedlineModelError
 from redline_model.inference.compile_layers import compile_layers
 from redline_model.inference.prefix_cache import DEFAULT_MEMORY_SHARE, share_bytes
+from redline_model.kinds import load_scorer
 from redline_model.scorer import Scorer
-from redline_model.scorers.dpo import DPOScorer
-from redline_model.scorers.ensemble import EnsembleScorer
-from redline_model.scorers.length_calibrated import LengthCalibratedScorer
-from redline_model.scorers.red import RedistributedScorer
-from redline_model.scorers.scalar import ScalarScorer, check_pooling
-from redline_model.scorers.seq2seq import Seq2SeqScorer
 from redline_model.untrusted.bounded_json import one_line
 from redline_model.untrusted.panics import PanicError, panics_as_errors
 
-__all__ = [
-    "INNER",
-    "MANIFEST",
-    "REFERENCE",
-    "Bundle",
-    "CalibrationFit",
-    "DataSource",
-    "Manifest",
-    "arrangement_of",
-    "file_digest",
-    "locate",
-    "make_encoder",
-    "make_scorer",
-    "member_folder",
-    "read_manifest",
-    "save_bundle",
-    "tokenizer_fingerprint",
-    "write_bundle",
-]
-
-REFERENCE = "reference"  # where a dpo bundle keeps what its policy started from
-INNER = "inner"  # where a length-calibrated bundle keeps the bundle that it corrects
 MAX_DEPTH = 8  # of bundles inside bundles
 
 
-def member_folder(number: int) -> str:
-    """Where an ensemble keeps its members, counted from 0."""
-    return f"members/{number}"
+@dataclass(frozen=True)
+class _Reader:
+    """What a kind takes from a bundle's folder. See ``redline_model.kinds.BundleReader``."""
 
-
-def arrangement_of(kind: Kind, config: Any) -> Arrangement:
-    """How a model of this kind and architecture arranges an item's pieces."""
-    if kind in DECODER_ONLY:
-        return "judge"
-    return "encoder_decoder" if config.is_encoder_decoder else "rewrite"
-
-
-def make_encoder(kind: Kind, config: Any, tokenizer: Any, template: Template, max_tokens: int | None) -> Encoder:
-    """The encoder of a model, alike in training and in scoring.
-
-    Raises:
-        UnsupportedError: the tokenizer has more tokens than the model, is slow, or has no end-of-sequence token.
-    """
-    check_tokenizer_size(tokenizer, config)
-    arrangement = arrangement_of(kind, config)
-    if template.style == "conversation" and kind != "scalar":
-        raise UnsupportedError(f"a template of style conversation goes with kind scalar, not with {kind}")
-    target_tokens = target_positions(config) if arrangement == "encoder_decoder" else None
-    if max_tokens is not None:
-        max_tokens = min(max_tokens, source_positions(config) or max_tokens)
-    encoder = ConversationEncoder if template.style == "conversation" else Encoder
-    return encoder(
-        tokenizer,
-        template,
-        arrangement=arrangement,
-        vocab_size=config.get_text_config().vocab_size,
-        max_tokens=max_tokens,
-        max_target_tokens=target_tokens,
-    )
-
-
-def make_scorer(
-    kind: Kind, model: Any, encoder: Encoder, extraction: Extraction, *, prefix_cache_tokens: int = 0, **own: Any
-) -> Scorer[Any]:
-    """The scorer of a ``kind`` that has a model of its own, around it; ``own`` is what its class alone asks for."""
-    scorers: dict[Kind, Callable[..., Scorer[Any]]] = {
-        "seq2seq": Seq2SeqScorer,
-        "scalar": ScalarScorer,
-        "red": RedistributedScorer,
-        "dpo": DPOScorer,
-    }
-    return scorers[kind](model, encoder, extraction, prefix_cache_tokens=prefix_cache_tokens, **own)
-
-
-class _How(NamedTuple):
-    """What every model of a bundle is loaded with."""
-
+    folder: Path
+    manifest: Manifest
     load_options: LoadOptions
     max_tokens: int
     prefix_cache_tokens: int
     depth: int = 0
 
-    def model(self, folder: Path, kind: Kind) -> Any:
-        """The weights in ``folder``."""
-        model = load_model(folder, kind, self.load_options, must_be_complete=True)
+    def model(self, subfolder: str = "") -> Any:
+        """See ``BundleReader``."""
+        model = load_model(self.folder / subfolder, self.manifest.kind, self.load_options, must_be_complete=True)
         if self.load_options.compile:
             compile_layers(model)
         return model
 
-    def part(self, folder: Path) -> Scorer[Any]:
-        """The scorer of a bundle inside another, whose files were held against the outer manifest already."""
+    def encoder(self, model: Any) -> Encoder:
+        """See ``BundleReader``."""
+        tokenizer = load_tokenizer(self.folder, self.manifest.template.chat_kwargs)
+        return make_encoder(self.manifest.kind, model.config, tokenizer, self.manifest.template, self.max_tokens)
+
+    def inner_bundle(self, subfolder: str) -> Scorer[Any]:
+        """See ``BundleReader``; the files were checked against the outer manifest already."""
+        folder = self.folder / subfolder
         if self.depth == MAX_DEPTH:
             raise BundleError(f"{folder} is a bundle inside more than {MAX_DEPTH} others")
-        manifest = parse_manifest(folder)
-        return _LOADERS[manifest.kind](folder, manifest, self._replace(depth=self.depth + 1))
-
-
-def _load_own(folder: Path, manifest: Manifest, how: _How) -> Scorer[Any]:
-    model = how.model(folder, manifest.kind)
-    if manifest.template.style == "conversation":
-        check_pooling(model, folder)
-    tokenizer = load_tokenizer(folder, manifest.template.chat_kwargs)
-    encoder = make_encoder(manifest.kind, model.config, tokenizer, manifest.template, how.max_tokens)
-    own: dict[str, Any] = {}
-    if manifest.kind == "dpo":
-        own = {"reference": how.model(folder / REFERENCE, "dpo"), "beta": manifest.beta}
-    return make_scorer(
-        manifest.kind, model, encoder, manifest.extraction, prefix_cache_tokens=how.prefix_cache_tokens, **own
-    )
-
-
-def _load_ensemble(folder: Path, manifest: Manifest, how: _How) -> Scorer[Any]:
-    assert manifest.ensemble is not None
-    members = [how.part(folder / member_folder(n)) for n in range(manifest.ensemble.members)]
-    return EnsembleScorer(members, manifest.ensemble, manifest.extraction)
-
-
-def _load_length_calibrated(folder: Path, manifest: Manifest, how: _How) -> Scorer[Any]:
-    assert manifest.length_calibration is not None
-    return LengthCalibratedScorer(how.part(folder / INNER), manifest.length_calibration.curves)
-
-
-# how a bundle's folder becomes a scorer
-_LOADERS: dict[Kind, Callable[[Path, Manifest, _How], Scorer[Any]]] = {
-    "seq2seq": _load_own,
-    "scalar": _load_own,
-    "red": _load_own,
-    "dpo": _load_own,
-    "ensemble": _load_ensemble,
-    "length_calibrated": _load_length_calibrated,
-}
+        return load_scorer(replace(self, folder=folder, manifest=parse_manifest(folder), depth=self.depth + 1))
 
 
 class Bundle:
@@ -216,13 +104,13 @@ class Bundle:
             UnsupportedError: it needs a newer Redline, or a device that is not there.
         """
         load_options = load_options or LoadOptions()
-        folder = locate(source)
+        folder = locate_bundle(source)
         has_manifest = (folder / MANIFEST).exists()
         manifest = read_manifest(folder) if has_manifest else describe_reward_model(folder, source)
         limit = manifest.max_tokens if max_tokens is None else min(max_tokens, manifest.max_tokens)
         try:
             with panics_as_errors("a library that reads it"):
-                scorer = _LOADERS[manifest.kind](folder, manifest, _How(load_options, limit, prefix_cache_tokens))
+                scorer = load_scorer(_Reader(folder, manifest, load_options, limit, prefix_cache_tokens))
         except (ItemError, PanicError) as error:  # of texts that every encoder begins with
             raise BundleError(f"{folder} cannot be used: {error}") from error
         except RedlineModelError:
@@ -233,7 +121,7 @@ class Bundle:
             raise BundleError(f"{folder} cannot be used: {one_line(error)}") from error
         if prefix_cache_bytes is None:
             prefix_cache_bytes = int(DEFAULT_MEMORY_SHARE * memory_bytes(scorer.model.device))
-        share_bytes(scorer.prefix_caches, prefix_cache_bytes)
+        share_bytes(scorer.planner.prefix_caches, prefix_cache_bytes)
         return cls(folder, manifest, scorer, load_options)
 
 

@@ -32,7 +32,7 @@ _CLASSIFIER_HEADS = re.compile(r"(score|classifier|classification_head)\.")
 
 
 def check_names(
-    told: Mapping[str, Any],
+    loading_info: Mapping[str, Any],
     source: str | Path,
     what: str,
     *,
@@ -43,7 +43,7 @@ def check_names(
     """Refuse a model whose checkpoint does not fit it.
 
     Args:
-        told: transformers' loading information: ``missing_keys``, ``unexpected_keys`` and ``mismatched_keys``.
+        loading_info: transformers' loading information: ``missing_keys``, ``unexpected_keys`` and ``mismatched_keys``.
         what: kind of the model, for the message.
         is_classifier: the model's head is a classifier's; that of a language model is then not missed, and the other
             way round.
@@ -53,7 +53,7 @@ def check_names(
     Raises:
         BundleError: tensors are missing or have other shapes; it names the first of them and how many there are.
     """
-    mismatched = sorted(told["mismatched_keys"])
+    mismatched = sorted(loading_info["mismatched_keys"])
     if mismatched:
         name, held, described = mismatched[0]
         rest = f" (and {len(mismatched) - 1} more)" if len(mismatched) > 1 else ""
@@ -61,12 +61,14 @@ def check_names(
             f"{source}: the weights have other shapes than the configuration describes: "
             f"{one_line(name)} is {_shape(held)} and should be {_shape(described)}{rest}"
         )
-    missing = sorted(name for name in told["missing_keys"] if new_head is None or not name.startswith(f"{new_head}."))
+    missing = sorted(
+        name for name in loading_info["missing_keys"] if new_head is None or not name.startswith(f"{new_head}.")
+    )
     if missing:
         raise BundleError(f"{source} lacks weights of a {what} model: {_listed(missing)}")
     others = _LANGUAGE_HEADS if is_classifier else _CLASSIFIER_HEADS
     unexpected = sorted(
-        name for name in told["unexpected_keys"] if not _HARMLESS.search(name) and not others.match(name)
+        name for name in loading_info["unexpected_keys"] if not _HARMLESS.search(name) and not others.match(name)
     )
     if unexpected and must_warn:
         logger.warning("%s holds weights that a %s model does not use: %s", source, what, _listed(unexpected))
@@ -79,7 +81,7 @@ def compared_without_loading(folder: Path, config: Any, model_class: type) -> di
         model_class: a class of transformers, not one of its ``Auto`` classes.
 
     Returns:
-        See ``told`` of ``check_names``. None where it cannot be known: quantised weights, or no accelerate.
+        See ``loading_info`` of ``check_names``. None where it cannot be known: quantised weights, or no accelerate.
 
     Raises:
         BundleError: there are no weights, or they are damaged.
@@ -87,7 +89,7 @@ def compared_without_loading(folder: Path, config: Any, model_class: type) -> di
     if getattr(config, "quantization_config", None) is not None or find_spec("accelerate") is None:
         return None
     with silenced():
-        _, told = model_class.from_pretrained(  # type: ignore[attr-defined]
+        _, loading_info = model_class.from_pretrained(  # type: ignore[attr-defined]
             None,
             trust_remote_code=False,
             config=config,
@@ -97,7 +99,7 @@ def compared_without_loading(folder: Path, config: Any, model_class: type) -> di
             ignore_mismatched_sizes=True,
             dtype=torch.float32,
         )
-    return dict(told)
+    return dict(loading_info)
 
 
 def _empty_tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from redline.files.atomic import write_text
-from redline_model.bundle.bundle import MANIFEST, Bundle, member_folder, write_bundle
+from redline_model.bundle.bundle import Bundle, write_bundle
 from redline_model.bundle.files import check_free
-from redline_model.bundle.loading import LoadOptions
-from redline_model.bundle.manifest import CalibrationFit, DataSource, Manifest
+from redline_model.bundle.load_options import LoadOptions
+from redline_model.bundle.manifest import MANIFEST, CalibrationFit, DataSource, Manifest
 from redline_model.errors import UnsupportedError
+from redline_model.kinds import make_scorer
+from redline_model.options import Combine, EnsembleOptions
 from redline_model.scorer import Scorer
-from redline_model.scorers.ensemble import Combine, EnsembleOptions, EnsembleScorer
-from redline_model.scorers.red import RedistributedScorer
+from redline_model.scorers.ensemble import EnsembleScorer, member_folder
 
 
 class BundleMetrics(NamedTuple):
@@ -57,7 +58,7 @@ def derive_red(
             "model after every token of the response"
         )
     inner = bundle.scorer
-    scorer = RedistributedScorer(inner.model, inner.encoder, inner.extraction)
+    scorer = make_scorer("red", inner.model, inner.encoder, inner.extraction)
     kept = {"base_model", "max_tokens", "template", "extraction", "data", "training"}
     manifest = Manifest(kind="red", **bundle.manifest.model_dump(include=kept))
     manifest = with_measured(_with_origins(manifest, [bundle]), scorer, measure)

@@ -1,12 +1,11 @@
-"""Files and folders on disk: written whole or not at all, told by their digest, readable by others."""
+"""Whether a bundle's folder may be written, and what makes the files in it readable by other programs."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
-from redline.files.atomic import check_parent_writable, write_text
+from redline.files.atomic import check_parent_writable
 from redline_model.errors import BundleError
 
 
@@ -22,17 +21,6 @@ def check_free(out: Path, *, overwrite: bool) -> None:
         check_parent_writable(out)
     except OSError as error:
         raise BundleError(f"{out}: {error.strerror}") from error
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text``, whole or not at all. Raises OSError."""
-    write_text(path, text)
-
-
-def file_digest(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_portable(folder: Path) -> None:

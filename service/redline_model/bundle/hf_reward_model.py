@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from redline.causal_lm.positions import token_limit
-from redline_model.bundle.files import file_digest
+from redline.files.digest import file_digest
 from redline_model.bundle.loading import load_config, load_tokenizer
 from redline_model.bundle.manifest import MANIFEST, Manifest
-from redline_model.encoding.encoder import Template
 from redline_model.errors import BundleError, UnsupportedError
-from redline_model.extraction import Extraction
+from redline_model.options import Extraction, Template
 from redline_model.untrusted.bounded_json import check_size, one_line
 from redline_model.untrusted.folder_listing import MAX_FILE_BYTES, check_places
 from redline_model.untrusted.model_folder import ADAPTER_CONFIG, CONFIG, check_folder

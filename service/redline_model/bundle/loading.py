@@ -1,108 +1,28 @@
-"""Folders and hub ids -> models and tokenizers: device, dtype, quantisation."""
+"""Folders and hub ids -> models and tokenizers, checked before transformers reads them."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
-from redline.causal_lm.cpu_precision import CPUPrecision, cpu_precision
 from redline.causal_lm.positions import token_limit as token_limit
 from redline_model.bundle.checkpoint_names import check_names, compared_without_loading, silenced
 from redline_model.bundle.hub import locate_model
+from redline_model.bundle.load_options import LoadOptions, quantization_config
+from redline_model.encoding.tokenizer_identity import check_tokenizer_size
 from redline_model.errors import BundleError, UnsupportedError
+from redline_model.inference.score_head import SCORE_HEADS
+from redline_model.kinds import kind_spec
 from redline_model.untrusted.bounded_json import one_line
 from redline_model.untrusted.model_folder import check_folder, check_weights, described_model, no_code
 from redline_model.untrusted.panics import panics_as_errors
 from redline_model.untrusted.template_check import check_chat_template
 from redline_model.untrusted.tokenizer_check import check_loaded_tokenizer, check_tokenizer_files
-
-Quantization = Literal["int8", "nf4"]
-Kind = Literal["seq2seq", "scalar", "red", "dpo", "ensemble", "length_calibrated"]
-# kinds whose weights are a sequence classifier of one label; an ensemble or a wrapper has none of its own, and the
-# weights of every other kind are a language model's
-CLASSIFIERS: frozenset[Kind] = frozenset({"scalar", "red"})
-DECODER_ONLY: frozenset[Kind] = CLASSIFIERS | {"dpo"}
-SCORE_HEADS = ("score", "classifier")  # of sequence classifiers that read the last token
-
-
-class LoadOptions(BaseModel):
-    """Where and how weights are held.
-
-    ``device`` and ``dtype`` ``auto``: CUDA in bfloat16 where there is one that can, else the CPU in float32, or in
-    bfloat16 where that is much faster (``redline.causal_lm.cpu_precision``).
-    ``quantization`` goes through bitsandbytes; on a CPU it saves memory, not time. ``compile``: compile what lies
-    between the attentions with ``torch.compile``; it pays on GPUs and needs a C compiler.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    quantization: Quantization | None = None
-    compile: bool = False
-
-    def torch_device(self) -> torch.device:
-        """The device meant; raises UnsupportedError where it does not exist."""
-        name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
-        try:
-            device = torch.device(name)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise UnsupportedError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
-        return device
-
-    def torch_dtype(self) -> torch.dtype:
-        """The dtype meant, see the class; raises UnsupportedError for a precision of the environment that is none."""
-        if self.dtype != "auto":
-            return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.dtype]
-        return torch.bfloat16 if prefers_bfloat16(self.torch_device()) else torch.float32
-
-    @property
-    def cpu_precision(self) -> CPUPrecision | None:
-        """What was measured of the CPU, where that decided the dtype; None elsewhere."""
-        is_decided = self.dtype != "auto" or self.torch_device().type != "cpu"
-        return None if is_decided else _measured_cpu()
-
-
-def prefers_bfloat16(device: torch.device) -> bool:
-    """Whether ``device`` should compute in bfloat16 where nothing was said. Raises UnsupportedError."""
-    if device.type == "cpu":
-        return _measured_cpu().chosen == "bfloat16"
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()
-
-
-def _measured_cpu() -> CPUPrecision:
-    try:
-        return cpu_precision()
-    except ValueError as error:
-        raise UnsupportedError(str(error)) from error
-
-
-def quantization_config(quantization: Quantization, compute_dtype: torch.dtype) -> Any:
-    """The bitsandbytes settings behind ``quantization``; raises UnsupportedError without bitsandbytes."""
-    from importlib.util import find_spec
-
-    from transformers import BitsAndBytesConfig
-
-    if find_spec("bitsandbytes") is None:
-        raise UnsupportedError("quantisation needs bitsandbytes: pip install 'redline-rm[quant]'")
-    if quantization == "int8":
-        # a threshold above 0 picks outlier columns over the whole batch: a score would depend on its neighbours
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype,
-    )
 
 
 def load_tokenizer(source: str | Path, template_settings: Mapping[str, Any] | None = None) -> Any:
@@ -130,15 +50,6 @@ def load_tokenizer(source: str | Path, template_settings: Mapping[str, Any] | No
     return tokenizer
 
 
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """``sha256:...`` over the vocabulary as sorted (token, id) pairs and the end token's id.
-
-    Two tokenizers with one fingerprint give every id the same meaning.
-    """
-    listing = json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id], ensure_ascii=True)
-    return "sha256:" + hashlib.sha256(listing.encode()).hexdigest()
-
-
 def load_config(source: str | Path) -> Any:
     """The transformers configuration of a folder or hub id.
 
@@ -155,14 +66,11 @@ def load_config(source: str | Path) -> Any:
         raise _not_loaded("model configuration", source, error) from error
 
 
-def load_model(source: str | Path, kind: Kind, load_options: LoadOptions, *, must_be_complete: bool = False) -> Any:
-    """A transformers model of the class that ``kind`` and the architecture need, in eval mode.
-
-    ``seq2seq``: causal or encoder-decoder LM. ``scalar``, ``red``: sequence classification with one label.
-    ``dpo``: causal LM.
+def load_model(source: str | Path, kind: str, load_options: LoadOptions, *, must_be_complete: bool = False) -> Any:
+    """A transformers model of the class that ``kind`` needs (``KindSpec.architecture``), in evaluation mode.
 
     Every tensor of the model has to be in the checkpoint, with the shape that the configuration describes. A base of
-    a scalar or red model may lack the score head, which is new then and drawn at random.
+    a classifier may lack the score head, which is then new and initialised at random.
 
     ``must_be_complete``: as a bundle has to be. No head may be missing, and only safetensors are read; a base may have
     PyTorch's own format, without code.
@@ -182,9 +90,10 @@ def load_model(source: str | Path, kind: Kind, load_options: LoadOptions, *, mus
     folder = locate_model(source, f"{kind} weights")
     extra: dict[str, Any] = {}
     model_class: Any
-    if kind in DECODER_ONLY and config.is_encoder_decoder:
+    spec = kind_spec(kind)
+    if spec.is_decoder_only and config.is_encoder_decoder:
         raise UnsupportedError(f"{kind} reward models are decoder-only; {source} is an encoder-decoder model")
-    if kind in CLASSIFIERS:
+    if spec.is_classifier:
         model_class, extra = AutoModelForSequenceClassification, {"num_labels": 1}
     else:
         model_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -200,7 +109,7 @@ def load_model(source: str | Path, kind: Kind, load_options: LoadOptions, *, mus
     check_weights(folder, config, model_class, is_quantized=is_quantized)
     try:
         with silenced(), panics_as_errors("the library that reads it"):
-            model, told = model_class.from_pretrained(
+            model, loading_info = model_class.from_pretrained(
                 str(folder),
                 trust_remote_code=False,
                 dtype=load_options.torch_dtype(),
@@ -213,9 +122,9 @@ def load_model(source: str | Path, kind: Kind, load_options: LoadOptions, *, mus
         if is_out_of_memory(error):
             raise
         raise _not_loaded(f"{kind} weights", source, error) from error
-    may_have_new_head = kind in CLASSIFIERS and not must_be_complete
+    may_have_new_head = spec.is_classifier and not must_be_complete
     new_head = next((name for name in SCORE_HEADS if may_have_new_head and hasattr(model, name)), None)
-    check_names(told, source, kind, is_classifier=kind in CLASSIFIERS, new_head=new_head)
+    check_names(loading_info, source, kind, is_classifier=spec.is_classifier, new_head=new_head)
     if load_options.quantization is None:
         model = model.to(device)
     return model.eval()
@@ -234,26 +143,10 @@ def check_policy(source: str | Path) -> None:
     check_tokenizer_size(load_tokenizer(source, {}), config)
     is_quantized = getattr(config, "quantization_config", None) is not None
     check_weights(folder, config, AutoModelForCausalLM, is_quantized=is_quantized)
-    told = compared_without_loading(folder, config, type(described_model(folder, config, AutoModelForCausalLM)))
-    if told is not None:
-        check_names(told, source, "causal language")
-
-
-def check_tokenizer_size(tokenizer: Any, config: Any) -> None:
-    """Raise UnsupportedError if the tokenizer gives ids that the model's embedding does not have."""
-    ids = dict(tokenizer.get_vocab())
-    # a class of transformers may add its usual token for unknown text where the tokenizer's files have none, and a
-    # tokenizer that goes by bytes never gives it
-    unknown, used = tokenizer.unk_token, getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
-    if unknown not in {getattr(used, "unk_token", None), tokenizer.eos_token, tokenizer.bos_token}:
-        ids.pop(unknown, None)
-    tokens = max(ids.values(), default=-1) + 1
-    size = getattr(config.get_text_config(), "vocab_size", None)
-    if isinstance(size, int) and tokens > size:
-        raise UnsupportedError(
-            f"the tokenizer has {tokens} tokens and the model's embedding {size}: the model was not made larger when "
-            "tokens were added (resize_token_embeddings)"
-        )
+    model_class = type(described_model(folder, config, AutoModelForCausalLM))
+    loading_info = compared_without_loading(folder, config, model_class)
+    if loading_info is not None:
+        check_names(loading_info, source, "causal language")
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from string import Formatter
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from redline_model.bundle.hub import MANIFEST as MANIFEST
-from redline_model.bundle.loading import Kind
-from redline_model.encoding.encoder import Template
 from redline_model.errors import BundleError, UnsupportedError
-from redline_model.extraction import Extraction
-from redline_model.scorers.ensemble import EnsembleOptions
-from redline_model.scorers.length_calibrated import LengthCalibration
+from redline_model.kinds import checked_kind
+from redline_model.options import EnsembleOptions, Extraction, LengthCalibration, Template
 from redline_model.untrusted.bounded_json import one_line, read_object
 from redline_model.untrusted.folder_listing import check_files
 
 FORMAT_VERSION = 1
 _MAX_VALUES = 100_000  # in a manifest; one of a single model has about a hundred
 _MAX_TEXT = 100_000  # characters of a piece of the template
-# the field that a kind has and no other
-_OWN_FIELDS: dict[Kind, str] = {
-    "dpo": "beta",
-    "ensemble": "ensemble",
-    "length_calibrated": "length_calibration",
-}
+
+
+@dataclass(frozen=True)
+class OnlyFor:
+    """Marks a manifest's field that ``kind`` must have and no other kind may have."""
+
+    kind: str
 
 
 class DataSource(BaseModel):
@@ -54,20 +53,20 @@ class CalibrationFit(BaseModel):
 class Manifest(BaseModel):
     """Everything needed to score, and where it came from. ``calibration`` is keyed ``mode/aggregate``.
 
-    What only one kind has: ``beta`` of ``dpo``, reward for a nat; ``ensemble``; ``length_calibration``.
+    Options of one kind: ``beta`` of ``dpo``, reward per nat; ``ensemble``; ``length_calibration``.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     format_version: int = Field(default=FORMAT_VERSION, ge=1)
-    kind: Kind
+    kind: Annotated[str, AfterValidator(checked_kind)]
     base_model: str
     max_tokens: int = Field(ge=1, lt=2**31)
     template: Template
     extraction: Extraction
-    beta: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    ensemble: EnsembleOptions | None = None
-    length_calibration: LengthCalibration | None = None
+    beta: Annotated[float | None, OnlyFor("dpo")] = Field(default=None, gt=0, allow_inf_nan=False)
+    ensemble: Annotated[EnsembleOptions | None, OnlyFor("ensemble")] = None
+    length_calibration: Annotated[LengthCalibration | None, OnlyFor("length_calibrated")] = None
     calibration: dict[str, CalibrationFit] = Field(default_factory=dict)
     data: list[DataSource] = Field(default_factory=list)
     metrics: dict[str, Any] = Field(default_factory=dict)
@@ -78,9 +77,10 @@ class Manifest(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for kind, field in _OWN_FIELDS.items():
-            if (getattr(self, field) is not None) != (self.kind == kind):
-                raise ValueError(f"kind {self.kind} {'needs' if self.kind == kind else 'has no'} {field}")
+        for name, field in type(self).model_fields.items():
+            for mark in field.metadata:
+                if isinstance(mark, OnlyFor) and (getattr(self, name) is not None) != (self.kind == mark.kind):
+                    raise ValueError(f"kind {self.kind} {'needs' if self.kind == mark.kind else 'has no'} {name}")
         return self
 
     def digest(self) -> str:

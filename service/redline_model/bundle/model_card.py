@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from redline_model.kinds import kind_spec
+
 _CARD = """\
 ---
 library_name: redline
@@ -17,7 +19,7 @@ base_model: {base_model}
 
 - Base model: `{base_model}`
 - Longest sequence read: {max_tokens} tokens
-- Default reading: mode {mode}, aggregate `{aggregate}`
+- Default rewards: mode {mode}, aggregate `{aggregate}`
 - Made by Redline {version} on {created_at}
 
 ## Use
@@ -28,7 +30,7 @@ redline score --prompt "..." --response "..."
 ```
 
 {folder} `redline.json` adds the prompt
-template, how rewards are read, the calibration of the score scale, and a digest of every file.
+template, how rewards are computed, the calibration of the score scale, and a digest of every file.
 
 ## Fitted on
 
@@ -46,38 +48,20 @@ trained on, and the length and the KL divergence of the policy.
 """
 
 _DERIVED = "Measurements (on the pairs that the score scale was fitted on)"
-_WHAT = {
-    "seq2seq": "It reads a prompt and a response and writes the better response (arXiv 2409.00162). Tokens that "
-    "agree with what it would write earn reward, tokens that diverge lose it.",
-    "scalar": "A Bradley-Terry model (arXiv 2009.01325): one number for a whole response, on its last token.",
-    "red": "A Bradley-Terry model read at every token (reward redistribution, arXiv 2411.08302): each token earns what "
-    "it adds to the score of the response so far.",
-    "dpo": "A policy fitted by direct preference optimisation (arXiv 2305.18290); each token earns `beta` times its "
-    "log-probability against the model that the policy started from, in `reference/`.",
-    "ensemble": "Several reward models as one (arXiv 2401.16635), each a bundle of its own in `members/`.",
-    "length_calibrated": "The reward model in `inner/` less what its scores owe to a response's length (arXiv "
-    "2409.17407).",
-}
-# a format over the manifest's extraction; kinds that are not here have no modes
-_MODES = {"seq2seq": "`{mode}`", "ensemble": "as its members'", "length_calibrated": "as that of `inner/`"}
-_FOLDERS = {
-    "dpo": "The folder is an ordinary transformers model, the policy, and so is `reference/`;",
-    "ensemble": "Each folder in `members/` is a complete bundle;",
-    "length_calibrated": "The folder `inner/` is a complete bundle;",
-}
 
 
 def model_card(manifest: dict[str, Any]) -> str:
     """The card, in Markdown, from a manifest's data."""
+    spec = kind_spec(manifest["kind"])
     data = "\n".join(f"- {d['name']}: {d['pairs']} pairs" for d in manifest["data"]) or "- not recorded"
     metrics = "\n".join(f"- {name}: {_shown(value)}" for name, value in manifest["metrics"].items())
     return _CARD.format(
         kind=manifest["kind"],
         base_model=manifest["base_model"],
-        what=_WHAT[manifest["kind"]],
+        what=spec.description,
         max_tokens=manifest["max_tokens"],
-        folder=_FOLDERS.get(manifest["kind"], "The folder is an ordinary transformers model;"),
-        mode=_MODES.get(manifest["kind"], "none").format(**manifest["extraction"]),
+        folder=spec.contents,
+        mode=spec.mode.format(**manifest["extraction"]),
         aggregate=manifest["extraction"]["aggregate"],
         version=manifest["redline_version"],
         created_at=manifest["created_at"],

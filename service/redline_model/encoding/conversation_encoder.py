@@ -12,8 +12,9 @@ from itertools import takewhile
 from typing import Any
 
 from redline.chat_template import RenderError
-from redline_model.encoding.encoder import EncodedItem, Encoder, Item, Template
+from redline_model.encoding.encoder import EncodedItem, Encoder, Item
 from redline_model.errors import EmptyResponseError, TooLongError
+from redline_model.options import Template
 
 
 class ConversationEncoder(Encoder):
@@ -37,8 +38,8 @@ class ConversationEncoder(Encoder):
         """See ``Encoder``; an unfinished response has no closing text behind it."""
         apart = super().encode(item, is_bounded=is_bounded)
         if not apart.is_finished:
-            apart = replace(apart, request_ids=[])
-        if not (apart.prefix_ids or apart.response_ids or apart.request_ids):
+            apart = replace(apart, instruction_ids=[])
+        if not (apart.prefix_ids or apart.response_ids or apart.instruction_ids):
             raise EmptyResponseError("prompt and response are empty: there is no token to judge")
         ids = self._whole(item, apart)
         if ids is None:
@@ -49,7 +50,7 @@ class ConversationEncoder(Encoder):
             raise TooLongError(f"the item needs {len(ids)} tokens and the model reads {self.max_tokens}")
         pairs = zip(ids[:-1], apart.prefix_ids, strict=False)
         shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        return replace(apart, prefix_ids=ids[:shared], response_ids=ids[shared:], request_ids=[])
+        return replace(apart, prefix_ids=ids[:shared], response_ids=ids[shared:], instruction_ids=[])
 
     def _whole(self, item: Item, apart: EncodedItem) -> list[int] | None:
         """The ids of the conversation as one text; None where its pieces are to be tokenised apart."""

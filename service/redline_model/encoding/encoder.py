@@ -14,9 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
-
-from redline.chat_template import POLICY_SETTINGS, ChatTemplateParser, Preceding, TemplateParts
+from redline.chat_template import ChatTemplateParser, Preceding, TemplateParts
 from redline.messages import Message, MessageError, normalized
 from redline.text.token_spans import Span, token_spans
 from redline_model.encoding.guarded_tokenizer import GuardedTokenizer
@@ -30,44 +28,13 @@ from redline_model.errors import (
     TooLongError,
     UnsupportedError,
 )
+from redline_model.options import Template
 
 Prompt = str | Sequence[Message]
 
 # Entries of the caches below, in characters and token ids together; an id takes about 36 bytes.
 _MAX_CACHED_PROMPTS = 2**21
 _MAX_CACHED_LITERALS = 2**18
-
-
-class Template(BaseModel):
-    """How a conversation, a response and the request for its rewrite are laid out.
-
-    ``style`` ``chat`` goes through the tokenizer's chat template: the conversation, the response as the
-    assistant's turn, ``instruction`` as the user's next turn. ``plain`` uses the markers below. ``conversation``: the
-    chat template and no instruction, see ``conversation_encoder``. ``policy``: the prompt as a policy is given it, see
-    ``redline.chat_template.PolicyPrompts``.
-    ``chat_kwargs`` are handed to the chat template; ``date_string`` among them is also the day that a template which
-    asks for today's date is given, so that a rendering is the same tomorrow.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    style: Literal["chat", "plain", "conversation", "policy"]
-    instruction: str = "Rewrite your answer so that it is the best possible answer. Reply with the answer alone."
-    turn: str = "{role}:\n"
-    turn_end: str = "\n\n"
-    rewrite: str = "Better answer:\n"
-    chat_kwargs: dict[str, Any] = {"date_string": "01 Jan 2025", "enable_thinking": False}
-
-    @classmethod
-    def of_policy(cls, tokenizer: Any = None) -> Template:
-        """The prompt that a policy is given: the chat template as it stands, or the prompt's bare text."""
-        return cls(style="policy", chat_kwargs=dict(POLICY_SETTINGS))
-
-    @classmethod
-    def fitting(cls, tokenizer: Any, instruction: str | None = None) -> Template:
-        """``chat`` where the tokenizer has a chat template, else ``plain``."""
-        chosen = cls(style="chat" if getattr(tokenizer, "chat_template", None) else "plain")
-        return chosen if instruction is None else chosen.model_copy(update={"instruction": instruction})
 
 
 class Item(NamedTuple):
@@ -90,12 +57,12 @@ class EncodedItem:
 
     ``prefix_ids``: the rendered prompt up to the response. ``response_ids``: the response without its end token.
     ``target_ids``: ``response_ids`` and, if the response is finished, the end token; the T tokens that are judged.
-    ``request_ids``: what stands between the response and its rewrite. ``offsets``: a span a target token.
+    ``instruction_ids``: what stands between the response and its rewrite. ``offsets``: a span a target token.
     """
 
     prefix_ids: list[int]
     response_ids: list[int]
-    request_ids: list[int]
+    instruction_ids: list[int]
     target_ids: list[int]
     offsets: list[Span]
     text: str = field(repr=False)
@@ -106,10 +73,10 @@ class EncodedItem:
 # How a scorer's sequence is made of the pieces of an EncodedItem:
 # "rewrite"         [prefix, response, request, target], one causal sequence
 # "encoder_decoder" encoder [prefix, response, request], decoder [target]
-# "judge"           [prefix, target], one causal sequence
+# "prompt_response" [prefix, target], one causal sequence
 # "conversation"    [prefix, response, request], one causal sequence as the model's own chat template renders it; what
 #                   stands for the response need not be the target's ids
-Arrangement = Literal["rewrite", "encoder_decoder", "judge", "conversation"]
+Arrangement = Literal["rewrite", "encoder_decoder", "prompt_response", "conversation"]
 
 
 class Encoder:
@@ -243,7 +210,7 @@ class Encoder:
         return prefix, list(template_parts[-1]), is_truncated
 
     def _check_prefix(self, prefix: Sequence[int]) -> None:
-        if not prefix and self.arrangement == "judge":
+        if not prefix and self.arrangement == "prompt_response":
             raise InvalidPromptError("nothing is left of the prompt; its last token is where the response begins")
 
     def _place(self, before: Sequence[int]) -> Preceding:

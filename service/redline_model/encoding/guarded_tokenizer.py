@@ -9,11 +9,9 @@ from redline.chat_template import Encoded, StatelessTokenizer
 from redline_model.errors import TokenizerError
 from redline_model.untrusted.bounded_json import one_line
 from redline_model.untrusted.panics import PanicError, panics_as_errors
+from redline_model.untrusted.tokenizer_check import SPARE_TOKENS, TOKENS_PER_CHARACTER
 
 T = TypeVar("T")
-# Bytes become a token each at worst, and a letter is written out in up to 18 others where text is normalised.
-TOKENS_PER_CHARACTER = 64
-SPARE_TOKENS = 1000
 
 
 class GuardedTokenizer(StatelessTokenizer):

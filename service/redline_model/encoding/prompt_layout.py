@@ -19,7 +19,7 @@ from redline.messages import Message
 from redline_model.errors import InvalidPromptError, UnsupportedError
 
 if TYPE_CHECKING:
-    from redline_model.encoding.encoder import Template
+    from redline_model.options import Template
 
 T = TypeVar("T")
 Ids = tuple[list[int], list[int]]

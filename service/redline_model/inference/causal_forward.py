@@ -43,13 +43,23 @@ def pad_sequences(
 class CausalForward:
     """Last hidden states at chosen positions, with gradients where they are enabled.
 
-    Models whose attention can be handed over run without padding, each distinct prefix once; whether a model's
-    can is measured on a probe, and any other model takes the slow road of right-padded batches.
+    Models whose attention can be replaced run without padding, each distinct prefix once; all others run in
+    right-padded batches. ``probed`` finds out which it is; built directly, passes are padded.
 
     Args:
         model: a transformers causal LM or sequence classifier.
         prefix_cache_tokens: tokens of prefixes whose keys and values are kept between passes (not in training).
     """
+
+    @classmethod
+    def probed(cls, model: Any, prefix_cache_tokens: int = 0) -> CausalForward:
+        """The forward pass of ``model``, packed if that reproduces its hidden states.
+
+        Runs the model on a probe and sets its attention implementation.
+        """
+        forward = cls(model, prefix_cache_tokens)
+        forward.is_packed = forward._enable_packing()
+        return forward
 
     def __init__(self, model: Any, prefix_cache_tokens: int = 0) -> None:
         self._model = model
@@ -59,7 +69,6 @@ class CausalForward:
         self.rotary = RotaryState(model)
         self.is_packed = self._is_one_call = False
         self._windows: set[int] = set()
-        self.is_packed = self._becomes_packed()
 
     def __call__(
         self,
@@ -94,11 +103,11 @@ class CausalForward:
         """Hidden states ``(N, hidden)`` of all segments' tokens; ragged models only."""
         return run_segments(self._model.base_model, segments, is_one_call=self._is_one_call, windows=self._windows)
 
-    def cost(self, sequence: PrefixedSequence, beside: set[Prefix]) -> int:
-        """Tokens that ``sequence`` adds to a pass that has the prefixes ``beside`` in it already."""
+    def cost(self, sequence: PrefixedSequence, present: set[Prefix]) -> int:
+        """Tokens that ``sequence`` adds to a pass that has the prefixes ``present`` in it already."""
         if not self.is_packed:
             return sequence.tokens
-        if sequence.prefix in beside or sequence.prefix in self.cache:
+        if sequence.prefix in present or sequence.prefix in self.cache:
             return len(sequence.own)
         head = self._head
         if head is not None and head in self.cache and _has_head(sequence.prefix, head):
@@ -117,17 +126,17 @@ class CausalForward:
         for index, sequence in enumerate(sequences):
             groups.setdefault(sequence.prefix, []).append(index)
         batch: list[int] = []
-        beside: set[Prefix] = set()
+        present: set[Prefix] = set()
         tokens = 0
         for members in groups.values():
             for index in members:
-                cost = self.cost(sequences[index], beside)
+                cost = self.cost(sequences[index], present)
                 if batch and tokens + cost > max_tokens:
                     yield batch
-                    batch, beside, tokens = [], set(), 0
-                    cost = self.cost(sequences[index], beside)
+                    batch, present, tokens = [], set(), 0
+                    cost = self.cost(sequences[index], present)
                 batch.append(index)
-                beside.add(sequences[index].prefix)
+                present.add(sequences[index].prefix)
                 tokens += cost
         if batch:
             yield batch
@@ -207,8 +216,8 @@ class CausalForward:
         return hidden[rows, columns]
 
     @torch.no_grad()
-    def _becomes_packed(self) -> bool:
-        """Hand the attention over and see whether the hidden states stay what they were; undo it if not."""
+    def _enable_packing(self) -> bool:
+        """Replace the attention and compare the hidden states with what they were; undo it if they differ."""
         model = self._model
         text = model.config.get_text_config()
         if model.base_model is model or text._attn_implementation not in {"sdpa", NAME} or self.rotary.depends_on_pass:

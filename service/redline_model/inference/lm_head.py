@@ -50,9 +50,16 @@ class IdentityProjection:
 class LMHead:
     """The vocabulary projection of a language model, applied to gathered hidden rows.
 
-    It knows the scalings that transformers' models put behind the projection. Whether that reproduces the
-    model's own logits is measured once, on a probe; ``is_understood`` False means full logits have to be asked for.
+    It knows the scalings that transformers' models apply after the projection. ``is_understood``: whether it
+    reproduces the model's own logits; if not, full logits have to be computed. ``probed`` finds out.
     """
+
+    @classmethod
+    def probed(cls, model: Any) -> LMHead:
+        """The projection of ``model``, compared with its logits by running it on a probe."""
+        head = cls(model)
+        head.is_understood = head._head is not None and head._reproduces(model)
+        return head
 
     def __init__(self, model: Any) -> None:
         self._head = model.get_output_embeddings()
@@ -61,7 +68,7 @@ class LMHead:
         self._scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
         self._bias = getattr(model, "final_logits_bias", None)
         self._rows = max(1, _CHUNK_ELEMENTS // config.vocab_size)
-        self.is_understood = self._head is not None and self._reproduces(model)
+        self.is_understood = False
 
     def chunks(self, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield ``(part of the N rows, logits (n, V))`` for hidden rows ``(N, hidden)``."""

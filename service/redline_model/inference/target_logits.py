@@ -14,12 +14,14 @@ from redline_model.errors import UnsupportedError
 from redline_model.inference.causal_forward import CausalForward, PrefixedSequence, pad_sequences
 from redline_model.inference.lm_head import IdentityProjection, LMHead, Projection
 from redline_model.inference.packed_attention import KVCache
-from redline_model.inference.padding import pack_by_length, pad, to_device
-from redline_model.inference.prefix_cache import Prefix, PrefixCache
+from redline_model.inference.padding import pad, to_device
+from redline_model.inference.planner import CausalPlanner, PaddedPlanner, Planner
 
 
 class TargetForward(Protocol):
-    """A seq2seq reward model's forward pass, and how its work is cut into passes."""
+    """A seq2seq reward model's forward pass. ``planner`` cuts work into passes."""
+
+    planner: Planner
 
     @property
     def projection(self) -> Projection:
@@ -38,23 +40,11 @@ class TargetForward(Protocol):
         """Yield ``(logits (n, V), target ids (n,))`` in chunks, in the order of the items' targets."""
         ...
 
-    def prefix(self, item: EncodedItem) -> Prefix | None:
-        """What items may share the computation of; None where nothing can be shared."""
-        ...
-
-    def cost(self, item: EncodedItem, beside: set[Prefix]) -> int:
-        """Tokens that ``item`` adds to a pass that has the prefixes ``beside`` in it."""
-        ...
-
-    def batches(self, items: Sequence[EncodedItem], max_tokens: int) -> Iterator[list[int]]:
-        """Indices of ``items``, pass by pass, each at most ``max_tokens`` (or one item)."""
-        ...
-
 
 def sequence_of(item: EncodedItem) -> tuple[PrefixedSequence, range]:
     """``[x, y, request, target]`` but for its last token, and where in its own part each target is predicted."""
-    own = [*item.response_ids, *item.request_ids, *item.target_ids[:-1]]
-    start = len(item.response_ids) + len(item.request_ids) - 1
+    own = [*item.response_ids, *item.instruction_ids, *item.target_ids[:-1]]
+    start = len(item.response_ids) + len(item.instruction_ids) - 1
     prefix = item.prefix_ids
     if start < 0:  # nothing stands between prompt and target: the prompt's last token predicts the first
         prefix, own, start = prefix[:-1], [*prefix[-1:], *own], 0
@@ -69,11 +59,22 @@ def all_target_ids(items: Sequence[EncodedItem]) -> list[int]:
 class CausalTargets:
     """Decoder-only: one causal sequence an item. See ``TargetForward``."""
 
-    def __init__(self, model: Any, prefix_cache_tokens: int = 0) -> None:
+    @classmethod
+    def probed(cls, model: Any, prefix_cache_tokens: int = 0) -> CausalTargets:
+        """See ``LMHead.probed`` and ``CausalForward.probed``: runs ``model`` and sets its attention implementation."""
+        head = LMHead.probed(model)
+        return cls(model, head, CausalForward.probed(model, prefix_cache_tokens) if head.is_understood else None)
+
+    def __init__(self, model: Any, head: LMHead, forward: CausalForward | None) -> None:
         self._model = model
-        self.head = LMHead(model)
+        self.head = head
+        self.forward = forward
         self.rotary = RotaryState(model)
-        self.forward = CausalForward(model, prefix_cache_tokens) if self.head.is_understood else None
+        self.planner: Planner = (
+            PaddedPlanner(_length, lambda item: sequence_of(item)[0].tokens)
+            if forward is None
+            else CausalPlanner(forward, lambda item: sequence_of(item)[0], _length)
+        )
 
     @property
     def projection(self) -> Projection:
@@ -84,11 +85,6 @@ class CausalTargets:
     def is_packed(self) -> bool:
         """Whether passes are without padding, and keys and values can be kept of them."""
         return self.forward is not None and self.forward.is_packed
-
-    @property
-    def prefix_caches(self) -> tuple[PrefixCache, ...]:
-        """The cache of prompts, where there is one."""
-        return () if self.forward is None else (self.forward.cache,)
 
     def logits(
         self, items: Sequence[EncodedItem], keep: Sequence[KVCache | None] | None = None
@@ -119,22 +115,6 @@ class CausalTargets:
         ).logits
         return logits[rows, columns]
 
-    def prefix(self, item: EncodedItem) -> Prefix | None:
-        """The prompt, where passes are ragged."""
-        return sequence_of(item)[0].prefix if self.is_packed else None
-
-    def cost(self, item: EncodedItem, beside: set[Prefix]) -> int:
-        """See ``TargetForward``."""
-        sequence = sequence_of(item)[0]
-        return sequence.tokens if self.forward is None else self.forward.cost(sequence, beside)
-
-    def batches(self, items: Sequence[EncodedItem], max_tokens: int) -> Iterator[list[int]]:
-        """See ``TargetForward``."""
-        sequences = [sequence_of(item)[0] for item in items]
-        if self.forward is None:
-            return pack_by_length(sequences, lambda sequence: sequence.tokens, max_tokens)
-        return self.forward.batches(sequences, max_tokens)
-
 
 class EncoderDecoderTargets:
     """``encoder[x, y, request] -> decoder[target]``. See ``TargetForward``.
@@ -143,12 +123,16 @@ class EncoderDecoderTargets:
     nothing can be shared; what is left is like lengths together and a projection of target rows alone.
     """
 
-    prefix_caches: tuple[PrefixCache, ...] = ()
+    @classmethod
+    def probed(cls, model: Any) -> EncoderDecoderTargets:
+        """See ``LMHead.probed``: runs ``model`` on a probe."""
+        return cls(model, LMHead.probed(model))
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, head: LMHead) -> None:
         self.model = model
-        self.head = LMHead(model)
+        self.head = head
         self.rotary = RotaryState(model)
+        self.planner: Planner = PaddedPlanner(_length)
 
     @property
     def projection(self) -> Projection:
@@ -199,18 +183,6 @@ class EncoderDecoderTargets:
                 return int(getattr(settings, name))
         raise UnsupportedError("the encoder-decoder model does not say what its decoder starts from")
 
-    def prefix(self, item: EncodedItem) -> Prefix | None:
-        """None: nothing can be shared."""
-        return None
-
-    def cost(self, item: EncodedItem, beside: set[Prefix]) -> int:
-        """Source and target."""
-        return len(source_of(item)) + len(item.target_ids)
-
-    def batches(self, items: Sequence[EncodedItem], max_tokens: int) -> Iterator[list[int]]:
-        """Like lengths together."""
-        return pack_by_length(items, lambda item: self.cost(item, set()), max_tokens)
-
 
 def _projected(projection: Projection, states: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows as logits, a chunk at a time."""
@@ -221,11 +193,16 @@ def _projected(projection: Projection, states: Iterator[tuple[Tensor, Tensor]]) 
 
 def source_of(item: EncodedItem) -> list[int]:
     """``[x, y, request]``: what a rewrite is made from."""
-    return [*item.prefix_ids, *item.response_ids, *item.request_ids]
+    return [*item.prefix_ids, *item.response_ids, *item.instruction_ids]
 
 
-def target_forward(model: Any, prefix_cache_tokens: int = 0) -> CausalTargets | EncoderDecoderTargets:
-    """The forward pass that fits ``model``'s architecture."""
+def _length(item: EncodedItem) -> int:
+    """Tokens of source and target."""
+    return len(source_of(item)) + len(item.target_ids)
+
+
+def probed_targets(model: Any, prefix_cache_tokens: int = 0) -> CausalTargets | EncoderDecoderTargets:
+    """The forward pass that fits ``model``'s architecture; it runs ``model`` on probes, see the classes' ``probed``."""
     if model.config.is_encoder_decoder:
-        return EncoderDecoderTargets(model)
-    return CausalTargets(model, prefix_cache_tokens)
+        return EncoderDecoderTargets.probed(model)
+    return CausalTargets.probed(model, prefix_cache_tokens)

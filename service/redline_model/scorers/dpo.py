@@ -1,4 +1,4 @@
-"""DPO's implicit reward (arXiv 2305.18290): a policy's log-probabilities against those of where it started.
+"""DPO's implicit reward (arXiv 2305.18290): a policy's log-probabilities against those of the model it started from.
 
 ``r_t = beta (log pi(y_t | x, y_<t) - log pi_ref(y_t | x, y_<t))``; the sum over t is the reward, up to a term of the
 prompt alone, whose optimal policy under a KL penalty of ``beta`` is ``pi``. Both models read ``[x, y]``.
@@ -6,26 +6,31 @@ prompt alone, whose optimal policy under a KL penalty of ``beta`` is ``pi``. Bot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from redline_model.correction.rewriter import Rewriter
 from redline_model.encoding.encoder import EncodedItem, Encoder
 from redline_model.errors import NonFiniteError, UnsupportedError
-from redline_model.extraction import Extraction, Mode, RewardSpec, aggregate_rewards
-from redline_model.inference.prefix_cache import Prefix, PrefixCache
-from redline_model.inference.target_logits import target_forward
+from redline_model.extraction import aggregate_rewards
+from redline_model.inference.causal_forward import PrefixedSequence
+from redline_model.inference.planner import CausalPlanner, PaddedPlanner, Planner
+from redline_model.inference.target_logits import CausalTargets, sequence_of
 from redline_model.inference.token_statistics import start_token_statistics
-from redline_model.scorer import ScoredResponse, unsupported_correction
+from redline_model.kinds import BundleReader, KindSpec
+from redline_model.options import Extraction, Mode
+from redline_model.reward_spec import RewardSpec
+from redline_model.scorer import ScoredResponse, ScoreOnly
+
+REFERENCE = "reference"  # the sub-folder of a bundle that holds the model that the policy started from
 
 
 def response_only(item: EncodedItem) -> EncodedItem:
     """``item`` with nothing between its prompt and its target: ``[x, y]``."""
-    return replace(item, response_ids=[], request_ids=[])
+    return replace(item, response_ids=[], instruction_ids=[])
 
 
 class DPOOutput(NamedTuple):
@@ -35,24 +40,21 @@ class DPOOutput(NamedTuple):
     reference: Tensor
 
 
-class DPOScorer:
-    """Scores with two causal language models of one vocabulary. See ``Scorer``.
+class DPOScorer(ScoreOnly[DPOOutput]):
+    """Scores with two causal language models of one vocabulary. See ``redline_model.scorer.Scorer``.
 
     Args:
-        model: the policy, in eval mode.
-        reference: what the policy started from, in eval mode.
-        beta: reward for a nat, above 0.
-
-    Raises:
-        UnsupportedError: the two models do not have the same vocabulary.
+        models: the policy and the model that it started from, in evaluation mode.
+        forwards: their forward passes.
+        beta: reward per nat, above 0.
     """
 
     kind = "dpo"
     modes: tuple[Mode, ...] = ()
-    can_correct = False
 
-    def __init__(
-        self,
+    @classmethod
+    def from_model(
+        cls,
         model: Any,
         encoder: Encoder,
         extraction: Extraction,
@@ -60,61 +62,91 @@ class DPOScorer:
         reference: Any,
         beta: float,
         prefix_cache_tokens: int = 0,
-    ) -> None:
+    ) -> DPOScorer:
+        """The scorer around the policy ``model``; runs both models on probes and sets their attention implementation.
+
+        Raises:
+            UnsupportedError: the two models do not have the same vocabulary.
+        """
         sizes = [m.config.get_text_config().vocab_size for m in (model, reference)]
         if sizes[0] != sizes[1]:
-            raise UnsupportedError(f"the policy knows {sizes[0]} tokens and its reference {sizes[1]}")
-        self.model = model
-        self.models = (model, reference)
+            raise UnsupportedError(f"the policy has {sizes[0]} tokens and its reference {sizes[1]}")
+        forwards = (
+            CausalTargets.probed(model, prefix_cache_tokens),
+            CausalTargets.probed(reference, prefix_cache_tokens),
+        )
+        return cls((model, reference), encoder, extraction, forwards, beta)
+
+    def __init__(
+        self,
+        models: tuple[Any, Any],
+        encoder: Encoder,
+        extraction: Extraction,
+        forwards: tuple[CausalTargets, CausalTargets],
+        beta: float,
+    ) -> None:
+        self.models = models
+        self.model = models[0]
         self.encoder = encoder
         self.extraction = extraction
         self.beta = beta
-        self._policy = target_forward(model, prefix_cache_tokens)
-        self._reference = target_forward(reference, prefix_cache_tokens)
-        # padded passes fit ragged ones, not the other way round
-        self._leader = min((self._policy, self._reference), key=lambda forward: getattr(forward, "is_ragged", False))
-
-    @property
-    def prefix_caches(self) -> tuple[PrefixCache, ...]:
-        """See ``Scorer``."""
-        return self._policy.prefix_caches + self._reference.prefix_caches
-
-    def length(self, item: EncodedItem) -> int:
-        """Tokens each model reads for this item."""
-        return len(item.prefix_ids) + len(item.target_ids)
-
-    def prefix(self, item: EncodedItem) -> Prefix | None:
-        """The prompt but for its last token, where passes are ragged."""
-        return self._leader.prefix(response_only(item))
-
-    def cost(self, item: EncodedItem, beside: set[Prefix]) -> int:
-        """See ``Scorer``; of one of the two models."""
-        return self._leader.cost(response_only(item), beside)
-
-    def batches(self, items: Sequence[EncodedItem], max_tokens: int) -> Iterator[list[int]]:
-        """See ``Scorer``."""
-        return self._leader.batches([response_only(item) for item in items], max_tokens)
+        self._policy, self._reference = forwards
+        self.planner: Planner = _planner(forwards)
 
     @torch.inference_mode()
     def start_forward(self, items: Sequence[EncodedItem]) -> Callable[[], list[DPOOutput]]:
-        """See ``Scorer``; both models' passes are begun before either is waited for."""
-        pairs = [response_only(item) for item in items]
-        policy, reference = start_token_statistics(self._policy, pairs), start_token_statistics(self._reference, pairs)
+        """See ``Scorer``; both models' passes are started before either is waited for."""
+        items = [response_only(item) for item in items]
+        policy, reference = start_token_statistics(self._policy, items), start_token_statistics(self._reference, items)
         return lambda: [
-            DPOOutput(ours.logprob, theirs.logprob) for ours, theirs in zip(policy(), reference(), strict=True)
+            DPOOutput(of_policy.logprob, of_reference.logprob)
+            for of_policy, of_reference in zip(policy(), reference(), strict=True)
         ]
 
-    def forward(self, items: Sequence[EncodedItem]) -> list[DPOOutput]:
-        """See ``start_forward``."""
-        return self.start_forward(items)()
-
     def to_rewards(self, output: DPOOutput, spec: RewardSpec) -> ScoredResponse:
-        """The scaled log-ratios; raises NonFiniteError."""
+        """The scaled log-ratios. Raises NonFiniteError."""
         rewards = self.beta * (output.policy.double() - output.reference.double())
         if not torch.isfinite(rewards).all():
             raise NonFiniteError("the models' output for this item holds NaN or infinity")
         return ScoredResponse(aggregate_rewards(rewards, spec.aggregate), rewards.tolist(), None)
 
-    def rewriter(self) -> Rewriter[DPOOutput]:
-        """Always raises UnsupportedError: the policy answers prompts, it does not mend responses."""
-        raise unsupported_correction(self.kind)
+
+def _length(item: EncodedItem) -> int:
+    """Tokens that each model reads."""
+    return len(item.prefix_ids) + len(item.target_ids)
+
+
+def _sequence(item: EncodedItem) -> PrefixedSequence:
+    return sequence_of(response_only(item))[0]
+
+
+def _planner(forwards: tuple[CausalTargets, CausalTargets]) -> Planner:
+    """Passes for both models: padded if either needs them, for padded passes suit a packed model, too."""
+    leader = min(forwards, key=lambda forward: forward.is_packed)
+    caches = tuple(forward.forward.cache for forward in forwards if forward.forward is not None)
+    if leader.forward is None:
+        return PaddedPlanner(_length, lambda item: _sequence(item).tokens, caches)
+    return CausalPlanner(leader.forward, _sequence, _length, caches)
+
+
+def _load(reader: BundleReader) -> DPOScorer:
+    model = reader.model()
+    assert reader.manifest.beta is not None
+    return DPOScorer.from_model(
+        model,
+        reader.encoder(model),
+        reader.manifest.extraction,
+        reference=reader.model(REFERENCE),
+        beta=reader.manifest.beta,
+        prefix_cache_tokens=reader.prefix_cache_tokens,
+    )
+
+
+KIND = KindSpec(
+    description="A policy fitted by direct preference optimisation (arXiv 2305.18290); each token earns `beta` times "
+    "its log-probability against the model that the policy started from, in `reference/`.",
+    architecture="causal_lm",
+    make_scorer=DPOScorer.from_model,
+    load=_load,
+    contents="The folder is an ordinary transformers model, the policy, and so is `reference/`;",
+)

@@ -11,46 +11,70 @@ With member scores ``s_1 ... s_k``:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
-from redline_model.bundle.loading import tokenizer_fingerprint
-from redline_model.correction.rewriter import Rewriter
 from redline_model.encoding.encoder import EncodedItem, Encoder
+from redline_model.encoding.tokenizer_identity import tokenizer_fingerprint
 from redline_model.errors import UnsupportedError
-from redline_model.extraction import MODES, Aggregate, Extraction, Mode, RewardSpec, move_score
-from redline_model.inference.prefix_cache import Prefix, PrefixCache
-from redline_model.scorer import ScoredResponse, Scorer, unsupported_correction
+from redline_model.extraction import move_score
+from redline_model.inference.planner import Planner
+from redline_model.inference.prefix_cache import Prefix
+from redline_model.kinds import BundleReader, KindSpec
+from redline_model.options import MODES, Aggregate, EnsembleOptions, Extraction, Mode
+from redline_model.reward_spec import RewardSpec
+from redline_model.scorer import ScoredResponse, ScoreOnly, Scorer
 
-Combine = Literal["mean", "min", "mean_minus_variance"]
-Outputs = tuple[Any, ...]
-
-
-class EnsembleOptions(BaseModel):
-    """How many members there are and how they are combined. ``variance_weight`` is lambda, in 1/score."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    members: int = Field(ge=2)
-    combine: Combine = "mean"
-    variance_weight: float = Field(default=1.0, ge=0)
+Outputs = tuple[Any, ...]  # the members' forward outputs for one item
 
 
-class EnsembleScorer:
-    """Reads every item with every member. See ``Scorer``.
+def member_folder(number: int) -> str:
+    """The sub-folder of a bundle that holds a member, counted from 0."""
+    return f"members/{number}"
+
+
+class EnsemblePlanner:
+    """Plans passes for the member whose passes suit all others. See ``Planner``.
+
+    Packed passes need not suit a model that pads; padded ones suit every model.
+    """
+
+    def __init__(self, planners: Sequence[Planner]) -> None:
+        self._planners = planners
+        self._leader = min(planners, key=lambda planner: planner.shares_prefixes)
+        self.prefix_caches = tuple(cache for planner in planners for cache in planner.prefix_caches)
+        self.shares_prefixes = self._leader.shares_prefixes
+
+    def length(self, item: EncodedItem) -> int:
+        """Tokens read by the member that reads most of this item."""
+        return max(planner.length(item) for planner in self._planners)
+
+    def prefix(self, item: EncodedItem) -> Prefix | None:
+        """See ``Planner``."""
+        return self._leader.prefix(item)
+
+    def cost(self, item: EncodedItem, present: set[Prefix]) -> int:
+        """See ``Planner``; of one member, for the members' passes follow each other."""
+        return self._leader.cost(item, present)
+
+    def batches(self, items: Sequence[EncodedItem], max_tokens: int) -> Iterator[list[int]]:
+        """See ``Planner``."""
+        return self._leader.batches(items, max_tokens)
+
+
+class EnsembleScorer(ScoreOnly[Outputs]):
+    """Scores every item with every member. See ``redline_model.scorer.Scorer``.
 
     Args:
-        members: scorers that lay items out alike; each is read with the same reading.
-        extraction: the default reading; magnitudes of extraction modes are each member's own.
+        members: scorers that lay items out alike; all are asked for the same reward specification.
+        extraction: the default specification; magnitudes of extraction modes are each member's own.
 
     Raises:
         UnsupportedError: the members differ in number, tokenizer, template or arrangement, or share no mode.
     """
 
     kind = "ensemble"
-    can_correct = False
 
     def __init__(self, members: Sequence[Scorer[Any]], options: EnsembleOptions, extraction: Extraction) -> None:
         if len(members) != options.members:
@@ -64,57 +88,25 @@ class EnsembleScorer:
             raise UnsupportedError("the members of an ensemble have no extraction mode in common")
         self.models = tuple(model for member in members for model in member.models)
         self.model = self.models[0]
-        # passes are formed for one member: padded ones fit the others' too, ragged ones need not
-        self._leader = min(self.members, key=_shares_prompts)
-
-    @property
-    def prefix_caches(self) -> tuple[PrefixCache, ...]:
-        """See ``Scorer``."""
-        return tuple(cache for member in self.members for cache in member.prefix_caches)
-
-    def length(self, item: EncodedItem) -> int:
-        """Tokens that the member reading most of this item reads."""
-        return max(member.length(item) for member in self.members)
-
-    def prefix(self, item: EncodedItem) -> Prefix | None:
-        """See ``Scorer``; of the member that passes are formed for."""
-        return self._leader.prefix(item)
-
-    def cost(self, item: EncodedItem, beside: set[Prefix]) -> int:
-        """See ``Scorer``; of one member, for the passes of the members follow each other."""
-        return self._leader.cost(item, beside)
-
-    def batches(self, items: Sequence[EncodedItem], max_tokens: int) -> Iterator[list[int]]:
-        """See ``Scorer``."""
-        return self._leader.batches(items, max_tokens)
+        self.planner: Planner = EnsemblePlanner([member.planner for member in members])
 
     def start_forward(self, items: Sequence[EncodedItem]) -> Callable[[], list[Outputs]]:
-        """See ``Scorer``; every member's pass is begun before any is waited for."""
-        collects = [member.start_forward(items) for member in self.members]
-        return lambda: list(zip(*(collect() for collect in collects), strict=True))
-
-    def forward(self, items: Sequence[EncodedItem]) -> list[Outputs]:
-        """See ``start_forward``."""
-        return self.start_forward(items)()
+        """See ``Scorer``; every member's pass is started before any is waited for."""
+        waiting = [member.start_forward(items) for member in self.members]
+        return lambda: list(zip(*(wait() for wait in waiting), strict=True))
 
     def to_rewards(self, output: Outputs, spec: RewardSpec) -> ScoredResponse:
-        """The members' judgements as one; raises NonFiniteError where any member does."""
-        scored_by_member = [member.to_rewards(one, spec) for member, one in zip(self.members, output, strict=True)]
-        return combined(scored_by_member, self.options, spec.aggregate)
-
-    def rewriter(self) -> Rewriter[Outputs]:
-        """Always raises UnsupportedError: each member would write a correction of its own."""
-        raise unsupported_correction(self.kind)
+        """The members' scored responses as one. Raises NonFiniteError if any member does."""
+        by_member = [member.to_rewards(part, spec) for member, part in zip(self.members, output, strict=True)]
+        return combined(by_member, self.options, spec.aggregate)
 
 
-def combined(
-    scored_by_member: Sequence[ScoredResponse], options: EnsembleOptions, aggregate: Aggregate
-) -> ScoredResponse:
-    """The members' judgements of one item as one, see the module. ``diverged_at`` is told by ``min`` alone."""
-    scores = torch.tensor([scored.score for scored in scored_by_member], dtype=torch.float64)
+def combined(by_member: Sequence[ScoredResponse], options: EnsembleOptions, aggregate: Aggregate) -> ScoredResponse:
+    """The members' scored responses to one item as one, see the module. Only ``min`` gives ``diverged_at``."""
+    scores = torch.tensor([scored.score for scored in by_member], dtype=torch.float64)
     if options.combine == "min":
-        return scored_by_member[int(scores.argmin())]
-    rewards = torch.tensor([scored.rewards for scored in scored_by_member], dtype=torch.float64).mean(0).tolist()
+        return by_member[int(scores.argmin())]
+    rewards = torch.tensor([scored.rewards for scored in by_member], dtype=torch.float64).mean(0).tolist()
     mean = ScoredResponse(float(scores.mean()), rewards, None)
     if options.combine == "mean":
         return mean
@@ -123,10 +115,10 @@ def combined(
 
 
 def common_encoder(encoders: Sequence[Encoder]) -> Encoder:
-    """The encoder of items that each of ``encoders`` would lay out alike, within the least of their limits.
+    """The encoder of items that all of ``encoders`` lay out alike, within the smallest of their limits.
 
     Raises:
-        UnsupportedError: they differ in tokenizer, template or arrangement; the message says in which, and who.
+        UnsupportedError: they differ in tokenizer, template or arrangement; the message names the members.
     """
     first = encoders[0]
     facts: dict[str, Callable[[Encoder], object]] = {
@@ -134,11 +126,11 @@ def common_encoder(encoders: Sequence[Encoder]) -> Encoder:
         "template": lambda encoder: (encoder.template, getattr(encoder.tokenizer, "chat_template", None)),
         "arrangement": lambda encoder: encoder.arrangement,
     }
-    for what, of in facts.items():
+    for name, fact_of in facts.items():
         for number, encoder in enumerate(encoders):
-            if of(encoder) != of(first):
+            if fact_of(encoder) != fact_of(first):
                 raise UnsupportedError(
-                    f"members 0 and {number} of the ensemble differ in their {what}; all must share one"
+                    f"members 0 and {number} of the ensemble differ in their {name}; all must share one"
                 )
     limits = [encoder.max_tokens for encoder in encoders if encoder.max_tokens is not None]
     target_limits = [encoder.max_target_tokens for encoder in encoders if encoder.max_target_tokens is not None]
@@ -152,7 +144,16 @@ def common_encoder(encoders: Sequence[Encoder]) -> Encoder:
     )
 
 
-def _shares_prompts(member: Scorer[Any]) -> bool:
-    """Whether the member's passes are ragged, asked with an item of no consequence."""
-    probe = EncodedItem([0, 0], [0], [], [0], [(0, 0)], "")
-    return member.prefix(probe) is not None
+def _load(reader: BundleReader) -> EnsembleScorer:
+    options = reader.manifest.ensemble
+    assert options is not None
+    members = [reader.inner_bundle(member_folder(number)) for number in range(options.members)]
+    return EnsembleScorer(members, options, reader.manifest.extraction)
+
+
+KIND = KindSpec(
+    description="Several reward models as one (arXiv 2401.16635), each a bundle of its own in `members/`.",
+    load=_load,
+    contents="Each folder in `members/` is a complete bundle;",
+    mode="as its members'",
+)

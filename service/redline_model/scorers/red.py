@@ -14,11 +14,13 @@ from torch import Tensor
 
 from redline_model.encoding.encoder import EncodedItem
 from redline_model.errors import NonFiniteError
-from redline_model.extraction import RewardSpec, aggregate_rewards
+from redline_model.extraction import aggregate_rewards
 from redline_model.inference.causal_forward import PrefixedSequence
 from redline_model.inference.token_statistics import start_copy_to_cpu
+from redline_model.kinds import KindSpec
+from redline_model.reward_spec import RewardSpec
 from redline_model.scorer import ScoredResponse
-from redline_model.scorers.scalar import ClassifierScorer
+from redline_model.scorers._classifier import ClassifierScorer
 
 
 class RedistributedScorer(ClassifierScorer[Tensor]):
@@ -27,7 +29,7 @@ class RedistributedScorer(ClassifierScorer[Tensor]):
     kind = "red"
 
     def sequence(self, item: EncodedItem) -> PrefixedSequence:
-        """``[x, y]``, the prompt's last token counted to the branch's own: the head is read there, too."""
+        """``[x, y]``; the prompt's last token belongs to the item's own part, for the head is read there, too."""
         return PrefixedSequence(tuple(item.prefix_ids[:-1]), [*item.prefix_ids[-1:], *item.target_ids])
 
     @torch.inference_mode()
@@ -35,12 +37,20 @@ class RedistributedScorer(ClassifierScorer[Tensor]):
         """See ``Scorer``; ``R`` at the prompt's last token and after each response token, ``(T + 1,)``, float32."""
         sequences = [self.sequence(item) for item in items]
         sizes = [len(item.target_ids) + 1 for item in items]
-        copied = start_copy_to_cpu(self._forward.values(sequences, [range(size) for size in sizes]))
-        return lambda: list(torch.split(copied(), sizes))
+        values = start_copy_to_cpu(self._forward.values(sequences, [range(size) for size in sizes]))
+        return lambda: list(torch.split(values(), sizes))
 
     def to_rewards(self, output: Tensor, spec: RewardSpec) -> ScoredResponse:
-        """The differences of ``R``, ``(T,)``; raises NonFiniteError."""
+        """The differences of ``R``, ``(T,)``. Raises NonFiniteError."""
         if not torch.isfinite(output).all():
             raise NonFiniteError("the model's output for this item holds NaN or infinity")
         rewards = output.double().diff()
         return ScoredResponse(aggregate_rewards(rewards, spec.aggregate), rewards.tolist(), None)
+
+
+KIND = KindSpec(
+    description="A Bradley-Terry model read at every token (reward redistribution, arXiv 2411.08302): each token earns "
+    "what it adds to the score of the response so far.",
+    architecture="classifier",
+    make_scorer=RedistributedScorer.from_model,
+)

@@ -7,8 +7,8 @@ divergence the generated token *is* the teacher-forced argmax. One pass over ``[
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import torch
 from transformers import GenerationConfig
@@ -16,70 +16,55 @@ from transformers import GenerationConfig
 from redline_model.correction.rewriter import PackedRewriter, PaddedRewriter, Rewriter
 from redline_model.encoding.encoder import EncodedItem, Encoder
 from redline_model.errors import NonFiniteError
-from redline_model.extraction import (
-    MODES,
-    Extraction,
-    Mode,
-    RewardSpec,
-    TokenStatistics,
-    aggregate_rewards,
-    divergence,
-    extract,
-)
-from redline_model.inference.prefix_cache import Prefix, PrefixCache
-from redline_model.inference.target_logits import CausalTargets, EncoderDecoderTargets, target_forward
+from redline_model.extraction import TokenStatistics, aggregate_rewards, divergence, extract
+from redline_model.inference.planner import Planner
+from redline_model.inference.target_logits import CausalTargets, EncoderDecoderTargets, probed_targets
 from redline_model.inference.token_statistics import start_token_statistics
+from redline_model.kinds import KindSpec
+from redline_model.options import MODES, Extraction, Mode
+from redline_model.reward_spec import RewardSpec
 from redline_model.scorer import ScoredResponse
 
 
 class Seq2SeqScorer:
-    """Scores with a language model fitted to rewrite responses. See ``Scorer`` for the contract.
+    """Scores with a language model fitted to rewrite responses. See ``redline_model.scorer.Scorer``.
 
     Args:
-        model: a transformers causal or encoder-decoder language model, in eval mode.
-        prefix_cache_tokens: tokens of prompts that stay warm between passes.
+        model: a transformers causal or encoder-decoder language model, in evaluation mode.
+        forward: its forward pass.
     """
 
     kind = "seq2seq"
     modes: tuple[Mode, ...] = MODES
     can_correct = True
 
-    def __init__(self, model: Any, encoder: Encoder, extraction: Extraction, *, prefix_cache_tokens: int = 0) -> None:
-        self.model = model
-        self.models = (model,)
-        self.encoder = encoder
-        self.extraction = extraction
-        self._forward = target_forward(model, prefix_cache_tokens)
-        # A correction is the plain argmax; a base's own settings may ask for penalties, forced or suppressed tokens.
-        start = self._forward.start_id if isinstance(self._forward, EncoderDecoderTargets) else None
+    @classmethod
+    def from_model(cls, model: Any, encoder: Encoder, extraction: Extraction, *, prefix_cache_tokens: int = 0) -> Self:
+        """The scorer around ``model``.
+
+        Runs the model on probes, sets its attention implementation, and replaces its generation settings by greedy
+        ones.
+        """
+        forward = probed_targets(model, prefix_cache_tokens)
+        # a correction is the plain argmax; a base's own settings may ask for penalties, forced or suppressed tokens
         model.generation_config = GenerationConfig(
             do_sample=False,
             eos_token_id=encoder.end_id,
             pad_token_id=encoder.end_id,
             bos_token_id=encoder.tokenizer.bos_token_id,
-            decoder_start_token_id=start,
+            decoder_start_token_id=forward.start_id if isinstance(forward, EncoderDecoderTargets) else None,
         )
+        return cls(model, encoder, extraction, forward)
 
-    @property
-    def prefix_caches(self) -> tuple[PrefixCache, ...]:
-        """See ``Scorer``."""
-        return self._forward.prefix_caches
-
-    def length(self, item: EncodedItem) -> int:
-        """Tokens the model reads for this item, source and target."""
-        return len(item.prefix_ids) + len(item.response_ids) + len(item.request_ids) + len(item.target_ids)
-
-    def prefix(self, item: EncodedItem) -> Prefix | None:
-        """See ``Scorer``."""
-        return self._forward.prefix(item)
-
-    def cost(self, item: EncodedItem, beside: set[Prefix]) -> int:
-        """See ``Scorer``."""
-        return self._forward.cost(item, beside)
-
-    def batches(self, items: Sequence[EncodedItem], max_tokens: int) -> Iterator[list[int]]:
-        """See ``Scorer``."""
-        return self._forward.batches(items, max_tokens)
+    def __init__(
+        self, model: Any, encoder: Encoder, extraction: Extraction, forward: CausalTargets | EncoderDecoderTargets
+    ) -> None:
+        self.model = model
+        self.models = (model,)
+        self.encoder = encoder
+        self.extraction = extraction
+        self._forward = forward
+        self.planner: Planner = forward.planner
 
     @torch.inference_mode()
     def start_forward(self, items: Sequence[EncodedItem]) -> Callable[[], list[TokenStatistics]]:
@@ -87,11 +72,11 @@ class Seq2SeqScorer:
         return start_token_statistics(self._forward, items)
 
     def forward(self, items: Sequence[EncodedItem]) -> list[TokenStatistics]:
-        """See ``start_forward``."""
+        """See ``Scorer``."""
         return self.start_forward(items)()
 
     def to_rewards(self, output: TokenStatistics, spec: RewardSpec) -> ScoredResponse:
-        """Rewards under ``spec``; raises NonFiniteError."""
+        """Rewards under ``spec``. Raises NonFiniteError."""
         if not torch.isfinite(output.entropy).all():
             raise NonFiniteError("the model's output for this item holds NaN or infinity")
         rewards = extract(output, spec.mode or self.extraction.mode, self.extraction)
@@ -99,7 +84,16 @@ class Seq2SeqScorer:
         return ScoredResponse(score, rewards.tolist(), divergence(output.agrees))
 
     def rewriter(self) -> Rewriter[TokenStatistics]:
-        """The writer that this model allows: speculative where its keys and values can be kept."""
+        """The rewriter that this model allows: speculative if its keys and values can be kept."""
         if isinstance(self._forward, CausalTargets) and self._forward.is_packed:
             return PackedRewriter(self._forward, self.encoder)
         return PaddedRewriter(self.model, self._forward, self.encoder)
+
+
+KIND = KindSpec(
+    description="It reads a prompt and a response and writes the better response (arXiv 2409.00162). Tokens that "
+    "agree with what it would write earn reward, tokens that diverge lose it.",
+    architecture="language_model",
+    make_scorer=Seq2SeqScorer.from_model,
+    mode="`{mode}`",
+)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from redline_model.bundle.files import file_digest
+from redline.files.digest import file_digest
 from redline_model.errors import BundleError
 from redline_model.untrusted.bounded_json import check_size, one_line
 from redline_model.untrusted.weight_headers import read_header

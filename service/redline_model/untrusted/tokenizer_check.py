@@ -12,8 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from redline_model.bundle.files import file_digest
-from redline_model.encoding.guarded_tokenizer import SPARE_TOKENS, TOKENS_PER_CHARACTER
+from redline.files.digest import file_digest
 from redline_model.errors import BundleError
 from redline_model.untrusted.bounded_json import check_size, one_line, read_bytes, read_object
 from redline_model.untrusted.trial_process import Limits, TrialError, run_trial
@@ -28,6 +27,9 @@ MAX_VOCABULARY = 2**20  # the largest of models in use is a quarter of it
 MAX_ADDED_TOKENS = 10_000
 MAX_SPECIAL_CHARACTERS = 1000
 _MAX_TOKEN_CHARACTERS = 10_000
+# At worst each byte is a token, and normalisation writes a letter as up to 18 others.
+TOKENS_PER_CHARACTER = 64
+SPARE_TOKENS = 1000
 _TEXT_S = 0.5
 _MAX_BYTES = 64 * 2**20
 _MAX_PARTS = 2**23  # of a tokenizer file's JSON; one of 260,000 tokens and 510,000 merges has two millions

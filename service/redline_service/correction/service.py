@@ -10,7 +10,7 @@ from typing import Any
 from redline.wire import ItemError, ResponseItem, Usage
 from redline.wire.correction import CorrectionResult, CorrectRequest
 from redline_model.encoding.encoder import EncodedItem
-from redline_model.extraction import RewardSpec
+from redline_model.reward_spec import RewardSpec
 from redline_model.scorer import Scorer
 from redline_service.correction.state import CorrectionState
 from redline_service.errors import item_error
@@ -50,7 +50,7 @@ class CorrectionService:
         tokenize_s = time.perf_counter() - started
         good = [one for one in begun if isinstance(one, CorrectionState)]
         firsts = [one.item for one in good if one.item is not None]
-        lengths = [self._scorer.length(item) for item in firsts]
+        lengths = [self._scorer.planner.length(item) for item in firsts]
         name = object()
 
         async def revise(revision: CorrectionState, future: asyncio.Future[JobResult]) -> None:
@@ -58,7 +58,7 @@ class CorrectionService:
             while (item := revision.item) is not None:
                 with self._batcher.queued(
                     [item],
-                    [self._scorer.length(item)],
+                    [self._scorer.planner.length(item)],
                     wants_correction=revision.wants_rewrite,
                     caller=caller,
                     request=name,
@@ -83,7 +83,7 @@ class CorrectionService:
         passes = [item for revision in good for item in revision.passes]
         usage = Usage(
             scored_tokens=sum(len(item.target_ids) for item in passes),
-            batch_tokens=sum(map(self._scorer.length, passes)),
+            batch_tokens=sum(map(self._scorer.planner.length, passes)),
         )
         queue_s = max((revision.queued_s for revision in good), default=0.0)
         inference_s = max((revision.inference_s for revision in good), default=0.0)

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from redline.wire import ErrorCode
 from redline_model.bundle.bundle import Bundle
 from redline_model.errors import UnsupportedError
-from redline_model.scorer import reward_spec, spec_key
+from redline_model.reward_spec import reward_spec, spec_key
 from redline_service.engine import Engine
 from redline_service.errors import RequestError
 from redline_service.http.admission import ModelRoute

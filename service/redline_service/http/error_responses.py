@@ -5,7 +5,8 @@ from __future__ import annotations
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
-from redline_service.errors import OverloadedError, RequestError, overload_error
+from redline_service.errors import RequestError, overload_error
+from redline_service.scheduling.errors import OverloadedError
 
 # What an endpoint may raise and means for its caller.
 ANSWERED = (RequestError, OverloadedError, ClientDisconnect)

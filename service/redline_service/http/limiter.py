@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 
-from redline_service.errors import OverloadedError
+from redline_service.scheduling.errors import OverloadedError
 
 
 class ConcurrencyLimiter:

@@ -12,7 +12,7 @@ from typing import Any
 
 from redline_model.encoding.encoder import EncodedItem
 from redline_model.scorer import Scorer
-from redline_service.errors import OverloadedError
+from redline_service.scheduling.errors import DeadlineExceededError, OverloadedError
 from redline_service.scheduling.job_queue import JobQueue
 from redline_service.scheduling.jobs import Job, JobResult
 from redline_service.scheduling.thread_pool import ThreadPool
@@ -68,7 +68,7 @@ class Batcher:
         self._max_batch_tokens = max_batch_tokens
         self._max_queued_tokens = max_queued_tokens
         self._on_batch = on_batch
-        self._waiting = JobQueue(scorer, request_quantum=max_batch_tokens)
+        self._waiting = JobQueue(scorer.planner, request_quantum=max_batch_tokens)
         self._rewrites: dict[int, tuple[Job, Any]] = {}
         self._changed = asyncio.Event()
         # on a GPU a pass is launched while the one before it runs; on a CPU a pass formed early only holds up others
@@ -251,7 +251,7 @@ class Batcher:
         under_way = sum(job.length for job in jobs)
         self._under_way += under_way
         try:
-            for batch in self._scorer.batches([job.item for job in jobs], self._max_batch_tokens):
+            for batch in self._scorer.planner.batches([job.item for job in jobs], self._max_batch_tokens):
                 chosen = [jobs[i] for i in batch if jobs[i].is_wanted]
                 if not chosen:
                     continue
@@ -275,7 +275,7 @@ class Batcher:
             if self._waiting.has(wants_correction=True) and (room > 0 or not self._rewrites):
                 jobs = self._waiting.take(self._max_batch_tokens, wants_correction=True, room=room)
                 jobs = [job for job in jobs if job.is_wanted]
-            for batch in self._scorer.batches([job.item for job in jobs], self._max_batch_tokens):
+            for batch in self._scorer.planner.batches([job.item for job in jobs], self._max_batch_tokens):
                 chosen = [jobs[i] for i in batch]
                 items = [job.item for job in chosen]
                 begun = await self._threads.run(self._worker.start_rewrites, items)
@@ -306,7 +306,7 @@ class Batcher:
         """Refuse what waits and can no longer be finished in time; it would hold up what still can."""
         next_pass_s = self._throughput.seconds_for(min(self._waiting.tokens, self._max_batch_tokens))
         for job in self._waiting.expire(time.perf_counter() + next_pass_s):
-            job.fail(OverloadedError("this could not be scored in time: the service has too much to do"))
+            job.fail(DeadlineExceededError("this could not be scored in time: the service has too much to do"))
 
     def _observe(self, jobs: Sequence[Job], seconds: float, *, is_backlogged: bool) -> None:
         """A pass over ``jobs`` has ended. ``seconds``: for how long it had the model."""

@@ -7,11 +7,10 @@ import heapq
 import math
 from collections.abc import Callable, Hashable, Sequence
 from itertools import count
-from typing import Any
 
 from redline_model.encoding.encoder import EncodedItem
+from redline_model.inference.planner import Planner
 from redline_model.inference.prefix_cache import Prefix
-from redline_model.scorer import Scorer
 from redline_service.scheduling.fair_queue import FairQueue
 from redline_service.scheduling.jobs import Job, JobResult
 
@@ -33,8 +32,8 @@ class JobQueue:
     still charged, so that over some passes the shares are even.
     """
 
-    def __init__(self, scorer: Scorer[Any], request_quantum: float = 0.0) -> None:
-        self._scorer = scorer
+    def __init__(self, planner: Planner, request_quantum: float = 0.0) -> None:
+        self._planner = planner
         self._queues: dict[bool, FairQueue[Job]] = {
             wants_correction: FairQueue(request_quantum) for wants_correction in (False, True)
         }
@@ -63,7 +62,7 @@ class JobQueue:
         loop = asyncio.get_running_loop()
         added = []
         for item, length in zip(items, lengths, strict=True):
-            job = Job(item, length, self._scorer.prefix(item), wants_correction)
+            job = Job(item, length, self._planner.prefix(item), wants_correction)
             known = self._unfinished.get(job.key)
             if known is not None and known.is_wanted:
                 job = known
@@ -108,7 +107,7 @@ class JobQueue:
                 return True
             if room is not None and length + job.length > room:
                 return False
-            together = cost + self._scorer.cost(job.item, beside)
+            together = cost + self._planner.cost(job.item, beside)
             is_short = leader == (self._callers[job],) or together <= max(_GROWTH * cost, max_tokens // _FREE_SHARE)
             return is_short and together <= max_tokens
 
@@ -116,7 +115,7 @@ class JobQueue:
         while (caller := self._next_caller(queue, fits) if leader else self._leader(queue, max_tokens)) is not None:
             first = queue.peek(caller[0])
             leader = leader or caller
-            queue.pop(self._scorer.cost(first.item, beside), caller[0])
+            queue.pop(self._planner.cost(first.item, beside), caller[0])
             # its prompt is at hand now: the other responses to it come cheap
             siblings = () if first.prefix is None else tuple(self._siblings[wants_correction, first.prefix])
             for job in (first, *siblings):
@@ -125,7 +124,7 @@ class JobQueue:
                 if not fits(job):
                     break
                 taken.append(job)
-                own_cost = self._scorer.cost(job.item, beside)
+                own_cost = self._planner.cost(job.item, beside)
                 job.debt = 0 if job is first else own_cost
                 cost += own_cost
                 length += job.length

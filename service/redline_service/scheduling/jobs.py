@@ -57,7 +57,7 @@ class Job:
     def key(self) -> Hashable:
         """Equal keys mean equal measurements and corrections."""
         item = self.item
-        ids = (item.prefix_ids, item.response_ids, item.request_ids, item.target_ids)
+        ids = (item.prefix_ids, item.response_ids, item.instruction_ids, item.target_ids)
         return (*map(tuple, ids), self.wants_correction)
 
     @property

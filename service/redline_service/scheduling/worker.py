@@ -124,7 +124,7 @@ class Worker:
     def _free_memory(self) -> bool:
         """Drop the prefix caches, which only save time; False if they are empty already."""
         with self._model_is_lent:
-            caches = [cache for cache in self._scorer.prefix_caches if cache.bytes]
+            caches = [cache for cache in self._scorer.planner.prefix_caches if cache.bytes]
             for cache in caches:
                 cache.clear()
         if caches:

@@ -10,7 +10,8 @@ from pydantic import BaseModel
 
 from redline_model.bundle.manifest import CalibrationFit
 from redline_model.extraction import TokenStatistics
-from redline_model.scorer import Scorer, all_reward_specs, forward_all, spec_key
+from redline_model.reward_spec import all_reward_specs, spec_key
+from redline_model.scorer import Scorer, forward_all
 from redline_model.scorers.seq2seq import Seq2SeqScorer
 from redline_trainer.encode_pairs import EncodedPair, correction_of
 from redline_trainer.evaluation.calibration import calibrate

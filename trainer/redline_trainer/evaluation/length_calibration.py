@@ -10,15 +10,17 @@ import torch
 
 from redline.preference_data.row_report import RowReport
 from redline.preference_data.rows import Pair
-from redline_model.bundle.bundle import INNER, Bundle, write_bundle
+from redline_model.bundle.bundle import Bundle, write_bundle
 from redline_model.bundle.derive import BundleMetrics, Measurement, copy_bundle, distinct, origin_of, with_measured
 from redline_model.bundle.files import check_free
-from redline_model.bundle.loading import LoadOptions
+from redline_model.bundle.load_options import LoadOptions
 from redline_model.bundle.manifest import DataSource, Manifest
 from redline_model.encoding.encoder import EncodedItem
 from redline_model.errors import DataError, UnsupportedError
-from redline_model.scorer import Scorer, all_reward_specs, forward_all, spec_key
-from redline_model.scorers.length_calibrated import LengthCalibratedScorer, LengthCalibration, LengthCurve
+from redline_model.options import LengthCalibration, LengthCurve
+from redline_model.reward_spec import all_reward_specs, spec_key
+from redline_model.scorer import Scorer, forward_all
+from redline_model.scorers.length_calibrated import INNER, LengthCalibratedScorer
 from redline_trainer.encode_pairs import encode_pairs
 from redline_trainer.evaluation.accuracy import evaluate
 from redline_trainer.evaluation.lowess import lowess

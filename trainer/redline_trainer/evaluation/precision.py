@@ -15,10 +15,11 @@ from torch import Tensor
 from redline.preference_data.row_report import RowReport
 from redline.preference_data.rows import Pair
 from redline_model.bundle.bundle import Bundle
-from redline_model.bundle.loading import LoadOptions
+from redline_model.bundle.load_options import LoadOptions
 from redline_model.errors import DataError, UnsupportedError
 from redline_model.extraction import TokenStatistics
-from redline_model.scorer import forward_all, reward_spec, spec_key
+from redline_model.reward_spec import reward_spec, spec_key
+from redline_model.scorer import forward_all
 from redline_trainer.correlation import pearson
 from redline_trainer.encode_pairs import encode_pairs
 from redline_trainer.evaluation.accuracy import Interval, accuracy_by_prompt

@@ -14,8 +14,8 @@ from redline.files.atomic import atomic_file
 from redline.preference_data.row_report import RowReport
 from redline.preference_data.rows import Pair
 from redline_model.errors import DataError
-from redline_model.extraction import RewardSpec
-from redline_model.scorer import Scorer, all_reward_specs, forward_all, reward_spec, spec_key
+from redline_model.reward_spec import RewardSpec, all_reward_specs, reward_spec, spec_key
+from redline_model.scorer import Scorer, forward_all
 from redline_trainer.correlation import pearson
 from redline_trainer.encode_pairs import encode_pairs
 from redline_trainer.evaluation.accuracy import Interval, accuracy_by_prompt

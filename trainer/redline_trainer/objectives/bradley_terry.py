@@ -11,7 +11,7 @@ from torch import Tensor
 from redline_model.encoding.encoder import EncodedItem
 from redline_model.inference.causal_forward import PrefixedSequence
 from redline_model.inference.padding import pack_by_length
-from redline_model.scorers.scalar import ScalarForward
+from redline_model.inference.score_head import ScalarForward
 from redline_trainer.encode_pairs import EncodedPair
 from redline_trainer.objectives.base import Objective
 from redline_trainer.objectives.label_smoothing import SmoothedLabels
@@ -27,7 +27,7 @@ class ScalarObjective(Objective[EncodedPair]):
     """
 
     def __init__(self, model: Any, labels: SmoothedLabels | None = None) -> None:
-        self.forward = ScalarForward(model)
+        self.forward = ScalarForward.probed(model)
         self._labels = labels
 
     def units(self, pair: EncodedPair) -> list[EncodedPair]:

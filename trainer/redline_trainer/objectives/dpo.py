@@ -37,8 +37,8 @@ class DPOObjective(Objective[EncodedPair]):
 
     def __init__(self, model: Any, beta: float, *, reference: Any = None, adapted: Any = None) -> None:
         self._model = model
-        self._forward = CausalTargets(model)
-        self._frozen = self._forward if reference is None else CausalTargets(reference)
+        self._forward = CausalTargets.probed(model)
+        self._frozen = self._forward if reference is None else CausalTargets.probed(reference)
         self._adapted = adapted
         self._beta = beta
 

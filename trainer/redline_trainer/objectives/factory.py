@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from redline_model.bundle.bundle import REFERENCE
-from redline_model.bundle.loading import CLASSIFIERS, LoadOptions, load_model
-from redline_model.encoding.encoder import Template
+from redline_model.bundle.load_options import LoadOptions
+from redline_model.bundle.loading import load_model
+from redline_model.kinds import kind_spec
+from redline_model.options import Template
+from redline_model.scorers.dpo import REFERENCE
 from redline_trainer.adapters import inner
 from redline_trainer.config import TrainConfig
 from redline_trainer.objectives.base import Objective
@@ -36,7 +38,7 @@ def default_learning_rate(config: TrainConfig, parameters: int) -> float:
     if config.kind == "dpo":
         rate = 1e-6 * min(10.0, max(1.0, math.sqrt(1e9 / max(1, parameters))))
     else:
-        rate = 1e-5 if config.kind in CLASSIFIERS else 2e-5
+        rate = 1e-5 if kind_spec(config.kind).is_classifier else 2e-5
     return rate if config.method == "full" else 10 * rate
 
 
@@ -52,7 +54,7 @@ def make_objective(config: TrainConfig, model: Any, pairs: int, reference: Any =
     base = inner(model)
     if config.kind == "dpo":
         return DPOObjective(base, config.beta, reference=reference, adapted=None if base is model else model)
-    if config.kind in CLASSIFIERS:
+    if kind_spec(config.kind).is_classifier:
         labels = SmoothedLabels(pairs, config.smoothing_rate, base.device) if config.smoothing_rate else None
         if not config.odin:
             return ScalarObjective(base, labels)

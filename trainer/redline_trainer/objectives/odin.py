@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redline_model.encoding.encoder import EncodedItem
-from redline_model.scorers.scalar import linear_float32
+from redline_model.inference.score_head import linear_float32
 from redline_trainer.correlation import pearson
 from redline_trainer.encode_pairs import EncodedPair
 from redline_trainer.objectives.bradley_terry import ScalarObjective

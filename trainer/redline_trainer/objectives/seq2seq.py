@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from redline_model.encoding.encoder import EncodedItem
-from redline_model.inference.target_logits import target_forward
+from redline_model.inference.target_logits import probed_targets
 from redline_trainer.encode_pairs import EncodedPair, correction_of, mismatch_of
 from redline_trainer.objectives.base import Objective
 from redline_trainer.objectives.target_loss import weighted_nll
@@ -36,7 +36,7 @@ class Seq2SeqObjective(Objective[Mapping]):
     """
 
     def __init__(self, model: Any, identity_weight: float = 1.0, correction_weight: float = 1.0) -> None:
-        self._forward = target_forward(model)
+        self._forward = probed_targets(model)
         self._device = model.device
         self._identity_weight = identity_weight
         self._correction_weight = correction_weight
@@ -52,7 +52,7 @@ class Seq2SeqObjective(Objective[Mapping]):
 
     def batches(self, units: Sequence[Mapping], max_tokens: int) -> Iterator[list[int]]:
         """Mappings of one prompt together where its computation can be shared, else of like length."""
-        return self._forward.batches([unit.item for unit in units], max_tokens)
+        return self._forward.planner.batches([unit.item for unit in units], max_tokens)
 
     def size(self, unit: Mapping) -> int:
         """Target tokens."""
@@ -61,7 +61,7 @@ class Seq2SeqObjective(Objective[Mapping]):
     def tokens(self, unit: Mapping) -> int:
         """Source and target together."""
         item = unit.item
-        return len(item.prefix_ids) + len(item.response_ids) + len(item.request_ids) + len(item.target_ids)
+        return len(item.prefix_ids) + len(item.response_ids) + len(item.instruction_ids) + len(item.target_ids)
 
     def loss(self, units: Sequence[Mapping]) -> Tensor:
         """Weighted sum of target tokens' negative log-likelihoods."""

@@ -1,0 +1,143 @@
+"""The kinds of reward models: one file in ``redline_model.scorers`` per kind, each with a ``KIND``.
+
+A kind's name is its file's name, so the names are known without importing any model code. To add a kind, add a file.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from redline_model.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from redline_model.bundle.manifest import Manifest
+    from redline_model.encoding.encoder import Encoder
+    from redline_model.scorer import Scorer
+
+_SCORERS = "redline_model.scorers"  # by name: each of its modules imports this one
+# The weights of a kind, as transformers knows them: a causal or encoder-decoder language model, a causal one only, or
+# a sequence classifier with one label.
+Architecture = Literal["language_model", "causal_lm", "classifier"]
+
+
+class BundleReader(Protocol):
+    """What a kind may take from the bundle that it is loaded from."""
+
+    @property
+    def folder(self) -> Path:
+        """The bundle's folder."""
+        ...
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's manifest."""
+        ...
+
+    @property
+    def prefix_cache_tokens(self) -> int:
+        """Tokens of prompts whose keys and values each model may keep between passes."""
+        ...
+
+    def model(self, subfolder: str = "") -> Any:
+        """The transformers model in the bundle, or in a sub-folder of it."""
+        ...
+
+    def encoder(self, model: Any) -> Encoder:
+        """The encoder of items for ``model``."""
+        ...
+
+    def inner_bundle(self, subfolder: str) -> Scorer[Any]:
+        """The scorer of a bundle that lies in a sub-folder."""
+        ...
+
+
+@dataclass(frozen=True)
+class KindSpec:
+    """Everything that distinguishes one kind of reward model from the others.
+
+    Args:
+        description: one or two sentences for the model card.
+        architecture: of the weights; None if all weights lie in bundles inside this one.
+        make_scorer: ``(model, encoder, extraction, *, prefix_cache_tokens, ...)`` to a scorer; None for a kind that is
+            derived from other bundles.
+        load: a bundle's folder to a scorer; by default ``make_scorer`` with the bundle's model.
+        contents: what lies in the bundle's folder, for the model card.
+        mode: the default mode in the model card, a format over the manifest's ``extraction``.
+        reads_whole_conversation: whether the model's own chat template may close the assistant's turn behind the
+            response (template style ``conversation``).
+    """
+
+    description: str
+    architecture: Architecture | None = None
+    make_scorer: Callable[..., Scorer[Any]] | None = None
+    load: Callable[[BundleReader], Scorer[Any]] | None = None
+    contents: str = "The folder is an ordinary transformers model;"
+    mode: str = "none"
+    reads_whole_conversation: bool = False
+
+    @property
+    def is_decoder_only(self) -> bool:
+        """Whether encoder-decoder models are refused."""
+        return self.architecture in {"causal_lm", "classifier"}
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether the weights are a sequence classifier's."""
+        return self.architecture == "classifier"
+
+
+def kind_names() -> tuple[str, ...]:
+    """The names of all kinds, sorted. Imports none of them."""
+    return tuple(
+        sorted(m.name for m in pkgutil.iter_modules(import_module(_SCORERS).__path__) if not m.name.startswith("_"))
+    )
+
+
+def checked_kind(name: str) -> str:
+    """``name`` if a kind has it. Raises ValueError, which lists the kinds."""
+    if name not in kind_names():
+        raise ValueError(f"there is no kind {name!r}; there are {', '.join(kind_names())}")
+    return name
+
+
+def kind_spec(name: str) -> KindSpec:
+    """The specification of the kind ``name``; imports its scorer. Raises UnsupportedError."""
+    try:
+        module = import_module(f"{_SCORERS}.{checked_kind(name)}")
+    except ValueError as error:
+        raise UnsupportedError(str(error)) from error
+    spec: KindSpec = module.KIND
+    return spec
+
+
+def load_scorer(reader: BundleReader) -> Scorer[Any]:
+    """The scorer of a bundle."""
+    spec = kind_spec(reader.manifest.kind)
+    if spec.load is not None:
+        return spec.load(reader)
+    model = reader.model()
+    return make_scorer(
+        reader.manifest.kind,
+        model,
+        reader.encoder(model),
+        reader.manifest.extraction,
+        prefix_cache_tokens=reader.prefix_cache_tokens,
+    )
+
+
+def make_scorer(kind: str, model: Any, encoder: Encoder, extraction: Any, **options: Any) -> Scorer[Any]:
+    """The scorer of a kind that has a model of its own, around that model. Raises UnsupportedError for any other kind.
+
+    Args:
+        extraction: the bundle's ``Extraction``.
+        options: ``prefix_cache_tokens``, and what the kind's scorer alone asks for.
+    """
+    make = kind_spec(kind).make_scorer
+    if make is None:
+        raise UnsupportedError(f"a {kind} bundle is derived from other bundles; it has no model of its own")
+    return make(model, encoder, extraction, **options)
