@@ -15,7 +15,7 @@ from transformers import LlamaConfig
 from redline.causal_lm.rotary import longest_shared
 from redline.errors import PolicyError
 from redline.ppo import CausalPolicy, FunctionRewards, PPOConfig, PPOLoop
-from redline.ppo.policy import entropy_of
+from redline.ppo.losses import entropy_of
 from tests.conftest import build_tokenizer
 from tests.redline_ppo.tiny import PROMPTS, rollout, tiny_policy
 
@@ -144,7 +144,7 @@ def test_before_any_update_no_ratio_differs_from_1(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "padding"), [("rwkv", "right"), ("mamba", "left"), ("dynamic, flat", "left")])
 def test_the_side_that_is_padded_changes_nothing(name: str, padding: str) -> None:
-    assert policy_of(build(name))._probed.padding == padding
+    assert policy_of(build(name))._prepared.padding == padding
 
 
 def test_rwkv_reads_padding_or_nothing_is_shown() -> None:
