@@ -104,9 +104,9 @@ def test_few_prompts_still_lend_a_response_to_every_pair(prompts: int, seed: int
     pairs = [Pair(f"question {n % prompts}", f"good answer {n}", f"bad reply {n}", f"row {n}") for n in range(12)]
     strayed = with_mismatched_responses(encode_pairs(ENCODER, pairs, "error")[0], ENCODER, seed)
     chosen = {tuple(pair.chosen.response_ids): pair.prompt_key for pair in strayed}
-    strays = [(pair, pair.mismatched) for pair in strayed if pair.mismatched is not None]
-    assert len(strays) == 12
-    assert all(chosen[tuple(mismatched.response_ids)] != pair.prompt_key for pair, mismatched in strays)
+    lent = [(pair, pair.mismatched) for pair in strayed if pair.mismatched is not None]
+    assert len(lent) == 12
+    assert all(chosen[tuple(mismatched.response_ids)] != pair.prompt_key for pair, mismatched in lent)
 
 
 def test_what_is_lent_is_the_next_in_the_cycle_as_ever(encoded: list[EncodedPair]) -> None:

@@ -238,14 +238,14 @@ def test_odin_reaches_both_heads_and_the_body(base: str, tmp_path: Path, method:
 def test_a_label_moves_at_each_visit_by_hand() -> None:
     labels = SmoothedLabels(3, 0.25)
     d = torch.tensor([2.0, -1.0], requires_grad=True)
-    loss = labels.loss([2, 0], d)
+    loss = labels.loss_and_update([2, 0], d)
     assert float(loss.detach()) == pytest.approx(-sum(float(F.logsigmoid(torch.tensor(v))) for v in (2.0, -1.0)))
     after = [0.75 + 0.25 / (1 + math.exp(-v)) for v in (2.0, -1.0)]
     assert labels.table.tolist() == pytest.approx([after[1], 1.0, after[0]])
     loss.backward()
     assert d.grad is not None
     y = after[0]
-    second = labels.loss([2], torch.tensor([0.5]))
+    second = labels.loss_and_update([2], torch.tensor([0.5]))
     s = 1 / (1 + math.exp(-0.5))
     assert float(second) == pytest.approx(-y * math.log(s) - (1 - y) * math.log(1 - s))
     assert float(labels.table[2]) == pytest.approx(0.75 * y + 0.25 * s)

@@ -24,7 +24,7 @@ from redline_model.encoding.make_encoder import make_encoder
 from redline_model.errors import DataError
 from redline_model.kinds import make_scorer
 from redline_model.options import Extraction
-from redline_trainer.adapters import inner, merged, trainable_model
+from redline_trainer.adapters import inner, merge_adapters, trainable_model
 from redline_trainer.checkpoint import resume, run_identity, save_checkpoint, saved_step
 from redline_trainer.config import TrainConfig
 from redline_trainer.encode_pairs import encode_all
@@ -109,7 +109,7 @@ def train(
         held_out: pairs to measure and calibrate on; None holds out ``config.held_out_share`` of the prompts.
         data: what the pairs came from, for the manifest.
         observers: called after every optimiser step.
-        reading: takes pairs that cannot be used if it skips bad rows; it is finished before the first step.
+        row_report: takes pairs that cannot be used if it skips bad rows; it is finished before the first step.
 
     Raises:
         DataError: pairs that cannot be used, all of them listed, before any training.
@@ -182,7 +182,7 @@ def train(
             save_checkpoint(state, identity, step + 1, model, optimizer, objective)
 
     # 4. measured as it will be served, then saved
-    final = merged(model, config, load_options)
+    final = merge_adapters(model, config, load_options)
     extraction = Extraction(mode=config.mode, aggregate=config.aggregate)
     reference = reference or frozen_reference(config, load_options)
     scorer = make_scorer(config.kind, final, encoder, extraction, **scorer_options(config, reference))

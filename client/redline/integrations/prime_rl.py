@@ -22,7 +22,7 @@ from redline.wire import ChatMessage, PromptInput, ScoreOptions
 async def sampled_token_rewards(trace: Any, rewarder: TokenRewarder) -> list[float]:
     """A reward for each sampled token of a trace, in the order of its nodes, as ``assign_advantages`` wants them.
 
-    Each of the policy's messages is judged as the response to what stands before it on its branch. Raises
+    Each of the policy's messages is scored as the response to what stands before it on its branch. Raises
     ItemsFailedError.
     """
     prompts: dict[int, PromptInput] = {}

@@ -45,7 +45,7 @@ def decode_sampled(
     """The text of sampled ids, padding on the right left out.
 
     Args:
-        decode: ids to text, special tokens included: whatever the policy wrote is judged, but for its last end token.
+        decode: ids to text, special tokens included: whatever the policy wrote is scored, but for its last end token.
         end_ids: ids that end a response; the first of several in a row at the end is the policy's, the rest is padding.
     """
     count = len(ids)

@@ -1,4 +1,4 @@
-"""Which columns of a preference row hold what, told by their names and shapes; nothing is guessed. Pure."""
+"""Which columns of a preference row hold what, decided by their names and shapes; nothing is guessed. Pure."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class ChatMessage(WireModel):
     def _normal(cls, data: Any) -> Any:
         if not isinstance(data, dict) or (set(data) == {"role", "content"} and isinstance(data["content"], str)):
             return data
-        if len(data) > MAX_FIELDS:  # told by _few_fields
+        if len(data) > MAX_FIELDS:  # reported by _few_fields
             return data
         _bounded(data)
         try:

@@ -50,10 +50,10 @@ class ResponseItem(WireModel):
 
 
 class ScoreItem(ResponseItem):
-    """One response to judge.
+    """One response to score.
 
-    ``token_offsets`` are the spans of the caller's own tokens; with them the answer has one reward a caller
-    token, an end-of-sequence token being an empty span at the end.
+    ``token_offsets`` are the spans of the caller's own tokens; with them the answer has one reward per
+    token of the caller, an end-of-sequence token being an empty span at the end.
     """
 
     token_offsets: Annotated[list[Span], FirstError] | None = None
@@ -66,9 +66,9 @@ class ScoreItem(ResponseItem):
 
 
 class ScoreOptions(WireModel):
-    """How to read rewards off the model; ``None`` means the bundle's own default.
+    """How rewards are computed from the model's output; ``None`` means the bundle's own default.
 
-    Which modes and aggregates a model knows is the model's affair: ``ModelInfo`` lists them.
+    ``ModelInfo`` lists the modes and aggregates that a model has.
     ``calibrated`` divides rewards by the bundle's fitted temperature and shifts the score, so that a
     difference of two scores is a log-odds of preference; it needs aggregate and mode calibrated in the bundle.
     ``edits``: by words (the default), or in groups for people to read: edits with little text between them are then
@@ -101,9 +101,9 @@ class Edit(AnswerModel):
 
 
 class ItemScore(AnswerModel):
-    """The judgement of one item: a reward for every token, and their aggregate.
+    """The score of one item: a reward for every token, and their aggregate.
 
-    ``rewards`` and ``offsets`` have one entry a token: the caller's tokens if it sent offsets, else the model's.
+    ``rewards`` and ``offsets`` have one entry per token: the caller's tokens if it sent offsets, else the model's.
     ``diverged_at`` is the index among the *model's* tokens where the model would have written another one
     (``None``: nowhere, or the model does not write). ``truncated``: the oldest part of the prompt was cut to fit.
     ``correction_complete`` is false where the rewrite hit its length limit.
@@ -139,7 +139,7 @@ class ModelRef(AnswerModel):
 
 
 class Usage(AnswerModel):
-    """``scored_tokens``: response tokens judged; ``batch_tokens``: tokens put through the model, padding too."""
+    """``scored_tokens``: response tokens that were scored; ``batch_tokens``: of the forward passes, padding too."""
 
     scored_tokens: int
     batch_tokens: int

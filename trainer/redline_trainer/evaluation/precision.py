@@ -31,7 +31,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 class PrecisionReport(BaseModel):
     """One precision, held against the first one asked for.
 
-    ``argmax_agreement``: share of judged tokens at which both would write the same token; None for a model that
+    ``argmax_agreement``: share of scored tokens at which both would write the same token; None for a model that
     does not write. ``same_paper_rewards``: share of responses whose ``paper`` rewards are all the same.
     ``score_correlation``: Pearson's, over responses, of the default score. ``score_shift``: mean difference of
     that score, and ``score_spread`` the standard deviation of the reference's. ``weights_mb``: MiB.

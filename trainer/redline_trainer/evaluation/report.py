@@ -1,4 +1,4 @@
-"""What a reward model is worth on pairs it has not seen: ranking, length, calibration, and where its blame falls."""
+"""The quality of a reward model on pairs it has not seen: ranking, length, calibration, errors in the right places."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ def measure_quality(
         for one in all_reward_specs(scorer):
             if one.aggregate == "sum":
                 scored = [scorer.to_rewards(outputs[len(encoded) + n], one).rewards for n in looked_at]
-                blame = [-torch.tensor(rewards, dtype=torch.float64) for rewards in scored]
-                detections[spec_key(scorer, one)] = span_detection(blame, labels, [keys[n] for n in looked_at])
+                error_scores = [-torch.tensor(rewards, dtype=torch.float64) for rewards in scored]
+                detections[spec_key(scorer, one)] = span_detection(error_scores, labels, [keys[n] for n in looked_at])
     longer = torch.tensor([float(len(p.chosen) - len(p.rejected)) for p in pairs])
     return QualityReport(
         reading=spec_key(scorer, spec),
@@ -175,7 +175,7 @@ def reliability(probabilities: Tensor) -> list[ReliabilityBin]:
 
 
 def plot_reliability(reports: dict[str, QualityReport], path: Path) -> None:
-    """Observed against predicted probability, a line a report. Raises OSError."""
+    """Observed against predicted probability, one line per report. Raises OSError."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -66,7 +66,7 @@ class ScalarObjective(Objective[EncodedPair]):
         """The summed cross-entropy of the comparisons, from ``r_w - r_l`` ``(B,)``."""
         if self._labels is None:
             return -F.logsigmoid(differences).sum()
-        return self._labels.loss([unit.number for unit in units], differences)
+        return self._labels.loss_and_update([unit.number for unit in units], differences)
 
     def state(self) -> dict[str, Any]:
         """The labels, if they are soft."""
