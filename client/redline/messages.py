@@ -11,6 +11,8 @@ import math
 from typing import Any
 
 Message = dict[str, Any]
+# A text without turns, or the turns of a conversation.
+Prompt = str | list[Message]
 
 MAX_INTEGER_BITS = 256  # written out a longer one would be a text of any length
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})

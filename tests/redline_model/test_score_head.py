@@ -11,7 +11,7 @@ from redline_model.encoding.encoder import Item
 from redline_model.errors import UnsupportedError
 from redline_model.inference.score_head import ScalarForward, check_pooling, score_head
 from redline_model.reward_spec import RewardSpec
-from redline_trainer.objectives.base import EncodedPair
+from redline_trainer.encode_pairs import EncodedPair
 from redline_trainer.objectives.odin import ODINObjective
 from tests.conftest import build_causal, build_scalar, build_scorer
 

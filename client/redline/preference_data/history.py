@@ -9,10 +9,8 @@ import re
 from typing import Any
 
 from redline.files.row_files import BadRowError
-from redline.messages import Message
+from redline.messages import Message, Prompt
 from redline.preference_data.turns import messages_of
-
-Prompt = str | list[Message]
 
 
 def with_history(prompt: Prompt, value: Any) -> Prompt:

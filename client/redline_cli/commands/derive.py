@@ -10,7 +10,7 @@ import typer
 from redline.errors import CommandError
 from redline.files.locks import sole_writer
 from redline_cli.bad_rows import BadRowPolicy, OnBadRow, row_report
-from redline_cli.options import Device, Limit, MaxBatchTokens, OutFolder
+from redline_cli.options import EVALUATION_BATCH_TOKENS, Device, Limit, MaxBatchTokens, OutFolder
 from redline_cli.terminal import need, prepare_torch, say
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def red(
     out: OutFolder,
     pairs: Pairs = None,
     on_bad_row: OnBadRow = BadRowPolicy.ERROR,
-    max_batch_tokens: MaxBatchTokens = 2048,
+    max_batch_tokens: MaxBatchTokens = EVALUATION_BATCH_TOKENS,
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
@@ -60,7 +60,7 @@ def ensemble(
     variance_weight: Annotated[float, typer.Option(help="Lambda of mean_minus_variance.")] = 1.0,
     pairs: Pairs = None,
     on_bad_row: OnBadRow = BadRowPolicy.ERROR,
-    max_batch_tokens: MaxBatchTokens = 2048,
+    max_batch_tokens: MaxBatchTokens = EVALUATION_BATCH_TOKENS,
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
@@ -94,7 +94,7 @@ def length_calibrated(
     fraction: Annotated[float, typer.Option(help="Share of the responses in each local regression.")] = 0.3,
     limit: Limit = None,
     on_bad_row: OnBadRow = BadRowPolicy.ERROR,
-    max_batch_tokens: MaxBatchTokens = 2048,
+    max_batch_tokens: MaxBatchTokens = EVALUATION_BATCH_TOKENS,
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:

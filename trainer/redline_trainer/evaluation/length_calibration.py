@@ -21,9 +21,9 @@ from redline_model.options import LengthCalibration, LengthCurve
 from redline_model.reward_spec import all_reward_specs, spec_key
 from redline_model.scorer import Scorer, forward_all
 from redline_model.scorers.length_calibrated import INNER, LengthCalibratedScorer
+from redline_trainer.encode_pairs import encode_pairs
 from redline_trainer.evaluation.accuracy import evaluate
 from redline_trainer.evaluation.lowess import lowess
-from redline_trainer.train import encode_pairs
 
 # Knots of a curve: more would only make the manifest longer.
 _MOST_KNOTS = 200

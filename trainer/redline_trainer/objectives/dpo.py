@@ -20,7 +20,8 @@ from redline_model.inference.padding import pack_by_length
 from redline_model.inference.probes import without_dropout
 from redline_model.inference.target_logits import CausalTargets, sequence_of
 from redline_model.scorers.dpo import response_only
-from redline_trainer.objectives.base import EncodedPair, Objective
+from redline_trainer.encode_pairs import EncodedPair
+from redline_trainer.objectives.base import Objective
 from redline_trainer.objectives.target_loss import target_nll
 
 
