@@ -98,4 +98,4 @@ def correct_all(scorer: Scorer[M], items: Sequence[EncodedItem]) -> list[tuple[M
     written: dict[int, Correction] = {}
     while len(written) < len(started):
         written |= rewriter.advance(rewriter.active())
-    return [(output, written[ticket]) for ticket, output in started]
+    return [(output, written[rewrite_id]) for rewrite_id, output in started]

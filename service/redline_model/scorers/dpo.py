@@ -18,7 +18,7 @@ from redline_model.errors import NonFiniteError, UnsupportedError
 from redline_model.extraction import aggregate_rewards
 from redline_model.inference.causal_forward import PrefixedSequence
 from redline_model.inference.planner import CausalPlanner, PaddedPlanner, Planner
-from redline_model.inference.target_logits import CausalTargets, sequence_of
+from redline_model.inference.target_logits import CausalTargets, target_sequence
 from redline_model.inference.token_statistics import start_token_statistics
 from redline_model.kinds import BundleReader, KindSpec
 from redline_model.options import Extraction, Mode
@@ -117,7 +117,7 @@ def _length(item: EncodedItem) -> int:
 
 
 def _sequence(item: EncodedItem) -> PrefixedSequence:
-    return sequence_of(response_only(item))[0]
+    return target_sequence(response_only(item))[0]
 
 
 def _planner(forwards: tuple[CausalTargets, CausalTargets]) -> Planner:

@@ -104,7 +104,7 @@ class Worker:
         except Exception as error:
             if len(tickets) <= 1:
                 for ticket in tickets:
-                    rewriter.drop(ticket)
+                    rewriter.cancel(ticket)
                 return [(ticket, self._told(error)) for ticket in tickets]
             self._note(error, len(tickets))
         middle = len(tickets) // 2
@@ -119,7 +119,7 @@ class Worker:
         """Forget a rewrite that nobody waits for."""
         with self._model_is_lent:
             if self._rewriter is not None:
-                self._rewriter.drop(ticket)
+                self._rewriter.cancel(ticket)
 
     def _free_memory(self) -> bool:
         """Drop the prefix caches, which only save time; False if they are empty already."""
