@@ -78,7 +78,7 @@ class KindSpec:
     load: Callable[[BundleReader], Scorer[Any]] | None = None
     contents: str = "The folder is an ordinary transformers model;"
     mode: str = "none"
-    reads_whole_conversation: bool = False
+    supports_conversation_style: bool = False
 
     @property
     def is_decoder_only(self) -> bool:

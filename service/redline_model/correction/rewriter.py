@@ -38,7 +38,7 @@ class Rewriter(Protocol[M]):
         ...
 
     def start(self, items: Sequence[EncodedItem]) -> list[tuple[int, M]]:
-        """One forward pass over ``items``, and the start of their rewrites; returns ``(rewrite id, output)`` of each."""
+        """One forward pass over ``items`` and the start of their rewrites; returns ``(rewrite id, output)`` of each."""
         ...
 
     def active(self) -> list[int]:

@@ -81,5 +81,5 @@ KIND = KindSpec(
     architecture="classifier",
     make_scorer=ScalarScorer.from_model,
     load=_load,
-    reads_whole_conversation=True,
+    supports_conversation_style=True,
 )

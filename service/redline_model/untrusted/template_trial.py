@@ -23,13 +23,13 @@ def trial(task: dict[str, Any]) -> str | None:
     from jinja2 import TemplateError, nodes
 
     rendering = runpy.run_path(task["environment"])
-    parse = rendering["compiled"]("", rendering["FIXED_DATE"]).environment.parse
+    parse = rendering["compile_template"]("", rendering["FIXED_DATE"]).environment.parse
     for text in task["templates"]:
         for settings in task["settings"]:
             try:
                 if next(parse(text).find_all(nodes.Pow), None) is not None:
                     return "it uses the operator **, whose results can be of any size"
-                template = rendering["compiled"](text, rendering["fixed_date"](settings))
+                template = rendering["compile_template"](text, rendering["template_date"](settings))
             except TemplateError:
                 break  # no template at all; whoever renders it says so
             for number, conversation in enumerate(task["conversations"]):

@@ -76,7 +76,7 @@ class ConversationParser:
         """A whole rendered conversation. Raises PromptBoundaryError."""
         own = self.encoder.template_parser
         for given, added in self._forms(text, own) if own is not None else ():
-            found = own.whole(given) if own is not None else None
+            found = own.parse_conversation(given) if own is not None else None
             if own is not None and found is not None:
                 messages, answer, is_finished, start = found
                 if not is_finished:
@@ -92,23 +92,25 @@ class ConversationParser:
         """A prompt and its response, end tokens left in. Raises PromptBoundaryError."""
         own = self.encoder.template_parser
         for given, _ in self._forms(prompt, own) if own is not None else ():
-            messages = own.prompt(given) if own is not None else None
+            messages = own.parse_prompt(given) if own is not None else None
             if own is not None and messages is not None:
                 return ParsedConversation(_wired(messages), *self._ending(response, own))
         return parse_prompt_and_response(prompt, response, has_ends=True, ends=self.ends)
 
     def _ending(self, response: str, own: ChatTemplateParser) -> tuple[str, bool]:
         """``response`` without padding and what closes it, and whether there was something."""
-        answer, is_finished = own.answer(strip_ending(response, (), ChatMarkup(_NOTHING, (), False))[0])
+        answer, is_finished = own.strip_turn_end(strip_ending(response, (), ChatMarkup(_NOTHING, (), False))[0])
         if is_finished:
             return answer, True
-        return strip_ending(response, self.ends, ChatMarkup(_NOTHING, tuple(end.strip() for end in own.ends), False))
+        return strip_ending(
+            response, self.ends, ChatMarkup(_NOTHING, tuple(end.strip() for end in own.turn_ends), False)
+        )
 
     def _forms(self, text: str, own: ChatTemplateParser) -> Iterator[tuple[str, int]]:
         """The text, and without padding on its left, with a begin token; each with how much longer it has become."""
         yield text, 0
         at = content_start(text, self.ends)
-        for begin in ("", *own.begins):
+        for begin in ("", *own.start_tokens):
             if (at, begin) != (0, ""):
                 yield begin + text[at:], len(begin) - at
 

@@ -24,7 +24,7 @@ IdLists = Annotated[list[Ids], FirstError]
 
 
 def _decoder(reader: ConversationParser) -> Callable[[Sequence[int]], str]:
-    return reader.encoder.texts.decode
+    return reader.encoder.text_tokenizer.decode
 
 
 def _checked(ids: Ids, reader: ConversationParser) -> Ids:
@@ -159,7 +159,7 @@ def _tokens_of_response(
     The first token behind a finished response is its end token.
     """
     if isinstance(given, str):
-        spans = reader.encoder.texts.whole(given).spans
+        spans = reader.encoder.text_tokenizer.encode(given).spans
     else:
         spans = token_spans(_decoder(reader), given)[1]
     start, end = conversation.start, conversation.start + len(conversation.response)
