@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.damage import Damage, both, file, json_file, sign
+from tests.damage import Damage, file, in_order, json_file
 
 SETTINGS = "tokenizer_config.json"
 _MILLIONS_OF_LISTS = '{"a":[' + "[]," * 2_500_000 + "[]]}"
@@ -18,7 +18,7 @@ def settings(**fields: object) -> Damage:
 
 def template_in_settings(value: object) -> Damage:
     """Moves the chat template from its own file to the tokenizer's settings."""
-    return both(lambda folder: (folder / "chat_template.jinja").unlink(), settings(chat_template=value))
+    return in_order(lambda folder: (folder / "chat_template.jinja").unlink(), settings(chat_template=value))
 
 
 def many_templates(folder: Path) -> None:
@@ -26,7 +26,7 @@ def many_templates(folder: Path) -> None:
     (folder / "additional_chat_templates").mkdir()
     for number in range(1000):
         (folder / f"additional_chat_templates/t{number}.jinja").write_text("{{ messages[0].content }}")
-    sign(folder)
+    update_digests(folder)
 
 
 HOSTILE_SETTINGS: dict[str, Damage] = {

@@ -34,9 +34,9 @@ def served(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, bundle: Bun
     ]
     write_bundle(folder / "dpo", build_dpo(tokenizer), "dpo")
     measure = evaluate_on(PAIRS, [])
-    derive_red(scalars[0].folder, folder / "red", measure=measure)
+    derive_red(scalars[0].folder, folder / "red", evaluate=measure)
     derive_ensemble(
-        [folder / "red", scalars[1].folder], folder / "ensemble", combine="mean_minus_variance", measure=measure
+        [folder / "red", scalars[1].folder], folder / "ensemble", combine="mean_minus_variance", evaluate=measure
     )
     derive_length_calibrated(scalars[0].folder, folder / "length_calibrated", PAIRS)
     derive_length_calibrated(bundle.folder, folder / "length_calibrated seq2seq", PAIRS)

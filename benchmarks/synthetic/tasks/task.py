@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 Message = dict[str, str]
-Prompt = str | list[Message]
+Prompt = str | Sequence[dict[str, Any]]
 PADDING_PENALTY = 0.1
 
 

@@ -92,7 +92,7 @@ class ConversationParser:
         template_parser = self.encoder.template_parser
         if template_parser is not None:
             for variant, added in self._variants(text, template_parser):
-                parsed = template_parser.whole(variant)
+                parsed = template_parser.parse_conversation(variant)
                 if parsed is not None:
                     messages, response, is_finished, start = parsed
                     if not is_finished:
@@ -112,7 +112,7 @@ class ConversationParser:
         template_parser = self.encoder.template_parser
         if template_parser is not None:
             for variant, _ in self._variants(prompt, template_parser):
-                messages = template_parser.prompt(variant)
+                messages = template_parser.parse_prompt(variant)
                 if messages is not None:
                     return ParsedConversation(_to_wire(messages), *self._split_ending(response, template_parser))
         return parse_prompt_and_response(prompt, response, has_ends=True, ends=self.ends)
@@ -120,10 +120,10 @@ class ConversationParser:
     def _split_ending(self, response: str, template_parser: ChatTemplateParser) -> tuple[str, bool]:
         """``response`` without padding and end tokens, and whether it had an end token."""
         unpadded = strip_ending(response, (), ChatMarkup(_NEVER_MATCHES, (), False))[0]
-        text, is_finished = template_parser.answer(unpadded)
+        text, is_finished = template_parser.strip_turn_end(unpadded)
         if is_finished:
             return text, True
-        template_ends = tuple(end.strip() for end in template_parser.ends)
+        template_ends = tuple(end.strip() for end in template_parser.turn_ends)
         return strip_ending(response, self.ends, ChatMarkup(_NEVER_MATCHES, template_ends, False))
 
     def _variants(self, text: str, template_parser: ChatTemplateParser) -> Iterator[tuple[str, int]]:
@@ -133,7 +133,7 @@ class ConversationParser:
         """
         yield text, 0
         start = content_start(text, self.ends)
-        for begin in ("", *template_parser.begins):
+        for begin in ("", *template_parser.start_tokens):
             if (start, begin) != (0, ""):
                 yield begin + text[start:], len(begin) - start
 

@@ -25,7 +25,7 @@ IdLists = Annotated[list[Ids], FirstError]
 
 
 def _decoder(parser: ConversationParser) -> Callable[[Sequence[int]], str]:
-    return parser.encoder.texts.decode
+    return parser.encoder.text_tokenizer.decode
 
 
 def _check_ids(ids: Ids, parser: ConversationParser) -> None:
@@ -167,7 +167,7 @@ def _response_tokens(
     The first token after a finished response is its end token; its span is empty.
     """
     if isinstance(text_or_ids, str):
-        spans = parser.encoder.texts.whole(text_or_ids).spans
+        spans = parser.encoder.text_tokenizer.encode(text_or_ids).spans
     else:
         spans = token_spans(_decoder(parser), text_or_ids)[1]
     start, end = conversation.start, conversation.start + len(conversation.response)

@@ -112,7 +112,7 @@ class Worker:
         except Exception as error:
             if len(rewrite_ids) <= 1:
                 for rewrite_id in rewrite_ids:
-                    rewriter.drop(rewrite_id)
+                    rewriter.cancel(rewrite_id)
                 return [(rewrite_id, self._error_to_report(error)) for rewrite_id in rewrite_ids]
             self._log_split(error, len(rewrite_ids))
         middle = len(rewrite_ids) // 2
@@ -128,7 +128,7 @@ class Worker:
         """Discard a rewrite for which no caller waits any more."""
         with self._model_lock:
             if self._rewriter is not None:
-                self._rewriter.drop(rewrite_id)
+                self._rewriter.cancel(rewrite_id)
 
     def _clear_prefix_caches(self) -> bool:
         """Free the memory of the prefix caches, which only save time; False if they were empty already."""
