@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.damage import Damage, file, in_order, json_file
+from tests.damage import Damage, file, in_order, json_file, update_digests
 
 SETTINGS = "tokenizer_config.json"
 _MILLIONS_OF_LISTS = '{"a":[' + "[]," * 2_500_000 + "[]]}"
