@@ -32,8 +32,8 @@ from redline_model.encoding.encoder import EncodedItem
 from redline_model.reward_spec import reward_spec
 from redline_model.scorer import Scorer, forward_all
 from redline_trainer.config import TrainConfig
-from redline_trainer.evaluation.precision import correlation
-from redline_trainer.train import encode_pairs
+from redline_trainer.correlation import pearson
+from redline_trainer.encode_pairs import encode_pairs
 
 PRECISIONS: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
 _NEW_TOKENS = 32
@@ -110,7 +110,7 @@ def main() -> None:
         "scoring_tokens_per_s": medians["scoring"],
         "training_pairs_per_s": medians["training"],
         "ppo_response_tokens_per_s": medians["ppo"],
-        "score_correlation": correlation(scores["bfloat16"], scores["float32"]),
+        "score_correlation": float(pearson(scores["bfloat16"], scores["float32"], if_constant=1.0)),
         "largest_score_difference": float((scores["bfloat16"] - scores["float32"]).abs().max()),
         "losses": losses,
     }

@@ -29,9 +29,9 @@ from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.load_options import LoadOptions
 from redline_model.encoding.encoder import EncodedItem
 from redline_trainer.config import TrainConfig
-from redline_trainer.objectives.base import EncodedPair, Seq2SeqObjective
+from redline_trainer.encode_pairs import EncodedPair, encode_pairs
+from redline_trainer.objectives.seq2seq import Seq2SeqObjective
 from redline_trainer.optimizer_step import run_optimizer_step
-from redline_trainer.train import encode_pairs
 
 _RATE = 1e-5
 

@@ -31,9 +31,9 @@ from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.load_options import LoadOptions
 from redline_trainer.config import TrainConfig
 from redline_trainer.dropout import set_training_mode
-from redline_trainer.objectives.base import Mapping, Seq2SeqObjective
+from redline_trainer.encode_pairs import encode_pairs
+from redline_trainer.objectives.seq2seq import Mapping, Seq2SeqObjective
 from redline_trainer.optimizer_step import run_optimizer_step
-from redline_trainer.train import encode_pairs
 
 _RATE = 1e-5
 

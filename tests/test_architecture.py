@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from redline.errors import CheckpointError, CommandError, PolicyError, RowsError
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = {
     "redline": ROOT / "client/redline",
@@ -23,6 +25,8 @@ SOURCES = {
 # package -> the modules of other packages of ours that it may import
 SHARED = (
     "redline.messages",
+    "redline.spans",
+    "redline.version",
     "redline.wire",
     "redline.text",
     "redline.chat_template",
@@ -32,7 +36,7 @@ SHARED = (
 )
 ALLOWED = {
     "redline": (),
-    "redline_cli": ("redline", *SHARED),
+    "redline_cli": ("redline", *SHARED, "redline_trainer.config"),
     "redline_model": SHARED,
     "redline_service": (*SHARED, "redline_model"),
     "redline_trainer": (*SHARED, "redline_model"),
@@ -58,6 +62,36 @@ EXTRA_THIRD_PARTY = {
     "token_advantages.py": {"torch"},
     "ppo": {"torch"},
     "integrations": {"torch", "trl", "verl", "openrlhf"},
+}
+
+# Layers of each package, from the top: a group is a module or a sub-package, and imports only its own package's groups
+# on its own level and below, without a cycle between groups. The package's ``__init__`` is above all of them.
+LAYERS = {
+    "redline": [
+        ("integrations", "ppo"),
+        ("dataset_columns", "reranking", "testing", "token_advantages"),
+        ("client", "aclient"),
+        ("http",),
+        ("results",),
+        ("preference_data", "chat_template"),
+        ("errors",),
+        ("text",),
+        ("wire",),
+        ("messages", "spans", "files", "causal_lm", "version"),
+    ],
+    "redline_trainer": [
+        ("train",),
+        ("checkpoint", "optimizer_step", "evaluation"),
+        ("objectives",),
+        ("encode_pairs", "mismatched_responses", "load_pairs", "adapters"),
+        ("config", "dropout", "correlation"),
+    ],
+    "redline_cli": [
+        ("app",),
+        ("commands",),
+        ("output", "request_rows"),
+        ("bad_rows", "defaults", "options", "redlining", "signals", "terminal"),
+    ],
 }
 
 # import paths of 0.1, kept until 0.2
@@ -118,6 +152,79 @@ def test_only_the_command_line_and_ppo_are_exempt_in_the_client() -> None:
             assert not any(within(name, ("redline.ppo", "redline_cli")) for name in imports(tree)), path
 
 
+def imported_names(tree: ast.AST) -> set[str]:
+    """``imports``, and what is imported from a package, which may be one of its modules."""
+    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return imports(tree) | {f"{node.module}.{alias.name}" for node in froms for alias in node.names}
+
+
+def group_of(package: str, name: str) -> str | None:
+    """The group of ``package`` that the module ``name`` belongs to; None for the package itself and other packages."""
+    parts = name.split(".")
+    known = {group for level in LAYERS[package] for group in level}
+    return parts[1] if parts[0] == package and len(parts) > 1 and parts[1] in known else None
+
+
+def group_imports(package: str) -> dict[str, dict[str, Path]]:
+    """Which groups each group of ``package`` imports, and a module that does so."""
+    found: dict[str, dict[str, Path]] = {group: {} for level in LAYERS[package] for group in level}
+    for owner, path in modules():
+        group = path.relative_to(SOURCES[package]).parts[0].removesuffix(".py") if owner == package else "__init__"
+        if group not in {"__init__", "__main__"}:
+            for name in imported_names(ast.parse(path.read_text(encoding="utf-8"))):
+                imported = group_of(package, name)
+                if imported is not None and imported != group:
+                    found[group][imported] = path
+    return found
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_every_module_is_in_a_layer(package: str) -> None:
+    groups = {
+        p.relative_to(SOURCES[package]).parts[0].removesuffix(".py") for owner, p in modules() if owner == package
+    }
+    listed = [group for level in LAYERS[package] for group in level]
+    assert sorted(groups - {"__init__", "__main__"}) == sorted(listed)
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_imports_go_downward(package: str) -> None:
+    level_of = {group: n for n, level in enumerate(LAYERS[package]) for group in level}
+    upward = [
+        f"{path.relative_to(ROOT)} imports {package}.{imported}"
+        for group, found in group_imports(package).items()
+        for imported, path in found.items()
+        if level_of[imported] < level_of[group]
+    ]
+    assert upward == []
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_no_groups_import_each_other(package: str) -> None:
+    graph = {group: set(found) for group, found in group_imports(package).items()}
+    while True:
+        # a group is in no cycle if it imports none of those that are left, or none of them imports it
+        imported = {name for found in graph.values() for name in found}
+        kept = {group: found & set(graph) for group, found in graph.items() if found & set(graph) and group in imported}
+        if kept == graph:
+            break
+        graph = kept
+    assert graph == {}, "a cycle"
+
+
+@pytest.mark.parametrize(("package", "path"), modules(), ids=lambda v: str(v).removeprefix(str(ROOT)))
+def test_only_the_command_line_raises_its_error(package: str, path: Path) -> None:
+    raised = [node.exc for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Raise)]
+    names = {node.id for exc in raised if exc is not None for node in ast.walk(exc) if isinstance(node, ast.Name)}
+    assert package == "redline_cli" or "CommandError" not in names
+
+
+def test_what_callers_of_0_1_catch_is_still_caught() -> None:
+    assert issubclass(RowsError, CommandError)
+    assert issubclass(PolicyError, CommandError)
+    assert issubclass(CheckpointError, CommandError)
+
+
 def test_importing_redline_loads_no_torch_and_is_quick_about_it() -> None:
     code = "import sys, redline; print([m for m in ('torch', 'transformers', 'numpy', 'typer') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
@@ -129,7 +236,8 @@ def test_importing_redline_loads_no_torch_and_is_quick_about_it() -> None:
 def test_help_of_any_command_needs_no_torch(command: str) -> None:
     code = (
         "import sys\nfrom redline_cli.app import app\n"
-        f"try:\n    app(['{command}', '--help'])\nexcept SystemExit:\n    pass\nassert 'torch' not in sys.modules"
+        f"try:\n    app(['{command}', '--help'])\nexcept SystemExit:\n    pass\n"
+        "assert not {'torch', 'transformers', 'jinja2', 'fastapi', 'pydantic_settings'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 

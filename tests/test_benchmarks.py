@@ -31,7 +31,8 @@ from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.load_options import LoadOptions
 from redline_model.encoding.encoder import EncodedItem, Item
 from redline_model.reward_spec import RewardSpec
-from redline_trainer.objectives.base import EncodedPair, Seq2SeqObjective
+from redline_trainer.encode_pairs import EncodedPair
+from redline_trainer.objectives.seq2seq import Seq2SeqObjective
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -85,7 +85,7 @@ class Run:
         from redline_model.bundle.loading import load_config, load_tokenizer
         from redline_model.encoding.make_encoder import make_encoder
         from redline_model.options import Template
-        from redline_trainer.train import encode_pairs
+        from redline_trainer.encode_pairs import encode_pairs
 
         tokenizer = load_tokenizer(self.base)
         template = Template.fitting(tokenizer, None)

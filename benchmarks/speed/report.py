@@ -8,6 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+# the backends that others are compared with, as far as they run
+_REFERENCES = ("reference_server", "transformers_padded", "redline_http_other")
+
 
 def print_table(report: dict[str, Any]) -> None:
     """Print one table per workload; the last columns are ratios to the reference backends."""
@@ -19,13 +22,13 @@ def print_table(report: dict[str, Any]) -> None:
         for column in ("backend", "tokens/s", "requests/s", "p50 ms", "p95 ms", "p99 ms", "peak MB", "of ceiling"):
             table.add_column(column, justify="left" if column == "backend" else "right")
         backends = workload["backends"]
-        for other in ("reference_server", "transformers_padded"):
+        for other in _REFERENCES:
             if other in backends:
                 table.add_column(f"x {other}", justify="right")
         for backend, row in backends.items():
             ratios = [
                 f"{row['tokens_per_s'] / backends[other]['tokens_per_s']:.2f}"
-                for other in ("reference_server", "transformers_padded")
+                for other in _REFERENCES
                 if other in backends
             ]
             table.add_row(

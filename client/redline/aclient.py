@@ -1,60 +1,38 @@
-"""The asyncio client: the same thin shell around ``exchange`` and ``retry`` as ``client``, awaiting."""
+"""The asyncio client: carries out the steps of ``http.call_steps``, awaiting."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
-from pydantic import BaseModel
 
-from redline.errors import ConnectionFailedError, RedlineError, ServiceError
+from redline.errors import RedlineError
 from redline.http.answer_body import MAX_ANSWER_BYTES, Answer, AnswerReader
-from redline.http.answer_checks import checked_model
+from redline.http.call_steps import CallSteps, Pause, Request, Steps
 from redline.http.exchange import (
     CONCURRENCY,
     DEFAULT_TIMEOUT_S,
     DEFAULT_URL,
     ITEMS_PER_REQUEST,
     Batch,
-    Ready,
-    base_url,
-    check_settings,
     connection_error,
     correcting,
-    headers_for,
-    model_path,
     new_request,
-    no_cookies,
-    parse,
     scoring,
-    should_split,
 )
-from redline.http.proxies import proxy_settings, readable_proxy_errors
-from redline.http.request_ids import RequestIds, surplus_connection
-from redline.http.retry import NO_RETRY, Attempts, OnWait, RetryPolicy, is_retryable
-from redline.http.url_redaction import without_secrets
+from redline.http.proxies import readable_proxy_errors
+from redline.http.request_ids import surplus_connection
+from redline.http.retry import OnWait, RetryPolicy
 from redline.results import CorrectResult, Result, ScoreResult
-from redline.wire import (
-    MODELS_PATH,
-    READY_PATH,
-    ItemScore,
-    ModelInfo,
-    ModelList,
-    ResponseItem,
-    ScoreItem,
-    ScoreOptions,
-)
-from redline.wire.correction import CorrectOptions, ItemCorrection
+from redline.wire import CorrectOptions, ItemCorrection, ItemScore, ModelInfo, ResponseItem, ScoreItem, ScoreOptions
 
-A = TypeVar("A", bound=BaseModel)
 # a larger answer is parsed and checked in a thread: 10 ms of work
 _READ_AT_ONCE_BYTES = 2**18
 R = TypeVar("R", bound=Result[Any])
+T = TypeVar("T")
 
 
 class AsyncRewardClient:
@@ -90,25 +68,19 @@ class AsyncRewardClient:
         on_wait: OnWait = lambda error, wait_s: None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        check_settings(timeout_s, max_answer_bytes)
-        self.url = url.rstrip("/")
-        self._timeout_s = timeout_s
-        self._retry = retry
-        self._max_answer_bytes = max_answer_bytes
-        self._items_per_request = items_per_request
-        self._concurrency = concurrency
-        self._on_wait = on_wait
-        self._ids = RequestIds()
-        address, headers = base_url(url), headers_for(key)
+        self._steps = CallSteps(
+            url,
+            key=key,
+            timeout_s=timeout_s,
+            retry=retry,
+            items_per_request=items_per_request,
+            concurrency=concurrency,
+            max_answer_bytes=max_answer_bytes,
+            on_wait=on_wait,
+        )
+        self.url = self._steps.url
         with readable_proxy_errors():
-            self._http = httpx.AsyncClient(
-                base_url=address,
-                headers=headers,
-                timeout=timeout_s,
-                cookies=no_cookies(),
-                transport=transport,
-                **proxy_settings(address),
-            )
+            self._http = httpx.AsyncClient(transport=transport, **self._steps.http_options())
 
     async def __aenter__(self) -> Self:
         return self
@@ -136,7 +108,7 @@ class AsyncRewardClient:
             ServiceError: the service refused the request.
             ConnectionFailedError: it could not be reached, however often the policy let us try.
         """
-        return await self._ask_all(scoring(items, model, options))
+        return await self._run_batch(scoring(items, model, options))
 
     async def correct(
         self,
@@ -149,63 +121,7 @@ class AsyncRewardClient:
 
         Order is kept, and an item that cannot be rewritten has an error in its place. Raises as ``score`` does.
         """
-        return await self._ask_all(correcting(items, model, options))
-
-    async def _ask_all(self, batch: Batch[R]) -> R:
-        call = self._attempts()
-        permits = asyncio.Semaphore(self._concurrency)
-
-        async def ask_part(part: Sequence[int]) -> None:
-            async with permits:
-                await self._ask_part(batch, part, call.for_part())
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for part in batch.parts(self._items_per_request):
-                    group.create_task(ask_part(part))
-        except ExceptionGroup as failed:
-            first = failed.exceptions[0]
-            raise first from first.__cause__
-        return batch.result()
-
-    async def _ask_part(self, batch: Batch[Any], part: Sequence[int], attempts: Attempts) -> None:
-        waiting = list(part)
-        while waiting:
-            try:
-                response = await self._ask(
-                    partial(batch.read, waiting),
-                    "POST",
-                    batch.path,
-                    batch.body(waiting),
-                    attempts,
-                    longest_answer=batch.longest_answer(waiting),
-                    is_divisible=len(waiting) > 1,
-                )
-            except RedlineError as error:
-                if not should_split(error, len(waiting)):
-                    if attempts.failed_items and is_retryable(error):
-                        return  # these items were answered before: they keep their errors
-                    raise
-                middle = len(waiting) // 2
-                for half in (waiting[:middle], waiting[middle:]):
-                    if attempts.is_out_of_time:
-                        if attempts.failed_items:
-                            return
-                        raise
-                    await self._ask_part(batch, half, attempts.for_half(error))
-                return
-            failed = batch.add(waiting, response)
-            if not failed:
-                return
-            failure = ServiceError(next(iter(failed.values())), 200)
-            wait = attempts.wait_after_items_s(failure)
-            if wait is None:
-                return  # the items keep their errors
-            self._on_wait(failure, wait)
-            await asyncio.sleep(wait)
-            if attempts.is_out_of_time:
-                return
-            waiting = list(failed)
+        return await self._run_batch(correcting(items, model, options))
 
     async def score_one(
         self, prompt: Any, response: str, *, finished: bool = True, options: ScoreOptions | None = None
@@ -223,77 +139,62 @@ class AsyncRewardClient:
 
     async def models(self) -> list[ModelInfo]:
         """What is served."""
-        answer = await self._ask(partial(parse, kind=ModelList), "GET", MODELS_PATH, None, self._attempts())
-        return [checked_model(info) for info in answer.models]
+        return await self._run(self._steps.models())
 
     async def model(self, name: str = "default") -> ModelInfo:
         """One model: limits, defaults, calibration, tokenizer fingerprint."""
-        return checked_model(
-            await self._ask(partial(parse, kind=ModelInfo), "GET", model_path(name), None, self._attempts()), name
-        )
+        return await self._run(self._steps.model(name))
 
     async def wait_until_ready(self, timeout_s: float = 120.0, poll_s: float = 0.2) -> None:
         """Return once the service has a model that scores. Raises ConnectionFailedError after ``timeout_s``."""
-        deadline = time.monotonic() + timeout_s
-        read = partial(parse, kind=Ready)
-        while True:
-            left_s = max(0.1, deadline - time.monotonic())
-            try:
-                await self._ask(read, "GET", READY_PATH, None, Attempts(NO_RETRY, min(self._timeout_s, left_s)))
-                return
-            except RedlineError as error:
-                if time.monotonic() + poll_s > deadline:
-                    shown = without_secrets(self.url)
-                    raise ConnectionFailedError(f"{shown} was not ready within {timeout_s:g} s: {error}") from error
-            await asyncio.sleep(poll_s)
+        await self._run(self._steps.ready(timeout_s, poll_s))
 
-    def _attempts(self) -> Attempts:
-        """Of a call that begins now."""
-        return Attempts(self._retry, self._timeout_s)
+    async def _run_batch(self, batch: Batch[R]) -> R:
+        limit = asyncio.Semaphore(self._steps.concurrency)
 
-    async def _ask(
-        self,
-        read: Callable[[Answer], A],
-        method: str,
-        path: str,
-        body: Any,
-        attempts: Attempts,
-        *,
-        longest_answer: int | None = None,
-        is_divisible: bool = False,
-    ) -> A:
-        while True:
-            try:
-                return await self._send(read, method, path, body, attempts.request_timeout_s, longest_answer)
-            except RedlineError as error:
-                if is_divisible and should_split(error):
-                    raise
-                wait = attempts.wait_after_request_s(error)
-                failure = attempts.failure or error
-                if wait is None:
-                    raise failure  # noqa: B904
-            self._on_wait(failure, wait)
-            await asyncio.sleep(wait)
-            if attempts.is_out_of_time:
-                raise failure
+        async def run_part(steps: Steps[None]) -> None:
+            async with limit:
+                await self._run(steps)
 
-    async def _send(
-        self,
-        read: Callable[[Answer], A],
-        method: str,
-        path: str,
-        body: Any,
-        timeout_s: float,
-        longest_answer: int | None,
-    ) -> A:
-        """One request, and what ``read`` makes of the whole of its answer, within ``timeout_s``."""
         try:
-            request = new_request(self._http, method, path, body, timeout_s, self._ids.new())
+            async with asyncio.TaskGroup() as group:
+                for steps in self._steps.parts(batch):
+                    group.create_task(run_part(steps))
+        except ExceptionGroup as failed:
+            first = failed.exceptions[0]
+            raise first from first.__cause__
+        return batch.result()
+
+    async def _run(self, steps: Steps[T]) -> T:
+        """Carry out ``steps`` one after the other."""
+        try:
+            step = next(steps)
+            while True:
+                if isinstance(step, Pause):
+                    await asyncio.sleep(step.seconds)
+                    step = next(steps)
+                    continue
+                try:
+                    answered = await self._send(step.request, step.timeout_s)
+                except RedlineError as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(answered)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+    async def _send(self, request: Request, timeout_s: float) -> Any:
+        """One request, and what its ``read`` makes of the whole of its answer, within ``timeout_s``."""
+        try:
+            http_request = new_request(
+                self._http, request.method, request.path, request.body, timeout_s, self._steps.request_ids.new()
+            )
             async with asyncio.timeout(timeout_s) as scope:
-                answer = await self._received(request, longest_answer)
+                answer = await self._received(http_request, request.longest_answer)
                 if len(answer.body) > _READ_AT_ONCE_BYTES:
-                    return await asyncio.to_thread(read, answer)
-                result = read(answer)
+                    return await asyncio.to_thread(request.read, answer)
+                result = request.read(answer)
             if scope.when() is not None and asyncio.get_running_loop().time() > (scope.when() or 0.0):
                 raise TimeoutError("the deadline of the request has passed")
             return result
@@ -304,8 +205,8 @@ class AsyncRewardClient:
         """The answer to ``request``. The connection is kept if the answer ends where it should."""
         response = await self._http.send(request, stream=True)
         try:
-            self._ids.check(response)
-            reader = AnswerReader(response, self._max_answer_bytes, longest_answer)
+            self._steps.request_ids.check(response)
+            reader = AnswerReader(response, self._steps.max_answer_bytes, longest_answer)
             if response.is_stream_consumed:
                 reader.add_decoded(response.content)
             else:

@@ -1,19 +1,17 @@
-"""The blocking client: a thin shell around ``exchange`` and ``retry``."""
+"""The blocking client: carries out the steps of ``http.call_steps``."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
-from pydantic import BaseModel
 
-from redline.errors import ConnectionFailedError, RedlineError, ServiceError
+from redline.errors import RedlineError
 from redline.http.answer_body import MAX_ANSWER_BYTES, Answer, AnswerReader
-from redline.http.answer_checks import checked_model
+from redline.http.call_steps import CallSteps, Pause, Request, Steps
 from redline.http.daemon_pool import DaemonThreadPool
 from redline.http.deadlines import RequestDeadline, enforce_deadlines, request_deadline
 from redline.http.exchange import (
@@ -22,38 +20,19 @@ from redline.http.exchange import (
     DEFAULT_URL,
     ITEMS_PER_REQUEST,
     Batch,
-    Ready,
-    base_url,
-    check_settings,
     connection_error,
     correcting,
-    headers_for,
-    model_path,
     new_request,
-    no_cookies,
-    parse,
     scoring,
-    should_split,
 )
-from redline.http.proxies import proxy_settings, readable_proxy_errors
-from redline.http.request_ids import RequestIds, surplus_connection
-from redline.http.retry import NO_RETRY, Attempts, OnWait, RetryPolicy, is_retryable
-from redline.http.url_redaction import without_secrets
+from redline.http.proxies import readable_proxy_errors
+from redline.http.request_ids import surplus_connection
+from redline.http.retry import OnWait, RetryPolicy
 from redline.results import CorrectResult, Result, ScoreResult
-from redline.wire import (
-    MODELS_PATH,
-    READY_PATH,
-    ItemScore,
-    ModelInfo,
-    ModelList,
-    ResponseItem,
-    ScoreItem,
-    ScoreOptions,
-)
-from redline.wire.correction import CorrectOptions, ItemCorrection
+from redline.wire import CorrectOptions, ItemCorrection, ItemScore, ModelInfo, ResponseItem, ScoreItem, ScoreOptions
 
-A = TypeVar("A", bound=BaseModel)
 R = TypeVar("R", bound=Result[Any])
+T = TypeVar("T")
 
 
 class RewardClient:
@@ -89,25 +68,19 @@ class RewardClient:
         on_wait: OnWait = lambda error, wait_s: None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        check_settings(timeout_s, max_answer_bytes)
-        self.url = url.rstrip("/")
-        self._timeout_s = timeout_s
-        self._retry = retry
-        self._max_answer_bytes = max_answer_bytes
-        self._items_per_request = items_per_request
-        self._concurrency = concurrency
-        self._on_wait = on_wait
-        self._ids = RequestIds()
-        address, headers = base_url(url), headers_for(key)
+        self._steps = CallSteps(
+            url,
+            key=key,
+            timeout_s=timeout_s,
+            retry=retry,
+            items_per_request=items_per_request,
+            concurrency=concurrency,
+            max_answer_bytes=max_answer_bytes,
+            on_wait=on_wait,
+        )
+        self.url = self._steps.url
         with readable_proxy_errors():
-            self._http = httpx.Client(
-                base_url=address,
-                headers=headers,
-                timeout=timeout_s,
-                cookies=no_cookies(),
-                transport=transport,
-                **proxy_settings(address),
-            )
+            self._http = httpx.Client(transport=transport, **self._steps.http_options())
         enforce_deadlines(self._http)
 
     def __enter__(self) -> Self:
@@ -136,7 +109,7 @@ class RewardClient:
             ServiceError: the service refused the request.
             ConnectionFailedError: it could not be reached, however often the policy let us try.
         """
-        return self._ask_all(scoring(items, model, options))
+        return self._run_batch(scoring(items, model, options))
 
     def correct(
         self,
@@ -149,58 +122,7 @@ class RewardClient:
 
         Order is kept, and an item that cannot be rewritten has an error in its place. Raises as ``score`` does.
         """
-        return self._ask_all(correcting(items, model, options))
-
-    def _ask_all(self, batch: Batch[R]) -> R:
-        call = self._attempts()
-        parts = batch.parts(self._items_per_request)
-        if len(parts) <= 1:
-            for part in parts:
-                self._ask_part(batch, part, call)
-        else:
-            with DaemonThreadPool(min(self._concurrency, len(parts))) as pool:
-                for future in [pool.submit(self._ask_part, batch, part, call.for_part()) for part in parts]:
-                    future.result()
-        return batch.result()
-
-    def _ask_part(self, batch: Batch[Any], part: Sequence[int], attempts: Attempts) -> None:
-        waiting = list(part)
-        while waiting:
-            try:
-                response = self._ask(
-                    partial(batch.read, waiting),
-                    "POST",
-                    batch.path,
-                    batch.body(waiting),
-                    attempts,
-                    longest_answer=batch.longest_answer(waiting),
-                    is_divisible=len(waiting) > 1,
-                )
-            except RedlineError as error:
-                if not should_split(error, len(waiting)):
-                    if attempts.failed_items and is_retryable(error):
-                        return  # these items were answered before: they keep their errors
-                    raise
-                middle = len(waiting) // 2
-                for half in (waiting[:middle], waiting[middle:]):
-                    if attempts.is_out_of_time:
-                        if attempts.failed_items:
-                            return
-                        raise
-                    self._ask_part(batch, half, attempts.for_half(error))
-                return
-            failed = batch.add(waiting, response)
-            if not failed:
-                return
-            failure = ServiceError(next(iter(failed.values())), 200)
-            wait = attempts.wait_after_items_s(failure)
-            if wait is None:
-                return  # the items keep their errors
-            self._on_wait(failure, wait)
-            time.sleep(wait)
-            if attempts.is_out_of_time:
-                return
-            waiting = list(failed)
+        return self._run_batch(correcting(items, model, options))
 
     def score_one(
         self, prompt: Any, response: str, *, finished: bool = True, options: ScoreOptions | None = None
@@ -218,74 +140,54 @@ class RewardClient:
 
     def models(self) -> list[ModelInfo]:
         """What is served."""
-        answer = self._ask(partial(parse, kind=ModelList), "GET", MODELS_PATH, None, self._attempts())
-        return [checked_model(info) for info in answer.models]
+        return self._run(self._steps.models())
 
     def model(self, name: str = "default") -> ModelInfo:
         """One model: limits, defaults, calibration, tokenizer fingerprint."""
-        return checked_model(
-            self._ask(partial(parse, kind=ModelInfo), "GET", model_path(name), None, self._attempts()), name
-        )
+        return self._run(self._steps.model(name))
 
     def wait_until_ready(self, timeout_s: float = 120.0, poll_s: float = 0.2) -> None:
         """Return once the service has a model that scores. Raises ConnectionFailedError after ``timeout_s``."""
-        deadline = time.monotonic() + timeout_s
-        read = partial(parse, kind=Ready)
-        while True:
-            left_s = max(0.1, deadline - time.monotonic())
-            try:
-                self._ask(read, "GET", READY_PATH, None, Attempts(NO_RETRY, min(self._timeout_s, left_s)))
-                return
-            except RedlineError as error:
-                if time.monotonic() + poll_s > deadline:
-                    shown = without_secrets(self.url)
-                    raise ConnectionFailedError(f"{shown} was not ready within {timeout_s:g} s: {error}") from error
-            time.sleep(poll_s)
+        self._run(self._steps.ready(timeout_s, poll_s))
 
-    def _attempts(self) -> Attempts:
-        """Of a call that begins now."""
-        return Attempts(self._retry, self._timeout_s)
+    def _run_batch(self, batch: Batch[R]) -> R:
+        parts = self._steps.parts(batch)
+        if len(parts) <= 1:
+            for steps in parts:
+                self._run(steps)
+        else:
+            with DaemonThreadPool(min(self._steps.concurrency, len(parts))) as pool:
+                for future in [pool.submit(self._run, steps) for steps in parts]:
+                    future.result()
+        return batch.result()
 
-    def _ask(
-        self,
-        read: Callable[[Answer], A],
-        method: str,
-        path: str,
-        body: Any,
-        attempts: Attempts,
-        *,
-        longest_answer: int | None = None,
-        is_divisible: bool = False,
-    ) -> A:
-        while True:
-            try:
-                return self._send(read, method, path, body, attempts.request_timeout_s, longest_answer)
-            except RedlineError as error:
-                if is_divisible and should_split(error):
-                    raise
-                wait = attempts.wait_after_request_s(error)
-                failure = attempts.failure or error
-                if wait is None:
-                    raise failure  # noqa: B904
-            self._on_wait(failure, wait)
-            time.sleep(wait)
-            if attempts.is_out_of_time:
-                raise failure
-
-    def _send(
-        self,
-        read: Callable[[Answer], A],
-        method: str,
-        path: str,
-        body: Any,
-        timeout_s: float,
-        longest_answer: int | None,
-    ) -> A:
-        """One request, and what ``read`` makes of the whole of its answer, within ``timeout_s``."""
+    def _run(self, steps: Steps[T]) -> T:
+        """Carry out ``steps`` one after the other."""
         try:
-            request = new_request(self._http, method, path, body, timeout_s, self._ids.new())
+            step = next(steps)
+            while True:
+                if isinstance(step, Pause):
+                    time.sleep(step.seconds)
+                    step = next(steps)
+                    continue
+                try:
+                    answered = self._send(step.request, step.timeout_s)
+                except RedlineError as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(answered)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+    def _send(self, request: Request, timeout_s: float) -> Any:
+        """One request, and what its ``read`` makes of the whole of its answer, within ``timeout_s``."""
+        try:
+            http_request = new_request(
+                self._http, request.method, request.path, request.body, timeout_s, self._steps.request_ids.new()
+            )
             with request_deadline(timeout_s) as deadline:
-                result = read(self._received(request, deadline, longest_answer))
+                result = request.read(self._received(http_request, deadline, request.longest_answer))
                 deadline.check()
                 return result
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -295,8 +197,8 @@ class RewardClient:
         """The answer to ``request``. The connection is kept if the answer ends where it should."""
         response = self._http.send(request, stream=True)
         try:
-            self._ids.check(response)
-            reader = AnswerReader(response, self._max_answer_bytes, longest_answer)
+            self._steps.request_ids.check(response)
+            reader = AnswerReader(response, self._steps.max_answer_bytes, longest_answer)
             if response.is_stream_consumed:
                 reader.add_decoded(response.content)
             else:

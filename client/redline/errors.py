@@ -11,6 +11,12 @@ RedlineError
 ├── ModelChangedError       the service answers with other weights than before
 ├── StepRefusedError        a step of PPO met a number that is not finite; nothing was learned from it
 └── CommandError            a command cannot go on; its message is the one line that is printed
+    ├── RowsError           rows of a file cannot be used, or the file cannot be read
+    ├── PolicyError         a policy cannot be loaded, or cannot continue a prompt
+    └── CheckpointError     a checkpoint cannot be read, or belongs to another run
+
+Library code raises none of ``CommandError`` itself: the three below it are the library's. They are CommandErrors until
+0.2, because 0.1 raised CommandError in their place and callers may catch it.
 """
 
 from __future__ import annotations
@@ -83,4 +89,16 @@ class StepRefusedError(RedlineError):
 
 
 class CommandError(RedlineError):
-    """A command cannot go on."""
+    """A command cannot go on. For the command line; library code raises the errors below or others."""
+
+
+class RowsError(CommandError):
+    """Rows of a file cannot be used, or the file cannot be read; the message names the first bad rows."""
+
+
+class PolicyError(CommandError):
+    """A policy cannot be loaded, cannot be trained as asked, or cannot continue a prompt."""
+
+
+class CheckpointError(CommandError):
+    """A checkpoint cannot be read, or belongs to a run with other settings."""

@@ -9,9 +9,7 @@ from typing import Any
 from redline.aclient import AsyncRewardClient
 from redline.client import RewardClient
 from redline.results import ScoreResult
-from redline.wire import ChatMessage, ScoreItem, ScoreOptions
-
-Prompt = str | Sequence[ChatMessage | dict[str, str]]
+from redline.wire import PromptInput, ScoreItem, ScoreOptions
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class BestOf:
 
 def best_of(
     client: RewardClient,
-    prompt: Prompt,
+    prompt: PromptInput,
     responses: Sequence[str],
     *,
     model: str = "default",
@@ -47,7 +45,7 @@ def best_of(
 
 async def abest_of(
     client: AsyncRewardClient,
-    prompt: Prompt,
+    prompt: PromptInput,
     responses: Sequence[str],
     *,
     model: str = "default",
@@ -59,7 +57,7 @@ async def abest_of(
 
 
 def _items(
-    prompt: Prompt, responses: Sequence[str], finished: bool | Sequence[bool]
+    prompt: PromptInput, responses: Sequence[str], finished: bool | Sequence[bool]
 ) -> list[ScoreItem | dict[str, Any]]:
     if not responses:
         raise ValueError("there are no responses to choose from")

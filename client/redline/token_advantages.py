@@ -1,4 +1,7 @@
-"""Token rewards -> token advantages for loops without a critic. Torch alone."""
+"""Credit assignment on token rewards: rewards to go, and token advantages without a value function. Torch alone.
+
+Used by ``redline.ppo`` and by the integrations. Pure functions on ``(B, T)`` tensors.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,19 @@ def rewards_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
     """``G_t = sum_{k >= t} gamma^(k - t) r_k`` over the tokens of ``mask``; other tokens take no time.
 
     Args:
-        rewards: (B, T). mask: (B, T), True where the policy wrote.
+        rewards: (B, T). mask: (B, T), True on tokens that the policy sampled.
 
     Returns:
-        (B, T), 0 behind the last token of the mask.
+        (B, T), 0 after the last token of the mask.
     """
     own = rewards * mask
-    if gamma == 1.0:
-        return own.flip(1).cumsum(1).flip(1)
-    told = torch.zeros_like(own)
+    is_own = mask.bool()
     following = torch.zeros_like(own[:, 0])
+    columns: list[Tensor] = []
     for t in range(own.shape[1] - 1, -1, -1):
-        following = torch.where(mask[:, t].bool(), own[:, t] + gamma * following, following)
-        told[:, t] = following
-    return told
+        following = torch.where(is_own[:, t], own[:, t] + gamma * following, following)
+        columns.append(following)
+    return torch.stack(columns[::-1], dim=1)
 
 
 def leave_one_out_advantages(
@@ -33,15 +35,14 @@ def leave_one_out_advantages(
 ) -> Tensor:
     """``A_{i,t} = G_{i,t} - mean_{j != i} G_{j,min(t, T_j)}``: RLOO, token by token.
 
-    The baseline of response i at its token t is what the other responses to its prompt still had to come at theirs; of
-    one that had ended by then, what its last token was given. It does not depend on response i, so the gradient stays
-    unbiased (RLOO, arXiv 2402.14740). Where only last tokens have rewards it is RLOO. Carrying it over to tokens is
-    ours.
+    The baseline of response i at its token t is the mean of the rewards to go of the other responses to its prompt at
+    their token t, or at their last token if they are shorter. It does not depend on response i, so the gradient stays
+    unbiased (RLOO, arXiv 2402.14740). If only last tokens have rewards this is RLOO. **Ours**: the form for tokens.
 
     Args:
-        rewards, mask: (B, T) as in ``rewards_to_go``; responses may stand left or right in their rows.
-        groups: B marks; responses to one prompt have the same. One alone has no others and gets zeros. A row without a
-            token in the mask (a sample that failed, say) is no response: it is in no baseline.
+        rewards, mask: (B, T) as in ``rewards_to_go``; responses may be padded on the left or on the right.
+        groups: B values, equal for responses to one prompt. A group of one gets zeros. A row without a token in the
+            mask (a sample that failed, say) is not a response and is in no baseline.
         scale: divide by the root mean square of a group's advantages over its tokens. GRPO's deviation of the sums
             (arXiv 2402.03300) may vanish where those of token rewards do not.
 
@@ -50,7 +51,8 @@ def leave_one_out_advantages(
     """
     to_go = rewards_to_go(rewards, mask, gamma)
     is_own = mask.bool()
-    # every response moved to the left of its row, so that equal columns are equal positions; its last value goes on
+    # every response is moved to the left of its row, so that equal columns are equal positions, and its last value is
+    # repeated after its end
     at = torch.arange(rewards.shape[1], device=rewards.device)
     begins = is_own.int().argmax(1, keepdim=True)
     last = torch.where(is_own, at, 0).amax(1, keepdim=True)

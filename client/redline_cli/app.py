@@ -1,4 +1,4 @@
-"""The command table, and the border where errors become one line and an exit status."""
+"""The command table, and the place at which errors become one line and an exit status."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _run() -> None:
     except MemoryError:
         _fail("out of memory")
     except Exception as error:
-        # the kernel's own errors, told by their root's name so that no torch is loaded for a client's failure
+        # errors of redline_model, recognised by their root's name so that no torch is loaded for a client's failure
         if any(kind.__name__ == "RedlineModelError" for kind in type(error).__mro__):
             _fail(str(error))
         raise

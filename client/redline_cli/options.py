@@ -9,6 +9,9 @@ import typer
 
 from redline.wire import EditsBy
 
+# of the commands that measure bundles
+EVALUATION_BATCH_TOKENS = 2048
+
 Url = Annotated[str, typer.Option("--url", envvar="REDLINE_URL", help="Where the service is.")]
 Key = Annotated[str | None, typer.Option("--key", envvar="REDLINE_KEY", help="The service's API key.")]
 Seed = Annotated[int, typer.Option("--seed", help="Decides every draw.")]

@@ -1,4 +1,4 @@
-"""A judged response on a terminal: coloured by reward, and redlined with the correction."""
+"""A scored response on a terminal: coloured by reward, with the edits of its correction."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def tiny_llama(vocab_size: int, end_id: int, pad_id: int, hidden: int = 128, lay
     )
 
 
-def encode(tokenizer: Any, prompt: str | list[dict[str, str]], response: str) -> tuple[list[int], list[int]]:
+def encode(tokenizer: Any, prompt: str | Sequence[dict[str, Any]], response: str) -> tuple[list[int], list[int]]:
     """Ids of the prompt in the chat template, and ids of the response, which ends with the end token."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

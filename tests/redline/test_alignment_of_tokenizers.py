@@ -72,7 +72,7 @@ def sampled(rng: random.Random, tokenizer: Any) -> list[int]:
     return ids
 
 
-def judged(rng: random.Random, tokenizer: Any, text: str) -> tuple[list[float], list[Span]]:
+def rewarded(rng: random.Random, tokenizer: Any, text: str) -> tuple[list[float], list[Span]]:
     """A reward model's rewards on its own tokens of ``text`` and an end token, as a bundle's encoder gives them."""
     offsets = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)[
         "offset_mapping"
@@ -93,17 +93,17 @@ def reached(position: int, spans: Sequence[Span], target: Sequence[Span]) -> lis
     return [span for span, part in zip(target, align_rewards(lone, spans, target), strict=True) if part != 0.0]
 
 
-@pytest.mark.parametrize("judge", TOKENIZERS)
+@pytest.mark.parametrize("scorer_name", TOKENIZERS)
 @pytest.mark.parametrize("caller", TOKENIZERS)
-def test_no_reward_is_lost_or_invented_or_moved_away(judge: str, caller: str) -> None:
-    mine, theirs = tokenizer_of(judge), tokenizer_of(caller)
+def test_no_reward_is_lost_or_invented_or_moved_away(scorer_name: str, caller: str) -> None:
+    scorer, policy = tokenizer_of(scorer_name), tokenizer_of(caller)
     for case in range(_CASES):
-        rng = random.Random(f"{judge} {caller} {case}")
-        ids = sampled(rng, theirs)
-        text, target = token_spans(lambda part: theirs.decode(part, skip_special_tokens=False), ids)
+        rng = random.Random(f"{scorer_name} {caller} {case}")
+        ids = sampled(rng, policy)
+        text, target = token_spans(lambda part: policy.decode(part, skip_special_tokens=False), ids)
         assert len(target) == len(ids), case
         assert check_offsets(target, text) is None, (case, text, target)
-        rewards, source = judged(rng, mine, text)
+        rewards, source = rewarded(rng, scorer, text)
         aligned = align_rewards(rewards, source, target)
         assert len(aligned) == len(ids), case
         size = math.fsum(map(abs, rewards))

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from redline import RewardClient
-from redline.errors import CommandError
+from redline.errors import PolicyError, RowsError
 from redline.files import row_files
 from redline.files.row_files import BadRowError, UnknownFormatError, read_rows
 from redline.http.retry import NO_RETRY
@@ -84,7 +84,7 @@ def test_every_reader_takes_every_kind_of_file(
 def test_every_reader_refuses_other_files_alike(read: Callable[[Path, RowReport], int], tmp_path: Path) -> None:
     path = write(tmp_path / "rows.csv", [GOOD])
     reason = r"rows\.csv: unknown data format; this reads \.jsonl, \.jsonl\.gz, \.json, \.json\.gz"
-    with pytest.raises((CommandError, DataError), match=reason):
+    with pytest.raises((RowsError, DataError), match=reason):
         read(path, RowReport())
 
 
@@ -107,7 +107,7 @@ def test_bad_rows_are_refused_unless_they_are_to_be_skipped(
     read: Callable[[Path, RowReport], int], tmp_path: Path
 ) -> None:
     path = write(tmp_path / "rows.jsonl", [GOOD, "not json", GOOD, [], {}, GOOD])
-    with pytest.raises((CommandError, DataError), match=r"rows\.jsonl:2: not JSON"):
+    with pytest.raises((RowsError, DataError), match=r"rows\.jsonl:2: not JSON"):
         read(path, RowReport())
     out = tmp_path / "new" / "skipped.jsonl"
     shown: list[str] = []
@@ -125,7 +125,7 @@ def test_bad_rows_are_refused_unless_they_are_to_be_skipped(
 def test_a_file_of_bad_rows_alone_is_an_error(read: Callable[[Path, RowReport], int], tmp_path: Path) -> None:
     path, out = write(tmp_path / "rows.jsonl", [{"x": 1}, "[]"]), tmp_path / "skipped.jsonl"
     with (
-        pytest.raises((CommandError, DataError), match=r"(?s)rows\.jsonl:1: .*rows\.jsonl:2: a row must be an object"),
+        pytest.raises((RowsError, DataError), match=r"(?s)rows\.jsonl:1: .*rows\.jsonl:2: a row must be an object"),
         RowReport(skips=True, file=out) as report,
     ):
         read(path, report)
@@ -139,10 +139,10 @@ def test_a_file_that_cannot_be_read_to_its_end_is_an_error_all_the_same(
     path = tmp_path / "rows.jsonl.gz"
     lines = b"".join(json.dumps({**GOOD, "prompt": str(n * n)}).encode() + b"\n" for n in range(999))
     path.write_bytes(gzip.compress(lines)[:-500])
-    with pytest.raises((CommandError, DataError), match=r"rows\.jsonl\.gz:\d+: cannot be read"):
+    with pytest.raises((RowsError, DataError), match=r"rows\.jsonl\.gz:\d+: cannot be read"):
         read(path, RowReport(skips=True))
     path = write(tmp_path / "rows.json", [f"[{json.dumps(GOOD)}, {{]"])
-    with pytest.raises((CommandError, DataError), match=r"rows\.json:row 2: not JSON"):
+    with pytest.raises((RowsError, DataError), match=r"rows\.json:row 2: not JSON"):
         read(path, RowReport(skips=True))
 
 
@@ -170,7 +170,7 @@ def test_a_row_that_is_too_long_is_skipped_and_the_next_is_read(
 ) -> None:
     monkeypatch.setattr(row_files, "MAX_ROW_BYTES", 1000)
     path = write(tmp_path / "rows.jsonl", [GOOD, {**GOOD, "x": "y" * 3500}, GOOD])
-    with pytest.raises((CommandError, DataError), match=r"rows\.jsonl:2: the line is longer than 1,000 bytes"):
+    with pytest.raises((RowsError, DataError), match=r"rows\.jsonl:2: the line is longer than 1,000 bytes"):
         read(path, RowReport())
     report = RowReport(skips=True)
     assert read(path, report) == 2
@@ -269,7 +269,7 @@ ROWS = [
 def test_a_skipped_row_keeps_its_place_and_fails_nothing(fake: FakeService, command: str, tmp_path: Path) -> None:
     rows, out = write(tmp_path / "rows.jsonl", ROWS), tmp_path / "out.jsonl"
     refused = run(command, rows, "--out", out)
-    assert isinstance(refused.exception, CommandError)
+    assert isinstance(refused.exception, RowsError)
     assert not out.exists()
     done = run(command, rows, "--out", out, "--on-bad-row", "skip")
     assert done.exit_code == 0, done.output
@@ -344,12 +344,12 @@ def test_every_prompt_is_tried_before_the_first_is_used(tmp_path: Path) -> None:
     def prompt_ids(prompt: Any) -> list[int]:
         tried.append(prompt)
         if prompt == "long":
-            raise CommandError("a prompt has 9 tokens; the policy has room for 5")
+            raise PolicyError("a prompt has 9 tokens; the policy has room for 5")
         if prompt == "odd":
             raise ZeroDivisionError("division by zero\nin a template")
         return [] if prompt == "empty" else [1]
 
-    with pytest.raises(CommandError) as caught:
+    with pytest.raises(RowsError) as caught:
         usable_prompts(load_prompt_rows(path), prompt_ids)
     assert tried == [row["prompt"] for row in rows]
     assert str(caught.value).split("; ") == [
@@ -361,7 +361,7 @@ def test_every_prompt_is_tried_before_the_first_is_used(tmp_path: Path) -> None:
     report = RowReport(skips=True)
     assert usable_prompts(load_prompt_rows(path, report), prompt_ids, report) == ["fine", "fine too"]
     assert report.skipped.count == 3
-    with pytest.raises(CommandError, match=r"no prompt can be used; .*prompts\.jsonl:1: the prompt has no tokens"):
+    with pytest.raises(RowsError, match=r"no prompt can be used; .*prompts\.jsonl:1: the prompt has no tokens"):
         usable_prompts(load_prompt_rows(path), lambda prompt: [], RowReport(skips=True))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 
@@ -164,3 +165,18 @@ def test_every_wait_is_within_every_bound(
     assert policy.max_elapsed_s is None or elapsed_s + wait <= policy.max_elapsed_s
     if has_answer and asked is not None:
         assert wait >= min(asked, policy.longest_wait_s)
+
+
+def test_the_old_name_of_max_elapsed_s_still_works_and_warns() -> None:
+    with pytest.warns(DeprecationWarning, match="max_elapsed_s"):
+        policy = RetryPolicy(patience_s=7.0)
+    assert policy == RetryPolicy(max_elapsed_s=7.0)
+    with pytest.warns(DeprecationWarning, match="max_elapsed_s"):
+        assert RetryPolicy(patience_s=None) == RetryPolicy(max_elapsed_s=None)
+
+
+@pytest.mark.filterwarnings("error::DeprecationWarning")
+def test_a_policy_made_of_another_one_keeps_its_time_without_a_warning() -> None:
+    policy = RetryPolicy(max_elapsed_s=7.0)
+    assert policy.for_items().max_elapsed_s == 7.0
+    assert dataclasses.replace(policy, max_attempts=2) == RetryPolicy(max_attempts=2, max_elapsed_s=7.0)

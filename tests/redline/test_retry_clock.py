@@ -20,7 +20,7 @@ from redline.testing import FakeService
 from redline.wire import DEADLINE_HEADER, ERROR_TABLE, ErrorBody, ErrorCode, ErrorResponse
 from tests.redline.raw_server import RawServer, call, http, receive_request
 
-# What a busy machine may add to a moment; what was wrong went on for three times the patience and more.
+# What a busy machine may add to a moment; what was wrong went on for three times ``max_elapsed_s`` and more.
 SLACK_S = 0.35
 NO_ANSWER = ConnectionFailedError("nobody there")
 

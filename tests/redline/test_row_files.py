@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from redline.errors import CommandError
+from redline.errors import RowsError
 from redline.files import row_files
 from redline.files.row_files import (
     MAX_PROBLEMS,
@@ -51,7 +51,7 @@ def score_rows(path: Path) -> Any:
 
 
 READERS: list[Callable[[Path], Any]] = [score_rows, load_prompts, lambda path: load_pairs([path])]
-Refused = (CommandError, DataError)
+Refused = (RowsError, DataError)
 
 
 @pytest.mark.parametrize("read", READERS, ids=["score", "ppo", "train"])
@@ -204,7 +204,7 @@ def test_a_row_of_a_million_wrong_messages_is_one_problem(tmp_path: Path) -> Non
     for field in ("prompt", "prompt_ids", "response_ids", "token_offsets"):
         row: dict[str, Any] = {"prompt": "p", "response": "r", field: [{}] * 100_000}
         path.write_text(json.dumps(row))
-        with peak_below(40 * MiB), pytest.raises(CommandError, match=r"rows.jsonl:1: "):
+        with peak_below(40 * MiB), pytest.raises(RowsError, match=r"rows.jsonl:1: "):
             score_rows(path)
 
 

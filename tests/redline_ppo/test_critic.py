@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from redline.ppo import FunctionRewards, PPOConfig, PPOLoop, Rollout
-from redline.ppo.advantages import rewards_to_go
 from redline.ppo.critic import ValueNetwork, features_width, value_features
 from redline.ppo.update import make_optimizer
 from tests.redline_ppo.tiny import tiny_policy
@@ -121,11 +120,6 @@ def test_features_by_hand() -> None:
     # state there; mean of embeddings (root mean square 1); mean of states; t / 4 and log(1 + t) / log 5
     assert told[0, 0].tolist() == pytest.approx([-1.0, root, 0.0, -1.0, 0.0, 0.0], abs=1e-5)
     assert told[0, 1].tolist() == pytest.approx([1.0, 1.0, 1.0, 0.0, 0.25, math.log(2) / math.log(5)], abs=1e-3)
-
-
-def test_returns_by_hand() -> None:
-    rewards = torch.tensor([[1.0, 2.0, 4.0], [8.0, 0.0, 0.0]])
-    assert rewards_to_go(rewards, 0.5).tolist() == [[3.0, 4.0, 4.0], [8.0, 0.0, 0.0]]
 
 
 def test_values_are_in_units_of_the_first_returns_that_vary() -> None:

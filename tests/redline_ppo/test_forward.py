@@ -13,9 +13,9 @@ import transformers
 from transformers import LlamaConfig
 
 from redline.causal_lm.rotary import longest_shared
-from redline.errors import CommandError
+from redline.errors import PolicyError
 from redline.ppo import CausalPolicy, FunctionRewards, PPOConfig, PPOLoop
-from redline.ppo.policy import entropy_of
+from redline.ppo.losses import entropy_of
 from tests.conftest import build_tokenizer
 from tests.redline_ppo.tiny import PROMPTS, rollout, tiny_policy
 
@@ -144,7 +144,7 @@ def test_before_any_update_no_ratio_differs_from_1(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "padding"), [("rwkv", "right"), ("mamba", "left"), ("dynamic, flat", "left")])
 def test_the_side_that_is_padded_changes_nothing(name: str, padding: str) -> None:
-    assert policy_of(build(name))._probed.padding == padding
+    assert policy_of(build(name))._prepared.padding == padding
 
 
 def test_rwkv_reads_padding_or_nothing_is_shown() -> None:
@@ -170,7 +170,7 @@ def test_a_model_that_divides_its_weights_in_evaluation_is_saved_as_it_is(tmp_pa
     assert again.config.rescale_every == 1
     assert torch.allclose(own_logprobs(again, ROLLOUTS[0]), expected, atol=1e-5)
     again(input_ids=torch.tensor([[5]]))
-    with pytest.raises(CommandError, match="rescaled its weights"):
+    with pytest.raises(PolicyError, match="rescaled its weights"):
         policy_of(again)
 
 
@@ -286,7 +286,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_policy_s_limit_is_found_under_whichever_name(folder: Path) -> None:
     policy = CausalPolicy.load(folder, max_new_tokens=16)
     assert policy.prompt_ids("How?")
-    with pytest.raises(CommandError, match="32"):
+    with pytest.raises(PolicyError, match="32"):
         policy.prompt_ids("How do I reset my router? " * 20)
 
 
@@ -304,5 +304,5 @@ def test_a_fresh_adapter_is_drawn_by_the_seed_alone(folder: Path) -> None:
 
 def test_a_precision_of_the_environment_that_is_none_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDLINE_CPU_PRECISION", "foo")
-    with pytest.raises(CommandError, match="REDLINE_CPU_PRECISION"):
+    with pytest.raises(PolicyError, match="REDLINE_CPU_PRECISION"):
         CausalPolicy.load(folder, max_new_tokens=8, precision="auto")

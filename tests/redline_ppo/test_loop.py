@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from redline.errors import CommandError, ConnectionFailedError, ModelChangedError, ProtocolError
+from redline.errors import (
+    CheckpointError,
+    ConnectionFailedError,
+    ModelChangedError,
+    PolicyError,
+    ProtocolError,
+    RowsError,
+)
 from redline.files.metrics_log import MetricsLog, read_metrics
 from redline.ppo import (
     CausalPolicy,
@@ -118,6 +125,7 @@ def test_rollouts_tell_text_spans_and_end() -> None:
     [
         ({}, "float32"),
         ({"advantage": "group", "samples_per_prompt": 4}, "float32"),
+        ({"advantage": "leave_one_out", "samples_per_prompt": 4}, "float32"),
         ({"microbatch": 2}, "float32"),
         ({"kl_target": 1.0}, "float32"),
         ({}, "bfloat16"),
@@ -195,7 +203,7 @@ def test_a_resumed_run_takes_the_steps_of_an_unbroken_one(tmp_path: Path, lora: 
 
 def test_a_checkpoint_of_other_settings_is_refused_by_name(tmp_path: Path) -> None:
     PPOLoop(policy(), FunctionRewards(count_e), PROMPTS, config(steps=1)).train(tmp_path / "state.pt")
-    with pytest.raises(CommandError, match="clip"):
+    with pytest.raises(CheckpointError, match="clip"):
         PPOLoop(policy(), FunctionRewards(count_e), PROMPTS, config(clip=0.3)).train(tmp_path / "state.pt")
 
 
@@ -205,7 +213,7 @@ def test_a_checkpoint_of_another_experiment_is_refused_by_name(tmp_path: Path) -
 
     loop("a").train(tmp_path / "state.pt")
     loop("a").train(tmp_path / "state.pt")
-    with pytest.raises(CommandError, match="policy"):
+    with pytest.raises(CheckpointError, match="policy"):
         loop("b").train(tmp_path / "state.pt")
 
 
@@ -222,9 +230,10 @@ def test_the_reward_scale_is_of_what_is_summed_up_and_not_of_the_score_shown() -
     assert scales[0] == scales[1]
 
 
-def test_groups_of_one_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least 2"):
-        config(advantage="group")
+@pytest.mark.parametrize("advantage", ["group", "leave_one_out"])
+def test_groups_of_one_are_refused(advantage: str) -> None:
+    with pytest.raises(ValueError, match=f"'{advantage}' .* at least 2"):
+        config(advantage=advantage)
     with pytest.raises(ValueError, match="multiple"):
         config(samples_per_prompt=3)
 
@@ -295,7 +304,7 @@ def test_every_prompt_comes_once_before_any_comes_again() -> None:
 def test_prompts_too_long_for_the_policy_are_named() -> None:
     mine = policy()
     mine.max_prompt_tokens = 20
-    with pytest.raises(CommandError, match="room for 20"):
+    with pytest.raises(PolicyError, match="room for 20"):
         mine.prompt_ids("word " * 30)
 
 
@@ -336,8 +345,8 @@ def test_prompts_are_read_from_pairs_and_bad_rows_are_listed(tmp_path: Path) -> 
     path.write_text("\n".join(json.dumps(row) for row in [{"prompt": "a", "chosen": "b"}, {"prompt": messages}]))
     assert load_prompts(path) == ["a", messages]
     path.write_text('{"prompt": 3}\n{"prompt": "fine"}\n{}\n')
-    with pytest.raises(CommandError, match=r"p\.jsonl:1: .*p\.jsonl:3: "):
+    with pytest.raises(RowsError, match=r"p\.jsonl:1: .*p\.jsonl:3: "):
         load_prompts(path)
     path.write_text('{"prompt": "fine"}\nnot json\n[]\n')
-    with pytest.raises(CommandError, match=r"p\.jsonl:2: not JSON.*p\.jsonl:3: a row must be an object"):
+    with pytest.raises(RowsError, match=r"p\.jsonl:2: not JSON.*p\.jsonl:3: a row must be an object"):
         load_prompts(path)

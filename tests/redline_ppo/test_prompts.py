@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from redline.client import RewardClient
-from redline.errors import CommandError, ConnectionFailedError
+from redline.errors import ConnectionFailedError, RowsError
 from redline.ppo.prompts import scorable_rows
 from redline.testing import FakeService
 from redline.wire import ErrorBody, ErrorCode, ItemError, ItemResult, ScoreItem
@@ -45,7 +45,7 @@ def test_every_prompt_that_a_policy_refuses_is_named_before_anything_else(strict
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     refused = ppo(strict_policy, prompts, tmp_path / "out").exception
-    assert isinstance(refused, CommandError)
+    assert isinstance(refused, RowsError)
     message = str(refused)
     assert "\n" not in message
     for row, reason in ((2, "no system turn here"), (3, "tokens"), (4, "no system turn here")):
@@ -87,7 +87,7 @@ def test_prompts_that_the_reward_model_refuses_are_bad_rows_before_the_first_ste
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     refused = ppo(strict_policy, prompts, tmp_path / "out").exception
-    assert isinstance(refused, CommandError)
+    assert isinstance(refused, RowsError)
     limit = "the reward model refuses the prompt: 12 tokens, the limit is 10"
     reason = "the reward model refuses the prompt: no such prompt"
     assert str(refused) == f"{prompts}:2: {limit}; {prompts}:5: {reason}"

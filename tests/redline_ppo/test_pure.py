@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
-from redline.ppo.advantages import gae, group_relative, kl_penalized_rewards, whiten
+from redline.ppo.advantages import LeaveOneOut, gae, group_relative, kl_penalized_rewards, whiten
 from redline.ppo.losses import adapted_kl_coefficient, explained_variance, policy_loss, value_loss
 from redline.ppo.report import fit_line
+from redline.token_advantages import leave_one_out_advantages
 
 MASK = torch.tensor([[True, True, True], [True, True, False]])
 
@@ -48,6 +49,15 @@ def test_group_relative_compares_within_a_prompt_only() -> None:
         [0, 0],
         [0, 0],
     ]
+
+
+@pytest.mark.parametrize("discount", [1.0, 0.9])
+def test_leave_one_out_is_the_estimator_of_the_integrations(discount: float) -> None:
+    rewards, mask = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 0.0]]), MASK
+    advantages, returns = LeaveOneOut(discount)(rewards, torch.randn(2, 3), mask, torch.tensor([5, 5]))
+    assert returns is None
+    assert torch.equal(advantages, leave_one_out_advantages(rewards, mask, ["a", "a"], gamma=discount))
+    assert len(set(advantages[0].tolist())) == 3, "each token has its own"
 
 
 def test_whitened_advantages_have_mean_0_and_variance_1_over_real_tokens() -> None:

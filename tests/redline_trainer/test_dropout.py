@@ -14,8 +14,8 @@ from redline_model.bundle.loading import load_config, load_tokenizer
 from redline_model.encoding.make_encoder import make_encoder
 from redline_trainer.adapters import trainable_model
 from redline_trainer.config import TrainConfig
+from redline_trainer.encode_pairs import encode_pairs
 from redline_trainer.objectives.factory import frozen_reference, make_objective, template_for
-from redline_trainer.train import encode_pairs
 from tests.conftest import build_tokenizer
 
 PAIRS = [Pair(f"question {n}", f"good answer {n}", f"bad reply {n}", f"row {n}") for n in range(3)]

@@ -18,8 +18,8 @@ from redline_model.reward_spec import RewardSpec, reward_spec
 from redline_model.scorer import Scorer, forward_all
 from redline_model.scorers.length_calibrated import INNER, LengthCalibratedScorer
 from redline_model.scorers.scalar import ScalarOutput
+from redline_trainer.correlation import pearson
 from redline_trainer.evaluation.length_calibration import derive_length_calibrated, fit_length_curves
-from redline_trainer.evaluation.precision import correlation
 
 PAIRS = [
     Pair(f"Question {n}?", "Hold the button. " * (n % 7 + 1), "Go away. " * (n % 4 + 1), f"t:{n}") for n in range(24)
@@ -54,8 +54,8 @@ def test_a_linear_trend_in_length_is_gone(scalar_scorer: Scorer[Any]) -> None:
                 torch.tensor([who.to_rewards(m, reading).score for m in inner.forward(items)], dtype=torch.float64)
                 for who in (inner, scorer)
             ]
-            assert correlation(scores[0], lengths) > 0.9
-            assert float(scores[1].abs().max()) < 1e-6 if noise == 0 else abs(correlation(scores[1], lengths)) < left
+            assert pearson(scores[0], lengths) > 0.9
+            assert float(scores[1].abs().max()) < 1e-6 if noise == 0 else abs(pearson(scores[1], lengths)) < left
 
 
 @pytest.mark.parametrize("kind", ["bundle", "scalar_bundle"])
@@ -80,7 +80,7 @@ def test_a_length_calibrated_bundle_from_pairs(kind: str, tmp_path: Path, reques
         torch.tensor([s.to_rewards(m, reading).score for m in forward_all(s, items, 2048)], dtype=torch.float64)
         for s in (source.scorer, loaded.scorer)
     ]
-    assert abs(correlation(scores[1], lengths)) < max(0.1, 0.5 * abs(correlation(scores[0], lengths)))
+    assert abs(pearson(scores[1], lengths)) < max(0.1, 0.5 * abs(pearson(scores[0], lengths)))
     assert Bundle.load(tmp_path / "out" / INNER).digest == source.digest, "the inner bundle is whole"
 
 

@@ -15,15 +15,12 @@ from redline_model.encoding.encoder import Encoder
 from redline_model.encoding.make_encoder import make_encoder
 from redline_model.options import Template
 from redline_trainer.config import TrainConfig
-from redline_trainer.objectives.base import (
-    EncodedPair,
-    ScalarObjective,
-    Seq2SeqObjective,
-    mismatch_of,
-    with_mismatched_responses,
-)
+from redline_trainer.encode_pairs import EncodedPair, encode_pairs, mismatch_of
+from redline_trainer.mismatched_responses import with_mismatched_responses
+from redline_trainer.objectives.bradley_terry import ScalarObjective
+from redline_trainer.objectives.seq2seq import Seq2SeqObjective
 from redline_trainer.objectives.target_loss import target_nll
-from redline_trainer.train import encode_pairs, train
+from redline_trainer.train import train
 from tests.conftest import build_causal, build_scalar, build_tokenizer
 
 PAIRS = [Pair(f"question {n // 2}", f"good answer {n}", f"bad reply {n}", f"row {n}") for n in range(12)]
@@ -107,9 +104,9 @@ def test_few_prompts_still_lend_a_response_to_every_pair(prompts: int, seed: int
     pairs = [Pair(f"question {n % prompts}", f"good answer {n}", f"bad reply {n}", f"row {n}") for n in range(12)]
     strayed = with_mismatched_responses(encode_pairs(ENCODER, pairs, "error")[0], ENCODER, seed)
     chosen = {tuple(pair.chosen.response_ids): pair.prompt_key for pair in strayed}
-    strays = [(pair, pair.mismatched) for pair in strayed if pair.mismatched is not None]
-    assert len(strays) == 12
-    assert all(chosen[tuple(mismatched.response_ids)] != pair.prompt_key for pair, mismatched in strays)
+    lent = [(pair, pair.mismatched) for pair in strayed if pair.mismatched is not None]
+    assert len(lent) == 12
+    assert all(chosen[tuple(mismatched.response_ids)] != pair.prompt_key for pair, mismatched in lent)
 
 
 def test_what_is_lent_is_the_next_in_the_cycle_as_ever(encoded: list[EncodedPair]) -> None:

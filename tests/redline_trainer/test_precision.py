@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from redline.preference_data.rows import Pair
 from redline_cli.app import run
 from redline_model.bundle.bundle import Bundle
 from redline_model.errors import DataError, UnsupportedError
-from redline_trainer.evaluation.precision import compare_precisions, correlation
+from redline_trainer.evaluation.precision import compare_precisions
 
 PAIRS = [
     Pair(f"How do I reset router {n}?", f"Hold the round button {n} times.", "I am sorry.", f"pairs:{n}")
@@ -44,13 +43,6 @@ def test_a_scalar_model_has_no_argmax(scalar_bundle: Bundle) -> None:
     *_, table = compare_precisions(scalar_bundle.folder, PAIRS, ["float32", "bfloat16"])
     assert [row.argmax_agreement for row in table.rows] == [None, None]
     assert table.reading == "scalar/sum"
-
-
-def test_correlation_by_hand() -> None:
-    a = torch.tensor([1.0, 2.0, 3.0])
-    assert correlation(a, 2 * a + 1) == pytest.approx(1.0)
-    assert correlation(a, -a) == pytest.approx(-1.0)
-    assert correlation(a, torch.tensor([1.0, 0.0, 1.0])) == pytest.approx(0.0)
 
 
 def test_an_unknown_precision_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:

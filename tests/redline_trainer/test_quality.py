@@ -12,6 +12,7 @@ from redline.preference_data.rows import Pair
 from redline_cli.app import run
 from redline_model.bundle.bundle import Bundle
 from redline_model.errors import DataError
+from redline_trainer.correlation import pearson
 from redline_trainer.evaluation.error_spans import (
     auc_difference,
     average_precision,
@@ -23,7 +24,6 @@ from redline_trainer.evaluation.report import (
     _probabilities,
     _without_trend,
     measure_quality,
-    pearson,
     plot_reliability,
     reliability,
 )
@@ -52,44 +52,44 @@ def test_a_token_is_marked_where_it_shares_a_character_with_a_span() -> None:
 
 def test_auc_is_the_share_of_marked_tokens_blamed_above_unmarked_ones() -> None:
     generator = torch.Generator().manual_seed(0)
-    blame = torch.randint(0, 6, (40,), generator=generator).double()  # with ties
+    scores = torch.randint(0, 6, (40,), generator=generator).double()  # with ties
     marked = torch.rand(40, generator=generator) < 0.4
-    above = [1.0 if p > n else 0.5 if p == n else 0.0 for p in blame[marked] for n in blame[~marked]]
-    assert roc_auc(blame, marked) == pytest.approx(sum(above) / len(above))
+    above = [1.0 if p > n else 0.5 if p == n else 0.0 for p in scores[marked] for n in scores[~marked]]
+    assert roc_auc(scores, marked) == pytest.approx(sum(above) / len(above))
     assert roc_auc(torch.tensor([1.0, 2.0]), torch.tensor([False, True])) == 1.0
     assert roc_auc(torch.zeros(4), torch.tensor([False, True, True, False])) == 0.5
     assert roc_auc(torch.zeros(2), torch.tensor([True, True])) == 0.5
 
 
 def test_average_precision_is_the_mean_precision_at_every_marked_token() -> None:
-    blame = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0])
+    scores = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0])
     marked = torch.tensor([True, False, True, False, False])
-    assert average_precision(blame, marked) == pytest.approx((1 / 1 + 2 / 3) / 2)
+    assert average_precision(scores, marked) == pytest.approx((1 / 1 + 2 / 3) / 2)
     assert average_precision(torch.zeros(5), marked) == pytest.approx(0.4)  # all tied: the marked share
-    assert average_precision(blame, torch.zeros(5, dtype=torch.bool)) == 0.0
+    assert average_precision(scores, torch.zeros(5, dtype=torch.bool)) == 0.0
 
 
 def test_a_weight_counts_a_token_as_often_as_repeating_it() -> None:
-    blame, marked = torch.tensor([3.0, 2.0, 2.0, 1.0]), torch.tensor([True, False, True, False])
+    scores, marked = torch.tensor([3.0, 2.0, 2.0, 1.0]), torch.tensor([True, False, True, False])
     weights = torch.tensor([2, 1, 0, 3])
     repeated = torch.repeat_interleave(torch.arange(4), weights)
     for figure in (roc_auc, average_precision):
-        assert figure(blame, marked, weights) == pytest.approx(figure(blame[repeated], marked[repeated]))
+        assert figure(scores, marked, weights) == pytest.approx(figure(scores[repeated], marked[repeated]))
 
 
 def test_the_interval_of_blame_resamples_prompts() -> None:
     generator = torch.Generator().manual_seed(0)
     marked = [torch.rand(12, generator=generator) < 0.4 for _ in range(20)]
-    blame = [m.double() + torch.randn(12, generator=generator) for m in marked]
-    told = span_detection(blame, marked, [f"p{n}" for n in range(20)])
+    scores = [m.double() + torch.randn(12, generator=generator) for m in marked]
+    told = span_detection(scores, marked, [f"p{n}" for n in range(20)])
     assert 0.5 < told.auc_low < told.auc < told.auc_high < 1
     assert told.average_precision_low < told.average_precision < told.average_precision_high
     assert told.tokens == 240
-    ahead, low, high = auc_difference(told, span_detection([-b for b in blame], marked, [f"p{n}" for n in range(20)]))
+    ahead, low, high = auc_difference(told, span_detection([-s for s in scores], marked, [f"p{n}" for n in range(20)]))
     assert ahead == pytest.approx(2 * told.auc - 1)
     assert low < ahead < high
     assert auc_difference(told, told) == (0.0, 0.0, 0.0)
-    one_prompt = span_detection(blame, marked, ["p"] * 20)
+    one_prompt = span_detection(scores, marked, ["p"] * 20)
     assert one_prompt.auc_low == one_prompt.auc_high == pytest.approx(told.auc)
 
 
@@ -97,11 +97,6 @@ def test_reliability_counts_both_orders_of_every_pair() -> None:
     bins = reliability(torch.tensor([0.95, 0.95, 0.35], dtype=torch.float64))
     assert [(b.low, b.pairs, b.observed) for b in bins] == [(0.0, 2, 0.0), (0.3, 1, 1.0), (0.6, 1, 0.0), (0.9, 2, 1.0)]
     assert bins[-1].predicted == pytest.approx(0.95)
-
-
-def test_a_constant_correlates_with_nothing() -> None:
-    assert pearson(torch.ones(3), torch.arange(3.0)) == 0.0
-    assert pearson(torch.arange(3.0), -torch.arange(3.0)) == pytest.approx(-1.0)
 
 
 def test_the_report_holds_what_a_plain_count_gives(bundle: Bundle, tmp_path: Path) -> None:

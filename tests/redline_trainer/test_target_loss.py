@@ -13,8 +13,9 @@ from torch import Tensor
 
 from redline_model.encoding.encoder import EncodedItem
 from redline_model.inference.target_logits import TargetForward, probed_targets
-from redline_trainer.objectives.base import EncodedPair, Seq2SeqObjective
+from redline_trainer.encode_pairs import EncodedPair
 from redline_trainer.objectives.dpo import DPOObjective
+from redline_trainer.objectives.seq2seq import Seq2SeqObjective
 from redline_trainer.objectives.target_loss import target_nll, weighted_nll
 from tests.families import build_family
 

@@ -24,13 +24,14 @@ from redline_model.scorer import Scorer
 from redline_trainer.adapters import inner, trainable_model
 from redline_trainer.checkpoint import ResumeError
 from redline_trainer.config import TrainConfig
+from redline_trainer.encode_pairs import EncodedPair, encode_pairs
 from redline_trainer.evaluation.accuracy import evaluate
-from redline_trainer.objectives.base import EncodedPair, ScalarObjective, Seq2SeqObjective
+from redline_trainer.objectives.bradley_terry import ScalarObjective
 from redline_trainer.objectives.factory import default_learning_rate
+from redline_trainer.objectives.seq2seq import Seq2SeqObjective
 from redline_trainer.optimizer_step import DivergedError, StepReport, run_optimizer_step
 from redline_trainer.train import (
     checkpoint_path,
-    encode_pairs,
     learning_rate_at,
     resumable_step,
     step_indices,

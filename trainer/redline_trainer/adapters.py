@@ -77,8 +77,8 @@ def load_learned_state(model: Any, state: dict[str, torch.Tensor]) -> None:
             parameters[name].copy_(value.to(parameters[name].device))
 
 
-def merged(model: Any, config: TrainConfig, load_options: LoadOptions) -> Any:
-    """The plain transformers model to save and to measure: adapters merged into unquantised weights."""
+def merge_adapters(model: Any, config: TrainConfig, load_options: LoadOptions) -> Any:
+    """The plain transformers model to save and to measure: adapters are merged into unquantised weights."""
     if config.method == "full":
         return model.eval()
     if config.method == "lora":

@@ -15,7 +15,8 @@ from redline.files.atomic import atomic_file
 from redline_model.errors import RedlineModelError
 from redline_trainer.adapters import learned_state, load_learned_state
 from redline_trainer.config import TrainConfig
-from redline_trainer.objectives.base import EncodedPair, Objective
+from redline_trainer.encode_pairs import EncodedPair
+from redline_trainer.objectives.base import Objective
 
 
 class ResumeError(RedlineModelError):

@@ -9,23 +9,25 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from redline_model.kinds import kind_spec
 from redline_model.options import Aggregate, Mode
-from redline_trainer.dropout import Dropout
+
+Dropout = Literal["off", "base"]
 
 
 class TrainConfig(BaseModel):
     """Everything that decides the result of a run, beside the data.
 
-    ``pairs_per_step`` is the batch size of an optimiser step; its rows are put through the model in
-    microbatches of at most ``max_batch_tokens`` with padding. ``method``: all weights (``full``), low-rank
-    adapters (``lora``), or those on a 4-bit base (``qlora``). ``identity_weight`` is ``w_id``; ``mismatch``: responses
-    of other prompts as sources, or as losing sides (docs/explanation/method.md), by default for seq2seq alone.
-    ``beta``: of ``dpo``, reward per nat. ``odin``: a length head beside the quality head, with the weights of its two
-    losses (kinds scalar and red). ``smoothing_rate``: how far a pair's label moves to the model's own prediction at each
-    visit, 0 not at all (kinds scalar and red). ``max_steps`` wins over ``epochs``.
-    ``learning_rate``: its peak, by default that of ``recipes.default_learning_rate``. ``dropout``: inside the base,
-    ``off`` or as its configuration says (``base``); ``lora_dropout`` is that of the adapters alone. ``precision``: of
-    the arithmetic, the weights that learn are float32; ``auto`` is bfloat16 where a GPU can and where a CPU was
-    measured to be much faster in it.
+    ``method``: all weights learn (``full``), low-rank adapters (``lora``), or adapters on a 4-bit base (``qlora``).
+    ``pairs_per_step``: the batch size of an optimiser step, computed in microbatches of at most ``max_batch_tokens``
+    tokens, padding included. ``max_steps`` wins over ``epochs``. ``learning_rate``: its peak; None takes
+    ``objectives.factory.default_learning_rate``.
+    ``identity_weight`` is ``w_id``. ``mismatch``: responses of other prompts as sources, or as losing sides
+    (docs/explanation/method.md); None uses them for seq2seq alone. ``beta``: of ``dpo``, reward per nat. ``odin``: a
+    length head beside the quality head, with the weights of its two losses (kinds scalar and red).
+    ``smoothing_rate``: how far a pair's label moves to the model's own prediction at each visit, 0 not at all (kinds
+    scalar and red).
+    ``dropout``: inside the base, ``off`` or as the base's configuration says (``base``); ``lora_dropout``: inside the
+    adapters. ``precision``: of the arithmetic; the weights that learn are float32. ``auto`` is bfloat16 on a GPU that
+    supports it and on a CPU that was measured to be much faster in it.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
-Dropout = Literal["off", "base"]
+from redline_trainer.config import Dropout
 
 
 def set_training_mode(model: Any, dropout: Dropout) -> Any:

@@ -15,7 +15,8 @@ from redline.preference_data.rows import Pair
 from redline_model.bundle.load_options import prefers_bfloat16
 from redline_model.errors import RedlineModelError
 from redline_trainer.config import TrainConfig
-from redline_trainer.objectives.base import EncodedPair, Objective
+from redline_trainer.encode_pairs import EncodedPair
+from redline_trainer.objectives.base import Objective
 
 
 class DivergedError(RedlineModelError):

@@ -7,32 +7,30 @@ import math
 import random
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from redline.files.row_files import Problems
-from redline.preference_data.row_report import MAX_SHOWN, RowReport
+from redline.preference_data.row_report import RowReport
 from redline.preference_data.rows import Pair
 from redline_model.bundle.bundle import save_bundle
 from redline_model.bundle.files import check_free
 from redline_model.bundle.load_options import LoadOptions
 from redline_model.bundle.loading import load_config, load_tokenizer, token_limit
 from redline_model.bundle.manifest import DataSource, Manifest
-from redline_model.encoding.encoder import Encoder, Item
 from redline_model.encoding.make_encoder import make_encoder
-from redline_model.errors import DataError, ItemError, TooLongError
+from redline_model.errors import DataError
 from redline_model.kinds import make_scorer
 from redline_model.options import Extraction
-from redline_trainer.adapters import inner, merged, trainable_model
+from redline_trainer.adapters import inner, merge_adapters, trainable_model
 from redline_trainer.checkpoint import resume, run_identity, save_checkpoint, saved_step
 from redline_trainer.config import TrainConfig
+from redline_trainer.encode_pairs import encode_all
 from redline_trainer.evaluation.accuracy import Evaluation, evaluate
 from redline_trainer.load_pairs import split_by_prompt
-from redline_trainer.objectives.base import EncodedPair, with_mismatched_responses
+from redline_trainer.mismatched_responses import with_mismatched_responses
 from redline_trainer.objectives.factory import (
     bundle_parts,
     default_learning_rate,
@@ -69,90 +67,12 @@ def resumable_step(out: Path) -> int:
     return saved_step(checkpoint_path(out))
 
 
-def encode_pairs(
-    encoder: Encoder, pairs: Sequence[Pair], on_too_long: str, report: RowReport | None = None
-) -> tuple[list[EncodedPair], int]:
-    """Every pair as ids, and how many were left out because they are too long and that was asked for.
-
-    Args:
-        report: takes pairs that cannot be used if it skips bad rows; by default they are refused.
-
-    Raises:
-        DataError: listing every pair that cannot be used, all at once.
-    """
-    report = report or RowReport()
-    encoded: list[EncodedPair] = []
-    problems = Problems(MAX_SHOWN)
-    skipped = 0
-    for number, pair in enumerate(pairs):
-        try:
-            sides = _encode_pair(encoder, pair, may_truncate=on_too_long == "truncate")
-            encoded.append(sides._replace(number=number))
-        except ItemError as error:
-            if isinstance(error, TooLongError) and on_too_long == "skip":
-                skipped += 1
-            elif not report.skip(pair.where, str(error)):
-                problems.add(f"{pair.where}: {error}")
-        if problems.is_full:
-            break
-    if problems.count:
-        raise DataError(problems.listing("pairs cannot be used; nothing was trained"))
-    return encoded, skipped
-
-
 def learning_rate_at(step: int, steps: int, peak: float, warmup_share: float) -> float:
     """Linear warm-up, then linear decay to a tenth; ``step`` counts from 0."""
     warmup = max(1, round(warmup_share * steps))
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * (1 - 0.9 * (step - warmup) / max(1, steps - warmup))
-
-
-def _encode_all(
-    encoder: Encoder, parts: Sequence[Sequence[Pair]], on_too_long: str, report: RowReport | None
-) -> list[tuple[list[EncodedPair], int]]:
-    """``encode_pairs`` of each part; the problems of all of them in one error."""
-    encoded: list[tuple[list[EncodedPair], int]] = []
-    problems: list[str] = []
-    for part in parts:
-        try:
-            encoded.append(encode_pairs(encoder, part, on_too_long, report))
-        except DataError as error:
-            problems.append(str(error))
-    if problems:
-        raise DataError("\n".join(problems))
-    return encoded
-
-
-def _encode_pair(encoder: Encoder, pair: Pair, *, may_truncate: bool) -> EncodedPair:
-    """Both sides behind one prompt, cut if need be so that the longest of their three sequences fits."""
-    chosen, rejected = (
-        encoder.encode(Item(pair.prompt, response, tools=pair.tools), is_bounded=False)
-        for response in (pair.chosen, pair.rejected)
-    )
-
-    if chosen.target_ids == rejected.target_ids:
-        raise ItemError("'chosen' and 'rejected' have the same token ids")
-
-    def needed(prefix: int) -> int:
-        combinations = ((chosen, chosen), (rejected, rejected), (rejected, chosen))  # the last one is the correction
-        return max(
-            encoder.length(prefix, len(source.response_ids), len(source.instruction_ids), len(target.target_ids))
-            for source, target in combinations
-        )
-
-    # one prompt, but a chat template's own rendering may end it a token earlier before one of the responses
-    limit, prefix = encoder.max_tokens, max(chosen.prefix_ids, rejected.prefix_ids, key=len)
-    if limit is not None and needed(len(prefix)) > limit:
-        reason = f"the pair needs {needed(len(prefix))} tokens and the model reads {limit}"
-        if not may_truncate:
-            raise TooLongError(reason)
-        spare = len(prefix) - (needed(len(prefix)) - limit)
-        prefix = encoder.encode_prompt(pair.prompt, spare=spare, tools=pair.tools)[0]
-        if needed(len(prefix)) > limit:
-            raise TooLongError(f"{reason}; its responses alone are too long, and only prompts are truncated")
-        chosen, rejected = replace(chosen, prefix_ids=prefix), replace(rejected, prefix_ids=prefix)
-    return EncodedPair(chosen, rejected, pair.prompt_key)
 
 
 @lru_cache(maxsize=2)
@@ -189,7 +109,7 @@ def train(
         held_out: pairs to measure and calibrate on; None holds out ``config.held_out_share`` of the prompts.
         data: what the pairs came from, for the manifest.
         observers: called after every optimiser step.
-        reading: takes pairs that cannot be used if it skips bad rows; it is finished before the first step.
+        row_report: takes pairs that cannot be used if it skips bad rows; it is finished before the first step.
 
     Raises:
         DataError: pairs that cannot be used, all of them listed, before any training.
@@ -210,7 +130,7 @@ def train(
     encoder = make_encoder(config.kind, base_config, tokenizer, template, limit)
     if held_out is None:
         pairs, held_out = split_by_prompt(pairs, config.held_out_share)
-    (training, skipped), (measuring, skipped_too) = _encode_all(
+    (training, skipped), (measuring, skipped_too) = encode_all(
         encoder, (pairs, held_out), config.on_too_long, row_report
     )
     if not training:
@@ -262,7 +182,7 @@ def train(
             save_checkpoint(state, identity, step + 1, model, optimizer, objective)
 
     # 4. measured as it will be served, then saved
-    final = merged(model, config, load_options)
+    final = merge_adapters(model, config, load_options)
     extraction = Extraction(mode=config.mode, aggregate=config.aggregate)
     reference = reference or frozen_reference(config, load_options)
     scorer = make_scorer(config.kind, final, encoder, extraction, **scorer_options(config, reference))
@@ -285,7 +205,7 @@ def train(
         },
     )
     parts = bundle_parts(reference)
-    written = save_bundle(config.out, manifest, final, tokenizer, parts=parts, overwrite=overwrite)
+    written = save_bundle(config.out, manifest, final, tokenizer, submodels=parts, overwrite=overwrite)
     shutil.rmtree(state.parent, ignore_errors=True)
     evaluation = evaluated.evaluation if evaluated else None
     return TrainResult(config.out, written, evaluation, len(training), len(measuring), skipped + skipped_too)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 
-from benchmarks.synthetic.tasks.task import Message, Question, Task
+from benchmarks.synthetic.tasks.task import Question, Task
+from redline.messages import Message
 
 # place -> (host, door, dish)
 PLACES = {

@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-Message = dict[str, str]
-Prompt = str | list[Message]
+from redline.messages import Prompt
+
 PADDING_PENALTY = 0.1
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from redline.errors import ProtocolError
-from redline.text.alignment import Span
+from redline.spans import Span
 from redline.wire import (
     AppliedOptions,
     Edit,

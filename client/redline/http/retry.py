@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import random
 import time
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
+from typing import Any
 
 from redline.errors import AnswerMismatchError, ConnectionFailedError, RedlineError, ServiceError
 from redline.wire import ErrorCode
 
 _ITEM_ATTEMPTS = 5
 OnWait = Callable[[RedlineError, float], None]
+_NOT_GIVEN: Any = object()
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class RetryPolicy:
     repeated may still take at most; None for no bound. However many requests a call takes, they share this time, and a
     call that needs no second try is not bounded by it. ``first_wait_s``, ``longest_wait_s``: the range of waits. A
     Retry-After is waited for up to ``longest_wait_s``. ``has_jitter`` False makes waits deterministic.
+
+    ``patience_s`` is the name of ``max_elapsed_s`` in 0.1; it is accepted with a DeprecationWarning until 0.2.
     """
 
     max_attempts: int | None = 5
@@ -31,6 +36,13 @@ class RetryPolicy:
     first_wait_s: float = 0.25
     longest_wait_s: float = 20.0
     has_jitter: bool = True
+    patience_s: InitVar[float | None] = field(default=_NOT_GIVEN, kw_only=True)
+
+    def __post_init__(self, patience_s: float | None) -> None:
+        if patience_s is not _NOT_GIVEN:
+            message = "RetryPolicy: patience_s is named max_elapsed_s; the old name is removed in 0.2"
+            warnings.warn(message, DeprecationWarning, stacklevel=3)
+            object.__setattr__(self, "max_elapsed_s", patience_s)
 
     def for_items(self) -> RetryPolicy:
         """The same for single items that the service could not score: it is there, so a few tries are enough."""
@@ -87,7 +99,7 @@ class Attempts:
 
     @property
     def left_s(self) -> float:
-        """Seconds left of the policy's patience; infinite where it has no bound."""
+        """Seconds left of ``max_elapsed_s``; infinite if the policy has no bound."""
         if self.policy.max_elapsed_s is None:
             return math.inf
         return self.policy.max_elapsed_s - (time.monotonic() - self.started_s)

@@ -67,7 +67,7 @@ class RedlineEnvironment:
 class TokenAdvantages:
     """An advantage estimator: ``leave_one_out_advantages`` of a service's rewards on the sampled ids, (B, S).
 
-    The last assistant's message of each log is judged; earlier ones get nothing.
+    The last assistant's message of each log is scored; earlier ones get nothing.
     """
 
     def __init__(self, rewarder: TokenRewarder, *, scale: bool = True) -> None:
@@ -93,10 +93,10 @@ class TokenAdvantages:
             ids.append(log[last]["token_ids"].tolist())
             starts.append(sum(len(message["token_ids"]) for message in log[:last]))
         token_rewards = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-        judged = torch.zeros_like(token_rewards)
+        is_scored = torch.zeros_like(token_rewards)
         for row, (start, told) in enumerate(zip(starts, self._rewarder.score(prompts, ids), strict=True)):
             end = min(start + len(told.rewards), mask.shape[1])
             token_rewards[row, start:end] = torch.tensor(told.rewards[: end - start], device=mask.device)
-            judged[row, start:end] = 1.0
+            is_scored[row, start:end] = 1.0
         groups = [tuple(row.tolist()) for row in prompt_ids]
-        return leave_one_out_advantages(token_rewards, mask * judged, groups, scale=self._scale)
+        return leave_one_out_advantages(token_rewards, mask * is_scored, groups, scale=self._scale)

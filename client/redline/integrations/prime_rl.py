@@ -13,19 +13,19 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from redline.integrations.token_rewarder import ClientPerEventLoop, Prompt, TokenRewarder
+from redline.integrations.token_rewarder import ClientPerEventLoop, TokenRewarder
 from redline.messages import CONTENT_FIELDS
 from redline.text.chat_markup import ParsedConversation, to_score_item
-from redline.wire import ChatMessage, ScoreOptions
+from redline.wire import ChatMessage, PromptInput, ScoreOptions
 
 
 async def sampled_token_rewards(trace: Any, rewarder: TokenRewarder) -> list[float]:
     """A reward for each sampled token of a trace, in the order of its nodes, as ``assign_advantages`` wants them.
 
-    Each of the policy's messages is judged as the response to what stands before it on its branch. Raises
+    Each of the policy's messages is scored as the response to what stands before it on its branch. Raises
     ItemsFailedError.
     """
-    prompts: dict[int, Prompt] = {}
+    prompts: dict[int, PromptInput] = {}
     for branch in trace.branches:
         for n, node in enumerate(branch.nodes):
             prompts.setdefault(id(node), [_turn(other.message) for other in branch.nodes[:n]])

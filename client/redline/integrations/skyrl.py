@@ -6,11 +6,12 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from redline.integrations.token_rewarder import Prompt, TokenRewarder
+from redline.integrations.token_rewarder import TokenRewarder
+from redline.wire import PromptInput
 
 
 async def with_token_rewards(
-    output: dict[str, Any], prompts: Sequence[Prompt], rewarder: TokenRewarder
+    output: dict[str, Any], prompts: Sequence[PromptInput], rewarder: TokenRewarder
 ) -> dict[str, Any]:
     """A generator's output with a reward for each of its response ids.
 

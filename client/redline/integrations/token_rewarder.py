@@ -13,11 +13,10 @@ from redline.aclient import AsyncRewardClient
 from redline.client import RewardClient
 from redline.errors import ProtocolError
 from redline.http.exchange import DEFAULT_URL
+from redline.spans import Span
 from redline.text.chat_markup import parse_prompt
-from redline.text.token_spans import Span, token_spans
-from redline.wire import ChatMessage, ItemScore, ScoreItem, ScoreOptions
-
-Prompt = str | Sequence[dict[str, Any] | ChatMessage]
+from redline.text.token_spans import token_spans
+from redline.wire import ChatMessage, ItemScore, PromptInput, ScoreItem, ScoreOptions
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def decode_sampled(
     """The text of sampled ids, padding on the right left out.
 
     Args:
-        decode: ids to text, special tokens included: whatever the policy wrote is judged, but for its last end token.
+        decode: ids to text, special tokens included: whatever the policy wrote is scored, but for its last end token.
         end_ids: ids that end a response; the first of several in a row at the end is the policy's, the rest is padding.
     """
     count = len(ids)
@@ -62,7 +61,7 @@ def service_address(url: str | None = None, key: str | None = None) -> tuple[str
     return url or os.environ.get("REDLINE_URL", DEFAULT_URL), key or os.environ.get("REDLINE_KEY")
 
 
-def to_messages(prompt: Prompt) -> str | list[ChatMessage]:
+def to_messages(prompt: PromptInput) -> str | list[ChatMessage]:
     """A prompt in the wire's words: text is read back if it is rendered, messages keep what they hold.
 
     Raises:
@@ -129,7 +128,7 @@ class TokenRewarder:
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def item(self, prompt: Prompt, ids: Sequence[int]) -> ScoreItem:
+    def item(self, prompt: PromptInput, ids: Sequence[int]) -> ScoreItem:
         """The item that asks for the rewards of ``ids``.
 
         A prompt that is text may be rendered: it is parsed (``redline.text.chat_markup``).
@@ -147,7 +146,7 @@ class TokenRewarder:
             }
         )
 
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> list[TokenRewards]:
+    def score(self, prompts: Sequence[PromptInput], responses: Sequence[Sequence[int]]) -> list[TokenRewards]:
         """Rewards of sampled ids, in order.
 
         Raises:
@@ -161,7 +160,7 @@ class TokenRewarder:
         result = self._client.score(items, model=self._model, options=self._options)
         return [_padded(item, len(ids)) for item, ids in zip(result.scored(), responses, strict=True)]
 
-    async def ascore(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> list[TokenRewards]:
+    async def ascore(self, prompts: Sequence[PromptInput], responses: Sequence[Sequence[int]]) -> list[TokenRewards]:
         """``score``, asynchronously."""
         client = self._aclient or self._aclients.get()
         items = [self.item(prompt, ids) for prompt, ids in zip(prompts, responses, strict=True)]

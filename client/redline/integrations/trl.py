@@ -56,8 +56,8 @@ class RedlineReward:
         self.latest = self._rewarder.score(prompts, completion_ids)
         log_metric = columns.get("log_metric")
         if log_metric is not None and self.latest:
-            judged = [reward for told in self.latest for reward in told.rewards]
-            log_metric("redline/blamed_share", sum(reward < 0 for reward in judged) / max(1, len(judged)))
+            rewards = [reward for item in self.latest for reward in item.rewards]
+            log_metric("redline/blamed_share", sum(reward < 0 for reward in rewards) / max(1, len(rewards)))
         return [told.score for told in self.latest]
 
 

@@ -15,7 +15,7 @@ from redline.token_advantages import leave_one_out_advantages
 
 
 class TokenRewardOutput(AgentLoopOutput):  # type: ignore[misc]
-    """An agent loop's output with a reward a response id; verl's own has room for one number."""
+    """An agent loop's output with a reward for each response id; verl's own has room for one number."""
 
     token_rewards: list[float]
 

@@ -1,12 +1,19 @@
-"""Token-level PPO for transformers causal language models, against any reward source. Needs redline-rm[ppo]."""
+"""Token-level PPO for transformers causal language models, against any reward source. Needs redline-rm[ppo].
+
+Importing this loads no torch; that happens when a name is used that needs it.
+"""
 
 from __future__ import annotations
 
-from redline.ppo.config import PPOConfig
-from redline.ppo.loop import PPOLoop
-from redline.ppo.policy import CausalPolicy
-from redline.ppo.protocols import AdvantageEstimator, Callback, Policy, RewardSource, Rollout, Scored, Scores
-from redline.ppo.rewards import FunctionRewards, RemoteRewards, WeightedRewards
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from redline.ppo.config import PPOConfig
+    from redline.ppo.loop import PPOLoop
+    from redline.ppo.policy import CausalPolicy
+    from redline.ppo.protocols import AdvantageEstimator, Callback, Policy, RewardSource, Rollout, Scored, Scores
+    from redline.ppo.rewards import FunctionRewards, RemoteRewards, WeightedRewards
 
 __all__ = [
     "AdvantageEstimator",
@@ -23,3 +30,32 @@ __all__ = [
     "Scores",
     "WeightedRewards",
 ]
+
+# the module of this package that defines each public name
+_MODULES = {
+    "AdvantageEstimator": "protocols",
+    "Callback": "protocols",
+    "CausalPolicy": "policy",
+    "FunctionRewards": "rewards",
+    "PPOConfig": "config",
+    "PPOLoop": "loop",
+    "Policy": "protocols",
+    "RemoteRewards": "rewards",
+    "RewardSource": "protocols",
+    "Rollout": "protocols",
+    "Scored": "protocols",
+    "Scores": "protocols",
+    "WeightedRewards": "rewards",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from redline.ppo.protocols import Advantages
+from redline.ppo.config import PPOConfig
+from redline.ppo.protocols import AdvantageEstimator, Advantages
+from redline.token_advantages import leave_one_out_advantages, rewards_to_go
 
 
 def kl_penalized_rewards(
@@ -28,16 +30,6 @@ def cut_penalties(is_cut: Tensor, mask: Tensor, penalty: float) -> Tensor:
     return -penalty * (last & is_cut.unsqueeze(1)).to(torch.float32)
 
 
-def rewards_to_go(rewards: Tensor, discount: float) -> Tensor:
-    """``sum_{k >= t} discount^(k - t) r_k``, ``(B, T)``; padding is 0 in and out."""
-    following = torch.zeros_like(rewards[:, 0])
-    columns: list[Tensor] = []
-    for t in range(rewards.shape[1] - 1, -1, -1):
-        following = rewards[:, t] + discount * following
-        columns.append(following)
-    return torch.stack(columns[::-1], dim=1)
-
-
 def reward_scale(totals: Sequence[float], limit: float) -> float:
     """``1 / std`` of the responses' summed rewards, between ``1 / limit`` and ``limit``; 1 where they do not vary."""
     mean = sum(totals) / len(totals)
@@ -49,35 +41,29 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, discount: float, lam: flo
     """Generalised advantage estimation (arXiv 1506.02438).
 
     ``delta_t = r_t + discount V_{t+1} - V_t``, ``A_t = delta_t + discount lam A_{t+1}``, ``returns = A + V``.
-    The value after the last real token is 0: a response ends an episode, cut off or not.
+    The value after the last real token is 0: a response ends an episode, cut off or not. Padding is on the right.
     """
-    mask = mask.to(rewards.dtype)
     values = values * mask
-    following = torch.zeros_like(rewards[:, 0])
-    next_value = torch.zeros_like(following)
-    columns: list[Tensor] = []
-    for t in range(rewards.shape[1] - 1, -1, -1):
-        delta = rewards[:, t] + discount * next_value - values[:, t]
-        following = (delta + discount * lam * following) * mask[:, t]
-        next_value = values[:, t]
-        columns.append(following)
-    advantages = torch.stack(columns[::-1], dim=1)
+    next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+    deltas = rewards + discount * next_values - values
+    advantages = rewards_to_go(deltas, mask, discount * lam)
     return Advantages(advantages, advantages + values)
 
 
 def group_relative(rewards: Tensor, mask: Tensor, groups: Tensor) -> Advantages:
     """Each response's return against the others of its prompt (GRPO, arXiv 2402.03300): ``(R - mean) / std``.
 
-    The same number on all tokens of a response; there is no value function. A group of one has advantage 0. A response
-    without a token in ``mask`` is no member of its group.
+    The same number on all tokens of a response: token rewards are summed (``leave_one_out_advantages`` keeps them).
+    There is no value function. A group of one has advantage 0. A response without a token in ``mask`` is not a member
+    of its group.
     """
     totals = (rewards * mask).sum(1)
     advantages = torch.zeros_like(totals)
     for group in torch.unique(groups):
         members = (groups == group) & mask.any(1)
-        mine = totals[members]
-        if len(mine) > 1:
-            advantages[members] = (mine - mine.mean()) / (mine.std() + 1e-6)
+        group_totals = totals[members]
+        if len(group_totals) > 1:
+            advantages[members] = (group_totals - group_totals.mean()) / (group_totals.std() + 1e-6)
     return Advantages(advantages.unsqueeze(1) * mask, None)
 
 
@@ -108,3 +94,26 @@ class GroupRelative:
     def __call__(self, rewards: Tensor, values: Tensor, mask: Tensor, groups: Tensor) -> Advantages:
         """See ``group_relative``."""
         return group_relative(rewards, mask, groups)
+
+
+class LeaveOneOut:
+    """``redline.token_advantages.leave_one_out_advantages`` as an AdvantageEstimator: group-relative, token by token.
+
+    Sample several responses a prompt with it.
+    """
+
+    def __init__(self, discount: float = 1.0) -> None:
+        self._discount = discount
+
+    def __call__(self, rewards: Tensor, values: Tensor, mask: Tensor, groups: Tensor) -> Advantages:
+        """See ``leave_one_out_advantages``."""
+        return Advantages(leave_one_out_advantages(rewards, mask, groups.tolist(), gamma=self._discount), None)
+
+
+def make_estimator(config: PPOConfig) -> AdvantageEstimator:
+    """The estimator that ``config.advantage`` names."""
+    if config.advantage == "group":
+        return GroupRelative()
+    if config.advantage == "leave_one_out":
+        return LeaveOneOut(config.discount)
+    return GAE(config.discount, config.gae_lambda)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from redline.errors import CommandError
+from redline.errors import CheckpointError
 from redline.files.atomic import atomic_file
 
 
@@ -23,32 +23,32 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         torch.save(whole, file)
 
 
-def read_checkpoint(path: Path, identity: dict[str, object]) -> dict[str, Any]:
-    """The state at ``path``; torch's generators are put back on the way.
+def restore_checkpoint(path: Path, identity: dict[str, object]) -> dict[str, Any]:
+    """Put torch's random generators back as they were at ``path``, and return the state saved there.
 
     Raises:
-        CommandError: it cannot be read, or its ``identity`` is another.
+        CheckpointError: it cannot be read, or its ``identity`` is another.
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # torch.load raises pickle's, zipfile's and its own types
-        raise CommandError(f"{path} cannot be read; remove it to start over: {error}") from error
-    theirs = state["identity"]
-    if theirs != identity:
-        names = ", ".join(sorted(k for k in {*identity, *theirs} if identity.get(k) != theirs.get(k)))
-        raise CommandError(f"{path} is of a run with other settings ({names}); choose another --out or remove it")
+        raise CheckpointError(f"{path} cannot be read; remove it to start over: {error}") from error
+    saved = state["identity"]
+    if saved != identity:
+        names = ", ".join(sorted(k for k in {*identity, *saved} if identity.get(k) != saved.get(k)))
+        raise CheckpointError(f"{path} is of a run with other settings ({names}); choose another --out or remove it")
     torch.set_rng_state(state["torch_rng"])
     if state["cuda_rng"]:
         torch.cuda.set_rng_state_all(state["cuda_rng"])
     return state
 
 
-def kept_on_cpu(state: Any) -> Any:
+def copied_to_cpu(state: Any) -> Any:
     """``state`` with every tensor copied to main memory; its dictionaries, lists and tuples are new as well."""
     if isinstance(state, torch.Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):
-        return {key: kept_on_cpu(value) for key, value in state.items()}
+        return {key: copied_to_cpu(value) for key, value in state.items()}
     if isinstance(state, (list, tuple)):
-        return type(state)(kept_on_cpu(value) for value in state)
+        return type(state)(copied_to_cpu(value) for value in state)
     return state

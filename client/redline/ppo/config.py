@@ -28,7 +28,9 @@ class PPOConfig(BaseModel):
         ``value_scale`` ``auto`` lets it learn returns in units of their standard deviation at the first step, so that
         one rate fits rewards of any size. ``value_clip`` None does not clip.
     Advantages:
-        ``whiten`` is for ``gae``. Group-relative advantages are compared within each prompt and stay as they are.
+        ``gae`` needs a value function. ``group`` (GRPO) and ``leave_one_out`` compare the responses to one prompt:
+        ``group`` their summed rewards, ``leave_one_out`` their rewards to go, token by token
+        (``redline.token_advantages``). ``whiten`` is for ``gae``; the other two stay as they are.
 
     Sources of the defaults, which are for pretrained policies; a model trained from scratch wants other rates:
         ``learning_rate`` 3e-6: TRL's PPOConfig and arXiv 2403.17031; OpenRLHF and verl have 5e-7 to 1e-6.
@@ -68,7 +70,7 @@ class PPOConfig(BaseModel):
     kl_horizon: int = Field(default=2000, ge=1)
     discount: float = Field(default=1.0, ge=0, le=1)
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
-    advantage: Literal["gae", "group"] = "gae"
+    advantage: Literal["gae", "group", "leave_one_out"] = "gae"
     whiten: bool = True
     reward_scale: Literal["none", "auto"] = "none"
     reward_scale_limit: float = Field(default=10.0, ge=1)
@@ -81,9 +83,9 @@ class PPOConfig(BaseModel):
     def _consistent(self) -> Self:
         if self.rollouts % self.samples_per_prompt:
             raise ValueError("rollouts must be a multiple of samples_per_prompt")
-        if self.advantage == "group" and self.samples_per_prompt < 2:
+        if self.advantage != "gae" and self.samples_per_prompt < 2:
             raise ValueError(
-                "advantage 'group' compares responses to one prompt: samples_per_prompt must be at least 2"
+                f"advantage '{self.advantage}' compares responses to one prompt: samples_per_prompt must be at least 2"
             )
         return self
 

@@ -1,19 +1,16 @@
-"""Sequences of a prompt and a response as one padded batch, and what a model says of the responses."""
+"""Forward passes of a model over rollouts: padded batches, and which sequences may share one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from redline.errors import CommandError
+from redline.causal_lm.rotary import reset_angles
+from redline.ppo.preparation import Padding, PreparedModel
 from redline.ppo.protocols import Rollout
-
-# Which side may be padded without a change of any log-probability; "none": each sequence is alone in its pass.
-Padding = Literal["left", "right", "none"]
-_PROBE_TOKENS, _PROBE_PADDING = 12, 5
 
 
 class PaddedRollouts(NamedTuple):
@@ -26,10 +23,10 @@ class PaddedRollouts(NamedTuple):
 
 
 def pad_rollouts(rollouts: Sequence[Rollout], padding: Padding, pad_id: int, device: torch.device) -> PaddedRollouts:
-    """One row a rollout.
+    """One row per rollout.
 
-    With padding on the left, prompts are padded there and responses on the right: responses stand in the same columns.
-    Else each row is a prompt, its response, and padding.
+    With padding on the left, prompts are padded there and responses on the right: all responses start in the same
+    column. Otherwise each row is a prompt, its response, and padding.
     """
     before = max(len(r.prompt_ids) for r in rollouts)
     after = max(len(r.response_ids) for r in rollouts)
@@ -57,8 +54,8 @@ class States(NamedTuple):
     states: Tensor
 
 
-def run(model: Any, layout: PaddedRollouts) -> States:
-    """One pass; no logits are made for prompts where all responses stand in the same columns."""
+def forward_states(model: Any, layout: PaddedRollouts) -> States:
+    """One pass; no logits are computed for prompts if all responses start in the same column."""
     width, after = layout.ids.shape[1], layout.columns.shape[1]
     first = int(layout.columns[:, 0].min())
     out = model(
@@ -78,63 +75,59 @@ def run(model: Any, layout: PaddedRollouts) -> States:
     return States(logits, out.hidden_states[0], out.hidden_states[-1])
 
 
-def stop_rescaling(model: Any) -> int:
-    """Keep a model from dividing its own weights for half precision when it is not training (RWKV); 0 if it never does.
+class RolloutForward:
+    """Forward passes over rollouts whose results do not depend on which rollouts share a pass.
 
-    The weights of such a pass are not the model's: learned and saved, they would be divided again when loaded.
-
-    Returns:
-        ``config.rescale_every``, which is 0 now, to be put back when the model is saved.
-
-    Raises:
-        CommandError: the model has divided its weights already.
+    Args:
+        has_bfloat16: matrix products are computed in bfloat16.
     """
-    every = int(getattr(model.config, "rescale_every", 0) or 0)
-    if every:
-        if any(getattr(module, "layers_are_rescaled", False) for module in model.modules()):
-            raise CommandError("the policy has rescaled its weights in an earlier pass; load it anew")
-        model.config.rescale_every = 0
-    return every
 
+    def __init__(self, prepared: PreparedModel, device: torch.device, *, has_bfloat16: bool) -> None:
+        self._prepared = prepared
+        self._device = device
+        self._has_bfloat16 = has_bfloat16
 
-class Probed(NamedTuple):
-    """What a short pass tells: which padding is harmless, and the widths of first and last hidden states."""
+    def precision(self) -> torch.autocast:
+        """The context in which the model computes."""
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._has_bfloat16)
 
-    padding: Padding
-    embedding_width: int
-    state_width: int
+    def reset_angles(self, model: Any) -> None:
+        """Undo what earlier, longer sequences changed in rotary embeddings that depend on the length."""
+        if self._prepared.shared_length is not None:
+            reset_angles(model.modules())
 
+    def groups(self, totals: Sequence[int], marks: Sequence[int] | None) -> list[list[int]]:
+        """Which sequences may share a pass, as lists of indices.
 
-@torch.no_grad()
-def probe(model: Any, pad_id: int, avoid: frozenset[int]) -> Probed:
-    """Run one short sequence alone, padded on the left, and padded on the right.
+        Args:
+            totals: tokens of each sequence; beyond ``shared_length`` only sequences of equal length may.
+            marks: sequences with different marks may not.
+        """
+        limit = self._prepared.shared_length
+        groups: dict[tuple[int, int], list[int]] = {}
+        for n, total in enumerate(totals):
+            is_long = limit is not None and total > limit
+            groups.setdefault((total if is_long else 0, 0 if marks is None else marks[n]), []).append(n)
+        return list(groups.values())
 
-    Recurrent models read padding (RWKV): a side is used only if it leaves the states as they are.
-    """
-    vocabulary = model.get_input_embeddings().num_embeddings
-    usable = [i for i in range(min(vocabulary, 4096)) if i not in avoid and i != pad_id] or [pad_id]
-    sequence = [usable[(7 * n + 3) % len(usable)] for n in range(_PROBE_TOKENS)]
-    rows = {"none": (0, 0), "left": (_PROBE_PADDING, 0), "right": (0, _PROBE_PADDING)}
-    states: dict[str, Tensor] = {}
-    embedding_width = 0
-    for name, (left, right) in rows.items():
-        ids = torch.tensor([[pad_id] * left + sequence + [pad_id] * right], device=model.device)
-        mask = torch.tensor([[0] * left + [1] * len(sequence) + [0] * right], device=model.device)
-        out = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp_min(0),
-            use_cache=False,
-            output_hidden_states=True,
-            logits_to_keep=1,
-        )
-        states[name] = out.hidden_states[-1][0, left : left + len(sequence)].float()
-        embedding_width = out.hidden_states[0].shape[-1]
-    alone = states["none"]
-    noise = 1e-3 if model.dtype == torch.float32 else 0.1
-    sides: Mapping[Padding, float] = {
-        "left": float((states["left"] - alone).norm() / alone.norm().clamp_min(1e-12)),
-        "right": float((states["right"] - alone).norm() / alone.norm().clamp_min(1e-12)),
-    }
-    harmless = [side for side, change in sides.items() if not change > noise]  # damaged weights are found by the loop
-    return Probed(harmless[0] if harmless else "none", embedding_width, alone.shape[-1])
+    def outputs(
+        self, model: Any, rollouts: Sequence[Rollout], read: Callable[[States, PaddedRollouts], Sequence[Tensor]]
+    ) -> list[Tensor]:
+        """What ``read`` returns for each pass, (B, T) each, padded and joined in the order of ``rollouts``."""
+        totals = [len(r.prompt_ids) + len(r.response_ids) for r in rollouts]
+        groups = self.groups(totals, range(len(rollouts)) if self._prepared.padding == "none" else None)
+        longest = max(len(r.response_ids) for r in rollouts)
+        joined: list[list[Tensor]] = []
+        for group in groups:
+            layout = pad_rollouts(
+                [rollouts[n] for n in group], self._prepared.padding, self._prepared.pad_id, self._device
+            )
+            self.reset_angles(model)
+            with self.precision():
+                states = forward_states(model, layout)
+            fields = read(states, layout)
+            joined.append([nn.functional.pad(field, (0, longest - field.shape[1])) for field in fields])
+        if len(groups) == 1:
+            return joined[0]
+        order = torch.tensor([n for group in groups for n in group], device=self._device).argsort()
+        return [torch.cat(fields)[order] for fields in zip(*joined, strict=True)]

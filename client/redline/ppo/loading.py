@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from redline.errors import CommandError
+from redline.errors import PolicyError
 
 
 def load_model(source: str | Path, device: str, lora_rank: int | None, seed: int = 0) -> tuple[Any, Any]:
     """``(model, tokenizer)``, in float32, with a fresh LoRA adapter, drawn by ``seed``, if ``lora_rank`` is given.
 
     Raises:
-        CommandError: it cannot be loaded, or needs code of its own.
+        PolicyError: it cannot be loaded, or needs code of its own.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -26,11 +26,11 @@ def load_model(source: str | Path, device: str, lora_rank: int | None, seed: int
         ).to(name)
     except Exception as error:  # damaged files raise anything
         if "trust_remote_code" in str(error):
-            raise CommandError(
+            raise PolicyError(
                 f"{source} needs code of its own, and Redline does not run code from model folders"
             ) from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CommandError(f"no policy can be loaded from {source}: {reason}") from error
+        raise PolicyError(f"no policy can be loaded from {source}: {reason}") from error
     if lora_rank is None:
         return model, tokenizer
     from peft import LoraConfig, TaskType, get_peft_model

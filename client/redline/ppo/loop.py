@@ -12,16 +12,8 @@ import torch
 from torch import Tensor
 
 from redline.errors import ModelChangedError, StepRefusedError
-from redline.ppo.advantages import (
-    GAE,
-    GroupRelative,
-    cut_penalties,
-    kl_penalized_rewards,
-    reward_scale,
-    rewards_to_go,
-    whiten,
-)
-from redline.ppo.checkpoint import kept_on_cpu, read_checkpoint, save_checkpoint
+from redline.ppo.advantages import cut_penalties, kl_penalized_rewards, make_estimator, reward_scale, whiten
+from redline.ppo.checkpoint import copied_to_cpu, restore_checkpoint, save_checkpoint
 from redline.ppo.config import PPOConfig
 from redline.ppo.losses import adapted_kl_coefficient, explained_variance
 from redline.ppo.non_finite import NonFiniteError, StepBatch, check_scores, write_batch
@@ -36,13 +28,15 @@ from redline.ppo.protocols import (
 )
 from redline.ppo.sampling import padded_rewards, roll_out, step_prompts, token_mask
 from redline.ppo.update import UpdateInputs, make_optimizer, update
+from redline.token_advantages import rewards_to_go
 
 
 class PPOLoop:
     """Drives ``policy`` against ``rewards``.
 
     Args:
-        prompts: drawn in an order that the seed decides, each once before any comes again.
+        prompts: drawn in an order that the seed decides, each once before any is drawn again.
+        config: its seed is given to torch's global generator here, so that sampling repeats.
         estimator: None takes the one that ``config.advantage`` names.
         callbacks: called after every step with its metrics, rollouts and scores.
         identity: whatever else must be the same for a checkpoint to be resumed (the policy's source, say).
@@ -74,9 +68,7 @@ class PPOLoop:
         self.value_scale: float | None = None if config.value_scale == "auto" else 1.0
         self.refused = refused
         self.digest: str | None = None
-        self._estimator: AdvantageEstimator = estimator or (
-            GAE(config.discount, config.gae_lambda) if config.advantage == "gae" else GroupRelative()
-        )
+        self._estimator = estimator or make_estimator(config)
         self._optimizer = make_optimizer(policy, config)
         torch.manual_seed(config.seed)
 
@@ -97,9 +89,9 @@ class PPOLoop:
                 save_checkpoint(checkpoint, self.state())
 
     def resume(self, checkpoint: Path) -> None:
-        """Go on where ``checkpoint`` says, if it exists. Raises CommandError where it is of another run."""
+        """Go on where ``checkpoint`` says, if it exists. Raises CheckpointError where it is of another run."""
         if checkpoint.exists():
-            self.load_state(read_checkpoint(checkpoint, self.identity))
+            self.load_state(restore_checkpoint(checkpoint, self.identity))
 
     def step(self) -> dict[str, float]:
         """One round of sampling, scoring and learning; returns its metrics.
@@ -110,7 +102,7 @@ class PPOLoop:
                 of weights and optimizer is kept for that in main memory, 12 bytes for each weight that is learned.
         """
         batch = StepBatch(self.steps_done + 1)
-        before = kept_on_cpu(self.state())
+        before = copied_to_cpu(self.state())
         try:
             metrics = self._step(batch)
         except NonFiniteError as error:
@@ -133,7 +125,7 @@ class PPOLoop:
         rollouts, scores, scoring_s = roll_out(self.policy, self.rewards, self.step_prompts(self.steps_done), config)
         batch.rollouts, batch.scores = rollouts, scores
         check_scores(scores)
-        is_model_new = self._notice_model(scores.digest)
+        is_model_new = self._record_model(scores.digest)
         rollout_s = time.perf_counter() - clock
 
         # 2. what policy, value function and reference say of them before anything changes
@@ -141,7 +133,7 @@ class PPOLoop:
         with torch.no_grad():
             old = self._old_outputs(rollouts, mask, batch)
             reference = self._padded([self.policy.reference_logprobs(part) for part in self._parts(rollouts)], mask)
-        reference = batch.take("reference log-probability", reference, mask)
+        reference = batch.record("reference log-probability", reference, mask)
 
         # 3. token rewards, what being cut at the token limit costs, one scale, and the price of leaving the reference
         raw = padded_rewards(scores, mask)
@@ -155,13 +147,13 @@ class PPOLoop:
         rewards = kl_penalized_rewards(raw * self.reward_scale, old.logprobs, reference, self.kl_coefficient, mask)
 
         # 4. advantages, of the responses that are learned from
-        value_scale = self._value_scale(rewards, learned)
+        value_scale = self._fit_value_scale(rewards, learned)
         values = old.values * value_scale
         groups = torch.tensor([rollout.group for rollout in rollouts], device=mask.device)
         advantages, returns = self._estimator(rewards * learned, values, learned, groups)
         if config.whiten and returns is not None:
             advantages = whiten(advantages, learned)
-        advantages = batch.take("advantage", advantages, learned)
+        advantages = batch.record("advantage", advantages, learned)
 
         # 5. several epochs of clipped updates
         clock = time.perf_counter()
@@ -178,7 +170,7 @@ class PPOLoop:
                 self.kl_coefficient, kl, config.kl_target, len(rollouts), config.kl_horizon
             )
 
-        # 7. the books
+        # 7. the metrics
         self.steps_done += 1
         tokens = mask.sum()
         return {
@@ -203,22 +195,25 @@ class PPOLoop:
         """The prompts of a step, each ``samples_per_prompt`` times; a function of seed and step alone."""
         return step_prompts(self.prompts, self.config, step)
 
-    def _value_scale(self, rewards: Tensor, mask: Tensor) -> float:
-        """Units of the value function: the standard deviation of the first returns that vary, and 1 until then."""
+    def _fit_value_scale(self, rewards: Tensor, mask: Tensor) -> float:
+        """Units of the value function: the standard deviation of the first returns that vary, and 1 until then.
+
+        Once found, it is kept in ``value_scale``.
+        """
         if self.value_scale is None:
-            returns = rewards_to_go(rewards, self.config.discount)[mask]
+            returns = rewards_to_go(rewards, mask, self.config.discount)[mask]
             std = float(returns.std(correction=0)) if len(returns) else 0.0
             if not std > 1e-6:
                 return 1.0
             self.value_scale = std
         return self.value_scale
 
-    def _notice_model(self, digest: str | None) -> bool:
-        """Whether other weights than before have answered; a step in mid-swap names both, the later one last."""
-        answered = digest.split("+") if digest is not None else []
+    def _record_model(self, digest: str | None) -> bool:
+        """Keep ``digest``; whether other weights than before gave it. If both scored a step, the later one is last."""
+        digests = digest.split("+") if digest is not None else []
         before = self.digest
-        is_new = before is not None and any(one != before for one in answered)
-        self.digest = answered[-1] if answered else before
+        is_new = before is not None and any(one != before for one in digests)
+        self.digest = digests[-1] if digests else before
         if is_new and self.config.on_model_change == "stop":
             raise ModelChangedError(
                 f"the reward model changed at step {self.steps_done + 1}: {before} -> {self.digest}"
@@ -237,7 +232,7 @@ class PPOLoop:
         parts = [self.policy.outputs(part) for part in self._parts(rollouts)]
         fields = [self._padded(field, mask) for field in zip(*parts, strict=True)]
         names = ("log-probability", "entropy", "value")
-        return TokenOutputs(*(batch.take(name, field, mask) for name, field in zip(names, fields, strict=True)))
+        return TokenOutputs(*(batch.record(name, field, mask) for name, field in zip(names, fields, strict=True)))
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on."""

@@ -1,4 +1,4 @@
-"""The PPO objective: pure functions on ``(B, T)`` tensors. In every mask True marks a real token."""
+"""The PPO objective and its parts: pure functions on ``(B, T)`` tensors. In every mask True marks a real token."""
 
 from __future__ import annotations
 
@@ -49,6 +49,16 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     if float(variance) < 1e-12:
         return 0.0
     return float(1 - (target - values[mask]).var(correction=0) / variance)
+
+
+def entropy_of(logprobs: Tensor) -> Tensor:
+    """``-sum p log p`` in nats over the last dimension; a probability of 0 adds nothing."""
+    return -(logprobs.exp() * logprobs.clamp_min(torch.finfo(logprobs.dtype).min)).sum(-1)
+
+
+def chosen_logprobs(logprobs: Tensor, targets: Tensor) -> Tensor:
+    """The log-probability of each of ``targets`` (B, T), from those of the vocabulary (B, T, V)."""
+    return logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
 def adapted_kl_coefficient(coefficient: float, kl: float, target: float, samples: int, horizon: int) -> float:

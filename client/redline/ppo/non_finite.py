@@ -28,8 +28,8 @@ class StepBatch:
     scores: Scores | None = None
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
-    def take(self, name: str, values: Tensor, mask: Tensor) -> Tensor:
-        """Note ``values`` and give them back with 0 outside ``mask``.
+    def record(self, name: str, values: Tensor, mask: Tensor) -> Tensor:
+        """Keep ``values`` and return them with 0 outside ``mask``.
 
         Raises:
             NonFiniteError: a real token's is not finite.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from redline.causal_lm.cpu_precision import cpu_precision
 from redline.causal_lm.positions import source_positions
-from redline.causal_lm.rotary import longest_shared, reset_angles
 from redline.chat_template import PolicyPrompts, RenderError
-from redline.errors import CommandError
+from redline.errors import PolicyError
 from redline.files.atomic import atomic_folder
 from redline.ppo.critic import ValueNetwork, features_width, linear_head, value_features
-from redline.ppo.forward import States, pad_rollouts, probe, run, stop_rescaling
+from redline.ppo.forward import PaddedRollouts, RolloutForward, States
 from redline.ppo.gradient_checkpointing import GradientCheckpointing
 from redline.ppo.loading import load_model
+from redline.ppo.losses import chosen_logprobs, entropy_of
 from redline.ppo.non_finite import NonFiniteError
+from redline.ppo.preparation import prepare_model
 from redline.ppo.protocols import Prompt, Rollout, TokenOutputs
 from redline.text.token_spans import token_spans
 
@@ -29,13 +30,15 @@ from redline.text.token_spans import token_spans
 class CausalPolicy:
     """See ``Policy``. With a PEFT model the reference is the same weights without the adapter, else a frozen copy.
 
+    ``model`` is changed: see ``redline.ppo.preparation.prepare_model``, which also runs a short forward pass.
+
     Args:
         model: a transformers causal LM, or a PEFT model around one.
         temperature: of sampling; the log-probabilities that are optimised are of the same distribution.
-        max_prompt_tokens: a longer prompt raises CommandError; None for no limit.
+        max_prompt_tokens: a longer prompt raises PolicyError; None for no limit.
         critic: ``network``, a value function of its own that does not move the policy (``redline.ppo.critic``); or
             ``linear``, a head on the policy's states, learned with the policy and at its rate.
-        gradient_checkpointing: keep one hidden state a layer for the backward pass and compute the others again.
+        gradient_checkpointing: keep one hidden state per layer for the backward pass and compute the others again.
         precision: of matrix products in sampling, reference and update. Weights, optimizer, logarithms of
             probabilities and values are in float32 either way.
     """
@@ -52,9 +55,8 @@ class CausalPolicy:
         gradient_checkpointing: bool = False,
         precision: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
-        from transformers import GenerationConfig
-
-        self.model = model.eval()  # no dropout: the first ratio of a step is then exactly 1
+        self._prepared = prepare_model(model, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature)
+        self.model = model
         self.tokenizer = tokenizer
         self._prompts = PolicyPrompts(tokenizer)
         self.device: torch.device = model.device
@@ -63,35 +65,17 @@ class CausalPolicy:
         self.precision: Literal["float32", "bfloat16"] = precision
         self.max_prompt_tokens = max_prompt_tokens
         self._has_adapter = hasattr(model, "peft_config")
-        self._generation_config = model.generation_config
-        ends = self._generation_config.eos_token_id
-        own = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
-        if not own:
-            raise CommandError("the policy's tokenizer has no end-of-sequence token")
-        self.end_ids: frozenset[int] = frozenset(int(i) for i in own)
-        self._pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.end_ids)
-        # the model's own file may ask for top-k, top-p or penalties; PPO needs the plain distribution
-        model.generation_config = GenerationConfig(
-            do_sample=True,
-            temperature=temperature,
-            top_k=0,
-            top_p=1.0,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=sorted(self.end_ids),
-            pad_token_id=self._pad_id,
-        )
-        self._rescale_every = stop_rescaling(model)
-        self._limit = longest_shared(model.config.to_dict())
-        self._probed = probe(model, self._pad_id, self.end_ids)
+        self.end_ids = self._prepared.end_ids
+        self._forward = RolloutForward(self._prepared, self.device, has_bfloat16=precision == "bfloat16")
         self._has_own_critic = critic == "network"
         self.value_head: nn.Module
         if self._has_own_critic:
-            width = features_width(self._probed.embedding_width, self._probed.state_width)
+            width = features_width(self._prepared.embedding_width, self._prepared.state_width)
             self.value_head = ValueNetwork(width, self.device)
         else:
-            self.value_head = linear_head(self._probed.state_width, self.device)
+            self.value_head = linear_head(self._prepared.state_width, self.device)
         self._reference = None if self._has_adapter else copy.deepcopy(model).requires_grad_(False)
-        self._recomputing = GradientCheckpointing(model) if gradient_checkpointing else None
+        self._checkpointing = GradientCheckpointing.enable(model) if gradient_checkpointing else None
 
     @classmethod
     def load(
@@ -113,14 +97,14 @@ class CausalPolicy:
             precision: ``auto`` measures the CPU (``redline.causal_lm.cpu_precision``), and takes float32 elsewhere.
 
         Raises:
-            CommandError: it cannot be loaded, or needs code of its own.
+            PolicyError: it cannot be loaded, or needs code of its own.
         """
         model, tokenizer = load_model(source, device, lora_rank, seed)
         if precision == "auto":
             try:
                 precision = cpu_precision().chosen if model.device.type == "cpu" else "float32"
             except ValueError as error:  # the environment asks for another
-                raise CommandError(str(error)) from error
+                raise PolicyError(str(error)) from error
         positions = source_positions(model.config)
         return cls(
             model,
@@ -137,29 +121,30 @@ class CausalPolicy:
         """The ids the policy continues: through its chat template where it has one, see ``PolicyPrompts``.
 
         Raises:
-            CommandError: the prompt leaves no room for a response, or the chat template refuses it.
+            PolicyError: the prompt leaves no room for a response, or the chat template refuses it.
         """
         try:
             ids = self._prompts.ids(prompt)
         except RenderError as error:
-            raise CommandError(f"the policy cannot continue a prompt: {error}") from error
+            raise PolicyError(f"the policy cannot continue a prompt: {error}") from error
         if self.max_prompt_tokens is not None and len(ids) > self.max_prompt_tokens:
             text = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
-            raise CommandError(
+            raise PolicyError(
                 f"a prompt has {len(ids)} tokens; the policy has room for {self.max_prompt_tokens}: {text[:60]!r}"
             )
         return ids
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[Prompt], groups: Sequence[int]) -> list[Rollout]:
-        """One response a prompt, by ancestral sampling. Raises NonFiniteError where a logit is NaN or infinite."""
+        """One response per prompt, by ancestral sampling. Raises NonFiniteError if a logit is NaN or infinite."""
         rows = [self.prompt_ids(prompt) for prompt in prompts]
         responses: list[list[int]] = [[]] * len(rows)
         # generation pads on the left; a model that reads padding gets prompts of one length at a time
         lengths = [len(row) for row in rows]
-        is_padded = self._probed.padding == "left"
-        for part in self._passes([n + self.max_new_tokens for n in lengths], None if is_padded else lengths):
-            for n, response in zip(part, self._generate([rows[n] for n in part]), strict=True):
+        is_padded = self._prepared.padding == "left"
+        totals = [n + self.max_new_tokens for n in lengths]
+        for group in self._forward.groups(totals, None if is_padded else lengths):
+            for n, response in zip(group, self._generate([rows[n] for n in group]), strict=True):
                 responses[n] = response
         return [
             self._rollout(prompt, row, response, group)
@@ -168,32 +153,18 @@ class CausalPolicy:
 
     def _generate(self, rows: Sequence[list[int]]) -> list[list[int]]:
         width = max(map(len, rows))
-        ids = torch.full((len(rows), width), self._pad_id, dtype=torch.long)
+        ids = torch.full((len(rows), width), self._prepared.pad_id, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for n, row in enumerate(rows):
             ids[n, width - len(row) :] = torch.tensor(row)
             mask[n, width - len(row) :] = 1
-        if self._limit is not None:
-            reset_angles(self.model.modules())
-        with self._precise():
+        self._forward.reset_angles(self.model)
+        with self._forward.precision():
             out = self.model.generate(
-                input_ids=ids.to(self.device), attention_mask=mask.to(self.device), logits_processor=[_finite]
+                input_ids=ids.to(self.device), attention_mask=mask.to(self.device), logits_processor=[_check_logits]
             )
         responses: list[list[int]] = out[:, width:].tolist()
         return responses
-
-    def _passes(self, totals: Sequence[int], apart: Sequence[int] | None) -> list[list[int]]:
-        """Which sequences may share a pass, as lists of places.
-
-        Args:
-            totals: tokens of each sequence; beyond the length up to which angles are shared only equals may.
-            apart: sequences with different marks may not.
-        """
-        parts: dict[tuple[int, int], list[int]] = {}
-        for n, total in enumerate(totals):
-            is_long = self._limit is not None and total > self._limit
-            parts.setdefault((total if is_long else 0, 0 if apart is None else apart[n]), []).append(n)
-        return list(parts.values())
 
     def _rollout(self, prompt: Prompt, row: list[int], response: list[int], group: int) -> Rollout:
         end = next((n for n, token in enumerate(response) if token in self.end_ids), None)
@@ -208,38 +179,6 @@ class CausalPolicy:
             spans = [*spans, (len(text), len(text))]
         return Rollout(prompt, tuple(row), tuple(ids), text, tuple(spans), is_finished, group)
 
-    def _apart(
-        self, model: Any, rollouts: Sequence[Rollout], told: Callable[[States, Tensor, Tensor], Sequence[Tensor]]
-    ) -> list[Tensor]:
-        """``told(states, targets, features)`` of passes that do not depend on each other, joined in order, (B, T) each.
-
-        ``features`` are the value function's.
-        """
-        totals = [len(r.prompt_ids) + len(r.response_ids) for r in rollouts]
-        places = range(len(rollouts)) if self._probed.padding == "none" else None
-        parts = self._passes(totals, places)
-        longest = max(len(r.response_ids) for r in rollouts)
-        joined: list[list[Tensor]] = []
-        for part in parts:
-            layout = pad_rollouts([rollouts[n] for n in part], self._probed.padding, self._pad_id, self.device)
-            if self._limit is not None:
-                reset_angles(model.modules())
-            with self._precise():
-                states = run(model, layout)
-            if self._has_own_critic:
-                features = value_features(
-                    states.embeddings, states.states, layout.mask, layout.columns, self.max_new_tokens
-                )
-            else:
-                index = layout.columns.unsqueeze(-1).expand(-1, -1, states.states.shape[-1])
-                features = states.states.gather(1, index).float()
-            fields = told(states, layout.targets, features)
-            joined.append([nn.functional.pad(field, (0, longest - field.shape[1])) for field in fields])
-        if len(parts) == 1:
-            return joined[0]
-        order = torch.tensor([n for part in parts for n in part], device=self.device).argsort()
-        return [torch.cat(fields)[order] for fields in zip(*joined, strict=True)]
-
     def outputs(self, rollouts: Sequence[Rollout], *, entropy_gradient: bool = False) -> TokenOutputs:
         """Log-probabilities, entropies and values, ``(B, T)`` each; padding holds numbers without meaning.
 
@@ -248,35 +187,43 @@ class CausalPolicy:
                 of the vocabulary's width.
         """
 
-        def told(states: States, targets: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            distribution = self._distribution(states)
+        def read(states: States, layout: PaddedRollouts) -> tuple[Tensor, Tensor, Tensor]:
+            values = self.value_head(self._features(states, layout)).squeeze(-1)
+            logprobs = self._logprobs(states)
             with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-                entropy = entropy_of(distribution)
-            return _chosen(distribution, targets), entropy, self.value_head(features).squeeze(-1)
+                entropy = entropy_of(logprobs)
+            return chosen_logprobs(logprobs, layout.targets), entropy, values
 
-        with self._recomputed():
-            return TokenOutputs(*self._apart(self.model, rollouts, told))
+        with self._checkpointed():
+            return TokenOutputs(*self._forward.outputs(self.model, rollouts, read))
 
     @torch.no_grad()
     def reference_logprobs(self, rollouts: Sequence[Rollout]) -> Tensor:
-        """Under the starting point, ``(B, T)``."""
-        with self._as_reference() as reference:
-            return self._apart(
-                reference, rollouts, lambda states, targets, _: [_chosen(self._distribution(states), targets)]
-            )[0]
+        """Log-probabilities under the reference, ``(B, T)``."""
 
-    def _distribution(self, states: States) -> Tensor:
+        def read(states: States, layout: PaddedRollouts) -> list[Tensor]:
+            return [chosen_logprobs(self._logprobs(states), layout.targets)]
+
+        with self._as_reference() as reference:
+            return self._forward.outputs(reference, rollouts, read)[0]
+
+    def _logprobs(self, states: States) -> Tensor:
+        """Of every token of the vocabulary, ``(B, T, V)``, under the distribution that is sampled from."""
         return (states.logits.float() / self.temperature).log_softmax(-1)
 
-    def _precise(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+    def _features(self, states: States, layout: PaddedRollouts) -> Tensor:
+        """What the value function reads before each response token, ``(B, T, F)``."""
+        if self._has_own_critic:
+            return value_features(states.embeddings, states.states, layout.mask, layout.columns, self.max_new_tokens)
+        index = layout.columns.unsqueeze(-1).expand(-1, -1, states.states.shape[-1])
+        return states.states.gather(1, index).float()
 
     @contextmanager
-    def _recomputed(self) -> Iterator[None]:
-        if self._recomputing is None or not torch.is_grad_enabled():
+    def _checkpointed(self) -> Iterator[None]:
+        if self._checkpointing is None or not torch.is_grad_enabled():
             yield
         else:
-            with self._recomputing.on():
+            with self._checkpointing.on():
                 yield
 
     @contextmanager
@@ -312,30 +259,21 @@ class CausalPolicy:
         """The policy alone, adapter merged, with its own generation settings. Raises OSError."""
         model = copy.deepcopy(self.model).merge_and_unload() if self._has_adapter else self.model
         sampling = model.generation_config
-        model.generation_config = self._generation_config
-        if self._rescale_every:
-            model.config.rescale_every = self._rescale_every
+        model.generation_config = self._prepared.own_generation_config
+        if self._prepared.own_rescale_every:
+            model.config.rescale_every = self._prepared.own_rescale_every
         try:
             with atomic_folder(folder) as temporary:
                 model.save_pretrained(temporary)
                 self.tokenizer.save_pretrained(temporary)
         finally:
             model.generation_config = sampling
-            if self._rescale_every:
+            if self._prepared.own_rescale_every:
                 model.config.rescale_every = 0
 
 
-def _finite(ids: Tensor, logits: Tensor) -> Tensor:
-    """Raises NonFiniteError where the next token cannot be drawn; -inf is a token that cannot come."""
+def _check_logits(ids: Tensor, logits: Tensor) -> Tensor:
+    """``logits``. Raises NonFiniteError if the next token cannot be drawn; -inf is a token that cannot come."""
     if not bool((logits < torch.inf).all()):
         raise NonFiniteError("the logits of a next token are not finite")
     return logits
-
-
-def entropy_of(logprobs: Tensor) -> Tensor:
-    """``-sum p log p`` in nats over the last dimension; a probability of 0 adds nothing."""
-    return -(logprobs.exp() * logprobs.clamp_min(torch.finfo(logprobs.dtype).min)).sum(-1)
-
-
-def _chosen(logprobs: Tensor, targets: Tensor) -> Tensor:
-    return logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)

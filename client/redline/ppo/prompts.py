@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from redline.errors import CommandError
+from redline.errors import RedlineError, RowsError
 from redline.files.row_files import Problems, UnknownFormatError, read_rows
 from redline.ppo.protocols import Prompt
 from redline.preference_data.checked_rows import SHOWN, refuse_bad_rows
@@ -22,7 +22,7 @@ def load_prompts(path: Path) -> list[Prompt]:
     """Every row's prompt, text or messages, in order.
 
     Raises:
-        CommandError: listing the rows that have none, or that the file cannot be read.
+        RowsError: listing the rows that have none, or that the file cannot be read.
     """
     return [prompt for _, prompt in load_prompt_rows(path)]
 
@@ -34,7 +34,7 @@ def load_prompt_rows(path: Path, report: RowReport | None = None) -> list[tuple[
         report: takes bad rows if it skips them, and columns that are not used; by default bad rows are refused.
 
     Raises:
-        CommandError: listing the rows that have no prompt, or that the file cannot be read or holds no other.
+        RowsError: listing the rows that have no prompt, or that the file cannot be read or holds no other.
     """
     report = report or RowReport()
 
@@ -45,7 +45,7 @@ def load_prompt_rows(path: Path, report: RowReport | None = None) -> list[tuple[
     try:
         rows = list(checked_rows(read_rows(path), parse, report, problems))
     except UnknownFormatError as error:
-        raise CommandError(str(error)) from error
+        raise RowsError(str(error)) from error
     refuse_bad_rows(path, problems, report, len(rows))
     return rows
 
@@ -72,7 +72,7 @@ def usable_rows(
         report: takes the others if it skips bad rows; by default they are refused.
 
     Raises:
-        CommandError: listing the prompts that the policy cannot continue, or that there are no others.
+        RowsError: listing the prompts that the policy cannot continue, or that there are no others.
     """
     return _kept(((where, prompt, _refusal(prompt, prompt_ids)) for where, prompt in rows), report or RowReport())
 
@@ -92,7 +92,7 @@ def scorable_rows(
         report: takes the others if it skips bad rows; by default they are refused.
 
     Raises:
-        CommandError: listing the prompts that the service refuses, or that there are no others.
+        RowsError: listing the prompts that the service refuses, or that there are no others.
     """
     distinct = {_key(prompt): prompt for _, prompt in rows}
     reasons: dict[str, str | None] = {}
@@ -118,16 +118,16 @@ def _kept(rows: Iterable[tuple[str, Prompt, str | None]], report: RowReport) -> 
             if problems.is_full:
                 break
     if problems.count:
-        raise CommandError("; ".join(problems.shown))
+        raise RowsError("; ".join(problems.shown))
     if not kept:
-        raise CommandError("; ".join(["no prompt can be used", *report.skipped.first[:SHOWN]]))
+        raise RowsError("; ".join(["no prompt can be used", *report.skipped.first[:SHOWN]]))
     return kept
 
 
 def _refusal(prompt: Prompt, prompt_ids: Callable[[Prompt], list[int]]) -> str | None:
     try:
         return None if prompt_ids(prompt) else "the prompt has no tokens"
-    except CommandError as error:
+    except RedlineError as error:
         return str(error)
     except Exception as error:  # a chat template may raise anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

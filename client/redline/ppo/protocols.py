@@ -1,4 +1,4 @@
-"""The seams of the loop. Whatever fits one of these can be handed to it.
+"""The interfaces of the loop: any object with these methods can be passed to it.
 
 Tensors: B rollouts, T response tokens (right-padded to the longest). In every mask True marks a real token.
 """
@@ -13,10 +13,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from redline.text.token_spans import Span
-
-Message = dict[str, str]
-Prompt = str | list[Message]
+from redline.messages import Message as Message
+from redline.messages import Prompt as Prompt
+from redline.spans import Span
 
 
 @dataclass(frozen=True)
@@ -44,17 +43,17 @@ class Scored(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """One ``Scored`` a rollout, and which weights gave them (None where there are none to name)."""
+    """One ``Scored`` per rollout, and the digest of the weights that gave them (None if there are none to name)."""
 
     items: list[Scored]
     digest: str | None
 
 
 class RewardSource(Protocol):
-    """Judges rollouts. Called from another thread while the next rollouts are sampled."""
+    """Scores rollouts. Called from another thread while the next rollouts are sampled."""
 
     def score(self, rollouts: Sequence[Rollout]) -> Scores:
-        """One judgement a rollout, in order; raises RedlineError when it gives up."""
+        """One ``Scored`` per rollout, in order; raises RedlineError when it gives up."""
         ...
 
 
@@ -75,11 +74,11 @@ class Policy(Protocol):
     device: torch.device
 
     def sample(self, prompts: Sequence[Prompt], groups: Sequence[int]) -> list[Rollout]:
-        """One response a prompt, drawn with torch's global generator."""
+        """One response per prompt, drawn with torch's global generator."""
         ...
 
     def outputs(self, rollouts: Sequence[Rollout], *, entropy_gradient: bool = False) -> TokenOutputs:
-        """What the policy says of its responses now, with gradients; entropies' only if they are asked for."""
+        """What the policy assigns to its responses now, with gradients; entropies' only if ``entropy_gradient``."""
         ...
 
     def reference_logprobs(self, rollouts: Sequence[Rollout]) -> Tensor:
@@ -122,5 +121,5 @@ class AdvantageEstimator(Protocol):
         ...
 
 
-# Told of every step: its metrics, its rollouts and their scores.
+# Called after every step with its metrics, its rollouts and their scores.
 Callback = Callable[[dict[str, float], Sequence[Rollout], Scores], None]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from redline.errors import CommandError
+from redline.errors import RowsError
 from redline.files.row_files import BadRowError, Problems, Row, UnknownFormatError, UnreadableRowError, read_rows
 from redline.preference_data.row_report import RowReport, checked_rows, parse_row_with
 
@@ -27,7 +27,7 @@ class CheckedRows(Generic[T]):
             does.
 
     Raises:
-        CommandError: it cannot be read, holds nothing, or holds rows that will not do (all of them counted, the first
+        RowsError: it cannot be read, holds nothing, or holds rows that will not do (all of them counted, the first
             in full), or nothing else if those are skipped.
     """
 
@@ -51,7 +51,7 @@ class CheckedRows(Generic[T]):
         try:
             self.good = sum(1 for _ in checked_rows(self._counted(), parse, self._report, problems))
         except UnknownFormatError as error:
-            raise CommandError(str(error)) from error
+            raise RowsError(str(error)) from error
         refuse_bad_rows(path, problems, self._report, self.good)
         self.sha256 = self._digest.hexdigest()
 
@@ -62,11 +62,11 @@ class CheckedRows(Generic[T]):
                     yield where, parse_row_with(self._parse, where, value)
                 except BadRowError as error:
                     if not self._report.skips:
-                        raise CommandError(f"{where}: {error}") from error
+                        raise RowsError(f"{where}: {error}") from error
                     if self._stand_in is not None:
                         yield where, self._stand_in(where, value, str(error))
         except UnreadableRowError as error:
-            raise CommandError(str(error)) from error
+            raise RowsError(str(error)) from error
 
     def _rows(self) -> Iterator[Row]:
         for count, row in enumerate(read_rows(self.path)):
@@ -83,10 +83,10 @@ class CheckedRows(Generic[T]):
 
 
 def refuse_bad_rows(path: Path, problems: Problems, report: RowReport, good: int) -> None:
-    """Raise CommandError, naming the first bad rows, where there are ``problems`` or no ``good`` rows."""
+    """Raise RowsError, naming the first bad rows, where there are ``problems`` or no ``good`` rows."""
     if problems.count:
-        raise CommandError("; ".join(problems.shown))
+        raise RowsError("; ".join(problems.shown))
     if not good and report.skipped.count:
-        raise CommandError("; ".join([f"{path}: every row is bad", *report.skipped.first[:SHOWN]]))
+        raise RowsError("; ".join([f"{path}: every row is bad", *report.skipped.first[:SHOWN]]))
     if not good:
-        raise CommandError(f"{path}: holds no rows")
+        raise RowsError(f"{path}: holds no rows")

@@ -1,4 +1,4 @@
-"""Which columns of a preference row hold what, told by their names and shapes; nothing is guessed. Pure."""
+"""Which columns of a preference row hold what, decided by their names and shapes; nothing is guessed. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from redline.files.row_files import BadRowError
-from redline.preference_data.history import Prompt, with_conversation, with_history
+from redline.messages import Prompt
+from redline.preference_data.history import with_conversation, with_history
 from redline.preference_data.turns import is_transcript, messages_of, single_reply, transcript_of
 
 # (chosen, rejected); the last is ms-swift's

@@ -9,10 +9,8 @@ import re
 from typing import Any
 
 from redline.files.row_files import BadRowError
-from redline.messages import Message
+from redline.messages import Message, Prompt
 from redline.preference_data.turns import messages_of
-
-Prompt = str | list[Message]
 
 
 def with_history(prompt: Prompt, value: Any) -> Prompt:
@@ -75,7 +73,7 @@ def with_conversation(prompt: Prompt, turns: list[Message], field: str, *, is_al
 
 def turns_of(prompt: Prompt) -> list[Message]:
     """A prompt as turns; a text is the user's."""
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
 def bare(turn: Message) -> Message:

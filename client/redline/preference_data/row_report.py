@@ -71,7 +71,7 @@ class RowReport:
             self.ignored[name] = self.ignored.get(name, 0) + 1
 
     def finish(self) -> None:
-        """Reading has ended: the file of skipped rows is put in place, and the report shown. Raises OSError."""
+        """After the last row: put the file of skipped rows in place, and show the report. Raises OSError."""
         if self._is_finished:
             return
         self._is_finished = True
@@ -122,7 +122,7 @@ def checked_rows(
 ) -> Iterator[tuple[str, T]]:
     """``(where, parsed)`` of every good row; bad ones go to ``report`` if it skips them, else to ``problems``.
 
-    A file that cannot be read to its end is a problem in any case. Reading stops when ``problems`` is full.
+    A file that cannot be read to its end is a problem in any case. No more rows are read once ``problems`` is full.
 
     Args:
         parse: ``(where, row)`` to whatever is wanted of it; raises BadRowError where the row will not do.

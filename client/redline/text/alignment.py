@@ -8,7 +8,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
-Span = tuple[int, int]
+from redline.spans import Span
+
 # A character has at most four bytes, and few special tokens come on top.
 _SPARE_OFFSETS = 16
 # Tokens over one character: it has four bytes at most, and a normaliser makes of some up to 18 characters.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-Span = tuple[int, int]
+from redline.spans import Span as Span
+
 Decode = Callable[[Sequence[int]], str]
 # What a decoder writes for bytes that are no character, or not one yet.
 _BROKEN = "\ufffd"

@@ -6,20 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from redline.wire import (
-    AppliedOptions,
-    Edit,
-    EditsBy,
-    FirstError,
-    ItemError,
-    ModelRef,
-    OnTooLong,
-    ResponseItem,
-    Text,
-    Usage,
-    _Answer,
-)
-from redline.wire.inputs import WireModel
+from redline.wire.base import AnswerModel, EditsBy, FirstError, OnTooLong, WireModel
+from redline.wire.inputs import Text
+from redline.wire.score import AppliedOptions, Edit, ItemError, ModelRef, ResponseItem, Usage
 
 MAX_ROUNDS = 16
 
@@ -54,7 +43,7 @@ class CorrectRequest(WireModel):
     options: CorrectOptions = Field(default_factory=CorrectOptions)
 
 
-class ItemCorrection(_Answer):
+class ItemCorrection(AnswerModel):
     """What became of one response.
 
     ``correction``: the text of the last rewrite; ``edits`` lead there from the response. ``rounds``: rewrites made.
@@ -87,7 +76,7 @@ class ItemCorrection(_Answer):
 CorrectionResult = ItemCorrection | ItemError
 
 
-class CorrectResponse(_Answer):
+class CorrectResponse(AnswerModel):
     """Answer to ``POST /v1/correct``, in the order of the request; ``options``: how its scores were read."""
 
     model: ModelRef

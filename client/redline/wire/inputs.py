@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, model_validator
 
 from redline.messages import MessageError, json_size, normalized
+from redline.wire.base import MAX_FIELDS, FirstError, WireModel
 
-MAX_FIELDS = 100  # of an object
 # of what an item's messages hold beside their texts, and of its tools
 MAX_VALUES = 10_000
 MAX_DEPTH = 32
@@ -26,8 +26,6 @@ def _unicode(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_unicode)]
 
-# Validation of a list ends at its first bad element: a long list of bad ones would cost as many error objects.
-FirstError = Field(fail_fast=True)
 TokenIds = Annotated[list[int], FirstError]
 
 
@@ -37,20 +35,6 @@ def _bounded(value: Any) -> Any:
 
 
 Tools = Annotated[list[dict[str, Any]], FirstError, BeforeValidator(_bounded)]
-
-
-class WireModel(BaseModel):
-    """The base of every request's model."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _few_fields(cls, data: Any) -> Any:
-        """Each unknown field is an error of its own; an object with very many is refused as a whole."""
-        if isinstance(data, dict) and len(data) > MAX_FIELDS:
-            raise ValueError(f"an object with {len(data)} fields; at most {MAX_FIELDS} are read")
-        return data
 
 
 class ChatMessage(WireModel):
@@ -71,13 +55,17 @@ class ChatMessage(WireModel):
     def _normal(cls, data: Any) -> Any:
         if not isinstance(data, dict) or (set(data) == {"role", "content"} and isinstance(data["content"], str)):
             return data
-        if len(data) > MAX_FIELDS:  # told by _few_fields
+        if len(data) > MAX_FIELDS:  # reported by _few_fields
             return data
         _bounded(data)
         try:
             return normalized(data)
         except MessageError as error:
             raise ValueError(str(error).removeprefix("holds ")) from error
+
+
+# A prompt as callers of the client give it; a message is checked when it becomes a ``ChatMessage``.
+PromptInput = str | Sequence[ChatMessage | dict[str, Any]]
 
 
 def check_amount(messages: Sequence[ChatMessage], tools: Sequence[Any]) -> None:

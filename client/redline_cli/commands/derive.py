@@ -10,12 +10,12 @@ import typer
 from redline.errors import CommandError
 from redline.files.locks import sole_writer
 from redline_cli.bad_rows import BadRowPolicy, OnBadRow, row_report
-from redline_cli.options import Device, Limit, MaxBatchTokens, OutFolder
+from redline_cli.options import EVALUATION_BATCH_TOKENS, Device, Limit, MaxBatchTokens, OutFolder
 from redline_cli.terminal import need, prepare_torch, say
 
 if TYPE_CHECKING:
     from redline.preference_data.row_report import RowReport
-    from redline_model.bundle.derive import Measurement
+    from redline_model.bundle.derive import EvaluateScorer
     from redline_model.bundle.manifest import Manifest
 
 app = typer.Typer(help="Make a bundle of other bundles, without training.", no_args_is_help=True)
@@ -32,7 +32,7 @@ def red(
     out: OutFolder,
     pairs: Pairs = None,
     on_bad_row: OnBadRow = BadRowPolicy.ERROR,
-    max_batch_tokens: MaxBatchTokens = 2048,
+    max_batch_tokens: MaxBatchTokens = EVALUATION_BATCH_TOKENS,
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
@@ -46,7 +46,7 @@ def red(
             bundle,
             out,
             load_options=LoadOptions(device=device),
-            measure=_measure(pairs, max_batch_tokens, report),
+            evaluate=_measure(pairs, max_batch_tokens, report),
             overwrite=overwrite,
         )
     _report(manifest, out)
@@ -60,7 +60,7 @@ def ensemble(
     variance_weight: Annotated[float, typer.Option(help="Lambda of mean_minus_variance.")] = 1.0,
     pairs: Pairs = None,
     on_bad_row: OnBadRow = BadRowPolicy.ERROR,
-    max_batch_tokens: MaxBatchTokens = 2048,
+    max_batch_tokens: MaxBatchTokens = EVALUATION_BATCH_TOKENS,
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
@@ -77,7 +77,7 @@ def ensemble(
             combine=chosen,
             variance_weight=variance_weight,
             load_options=LoadOptions(device=device),
-            measure=_measure(pairs, max_batch_tokens, report),
+            evaluate=_measure(pairs, max_batch_tokens, report),
             overwrite=overwrite,
         )
     _report(manifest, out)
@@ -94,7 +94,7 @@ def length_calibrated(
     fraction: Annotated[float, typer.Option(help="Share of the responses in each local regression.")] = 0.3,
     limit: Limit = None,
     on_bad_row: OnBadRow = BadRowPolicy.ERROR,
-    max_batch_tokens: MaxBatchTokens = 2048,
+    max_batch_tokens: MaxBatchTokens = EVALUATION_BATCH_TOKENS,
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
@@ -125,7 +125,7 @@ def _prepare() -> None:
     prepare_torch()
 
 
-def _measure(pairs: list[str] | None, max_batch_tokens: int, report: RowReport) -> Measurement | None:
+def _measure(pairs: list[str] | None, max_batch_tokens: int, report: RowReport) -> EvaluateScorer | None:
     if not pairs:
         return None
     from redline_trainer.evaluation.length_calibration import evaluate_on

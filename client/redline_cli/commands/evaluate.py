@@ -11,7 +11,7 @@ from rich.table import Table
 
 from redline.files.atomic import check_file_writable, write_text
 from redline_cli.bad_rows import BadRowPolicy, OnBadRow, row_report
-from redline_cli.options import Device, Limit, MaxBatchTokens
+from redline_cli.options import EVALUATION_BATCH_TOKENS, Device, Limit, MaxBatchTokens
 from redline_cli.terminal import need, notice, prepare_torch, say
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def evaluate(
     ] = None,
     limit: Limit = None,
     on_bad_row: OnBadRow = BadRowPolicy.ERROR,
-    max_batch_tokens: MaxBatchTokens = 2048,
+    max_batch_tokens: MaxBatchTokens = EVALUATION_BATCH_TOKENS,
     out: Annotated[Path | None, typer.Option(help="Write the figures here as JSON, too.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a reliability plot here (PNG).")] = None,
     device: Device = "auto",

@@ -18,13 +18,17 @@ from redline.files.locks import sole_writer
 from redline.http.exchange import DEFAULT_URL
 from redline.http.retry import RetryPolicy
 from redline.http.url_redaction import without_secrets
+from redline.ppo.config import PPOConfig
 from redline.wire import ScoreOptions
 from redline_cli.bad_rows import BadRowPolicy, OnBadRow, row_report
+from redline_cli.defaults import defaults_of
 from redline_cli.options import Device, Key, OutFolder, Seed, Url
 from redline_cli.terminal import need, notice, prepare_torch, progress_bar, say
 
 if TYPE_CHECKING:
     from redline.ppo import Rollout, Scores
+
+DEFAULT = defaults_of(PPOConfig)
 
 
 def ppo(
@@ -34,29 +38,49 @@ def ppo(
     on_bad_row: OnBadRow = BadRowPolicy.ERROR,
     url: Url = DEFAULT_URL,
     key: Key = None,
-    steps: Annotated[int, typer.Option(help="Rounds of sampling, scoring and learning.")] = 40,
-    rollouts: Annotated[int, typer.Option(help="Responses a step.")] = 64,
-    samples_per_prompt: Annotated[int, typer.Option(help="Responses for each prompt.")] = 1,
-    sample_batch: Annotated[int, typer.Option(help="Responses sampled at a time, scored during the next.")] = 32,
-    minibatch: Annotated[int, typer.Option(help="Responses of one update.")] = 32,
-    microbatch: Annotated[int | None, typer.Option(help="Responses of one forward pass; the rest accumulates.")] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over a step's responses.")] = 2,
-    learning_rate: Annotated[float, typer.Option(help="Of the policy.")] = 3e-6,
+    steps: Annotated[int, typer.Option(help="Rounds of sampling, scoring and learning.")] = DEFAULT.steps,
+    rollouts: Annotated[int, typer.Option(help="Responses a step.")] = DEFAULT.rollouts,
+    samples_per_prompt: Annotated[int, typer.Option(help="Responses for each prompt.")] = DEFAULT.samples_per_prompt,
+    sample_batch: Annotated[
+        int, typer.Option(help="Responses sampled at a time, scored during the next.")
+    ] = DEFAULT.sample_batch,
+    minibatch: Annotated[int, typer.Option(help="Responses of one update.")] = DEFAULT.minibatch,
+    microbatch: Annotated[
+        int | None, typer.Option(help="Responses of one forward pass; the rest accumulates.")
+    ] = DEFAULT.microbatch,
+    epochs: Annotated[int, typer.Option(help="Passes over a step's responses.")] = DEFAULT.epochs,
+    learning_rate: Annotated[float, typer.Option(help="Of the policy.")] = DEFAULT.learning_rate,
     critic: Annotated[str, typer.Option(help="network (its own), or linear (learned with the policy).")] = "network",
-    critic_learning_rate: Annotated[float, typer.Option(help="Of a critic of its own.")] = 3e-3,
-    value_clip: Annotated[float | None, typer.Option(help="Limit of a step's change of values; default: none.")] = None,
-    value_scale: Annotated[str, typer.Option(help="Units of values: auto (the returns' own), or none.")] = "auto",
+    critic_learning_rate: Annotated[float, typer.Option(help="Of a critic of its own.")] = DEFAULT.critic_learning_rate,
+    value_clip: Annotated[
+        float | None, typer.Option(help="Limit of a step's change of values; default: none.")
+    ] = DEFAULT.value_clip,
+    value_scale: Annotated[
+        str, typer.Option(help="Units of values: auto (the returns' own), or none.")
+    ] = DEFAULT.value_scale,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.01, help="Of sampling.")] = 1.0,
-    kl_coefficient: Annotated[float, typer.Option(help="Price of a nat of KL from the reference.")] = 0.05,
-    kl_target: Annotated[float | None, typer.Option(help="Adapt the price to this many nats a response.")] = None,
-    reward_scale: Annotated[str, typer.Option(help="none, or auto: divide rewards by their deviation.")] = "none",
-    reward_scale_limit: Annotated[float, typer.Option(help="Largest factor of auto, either way.")] = 10.0,
+    kl_coefficient: Annotated[
+        float, typer.Option(help="Price of a nat of KL from the reference.")
+    ] = DEFAULT.kl_coefficient,
+    kl_target: Annotated[
+        float | None, typer.Option(help="Adapt the price to this many nats a response.")
+    ] = DEFAULT.kl_target,
+    reward_scale: Annotated[
+        str, typer.Option(help="none, or auto: divide rewards by their deviation.")
+    ] = DEFAULT.reward_scale,
+    reward_scale_limit: Annotated[
+        float, typer.Option(help="Largest factor of auto, either way.")
+    ] = DEFAULT.reward_scale_limit,
     cut_responses: Annotated[
         str, typer.Option(help="penalty, mask or keep: what a response is worth that is cut at the token limit.")
-    ] = "penalty",
-    cut_penalty: Annotated[float, typer.Option(help="Taken off the reward of a response that is cut.")] = 1.0,
-    advantage: Annotated[str, typer.Option(help="gae, or group (GRPO's; no value function).")] = "gae",
+    ] = DEFAULT.cut_responses,
+    cut_penalty: Annotated[
+        float, typer.Option(help="Taken off the reward of a response that is cut.")
+    ] = DEFAULT.cut_penalty,
+    advantage: Annotated[
+        str, typer.Option(help="gae; or, without a value function, group (GRPO's) or leave_one_out (for each token).")
+    ] = DEFAULT.advantage,
     lora_rank: Annotated[int | None, typer.Option(help="Learn a low-rank adapter instead of all weights.")] = None,
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory: compute layers again for the backward pass.")
@@ -68,10 +92,12 @@ def ppo(
     calibrated: Annotated[bool, typer.Option(help="Rewards in log-odds of preference.")] = False,
     truncate: Annotated[bool, typer.Option(help="Cut prompts that the reward model finds too long.")] = False,
     patience_s: Annotated[float, typer.Option(help="How long an absent service is waited for.")] = 600.0,
-    on_model_change: Annotated[str, typer.Option(help="warn or stop when the reward model is swapped.")] = "warn",
+    on_model_change: Annotated[
+        str, typer.Option(help="warn or stop when the reward model is swapped.")
+    ] = DEFAULT.on_model_change,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 10,
     device: Device = "auto",
-    seed: Seed = 0,
+    seed: Seed = DEFAULT.seed,
 ) -> None:
     """Train a policy with PPO against a reward service. Killed and started again, it goes on where it was.
 
@@ -81,7 +107,7 @@ def ppo(
     need("ppo", "torch", "transformers", "matplotlib")
     prepare_torch()
     from redline.files.metrics_log import MetricsLog
-    from redline.ppo import CausalPolicy, PPOConfig, PPOLoop, RemoteRewards
+    from redline.ppo import CausalPolicy, PPOLoop, RemoteRewards
     from redline.ppo.prompts import load_prompt_rows, scorable_rows, usable_rows
     from redline.ppo.report import write_report
     from redline_model.bundle.loading import check_policy

@@ -11,8 +11,12 @@ from redline.files.atomic import check_file_writable
 from redline.files.locks import sole_writer
 from redline.files.metrics_log import MetricsLog
 from redline_cli.bad_rows import BadRowPolicy, OnBadRow, row_report
+from redline_cli.defaults import defaults_of
 from redline_cli.options import Device, OutFolder, Seed
 from redline_cli.terminal import need, notice, prepare_torch, progress_bar, say
+from redline_trainer.config import TrainConfig
+
+DEFAULT = defaults_of(TrainConfig)
 
 
 def train(
@@ -21,62 +25,80 @@ def train(
     ],
     base: Annotated[str, typer.Option(help="Language model to start from: folder or hub id.")],
     out: OutFolder,
-    kind: Annotated[str, typer.Option(help="seq2seq, scalar (Bradley-Terry), red or dpo.")] = "seq2seq",
+    kind: Annotated[str, typer.Option(help="seq2seq, scalar (Bradley-Terry), red or dpo.")] = DEFAULT.kind,
     held_out: Annotated[
         list[str] | None, typer.Option("--eval", help="Held-out pairs; default: a share of --pairs.")
     ] = None,
-    held_out_share: Annotated[float, typer.Option(help="Share of prompts held out where --eval is not given.")] = 0.1,
-    method: Annotated[str, typer.Option(help="full, lora or qlora (4-bit base).")] = "full",
-    epochs: Annotated[float, typer.Option(help="Passes over the pairs.")] = 1.0,
-    max_steps: Annotated[int | None, typer.Option(help="Optimiser steps; wins over --epochs.")] = None,
-    pairs_per_step: Annotated[int, typer.Option(help="Batch size of an optimiser step.")] = 32,
-    max_batch_tokens: Annotated[int, typer.Option(help="Tokens of one forward pass.")] = 8192,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest sequence; default: what the base reads.")] = None,
+    held_out_share: Annotated[
+        float, typer.Option(help="Share of prompts held out where --eval is not given.")
+    ] = DEFAULT.held_out_share,
+    method: Annotated[str, typer.Option(help="full, lora or qlora (4-bit base).")] = DEFAULT.method,
+    epochs: Annotated[float, typer.Option(help="Passes over the pairs.")] = DEFAULT.epochs,
+    max_steps: Annotated[int | None, typer.Option(help="Optimiser steps; wins over --epochs.")] = DEFAULT.max_steps,
+    pairs_per_step: Annotated[int, typer.Option(help="Batch size of an optimiser step.")] = DEFAULT.pairs_per_step,
+    max_batch_tokens: Annotated[int, typer.Option(help="Tokens of one forward pass.")] = DEFAULT.max_batch_tokens,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Longest sequence; default: what the base reads.")
+    ] = DEFAULT.max_tokens,
     on_too_long: Annotated[
         str, typer.Option(help="Pairs that are too long: error, truncate (the prompt) or skip.")
-    ] = "error",
+    ] = DEFAULT.on_too_long,
     on_bad_row: OnBadRow = BadRowPolicy.ERROR,
     learning_rate: Annotated[
         float | None,
         typer.Option(
             help="Peak; default 2e-5 (seq2seq), 1e-5 (scalar, red), 1e-6 or more by size (dpo); adapters: ten times."
         ),
-    ] = None,
-    correction_weight: Annotated[float, typer.Option(help="Weight of the correction mapping (seq2seq).")] = 1.0,
-    identity_weight: Annotated[float, typer.Option(help="Weight of the identity mapping, w_id (seq2seq).")] = 1.0,
+    ] = DEFAULT.learning_rate,
+    correction_weight: Annotated[
+        float, typer.Option(help="Weight of the correction mapping (seq2seq).")
+    ] = DEFAULT.correction_weight,
+    identity_weight: Annotated[
+        float, typer.Option(help="Weight of the identity mapping, w_id (seq2seq).")
+    ] = DEFAULT.identity_weight,
     mismatch: Annotated[
         bool | None,
         typer.Option(
             "--mismatch/--no-mismatch",
             help="Responses of other prompts as sources (seq2seq: the default) or as losing sides (scalar, red).",
         ),
-    ] = None,
-    beta: Annotated[float, typer.Option(help="Reward for a nat of log-ratio (dpo).")] = 0.1,
-    odin: Annotated[bool, typer.Option("--odin", help="Take length out of the score (scalar, red).")] = False,
-    odin_length_weight: Annotated[float, typer.Option(help="Weight of ODIN's length loss.")] = 1.0,
-    odin_orthogonality_weight: Annotated[float, typer.Option(help="Weight of ODIN's orthogonality loss.")] = 1.0,
+    ] = DEFAULT.mismatch,
+    beta: Annotated[float, typer.Option(help="Reward for a nat of log-ratio (dpo).")] = DEFAULT.beta,
+    odin: Annotated[bool, typer.Option("--odin", help="Take length out of the score (scalar, red).")] = DEFAULT.odin,
+    odin_length_weight: Annotated[
+        float, typer.Option(help="Weight of ODIN's length loss.")
+    ] = DEFAULT.odin_length_weight,
+    odin_orthogonality_weight: Annotated[
+        float, typer.Option(help="Weight of ODIN's orthogonality loss.")
+    ] = DEFAULT.odin_orthogonality_weight,
     smoothing_rate: Annotated[
         float, typer.Option(help="How far labels move to the model's prediction at a visit (scalar, red).")
-    ] = 0.0,
-    lora_rank: Annotated[int, typer.Option(help="Rank of the adapters.")] = 16,
-    lora_dropout: Annotated[float, typer.Option(help="Dropout inside the adapters.")] = 0.0,
+    ] = DEFAULT.smoothing_rate,
+    lora_rank: Annotated[int, typer.Option(help="Rank of the adapters.")] = DEFAULT.lora_rank,
+    lora_dropout: Annotated[float, typer.Option(help="Dropout inside the adapters.")] = DEFAULT.lora_dropout,
     dropout: Annotated[
         str, typer.Option(help="Dropout inside the base: off, or base (as its configuration says).")
-    ] = "off",
-    gradient_checkpointing: Annotated[bool, typer.Option(help="Trade time for memory.")] = False,
+    ] = DEFAULT.dropout,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option(help="Trade time for memory.")
+    ] = DEFAULT.gradient_checkpointing,
     precision: Annotated[
         str, typer.Option(help="Of the arithmetic: auto (bfloat16 where it is much faster), float32 or bfloat16.")
-    ] = "auto",
-    instruction: Annotated[str | None, typer.Option(help="How the model is asked for its rewrite.")] = None,
-    mode: Annotated[str, typer.Option(help="Default extraction mode of the bundle.")] = "margin",
-    aggregate: Annotated[str, typer.Option(help="Default aggregate of the bundle: sum, mean or last.")] = "sum",
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
+    ] = DEFAULT.precision,
+    instruction: Annotated[
+        str | None, typer.Option(help="How the model is asked for its rewrite.")
+    ] = DEFAULT.instruction,
+    mode: Annotated[str, typer.Option(help="Default extraction mode of the bundle.")] = DEFAULT.mode,
+    aggregate: Annotated[
+        str, typer.Option(help="Default aggregate of the bundle: sum, mean or last.")
+    ] = DEFAULT.aggregate,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = DEFAULT.checkpoint_every,
     logs: Annotated[
         Path | None, typer.Option(help="Folder for metrics.jsonl and TensorBoard; default OUT-logs.")
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace what stands at --out.")] = False,
-    device: Device = "auto",
-    seed: Seed = 0,
+    device: Device = DEFAULT.device,
+    seed: Seed = DEFAULT.seed,
 ) -> None:
     """Fit a reward model on preference pairs. Killed and started again, it goes on where it was."""
     need("train", "torch", "transformers", "peft", "datasets", "safetensors")
@@ -84,7 +106,6 @@ def train(
     from redline_model.bundle.files import check_free
     from redline_model.bundle.load_options import LoadOptions
     from redline_model.errors import DataError
-    from redline_trainer.config import TrainConfig
     from redline_trainer.load_pairs import load_pairs
     from redline_trainer.optimizer_step import StepReport
     from redline_trainer.train import resumable_step

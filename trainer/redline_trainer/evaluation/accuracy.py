@@ -13,8 +13,8 @@ from redline_model.extraction import TokenStatistics
 from redline_model.reward_spec import all_reward_specs, spec_key
 from redline_model.scorer import Scorer, forward_all
 from redline_model.scorers.seq2seq import Seq2SeqScorer
+from redline_trainer.encode_pairs import EncodedPair, correction_of
 from redline_trainer.evaluation.calibration import calibrate
-from redline_trainer.objectives.base import EncodedPair, correction_of
 
 _RESAMPLES = 2000
 

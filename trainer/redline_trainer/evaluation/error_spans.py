@@ -8,17 +8,18 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-Span = tuple[int, int]
+from redline.spans import Span
+
 _RESAMPLES = 400
 
 
 class SpanDetection(BaseModel):
-    """How well blame (a token's negative reward) finds the marked tokens, whole prompts resampled for the interval.
+    """How well error scores (negated token rewards) find the marked tokens, whole prompts resampled for the interval.
 
-    ``auc``: area under the ROC curve, ties half: the probability that a marked token is blamed more than an unmarked
-    one. ``average_precision``: mean precision at every marked token, most blamed first. ``marked_share``: what
-    blame at random would reach as average precision. ``auc_resamples``: the resamples behind the interval; those of
-    other blame for the same responses were drawn alike, so that differences are paired.
+    ``auc``: area under the ROC curve, ties half: the probability that a marked token has a higher error score than an
+    unmarked one. ``average_precision``: mean precision at every marked token, highest error score first.
+    ``marked_share``: the average precision of random error scores. ``auc_resamples``: the resamples behind the
+    interval; other error scores for the same responses are resampled alike, so that differences are paired.
     """
 
     auc: float
@@ -38,13 +39,13 @@ def error_tokens(offsets: Sequence[Span], spans: Sequence[Span]) -> Tensor:
     return torch.tensor(shared, dtype=torch.bool)
 
 
-def roc_auc(blame: Tensor, marked: Tensor, weights: Tensor | None = None) -> float:
-    """Area under the ROC curve of ``blame`` for ``marked``, both ``(N,)``, ties half; 0.5 where one side is empty.
+def roc_auc(error_scores: Tensor, marked: Tensor, weights: Tensor | None = None) -> float:
+    """Area under the ROC curve of ``error_scores`` for ``marked``, both ``(N,)``, ties half.
 
-    ``weights`` ``(N,)``: how often each token counts.
+    0.5 if no token is marked or all are. ``weights`` ``(N,)``: how often each token counts.
     """
-    w = torch.ones_like(blame, dtype=torch.float64) if weights is None else weights.double()
-    levels, index = torch.unique(blame, return_inverse=True)
+    w = torch.ones_like(error_scores, dtype=torch.float64) if weights is None else weights.double()
+    levels, index = torch.unique(error_scores, return_inverse=True)
     positive = torch.zeros(len(levels), dtype=torch.float64).index_add_(0, index, w * marked)
     negative = torch.zeros(len(levels), dtype=torch.float64).index_add_(0, index, w * ~marked)
     total = float(positive.sum() * negative.sum())
@@ -52,13 +53,13 @@ def roc_auc(blame: Tensor, marked: Tensor, weights: Tensor | None = None) -> flo
     return float((positive * (below + negative / 2)).sum()) / total if total else 0.5
 
 
-def average_precision(blame: Tensor, marked: Tensor, weights: Tensor | None = None) -> float:
-    """Mean precision over the marked tokens in falling order of ``blame`` ``(N,)``; tied tokens share theirs.
+def average_precision(error_scores: Tensor, marked: Tensor, weights: Tensor | None = None) -> float:
+    """Mean precision over the marked tokens in falling order of ``error_scores`` ``(N,)``; tied tokens share theirs.
 
     0 where nothing is marked.
     """
-    w = torch.ones_like(blame, dtype=torch.float64) if weights is None else weights.double()
-    levels, index = torch.unique(-blame, return_inverse=True)
+    w = torch.ones_like(error_scores, dtype=torch.float64) if weights is None else weights.double()
+    levels, index = torch.unique(-error_scores, return_inverse=True)
     positive = torch.zeros(len(levels), dtype=torch.float64).index_add_(0, index, w * marked)
     every = torch.zeros(len(levels), dtype=torch.float64).index_add_(0, index, w)
     seen = every.cumsum(0)
@@ -68,39 +69,39 @@ def average_precision(blame: Tensor, marked: Tensor, weights: Tensor | None = No
 
 
 def span_detection(
-    blame: Sequence[Tensor], marked: Sequence[Tensor], keys: Sequence[str], seed: int = 0
+    error_scores: Sequence[Tensor], marked: Sequence[Tensor], keys: Sequence[str], seed: int = 0
 ) -> SpanDetection:
     """Figures over the tokens of all responses, one tensor ``(T,)`` a response; ``keys`` say which share a prompt."""
     position = {key: n for n, key in enumerate(dict.fromkeys(keys))}
-    owner = torch.cat([torch.full((len(b),), position[k]) for b, k in zip(blame, keys, strict=True)])
-    all_blame, all_marked = torch.cat(list(blame)), torch.cat(list(marked))
+    owner = torch.cat([torch.full((len(s),), position[k]) for s, k in zip(error_scores, keys, strict=True)])
+    all_scores, all_marked = torch.cat(list(error_scores)), torch.cat(list(marked))
     generator = torch.Generator().manual_seed(seed)
     aucs, precisions = [], []
     for _ in range(_RESAMPLES):
         drawn = torch.randint(len(position), (len(position),), generator=generator)
         weights = torch.bincount(drawn, minlength=len(position))[owner]
-        aucs.append(roc_auc(all_blame, all_marked, weights))
-        precisions.append(average_precision(all_blame, all_marked, weights))
+        aucs.append(roc_auc(all_scores, all_marked, weights))
+        precisions.append(average_precision(all_scores, all_marked, weights))
     at = torch.tensor([0.025, 0.975], dtype=torch.float64)
     auc_low, auc_high = torch.tensor(aucs, dtype=torch.float64).quantile(at).tolist()
     low, high = torch.tensor(precisions, dtype=torch.float64).quantile(at).tolist()
     return SpanDetection(
-        auc=roc_auc(all_blame, all_marked),
+        auc=roc_auc(all_scores, all_marked),
         auc_low=auc_low,
         auc_high=auc_high,
-        average_precision=average_precision(all_blame, all_marked),
+        average_precision=average_precision(all_scores, all_marked),
         average_precision_low=low,
         average_precision_high=high,
         marked_share=float(all_marked.double().mean()),
-        tokens=len(all_blame),
+        tokens=len(all_scores),
         auc_resamples=aucs,
     )
 
 
-def auc_difference(mine: SpanDetection, theirs: SpanDetection) -> tuple[float, float, float]:
-    """How much further the first area is, with its paired 95 % interval; both must be of the same responses."""
-    differences = torch.tensor(mine.auc_resamples, dtype=torch.float64) - torch.tensor(
-        theirs.auc_resamples, dtype=torch.float64
+def auc_difference(first: SpanDetection, second: SpanDetection) -> tuple[float, float, float]:
+    """``first.auc - second.auc`` with its paired 95 % interval; both must be of the same responses."""
+    differences = torch.tensor(first.auc_resamples, dtype=torch.float64) - torch.tensor(
+        second.auc_resamples, dtype=torch.float64
     )
     low, high = differences.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return mine.auc - theirs.auc, low, high
+    return first.auc - second.auc, low, high

@@ -20,8 +20,9 @@ from redline_model.errors import DataError, UnsupportedError
 from redline_model.extraction import TokenStatistics
 from redline_model.reward_spec import reward_spec, spec_key
 from redline_model.scorer import forward_all
+from redline_trainer.correlation import pearson
+from redline_trainer.encode_pairs import encode_pairs
 from redline_trainer.evaluation.accuracy import Interval, accuracy_by_prompt
-from redline_trainer.train import encode_pairs
 
 Precision = Literal["float32", "bfloat16", "float16", "int8", "nf4"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -30,7 +31,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 class PrecisionReport(BaseModel):
     """One precision, held against the first one asked for.
 
-    ``argmax_agreement``: share of judged tokens at which both would write the same token; None for a model that
+    ``argmax_agreement``: share of scored tokens at which both would write the same token; None for a model that
     does not write. ``same_paper_rewards``: share of responses whose ``paper`` rewards are all the same.
     ``score_correlation``: Pearson's, over responses, of the default score. ``score_shift``: mean difference of
     that score, and ``score_spread`` the standard deviation of the reference's. ``weights_mb``: MiB.
@@ -67,13 +68,6 @@ def placement_of(precision: str, device: str) -> LoadOptions:
     if precision not in PRECISIONS:
         raise UnsupportedError(f"unknown precision {precision!r}; there are {', '.join(PRECISIONS)}")
     return LoadOptions(device=device, dtype=precision)  # type: ignore[arg-type]
-
-
-def correlation(a: Tensor, b: Tensor) -> float:
-    """Pearson's, 1 where both are constant."""
-    a, b = a - a.mean(), b - b.mean()
-    norm = float(a.norm() * b.norm())
-    return float(a @ b) / norm if norm else 1.0
 
 
 def compare_precisions(
@@ -119,7 +113,7 @@ def compare_precisions(
                 accuracy=accuracy_by_prompt((chosen - rejected).tolist(), [pair.prompt_key for pair in encoded]),
                 argmax_agreement=_argmax_agreement(outputs, reference[0]),
                 same_paper_rewards=_same_paper_rewards(outputs, reference[0]),
-                score_correlation=correlation(scores, reference[1]),
+                score_correlation=float(pearson(scores, reference[1], if_constant=1.0)),
                 score_shift=float((scores - reference[1]).mean()),
                 score_spread=float(reference[1].std()),
                 judged_tokens_per_s=sum(len(item.target_ids) for item in items) / seconds,

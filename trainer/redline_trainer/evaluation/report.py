@@ -1,4 +1,4 @@
-"""What a reward model is worth on pairs it has not seen: ranking, length, calibration, and where its blame falls."""
+"""The quality of a reward model on pairs it has not seen: ranking, length, calibration, errors in the right places."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from redline.preference_data.rows import Pair
 from redline_model.errors import DataError
 from redline_model.reward_spec import RewardSpec, all_reward_specs, reward_spec, spec_key
 from redline_model.scorer import Scorer, forward_all
+from redline_trainer.correlation import pearson
+from redline_trainer.encode_pairs import encode_pairs
 from redline_trainer.evaluation.accuracy import Interval, accuracy_by_prompt
 from redline_trainer.evaluation.calibration import expected_calibration_error, fit_temperature
 from redline_trainer.evaluation.error_spans import SpanDetection, error_tokens, span_detection
 from redline_trainer.evaluation.lowess import lowess
-from redline_trainer.train import encode_pairs
 
 _BINS = 10
 
@@ -99,28 +100,21 @@ def measure_quality(
         for one in all_reward_specs(scorer):
             if one.aggregate == "sum":
                 scored = [scorer.to_rewards(outputs[len(encoded) + n], one).rewards for n in looked_at]
-                blame = [-torch.tensor(rewards, dtype=torch.float64) for rewards in scored]
-                detections[spec_key(scorer, one)] = span_detection(blame, labels, [keys[n] for n in looked_at])
+                error_scores = [-torch.tensor(rewards, dtype=torch.float64) for rewards in scored]
+                detections[spec_key(scorer, one)] = span_detection(error_scores, labels, [keys[n] for n in looked_at])
     longer = torch.tensor([float(len(p.chosen) - len(p.rejected)) for p in pairs])
     return QualityReport(
         reading=spec_key(scorer, spec),
         skipped_pairs=skipped,
         accuracy=accuracy_by_prompt(differences.tolist(), keys),
         longer_wins=float(((longer > 0).double() + 0.5 * (longer == 0).double()).mean()),
-        length_correlation=pearson(scores, lengths),
-        length_correlation_calibrated=pearson(free, lengths),
+        length_correlation=float(pearson(scores, lengths)),
+        length_correlation_calibrated=float(pearson(free, lengths)),
         accuracy_calibrated=accuracy_by_prompt((free[: len(pairs)] - free[len(pairs) :]).tolist(), keys),
         expected_calibration_error=error,
         reliability=reliability(probabilities),
         spans=detections,
     )
-
-
-def pearson(a: Tensor, b: Tensor) -> float:
-    """Pearson's correlation of ``(N,)`` and ``(N,)``; 0 where either is constant."""
-    a, b = a - a.mean(), b - b.mean()
-    norm = float(a.norm() * b.norm())
-    return float(a @ b) / norm if norm else 0.0
 
 
 def _halves(keys: Sequence[str]) -> Tensor:
@@ -181,7 +175,7 @@ def reliability(probabilities: Tensor) -> list[ReliabilityBin]:
 
 
 def plot_reliability(reports: dict[str, QualityReport], path: Path) -> None:
-    """Observed against predicted probability, a line a report. Raises OSError."""
+    """Observed against predicted probability, one line per report. Raises OSError."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

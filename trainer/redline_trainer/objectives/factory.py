@@ -12,10 +12,12 @@ from redline_model.options import Template
 from redline_model.scorers.dpo import REFERENCE
 from redline_trainer.adapters import inner
 from redline_trainer.config import TrainConfig
-from redline_trainer.objectives.base import Objective, ScalarObjective, Seq2SeqObjective
+from redline_trainer.objectives.base import Objective
+from redline_trainer.objectives.bradley_terry import ScalarObjective
 from redline_trainer.objectives.dpo import DPOObjective
 from redline_trainer.objectives.label_smoothing import SmoothedLabels
 from redline_trainer.objectives.odin import ODINObjective
+from redline_trainer.objectives.seq2seq import Seq2SeqObjective
 
 
 def default_learning_rate(config: TrainConfig, parameters: int) -> float:

@@ -27,10 +27,10 @@ class SmoothedLabels:
         self.table = torch.ones(pairs, device=device)
         self.rate = rate
 
-    def loss(self, numbers: list[int], differences: Tensor) -> Tensor:
+    def loss_and_update(self, numbers: list[int], differences: Tensor) -> Tensor:
         """The summed cross-entropy of the pairs ``numbers``, whose ``r_w - r_l`` are ``differences`` ``(B,)``.
 
-        Their labels move afterwards.
+        Afterwards their labels move towards the predictions.
         """
         index = torch.tensor(numbers, device=self.table.device)
         labels = self.table[index]

@@ -25,19 +25,15 @@ from torch import Tensor, nn
 
 from redline_model.encoding.encoder import EncodedItem
 from redline_model.inference.score_head import linear_float32
-from redline_trainer.objectives.base import EncodedPair, ScalarObjective
+from redline_trainer.correlation import pearson
+from redline_trainer.encode_pairs import EncodedPair
+from redline_trainer.objectives.bradley_terry import ScalarObjective
 from redline_trainer.objectives.label_smoothing import SmoothedLabels
 
 logger = logging.getLogger(__name__)
 
 # Added to a product of variances: equal lengths correlate with nothing, and a gradient of 0/0 would be NaN.
 _EPSILON = 1e-12
-
-
-def pearson(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's correlation of ``(N,)`` and ``(N,)``, 0 where either is constant; with gradients."""
-    a, b = a - a.mean(), b - b.mean()
-    return (a * b).mean() / (a.square().mean() * b.square().mean() + _EPSILON).sqrt()
 
 
 class ODINObjective(ScalarObjective):
@@ -88,11 +84,11 @@ class ODINObjective(ScalarObjective):
             self._has_warned = True
         sides: list[EncodedItem] = [unit.chosen for unit in units] + [unit.rejected for unit in units]
         pooled = self.forward.pooled(sides)
-        quality = self.forward.read(pooled)
+        quality = self.forward.apply_head(pooled)
         length = linear_float32(pooled, self.length_head.weight).squeeze(-1)
         tokens = torch.tensor([len(side.target_ids) for side in sides], device=quality.device, dtype=torch.float32)
         chosen, rejected = (quality + length).chunk(2)
-        apart = pearson(quality, tokens).abs() - pearson(length, tokens)
+        apart = pearson(quality, tokens, epsilon=_EPSILON).abs() - pearson(length, tokens, epsilon=_EPSILON)
         heads = self.forward.head_weight.float(), self.length_head.weight
         orthogonal = F.cosine_similarity(*heads, dim=-1).abs().sum()
         beside = self._length_weight * apart + self._orthogonality_weight * orthogonal
