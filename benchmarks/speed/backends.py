@@ -195,16 +195,19 @@ class HttpBackend:
 class RedlineHttp(HttpBackend):
     """``redline serve``."""
 
-    def __init__(self, bundle: Path, name: str = "redline_http", **environment: str) -> None:
+    def __init__(
+        self, bundle: Path, name: str = "redline_http", module: str = "redline_cli", **environment: str
+    ) -> None:
         port = free_port()
-        command = [sys.executable, "-m", "redline.cli", "serve", str(bundle), "--port", str(port)]
+        command = [sys.executable, "-m", module, "serve", str(bundle), "--port", str(port)]
         super().__init__(name, command, port, "/readyz", **{"REDLINE_DEADLINE_S": "3600", **environment})
 
     @classmethod
     def of_checkout(cls, bundle: Path, checkout: Path) -> RedlineHttp:
         """``redline serve`` of another version: the code in ``checkout``, with the packages of this environment."""
         sources = os.pathsep.join(str(checkout.resolve() / folder) for folder in ("client", "service", "trainer"))
-        return cls(bundle, name="redline_http_other", PYTHONPATH=sources)
+        module = "redline_cli" if (checkout / "client/redline_cli").exists() else "redline.cli"
+        return cls(bundle, "redline_http_other", module, PYTHONPATH=sources)
 
     def request(self, call: Call, mode: str) -> tuple[str, dict[str, Any]]:
         """See ``HttpBackend``."""
