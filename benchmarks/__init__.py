@@ -1,6 +1,6 @@
-"""Measurements of speed; each module with a ``main`` is one command that prints a table and writes JSON."""
+"""Benchmarks of speed and of quality. Each module with a ``main`` is one command that prints tables and writes JSON."""
 
 import os
 
-# contenders are held against each other in one precision, whatever a machine is good at
+# All backends of a comparison compute in the same precision, whichever one is fastest on this CPU.
 os.environ.setdefault("REDLINE_CPU_PRECISION", "float32")

@@ -1,9 +1,8 @@
-"""What float32 and bfloat16 cost on this CPU: the product measured at start, scoring, a training step and a PPO step,
-in turns.
+"""Compares float32 and bfloat16 on this CPU: matrix products, scoring, a training step and a PPO step, in turns.
 
     python -m benchmarks.cpu_precision --out runs/bench [--quick] [--model FOLDER]
 
-``redline.causal_lm.cpu_precision`` decides by the first row; the others say whether that is right for this model.
+``redline.causal_lm.cpu_precision`` chooses by the first row; the others show whether that is right for this model.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from typing import Any, Literal
 
 import torch
 
-from benchmarks.serving import machine
 from benchmarks.speed.bundles import build_bundle
+from benchmarks.speed.machine import machine
 from benchmarks.speed.workloads import Texts
-from benchmarks.training import build_pairs, ours
+from benchmarks.training import build_pairs, redline_steps
 from redline.causal_lm.cpu_precision import NEEDED_RATIO, choose, measure
 from redline.ppo import CausalPolicy, FunctionRewards, PPOConfig, PPOLoop
 from redline_model.bundle.bundle import Bundle
@@ -42,17 +41,17 @@ _PROMPT_CHARACTERS = 200
 
 
 def scored(scorer: Scorer[Any], items: Sequence[EncodedItem]) -> tuple[torch.Tensor, float]:
-    """Scores ``(N,)`` and judged tokens a second."""
+    """Scores ``(N,)`` and scored tokens per second."""
     started = time.perf_counter()
     outputs = forward_all(scorer, items, 2048)
     seconds = time.perf_counter() - started
     spec = reward_spec(scorer)
-    scores = torch.tensor([scorer.to_rewards(one, spec).score for one in outputs], dtype=torch.float64)
+    scores = torch.tensor([scorer.to_rewards(output, spec).score for output in outputs], dtype=torch.float64)
     return scores, sum(len(item.target_ids) for item in items) / seconds
 
 
 def ppo_step(model: Any, tokenizer: Any, prompts: Sequence[str], precision: Literal["float32", "bfloat16"]) -> float:
-    """Response tokens a second of one PPO step: sampling, the reference and the updates, rewards for nothing."""
+    """Response tokens per second of one PPO step: sampling, reference and updates; the rewards take no time."""
     policy = CausalPolicy(copy.deepcopy(model), tokenizer, max_new_tokens=_NEW_TOKENS, precision=precision)
     config = PPOConfig(steps=1, rollouts=len(prompts), sample_batch=len(prompts), minibatch=len(prompts))
     loop = PPOLoop(policy, FunctionRewards(lambda rollout: float(len(rollout.response_ids))), prompts, config)
@@ -64,7 +63,7 @@ def ppo_step(model: Any, tokenizer: Any, prompts: Sequence[str], precision: Lite
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="where cpu_precision.json goes")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of cpu_precision.json")
     parser.add_argument("--model", type=Path, help="model folder; default models/smollm2, else random weights")
     parser.add_argument("--texts", type=Path, default=Path("../shared/data"), help="folder of preference pairs")
     parser.add_argument("--pairs", type=int, default=8)
@@ -85,7 +84,7 @@ def main() -> None:
     items = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
     prompts = [question.text[:_PROMPT_CHARACTERS] for question in items]
     rates: dict[str, dict[str, list[float]]] = {
-        what: {p: [] for p in PRECISIONS} for what in ("scoring", "training", "ppo")
+        name: {p: [] for p in PRECISIONS} for name in ("scoring", "training", "ppo")
     }
     scores: dict[str, torch.Tensor] = {}
     losses: dict[str, float] = {}
@@ -95,20 +94,20 @@ def main() -> None:
             rates["scoring"][precision].append(rate)
             settings = {"base": "b", "out": "o", "max_batch_tokens": 2048, "precision": precision}
             model = copy.deepcopy(scorers["float32"].model)
-            (losses[precision],), (seconds,) = ours(model, [pairs], TrainConfig.model_validate(settings))
+            (losses[precision],), (seconds,) = redline_steps(model, [pairs], TrainConfig.model_validate(settings))
             rates["training"][precision].append(len(pairs) / seconds)
-            sampled = ppo_step(scorers["float32"].model, scorers["float32"].encoder.tokenizer, prompts, precision)
-            rates["ppo"][precision].append(sampled)
-            shown = f"scoring {rate:8.1f} tokens/s, a step {seconds:6.2f} s, PPO {sampled:7.1f} tokens/s"
-            print(f"  {precision:9} {shown}", file=sys.stderr)
-    medians = {what: {p: statistics.median(of[p]) for p in PRECISIONS} for what, of in rates.items()}
-    report = {
+            ppo_rate = ppo_step(scorers["float32"].model, scorers["float32"].encoder.tokenizer, prompts, precision)
+            rates["ppo"][precision].append(ppo_rate)
+            line = f"scoring {rate:8.1f} tokens/s, training step {seconds:6.2f} s, PPO {ppo_rate:7.1f} tokens/s"
+            print(f"  {precision:9} {line}", file=sys.stderr)
+    medians = {name: {p: statistics.median(values[p]) for p in PRECISIONS} for name, values in rates.items()}
+    report: dict[str, Any] = {
         "machine": machine(),
         "weights": weights,
         "chosen": product.chosen,
         "needed_ratio": NEEDED_RATIO,
         "product_gflops": {"float32": product.float32_gflops, "bfloat16": product.bfloat16_gflops},
-        "scoring_judged_tokens_per_s": medians["scoring"],
+        "scoring_tokens_per_s": medians["scoring"],
         "training_pairs_per_s": medians["training"],
         "ppo_response_tokens_per_s": medians["ppo"],
         "score_correlation": float(pearson(scores["bfloat16"], scores["float32"], if_constant=1.0)),
@@ -118,8 +117,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "cpu_precision.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print("| | float32 | bfloat16 | ratio |\n|---|---|---|---|")
-    for what, row in (("product, GFLOP/s", report["product_gflops"]), *medians.items()):
-        print(f"| {what} | {row['float32']:.1f} | {row['bfloat16']:.1f} | {row['bfloat16'] / row['float32']:.2f} |")
+    for name, row in (("matrix product, GFLOP/s", report["product_gflops"]), *medians.items()):
+        print(f"| {name} | {row['float32']:.1f} | {row['bfloat16']:.1f} | {row['bfloat16'] / row['float32']:.2f} |")
     print(f"chosen: {product.chosen}; wrote {args.out / 'cpu_precision.json'}")
 
 

@@ -1,10 +1,11 @@
-"""The engine on an accelerator: random weights of real shapes, so nothing has to be downloaded.
+"""Measures the engine on a GPU, with random weights of real shapes, so that nothing has to be downloaded.
 
     python -m benchmarks.gpu --shapes 1B 7B --out runs/bench [--compile]
 
-For each shape: `groups` (8 prompts of about 400 tokens, 8 responses each, several calls deep) and `single` (64
-callers, one item each) through the engine, and `single` through a blocking left-padded reference; model-FLOPs
-utilisation is the fewest operations of the workload over time over the device's peak (measured and nominal).
+For each shape: `groups` (prompts of about 400 tokens with 8 responses each, in one call) and `single` (64 callers with
+one item each) through the engine, and `single` through a blocking left-padded reference. The utilisation is the fewest
+operations that the workload needs, per second, as a share of the device's nominal peak, or of the measured rate of its
+matrix products if that peak is not known.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ from redline_model.kinds import make_scorer
 from redline_model.options import Extraction, Template
 from redline_service.engine import Engine
 
-# Dense bfloat16 peaks by the name that torch gives the device, operations a second, from the makers' data sheets.
+# Dense bfloat16 peaks in operations per second, from the data sheets; keys are parts of torch's device names.
 NOMINAL_PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 
 
 def nominal_peak(device: torch.device) -> float | None:
-    """The data sheet's, None where it is not known."""
+    """The peak in the device's data sheet; None if it is not known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -50,7 +51,7 @@ def nominal_peak(device: torch.device) -> float | None:
 
 
 def random_bundle(shape: str, load_options: LoadOptions, *, seed: int, is_compiled: bool, cache: int) -> Bundle:
-    """A bundle of random weights, made on the device itself."""
+    """A bundle of random weights, created on the device."""
     device, dtype = load_options.torch_device(), load_options.torch_dtype()
     torch.manual_seed(seed)
     previous = torch.get_default_dtype()
@@ -73,16 +74,18 @@ def random_bundle(shape: str, load_options: LoadOptions, *, seed: int, is_compil
 
 
 async def through_engine(engine: Engine, calls: Sequence[Sequence[dict[str, str]]]) -> tuple[float, list[float]]:
-    """Seconds in all and of each call, all calls sent at once."""
+    """Seconds in total and of each call; all calls are sent at once."""
 
-    async def one(call: Sequence[dict[str, str]]) -> float:
-        request = ScoreRequest(items=[ScoreItem(**item) for item in call], options=ScoreOptions(mode="paper"))
+    async def score(call: Sequence[dict[str, str]]) -> float:
+        request = ScoreRequest(
+            items=[ScoreItem.model_validate(item) for item in call], options=ScoreOptions(mode="paper")
+        )
         started = time.perf_counter()
         await engine.score(request)
         return time.perf_counter() - started
 
     started = time.perf_counter()
-    latencies = await asyncio.gather(*(one(call) for call in calls))
+    latencies = await asyncio.gather(*(score(call) for call in calls))
     return time.perf_counter() - started, list(latencies)
 
 
@@ -108,7 +111,7 @@ async def measure(bundle: Bundle, texts: Texts, *, deep: int, repeats: int, budg
             encoded = encode(items)
             took, calls_took = await through_engine(engine, calls)
             if repeat == 0:
-                continue  # kernels are chosen and memory is taken in the first turn
+                continue  # the first turn chooses kernels and allocates memory
             seconds.append(took)
             latencies += calls_took
             utilisation.append(fewest_operations(encoded, scorer.model) / took / (nominal or rate))
@@ -136,12 +139,12 @@ async def measure(bundle: Bundle, texts: Texts, *, deep: int, repeats: int, budg
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="where gpu.json goes")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of gpu.json")
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=["0.1B", "1B", "7B"])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     parser.add_argument("--compile", action="store_true", help="torch.compile the layers")
-    parser.add_argument("--deep", type=int, default=4, help="`groups` has 8 prompts times this")
+    parser.add_argument("--deep", type=int, default=4, help="`groups` has 8 times as many prompts")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--max-batch-tokens", type=int)
     parser.add_argument("--prefix-cache-tokens", type=int, default=16384)

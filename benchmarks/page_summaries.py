@@ -59,7 +59,7 @@ def real_text_summary(figures: Mapping[str, Any]) -> str:
 
 
 def overload_table(report: Mapping[str, Any], before: Mapping[str, Any]) -> str:
-    """Goodput and time to refusal by load, beside the goodput of the earlier code; then capacity and latency."""
+    """Goodput and time to refusal by load, with the goodput of the earlier code; then capacity and latency."""
     lines = ["| items per request | load | goodput | refused within (p95) | goodput before |", "|---|---|---|---|---|"]
     variants = report["overload"]["variants"]
     for name, variant in variants.items():

@@ -1,4 +1,4 @@
-"""Writes the tables of the pages in docs/results/ from the JSON files beside them.
+"""Writes the tables of the pages in docs/results/ from the JSON files in the same folder.
 
     python -m benchmarks.pages --take runs/claims/claims.json    # copy new results to docs/results/, rewrite the tables
     python -m benchmarks.pages                                   # rewrite the tables
@@ -16,13 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import claims, page_summaries, real_text
+from benchmarks import page_summaries
+from benchmarks.real_text import tables as real_text_tables
+from benchmarks.synthetic import tables as claims_tables
 from examples.quickstart import seeds
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 RENDERERS: dict[str, Callable[[Any], str]] = {
-    "claims": claims.rendered,
-    "real_text": real_text.rendered,
+    "claims": claims_tables.rendered,
+    "real_text": real_text_tables.rendered,
     "quickstart": seeds.table,
     "loops": seeds.table,
 }
@@ -39,8 +41,8 @@ def rounded(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, _DIGITS)
     if isinstance(value, Mapping):
-        return {key: rounded(one) for key, one in value.items()}
-    return [rounded(one) for one in value] if isinstance(value, list) else value
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list) else value
 
 
 def with_block(page: str, mark: str, text: str) -> str:
@@ -81,12 +83,15 @@ def stored(name: str) -> Mapping[str, Any] | None:
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--take", type=Path, action="append", default=[], help="results to keep with the docs")
-    for source in parser.parse_args().take:
+    parser.add_argument(
+        "--take", type=Path, action="append", default=[], help="a JSON file of results to copy to docs/results/"
+    )
+    for path in parser.parse_args().take:
         RESULTS.mkdir(exist_ok=True)
-        results = rounded(json.loads(source.read_text(encoding="utf-8")))
-        (RESULTS / source.name).write_text(json.dumps(results) + "\n", encoding="utf-8")
+        results = rounded(json.loads(path.read_text(encoding="utf-8")))
+        (RESULTS / path.name).write_text(json.dumps(results) + "\n", encoding="utf-8")
     for name in RENDERERS:
         results = stored(name)
         if results is not None:

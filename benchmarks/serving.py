@@ -1,16 +1,14 @@
-"""Scoring side by side: same weights, same items, same machine, contenders taking turns.
+"""Compares the speed of scoring: the backends take turns with the same weights and items on the same machine.
 
     python -m benchmarks.serving --out runs/bench [--quick] [--model FOLDER] [--vllm-python PYTHON]
 
-Ratios between contenders of one run are what counts; absolute times say more about the machine's neighbours.
+Compare ratios between backends of one run: absolute times depend on the machine and its other load.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -21,17 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from benchmarks.overload import FULL, QUICK, measure_overload
 from benchmarks.speed.backends import (
-    SETTINGS,
     Backend,
-    Offline,
+    Call,
+    OfflineBackend,
     RedlineHttp,
     ReferenceServer,
-    Run,
     Vllm,
+    WorkloadRun,
     pause,
     peak_mb,
     reset_peak,
@@ -40,18 +37,19 @@ from benchmarks.speed.backends import (
 from benchmarks.speed.bundles import build_bundle
 from benchmarks.speed.ceiling import fewest_operations, matmul_rate
 from benchmarks.speed.load_results import percentile
+from benchmarks.speed.machine import machine
 from benchmarks.speed.overload_report import print_overload
 from benchmarks.speed.report import print_table, write_plot
 from benchmarks.speed.workloads import Texts, Workload, build_workloads, group
 from redline_model.bundle.bundle import Bundle
 from redline_model.encoding.encoder import EncodedItem, Item
 
-# two best logits closer than this may be told apart differently by two correct computations
+# two correct computations may rank two logits differently if they are closer than this
 _TIE = 1e-4
 
 
-def figures(runs: Sequence[Run], scored: Sequence[int], peak: float, shares: Sequence[float]) -> dict[str, Any]:
-    """What the table shows of one contender on one workload; medians over the repeats."""
+def figures(runs: Sequence[WorkloadRun], scored: Sequence[int], peak: float, shares: Sequence[float]) -> dict[str, Any]:
+    """The figures of one backend on one workload; medians over the repeats."""
     rates = [tokens / run.seconds for tokens, run in zip(scored, runs, strict=True)]
     latencies = [1000 * s for run in runs for s in run.latencies]
     return {
@@ -66,26 +64,26 @@ def figures(runs: Sequence[Run], scored: Sequence[int], peak: float, shares: Seq
     }
 
 
-def exactness(ours: Sequence[list[float]], plain: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """How many items' ``paper`` rewards are those of the plain path, and whether a near tie explains the others."""
-    different = [i for i, (a, b) in enumerate(zip(ours, plain, strict=True)) if a != b["rewards"]]
+def exactness(rewards: Sequence[list[float]], plain: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How many items have other ``paper`` rewards than with plain transformers, and how many of them without a tie."""
+    different = [i for i, (a, b) in enumerate(zip(rewards, plain, strict=True)) if a != b["rewards"]]
     unexplained = [i for i in different if plain[i]["gap"] >= _TIE]
-    return {"items": len(ours), "different": len(different), "unexplained_by_a_tie": len(unexplained)}
+    return {"items": len(rewards), "different": len(different), "unexplained_by_a_tie": len(unexplained)}
 
 
 def encode(bundle: Bundle, items: Sequence[dict[str, str]]) -> list[EncodedItem]:
-    """The items as the model reads them."""
+    """The items as token ids of the model."""
     return [bundle.scorer.encoder.encode(Item(item["prompt"], item["response"])) for item in items]
 
 
-def compete(workloads: Sequence[Workload], backends: Sequence[Backend], bundle: Bundle) -> dict[str, Any]:
-    """Every contender on each of ``workloads``, in turns that start with another one each time.
+def compare(workloads: Sequence[Workload], backends: Sequence[Backend], bundle: Bundle) -> dict[str, Any]:
+    """Every backend on each of ``workloads``, in turns that start with another backend each time.
 
-    The workloads are one in kind, each of text that nobody has seen before: no prompt is warm from an earlier turn.
+    The workloads are of one kind, each with new texts: no prefix is cached from an earlier turn.
     """
     name, about = workloads[0].name, workloads[0].about
-    runs: dict[str, list[Run]] = {c.name: [] for c in backends}
-    shares: dict[str, list[float]] = {c.name: [] for c in backends}
+    runs: dict[str, list[WorkloadRun]] = {backend.name: [] for backend in backends}
+    shares: dict[str, list[float]] = {backend.name: [] for backend in backends}
     tokens: list[int] = []
     ceilings: list[float] = []
     peaks: dict[str, float] = {}
@@ -94,8 +92,8 @@ def compete(workloads: Sequence[Workload], backends: Sequence[Backend], bundle: 
         scored = sum(len(item.target_ids) for item in encoded)
         operations = fewest_operations(encoded, bundle.scorer.model)
         rates = []
-        turn = [*backends[repeat % len(backends) :], *backends[: repeat % len(backends)]]
-        for backend in turn:
+        turns = [*backends[repeat % len(backends) :], *backends[: repeat % len(backends)]]
+        for backend in turns:
             rates.append(matmul_rate(bundle.scorer.model, repeats=5))
             resume(backend)
             reset_peak(backend)
@@ -108,91 +106,75 @@ def compete(workloads: Sequence[Workload], backends: Sequence[Backend], bundle: 
         tokens.append(scored)
         rate = statistics.median(rates)
         ceilings.append(scored * rate / operations)
-        for own in shares.values():
-            own[-1] /= rate
-    plain = [one for run in runs["transformers_padded"] for one in run.answers]
+        for values in shares.values():
+            values[-1] /= rate
+    plain = [answer for run in runs["transformers_padded"] for answer in run.answers]
     return {
         "about": about,
         "calls": len(workloads[0].calls),
         "items": len(workloads[0].items),
         "scored_tokens": statistics.median(tokens),
         "ceiling_tokens_per_s": statistics.median(ceilings),
-        "contenders": {c: figures(runs[c], tokens, peaks[c], shares[c]) for c in runs},
+        "backends": {name: figures(runs[name], tokens, peaks[name], shares[name]) for name in runs},
         "exactness": {
-            c: exactness([one for run in runs[c] for one in run.answers], plain)
-            for c in runs
-            if c != "transformers_padded"
+            name: exactness([answer for run in runs[name] for answer in run.answers], plain)
+            for name in runs
+            if name != "transformers_padded"
         },
     }
 
 
 def score_difference(backend: Backend, workload: Workload, items: int) -> float:
-    """Largest difference of a ``margin`` score between all items at once and some of them one after the other."""
+    """Largest difference between the ``margin`` score of an item in a batch and alone, over the first items."""
     together = backend.score([workload.items], mode="margin").answers[:items]
     alone = [backend.score([[item]], mode="margin").answers[0] for item in workload.items[:items]]
-    return max(abs(sum(a) - sum(b)) for a, b in zip(together, alone, strict=True))
+    return max(float(abs(sum(a) - sum(b))) for a, b in zip(together, alone, strict=True))
 
 
 def growth(texts: Texts, engine: Backend, http: Backend, is_quick: bool) -> dict[str, Any]:
-    """How seconds grow with response length, group size and callers, and memory with a request's items."""
+    """How seconds grow with response length, group size and callers, and memory with the items of a request."""
 
-    def fresh(calls: Callable[[], list[Any]], backend: Backend) -> float:
-        return min(backend.score(calls()).seconds for _ in range(1 if is_quick else 2))
+    def seconds(backend: Backend, make_calls: Callable[[int], list[Call]], size: int) -> float:
+        return min(backend.score(make_calls(size)).seconds for _ in range(1 if is_quick else 2))
+
+    def of_length(tokens: int) -> list[Call]:
+        return [group(texts, 4, 1, (100, 100), (tokens, tokens))]
+
+    def of_group_size(responses: int) -> list[Call]:
+        return [group(texts, 2, responses, (400, 400), (64, 64))]
+
+    def of_callers(callers: int) -> list[Call]:
+        return [[item] for item in group(texts, callers, 1, (100, 100), (64, 64))]
 
     lengths = [16, 64, 256] if is_quick else [16, 64, 128, 256, 512]
     sizes = [1, 4, 16] if is_quick else [1, 4, 8, 16, 32]
     callers = [1, 4, 16] if is_quick else [1, 4, 16, 32]
     counts = [64, 256] if is_quick else [64, 1000]
     memory = {}
-    # prompts that stay warm take their bounded memory first, so that only the request's size differs
+    # fill the prefix cache first, so that the measured difference is that of the request's size
     engine.score([group(texts, 40, 1, (400, 400), (8, 8))])
     for count in counts:
         reset_peak(engine)
         engine.score([group(texts, 4, count // 4, (400, 400), (8, 8))])
         memory[count] = peak_mb(engine)
     return {
-        "seconds_by_response_tokens": {
-            n: fresh(lambda n=n: [group(texts, 4, 1, (100, 100), (n, n))], engine)
-            for n in lengths  # type: ignore[misc]
-        },
-        "seconds_by_group_size": {
-            n: fresh(lambda n=n: [group(texts, 2, n, (400, 400), (64, 64))], engine)
-            for n in sizes  # type: ignore[misc]
-        },
-        "seconds_by_callers": {
-            n: fresh(lambda n=n: [[i] for i in group(texts, n, 1, (100, 100), (64, 64))], http)  # type: ignore[misc]
-            for n in callers
-        },
+        "seconds_by_response_tokens": {n: seconds(engine, of_length, n) for n in lengths},
+        "seconds_by_group_size": {n: seconds(engine, of_group_size, n) for n in sizes},
+        "seconds_by_callers": {n: seconds(http, of_callers, n) for n in callers},
         "peak_mb_by_items": memory,
-    }
-
-
-def machine() -> dict[str, Any]:
-    """Where this ran."""
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "environment": SETTINGS,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
     }
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="where serving.json and serving.png go")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of serving.json and serving.png")
     parser.add_argument("--model", type=Path, help="model folder; default models/smollm2, else random weights")
     parser.add_argument("--texts", type=Path, default=Path("../shared/data"), help="folder of preference pairs")
-    parser.add_argument("--vllm-python", help="a python that has vLLM: it then competes too")
-    parser.add_argument("--workloads", nargs="*", help="only these")
-    parser.add_argument("--repeats", type=int, help="turns of each contender")
+    parser.add_argument("--vllm-python", help="a Python with vLLM installed, to compare with it, too")
+    parser.add_argument("--against", type=Path, help="checkout of another version of Redline, to compare with it, too")
+    parser.add_argument("--workloads", nargs="*", help="names of workloads; default: all")
+    parser.add_argument("--repeats", type=int, help="turns of each backend")
     parser.add_argument("--quick", action="store_true", help="a quarter of the items, one turn")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -210,25 +192,27 @@ def main() -> None:
         ]
         backends: list[Backend] = []
         try:
-            engine = Offline("redline_engine", path, prefix_cache_tokens=16384)
+            engine = OfflineBackend("redline_engine", path, prefix_cache_tokens=16384)
             http = RedlineHttp(path)
-            backends += [http, engine, ReferenceServer(path), Offline("transformers_padded", path)]
+            backends += [http, engine, ReferenceServer(path), OfflineBackend("transformers_padded", path)]
+            if args.against:
+                backends.append(RedlineHttp.of_checkout(path, args.against))
             if args.vllm_python:
                 backends.append(Vllm(path, args.vllm_python))
-            warm = [group(texts, 2, 2, (20, 20), (10, 10))]
+            warmup = [group(texts, 2, 2, (20, 20), (10, 10))]
             for backend in backends:
-                backend.score(warm)
+                backend.score(warmup)
                 pause(backend)
-            results = {turns[0].name: compete(turns, backends, bundle) for turns in workloads}
+            results = {turns[0].name: compare(turns, backends, bundle) for turns in workloads}
             for backend in (engine, http):
                 resume(backend)
             difference = max(score_difference(engine, w, 8 if args.quick else 32) for w, *_ in workloads[:3])
-            grown = growth(texts, engine, http, args.quick)
+            growth_figures = growth(texts, engine, http, args.quick)
         finally:
             for backend in backends:
                 resume(backend)
                 backend.stop()
-        under_load = measure_overload(path, bundle, texts, QUICK if args.quick else FULL, args.seed)
+        overload = measure_overload(path, bundle, texts, QUICK if args.quick else FULL, args.seed)
     report = {
         "date": time.strftime("%Y-%m-%d"),
         "redline": version("redline-rm"),
@@ -240,8 +224,8 @@ def main() -> None:
         "repeats": repeats,
         "workloads": results,
         "score_difference_alone_or_together": difference,
-        "growth": grown,
-        **under_load,
+        "growth": growth_figures,
+        **overload,
         "minutes": (time.perf_counter() - started) / 60,
     }
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""Training side by side: Redline's optimiser steps against a plain transformers ``Trainer`` on the same pairs.
+"""Compares the speed of training: Redline's optimiser steps and a plain transformers ``Trainer`` on the same pairs.
 
     python -m benchmarks.training --out runs/bench [--quick] [--model FOLDER]
 
-Both see the same sequences in the same order, the same loss (token mean over both mappings), the same AdamW.
+Both get the same sequences in the same order, the same loss (token mean over both mappings) and the same AdamW.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from benchmarks.serving import machine
 from benchmarks.speed.bundles import build_bundle
+from benchmarks.speed.machine import machine
 from benchmarks.speed.workloads import Texts
 from redline.preference_data.rows import Pair
 from redline_model.bundle.bundle import Bundle
@@ -36,26 +36,30 @@ from redline_trainer.optimizer_step import run_optimizer_step
 _RATE = 1e-5
 
 
-def ours(model: Any, steps: Sequence[Sequence[EncodedPair]], config: TrainConfig) -> tuple[list[float], list[float]]:
-    """Loss and seconds of each optimiser step."""
+def redline_steps(
+    model: Any, steps: Sequence[Sequence[EncodedPair]], config: TrainConfig
+) -> tuple[list[float], list[float]]:
+    """Loss and seconds of each optimiser step of Redline."""
     model.train()
-    learning = list(model.parameters())
-    optimizer = torch.optim.AdamW(learning, lr=_RATE, betas=(0.9, 0.95), weight_decay=0.0)
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=_RATE, betas=(0.9, 0.95), weight_decay=0.0)
     objective = Seq2SeqObjective(model)
     reports = [
-        run_optimizer_step(n, _RATE, config, objective, pairs, optimizer, learning) for n, pairs in enumerate(steps)
+        run_optimizer_step(n, _RATE, config, objective, pairs, optimizer, parameters) for n, pairs in enumerate(steps)
     ]
     return [report.loss for report in reports], [report.seconds for report in reports]
 
 
-class _Plain(Trainer):  # type: ignore[misc]
-    """The Trainer as it is, but for the order of the data, which is to be the same for both."""
+class _OrderedTrainer(Trainer):  # type: ignore[misc]
+    """The Trainer without shuffling, so that the data has the same order in both."""
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
 class _Clock(TrainerCallback):  # type: ignore[misc]
+    """Measures the seconds of each optimiser step."""
+
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self._started = 0.0
@@ -68,13 +72,13 @@ class _Clock(TrainerCallback):  # type: ignore[misc]
 
 
 def example(item: EncodedItem) -> dict[str, list[int]]:
-    """One training sequence with its source masked out of the loss."""
+    """One training sequence; the loss does not include its source."""
     source = [*item.prefix_ids, *item.response_ids, *item.instruction_ids]
     return {"input_ids": [*source, *item.target_ids], "labels": [-100] * len(source) + item.target_ids}
 
 
 def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    """Right-padded."""
+    """A right-padded batch."""
     longest = max(len(row["input_ids"]) for row in rows)
     fill = {"input_ids": 0, "labels": -100}
     batch = {
@@ -85,14 +89,14 @@ def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     return {**batch, "attention_mask": torch.tensor(mask)}
 
 
-def theirs(model: Any, steps: Sequence[Sequence[EncodedPair]], batch: int) -> tuple[list[float], list[float]]:
-    """Loss and seconds of each optimiser step."""
+def trainer_steps(model: Any, steps: Sequence[Sequence[EncodedPair]], batch: int) -> tuple[list[float], list[float]]:
+    """Loss and seconds of each optimiser step of the transformers ``Trainer``."""
     objective = Seq2SeqObjective(copy.deepcopy(model))
     rows = [example(unit.item) for pairs in steps for pair in pairs for unit in objective.units(pair)]
     per_step = len(rows) // len(steps)
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _Plain(
+        trainer = _OrderedTrainer(
             model=model.train(),
             args=TrainingArguments(
                 output_dir=folder,
@@ -111,7 +115,7 @@ def theirs(model: Any, steps: Sequence[Sequence[EncodedPair]], batch: int) -> tu
                 dataloader_pin_memory=False,
                 disable_tqdm=True,
             ),
-            train_dataset=rows,  # type: ignore[arg-type]
+            train_dataset=rows,
             data_collator=collate,
             callbacks=[clock],
         )
@@ -136,15 +140,15 @@ def build_pairs(texts: Texts, count: int) -> list[Pair]:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="where training.json goes")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of training.json")
     parser.add_argument("--model", type=Path, help="model folder; default models/smollm2, else random weights")
     parser.add_argument("--texts", type=Path, default=Path("../shared/data"), help="folder of preference pairs")
     parser.add_argument("--pairs-per-step", type=int, default=8)
-    parser.add_argument("--steps", type=int, help="optimiser steps of each turn")
-    parser.add_argument("--repeats", type=int, help="turns of each contender")
+    parser.add_argument("--steps", type=int, help="optimiser steps per turn")
+    parser.add_argument("--repeats", type=int, help="turns of each of the two")
     parser.add_argument("--quick", action="store_true", help="two steps of four pairs, one turn")
     parser.add_argument("--seed", type=int, default=0)
-    args, _ = parser.parse_known_args()  # `make bench` hands one line of options to both benchmarks
+    args, _ = parser.parse_known_args()  # `make bench` passes the same options to all its commands
     steps, repeats = args.steps or (2 if args.quick else 4), args.repeats or (1 if args.quick else 2)
     per_step = 4 if args.quick else args.pairs_per_step
     with tempfile.TemporaryDirectory() as folder:
@@ -163,9 +167,9 @@ def main() -> None:
             model = copy.deepcopy(scorer.model)
             torch.manual_seed(args.seed)
             if name == "redline":
-                losses[name], seconds = ours(model, batches, config)
+                losses[name], seconds = redline_steps(model, batches, config)
             else:
-                losses[name], seconds = theirs(model, batches, batch=8)
+                losses[name], seconds = trainer_steps(model, batches, batch=8)
             rates[name] += [t / s for t, s in zip(tokens, seconds, strict=True)]
             print(f"  {name:22} {rates[name][-1]:8.1f} tokens/s, losses {losses[name]}", file=sys.stderr)
     medians = {name: statistics.median(values) for name, values in rates.items()}
@@ -188,7 +192,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "training.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(f"redline {medians['redline']:.1f} tokens/s, transformers Trainer {medians['transformers_trainer']:.1f}")
-    print(f"ratio {report['ratio']:.2f}, largest difference of a step's loss {report['largest_loss_difference']:.1e}")
+    print(f"ratio {report['ratio']:.2f}, largest difference between two losses {report['largest_loss_difference']:.1e}")
     print(f"wrote {args.out / 'training.json'}")
 
 

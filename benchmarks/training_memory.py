@@ -1,9 +1,9 @@
-"""Memory and speed of optimiser steps, each way of taking them in a process of its own and in turns.
+"""Measures memory and speed of optimiser steps with different settings, each in its own process, in turns.
 
     python -m benchmarks.training_memory --out runs/bench [--quick] [--model FOLDER]
 
 All take the same steps: the same weights, pairs and AdamW, passes of at most ``--max-batch-tokens``. ``kept_logits`` is
-plain autograd behind the same forward pass, which holds the logits of every target until the backward pass.
+plain autograd after the same forward pass: it keeps the logits of every target until the backward pass.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.serving import machine
 from benchmarks.speed.bundles import build_bundle
+from benchmarks.speed.machine import machine
 from benchmarks.speed.workloads import Texts
 from benchmarks.training import build_pairs
 from redline_model.bundle.bundle import Bundle
@@ -38,25 +38,25 @@ from redline_trainer.optimizer_step import run_optimizer_step
 _RATE = 1e-5
 
 
-class Way(NamedTuple):
-    """How steps are taken."""
+class Variant(NamedTuple):
+    """Settings of the optimiser steps."""
 
     keeps_logits: bool = False
     is_checkpointed: bool = False
     precision: str = "float32"
 
 
-WAYS = {
-    "kept_logits": Way(keeps_logits=True),
-    "chunked": Way(),
-    "chunked_checkpointed": Way(is_checkpointed=True),
-    "chunked_bfloat16": Way(precision="bfloat16"),
-    "chunked_checkpointed_bfloat16": Way(is_checkpointed=True, precision="bfloat16"),
+VARIANTS = {
+    "kept_logits": Variant(keeps_logits=True),
+    "chunked": Variant(),
+    "chunked_checkpointed": Variant(is_checkpointed=True),
+    "chunked_bfloat16": Variant(precision="bfloat16"),
+    "chunked_checkpointed_bfloat16": Variant(is_checkpointed=True, precision="bfloat16"),
 }
 
 
 class KeptLogits(Seq2SeqObjective):
-    """The same loss by plain autograd."""
+    """The loss of ``Seq2SeqObjective`` with plain autograd."""
 
     def loss(self, units: Sequence[Mapping]) -> Tensor:
         """See ``Seq2SeqObjective``."""
@@ -75,28 +75,28 @@ def peak_mb() -> float:
 
 
 def work(args: argparse.Namespace) -> None:
-    """Take a step for every line of standard input, and print what it was as a line of JSON."""
-    way = WAYS[args.way]
+    """Take one step per line of standard input, and print its figures as a line of JSON."""
+    variant = VARIANTS[args.way]
     scorer = Bundle.load(args.bundle, LoadOptions(device="cpu", dtype="float32")).scorer
     texts = Texts(scorer.encoder.tokenizer, args.texts, args.seed)
     pairs = build_pairs(texts, args.steps * args.pairs_per_step)
     encoded, _ = encode_pairs(scorer.encoder, pairs, "error")
     model = scorer.model
-    if way.is_checkpointed:
+    if variant.is_checkpointed:
         model.gradient_checkpointing_enable()
     set_training_mode(model, "off")
-    learning = list(model.parameters())
-    optimizer = torch.optim.AdamW(learning, lr=_RATE, betas=(0.9, 0.95), weight_decay=0.0)
-    objective = (KeptLogits if way.keeps_logits else Seq2SeqObjective)(model)
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=_RATE, betas=(0.9, 0.95), weight_decay=0.0)
+    objective = (KeptLogits if variant.keeps_logits else Seq2SeqObjective)(model)
     config = TrainConfig.model_validate(
-        {"base": "b", "out": "o", "max_batch_tokens": args.max_batch_tokens, "precision": way.precision}
+        {"base": "b", "out": "o", "max_batch_tokens": args.max_batch_tokens, "precision": variant.precision}
     )
     for step, _ in enumerate(sys.stdin):
         batch = encoded[step * args.pairs_per_step : (step + 1) * args.pairs_per_step]
         started = time.process_time()
-        report = run_optimizer_step(step, _RATE, config, objective, batch, optimizer, learning)
+        report = run_optimizer_step(step, _RATE, config, objective, batch, optimizer, parameters)
         seconds = time.process_time() - started
-        outputs = {
+        figures = {
             "loss": report.loss,
             "grad_norm": report.grad_norm,
             "tokens": report.tokens,
@@ -104,11 +104,11 @@ def work(args: argparse.Namespace) -> None:
             "tokens_per_cpu_s": report.tokens / seconds,
             "peak_mb": peak_mb(),
         }
-        print(json.dumps(outputs), flush=True)
+        print(json.dumps(figures), flush=True)
 
 
 def in_turns(names: Sequence[str], options: Sequence[str], steps: int) -> dict[str, list[dict[str, Any]]]:
-    """What the steps of each way were; the ways take them in turns."""
+    """The figures of each step of each variant; the variants take turns."""
     workers = {
         name: subprocess.Popen(
             [sys.executable, "-m", "benchmarks.training_memory", "--way", name, *options],
@@ -118,7 +118,7 @@ def in_turns(names: Sequence[str], options: Sequence[str], steps: int) -> dict[s
         )
         for name in names
     }
-    outputs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    figures: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     try:
         for step in range(steps):
             for name, worker in [*workers.items()][:: 1 if step % 2 == 0 else -1]:
@@ -128,26 +128,26 @@ def in_turns(names: Sequence[str], options: Sequence[str], steps: int) -> dict[s
                 line = worker.stdout.readline()
                 if not line:
                     raise SystemExit(f"{name} ended in step {step + 1}")
-                outputs[name].append(json.loads(line))
-                print(f"  {name:30} {outputs[name][-1]}", file=sys.stderr, flush=True)
+                figures[name].append(json.loads(line))
+                print(f"  {name:30} {figures[name][-1]}", file=sys.stderr, flush=True)
     finally:
         for worker in workers.values():
             worker.kill()
             worker.wait()
-    return outputs
+    return figures
 
 
 def measure(options: Sequence[str], names: Sequence[str], steps: int) -> dict[str, dict[str, Any]]:
-    """A row a way; two processes at a time, for each holds a model and its optimiser's state."""
+    """One row per variant; two processes at a time, as each holds a model and its optimiser's state."""
     rows: dict[str, dict[str, Any]] = {}
     for start in range(0, len(names), 2):
-        for name, outputs in in_turns(names[start : start + 2], options, steps).items():
+        for name, steps_of in in_turns(names[start : start + 2], options, steps).items():
             rows[name] = {
-                "peak_mb": outputs[-1]["peak_mb"],
-                "tokens_per_s": statistics.median(one["tokens_per_s"] for one in outputs),
-                "tokens_per_cpu_s": statistics.median(one["tokens_per_cpu_s"] for one in outputs),
-                "losses": [one["loss"] for one in outputs],
-                "grad_norms": [one["grad_norm"] for one in outputs],
+                "peak_mb": steps_of[-1]["peak_mb"],
+                "tokens_per_s": statistics.median(step["tokens_per_s"] for step in steps_of),
+                "tokens_per_cpu_s": statistics.median(step["tokens_per_cpu_s"] for step in steps_of),
+                "losses": [step["loss"] for step in steps_of],
+                "grad_norms": [step["grad_norm"] for step in steps_of],
             }
     return rows
 
@@ -155,7 +155,7 @@ def measure(options: Sequence[str], names: Sequence[str], steps: int) -> dict[st
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """The rows in Markdown."""
     lines = [
-        "| way | peak, MiB | tokens/s | tokens per second of processor time | loss of the last step |",
+        "| variant | peak, MiB | tokens/s | tokens per second of processor time | loss of the last step |",
         "|---" * 5 + "|",
     ]
     for name, row in rows.items():
@@ -167,16 +167,16 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="where training_memory.json goes")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of training_memory.json")
     parser.add_argument("--model", type=Path, help="model folder; default models/smollm2, else random weights")
     parser.add_argument("--texts", type=Path, default=Path("../shared/data"), help="folder of preference pairs")
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--ways", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), help="variants")
     parser.add_argument("--pairs-per-step", type=int, default=8)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--max-batch-tokens", type=int, default=8192)
     parser.add_argument("--quick", action="store_true", help="two steps of two pairs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--way", choices=list(WAYS), help=argparse.SUPPRESS)
+    parser.add_argument("--way", choices=list(VARIANTS), help=argparse.SUPPRESS)
     parser.add_argument("--bundle", help=argparse.SUPPRESS)
     args, _ = parser.parse_known_args()
     if args.way:

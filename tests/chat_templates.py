@@ -1,4 +1,4 @@
-"""Chat templates in the styles of the families in use, written for the tests, and tokenizers that carry them."""
+"""Chat templates in the styles of common model families, and tokenizers that have them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.tokenizer_families import TOKENIZERS, tokenizer_of
 
 
 class Style(NamedTuple):
-    """``special``: the texts of the template that are special tokens. ``has_system``: whether it takes such a turn."""
+    """A template. ``special``: its special tokens. ``has_system``: whether it accepts a system turn."""
 
     template: str
     special: tuple[str, ...] = ()
@@ -106,10 +106,10 @@ FAMILIES = [(tokenizer, style) for tokenizer in TOKENIZERS for style in [*STYLES
 
 
 def with_template(tokenizer: str, style: str | None) -> Any:
-    """A tokenizer of the family that carries the template of the style; None for one without a template."""
-    made = copy.deepcopy(tokenizer_of(tokenizer))
-    made.chat_template = None
+    """A tokenizer of the family with the template of the style; without a template if the style is None."""
+    copied = copy.deepcopy(tokenizer_of(tokenizer))
+    copied.chat_template = None
     if style is not None:
-        made.add_special_tokens({"additional_special_tokens": list(STYLES[style].special)})
-        made.chat_template = STYLES[style].template
-    return made
+        copied.add_special_tokens({"additional_special_tokens": list(STYLES[style].special)})
+        copied.chat_template = STYLES[style].template
+    return copied

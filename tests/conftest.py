@@ -197,7 +197,7 @@ def write_bundle(folder: Path, scorer: Scorer[Any], kind: str = "seq2seq") -> Bu
         beta=scorer.beta if isinstance(scorer, DPOScorer) else None,
     )
     parts = {REFERENCE: scorer.models[1]} if isinstance(scorer, DPOScorer) else {}
-    save_bundle(folder, manifest, scorer.model, encoder.tokenizer, parts=parts)
+    save_bundle(folder, manifest, scorer.model, encoder.tokenizer, submodels=parts)
     return Bundle.load(folder)
 
 

@@ -1,4 +1,4 @@
-"""Ways to damage a bundle on purpose; each is a function that changes the folder it is given."""
+"""Ways to damage a bundle on purpose: functions that return a function which changes a folder."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ def edit_json(path: Path, **fields: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **fields}), encoding="utf-8")
 
 
-def sign(folder: Path) -> None:
-    """Let the manifest name every file with the digest that it has now."""
+def update_digests(folder: Path) -> None:
+    """Write the current digests of all files into the manifest."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).as_posix() != MANIFEST)
     edit_json(folder / MANIFEST, files={p.relative_to(folder).as_posix(): file_digest(p) for p in files})
 
 
 def manifest(**fields: Any) -> Damage:
-    """Other fields in the manifest."""
+    """Set fields of the manifest."""
     return lambda folder: edit_json(folder / MANIFEST, **fields)
 
 
 def manifest_text(text: str | bytes) -> Damage:
-    """Another text as the manifest."""
+    """Replace the manifest by this text."""
     data = text.encode() if isinstance(text, str) else text
     return lambda folder: (folder / MANIFEST).write_bytes(data) and None
 
 
-def manifest_field(name: str, literal: str) -> Damage:
-    """A field whose value Python's encoder would not write."""
+def manifest_field(name: str, json_text: str) -> Damage:
+    """Set a field of the manifest to JSON text that Python would not write."""
 
     def damage(folder: Path) -> None:
         raw = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        text = json.dumps({**raw, name: "PLACE"})
-        (folder / MANIFEST).write_text(text.replace('"PLACE"', literal), encoding="utf-8")
+        text = json.dumps({**raw, name: "PLACEHOLDER"})
+        (folder / MANIFEST).write_text(text.replace('"PLACEHOLDER"', json_text), encoding="utf-8")
 
     return damage
 
 
 def sparse(name: str, size: int) -> Damage:
-    """A file of zeros that takes no room on the disk."""
+    """A sparse file of zeros, which takes no space on the disk."""
 
     def damage(folder: Path) -> None:
         with (folder / name).open("wb") as file:
@@ -60,18 +60,18 @@ def sparse(name: str, size: int) -> Damage:
 
 
 def file(name: str, content: str | bytes) -> Damage:
-    """A file with this content, named by the manifest."""
+    """A file with this content, listed in the manifest."""
 
     def damage(folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
-        sign(folder)
+        update_digests(folder)
 
     return damage
 
 
 def listed(name: str) -> Damage:
-    """A name in ``files``, whatever stands there."""
+    """A name in the manifest's ``files``, whether or not the file exists."""
 
     def damage(folder: Path) -> None:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
@@ -81,27 +81,27 @@ def listed(name: str) -> Damage:
 
 
 def config(**fields: Any) -> Damage:
-    """Other fields in the model's configuration."""
+    """Set fields of the model's configuration."""
     return json_file("config.json", **fields)
 
 
 def json_file(name: str, **fields: Any) -> Damage:
-    """Other fields in a JSON file."""
+    """Set fields of a JSON file."""
 
     def damage(folder: Path) -> None:
         edit_json(folder / name, **fields)
-        sign(folder)
+        update_digests(folder)
 
     return damage
 
 
 def template(text: str) -> Damage:
-    """Another chat template."""
+    """Replace the chat template."""
     return file("chat_template.jinja", text)
 
 
 def header(change: Callable[[dict[str, Any]], object]) -> Damage:
-    """Another header of the weights."""
+    """Change the header of the weights."""
 
     def damage(folder: Path) -> None:
         data = (folder / WEIGHTS).read_bytes()
@@ -110,23 +110,23 @@ def header(change: Callable[[dict[str, Any]], object]) -> Damage:
         change(described)
         text = json.dumps(described).encode()
         (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
-        sign(folder)
+        update_digests(folder)
 
     return damage
 
 
 def weights(data: bytes) -> Damage:
-    """Other bytes as weights."""
+    """Replace the weights by these bytes."""
     return file(WEIGHTS, data)
 
 
 def first_tensor(**fields: Any) -> Damage:
-    """Another entry for the first tensor of the header."""
+    """Change the entry of the first tensor in the header."""
     return header(lambda described: described[min(set(described) - {"__metadata__"})].update(fields))
 
 
 def fifo(name: str) -> Damage:
-    """A named pipe that nobody writes to."""
+    """A named pipe without a writer."""
 
     def damage(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
@@ -136,18 +136,18 @@ def fifo(name: str) -> Damage:
 
 
 def link(name: str, target: str) -> Damage:
-    """A symbolic link, with the digest of what it points to."""
+    """A symbolic link, with the digest of its target."""
 
     def damage(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(target)
-        sign(folder)
+        update_digests(folder)
 
     return damage
 
 
 def folder_instead(name: str) -> Damage:
-    """A folder where a file should be."""
+    """A folder in place of a file."""
 
     def damage(folder: Path) -> None:
         (folder / name).unlink()
@@ -156,11 +156,11 @@ def folder_instead(name: str) -> Damage:
     return damage
 
 
-def both(*damages: Damage) -> Damage:
-    """One after the other."""
+def in_order(*damages: Damage) -> Damage:
+    """Several damages, one after the other."""
 
     def damage(folder: Path) -> None:
-        for one in damages:
-            one(folder)
+        for apply_one in damages:
+            apply_one(folder)
 
     return damage

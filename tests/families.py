@@ -81,6 +81,6 @@ CAUSAL = [name for name in _FAMILIES if name not in {"t5", "bart"}]
 
 
 def build_family(name: str) -> Any:
-    """A model of the family, in eval mode, the same at every call."""
+    """A model of the family in evaluation mode; every call returns the same weights."""
     torch.manual_seed(0)
     return _FAMILIES[name]().eval()

@@ -1,4 +1,4 @@
-"""Bundles that were damaged on purpose, as changes to a copy of a good bundle of a small causal model."""
+"""Hostile bundles, as changes to a copy of a good bundle of a small causal model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from tests.damage import (
     MANIFEST,
     WEIGHTS,
     Damage,
-    both,
     config,
     edit_json,
     fifo,
@@ -18,21 +17,22 @@ from tests.damage import (
     first_tensor,
     folder_instead,
     header,
+    in_order,
     json_file,
     link,
     listed,
     manifest,
     manifest_field,
     manifest_text,
-    sign,
     sparse,
     template,
+    update_digests,
     weights,
 )
 
 
 def ensemble_of_itself(folder: Path) -> None:
-    """Members that are links to the ensemble itself."""
+    """An ensemble whose members are links to itself."""
     edit_json(folder / MANIFEST, kind="ensemble", ensemble={"members": 2})
     (folder / "members").mkdir()
     for member in ("0", "1"):
@@ -40,7 +40,7 @@ def ensemble_of_itself(folder: Path) -> None:
 
 
 def deep_ensemble(folder: Path, depth: int = 30) -> None:
-    """Ensembles of ensembles; twice as many members at every level."""
+    """Nested ensembles with twice as many members at every level."""
     raw = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     raw |= {"kind": "ensemble", "ensemble": {"members": 2}}
     at = folder
@@ -50,7 +50,7 @@ def deep_ensemble(folder: Path, depth: int = 30) -> None:
             (at / "members" / member / MANIFEST).write_text(json.dumps(raw), encoding="utf-8")
         at = at / "members/0"
     edit_json(folder / MANIFEST, kind="ensemble", ensemble={"members": 2})
-    sign(folder)
+    update_digests(folder)
 
 
 def many_sparse(folder: Path) -> None:
@@ -61,8 +61,8 @@ def many_sparse(folder: Path) -> None:
     edit_json(folder / MANIFEST, files=json.loads((folder / MANIFEST).read_text())["files"] | dict.fromkeys(names, "0"))
 
 
-LONG = "{%% if messages|length > %d %%}{%% for i in range(99999) %%}{%% for j in range(99999) %%}x{%% endfor %%}"
-LONG += "{%% endfor %%}{%% endif %%}{%% for m in messages %%}{{ m.content }}{%% endfor %%}"
+LONG_LOOP = "{%% if messages|length > %d %%}{%% for i in range(99999) %%}{%% for j in range(99999) %%}x{%% endfor %%}"
+LONG_LOOP += "{%% endfor %%}{%% endif %%}{%% for m in messages %%}{{ m.content }}{%% endfor %%}"
 SAFETENSORS_HEADER = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
 
 HOSTILE: dict[str, Damage] = {
@@ -107,7 +107,7 @@ HOSTILE: dict[str, Damage] = {
     "file that is a folder": folder_instead("tokenizer.json"),
     "files of 64 GB that take no room": many_sparse,
     "link out of the folder": link("README.md", "/etc/hostname"),
-    "weights that are a link to a device": both(
+    "weights that are a link to a device": in_order(
         lambda folder: (folder / WEIGHTS).unlink(),
         lambda folder: (folder / WEIGHTS).symlink_to("/dev/zero"),
     ),
@@ -138,9 +138,11 @@ HOSTILE: dict[str, Damage] = {
     "tensors that overlap": header(
         lambda described: described["model.norm.weight"].update(described["model.layers.0.input_layernorm.weight"])
     ),
-    "tensors cut off": both(lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:5000]) and None, sign),
+    "tensors cut off": in_order(
+        lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:5000]) and None, update_digests
+    ),
     "config nested 100,000 deep": file("config.json", "[" * 100_000 + "]" * 100_000),
-    "config of 500 MB": both(sparse("config.json", 500_000_000), sign),
+    "config of 500 MB": in_order(sparse("config.json", 500_000_000), update_digests),
     "config that is a list": file("config.json", "[]"),
     "config that is not UTF-8": file("config.json", b'{"model_type": "\xff"}'),
     "config of an unknown model": config(model_type="no-such-model"),
@@ -169,7 +171,7 @@ HOSTILE: dict[str, Damage] = {
     "activation that does not exist": config(hidden_act="no such"),
     "attention from the hub": config(attn_implementation="someone/some-kernel"),
     "attention from the hub, the other way": config(_attn_implementation_internal="someone/some-kernel"),
-    "weights by a sharded index out of the folder": both(
+    "weights by a sharded index out of the folder": in_order(
         lambda f: (f / WEIGHTS).rename(f / "other.safetensors") and None,
         file(
             "model.safetensors.index.json",
@@ -182,7 +184,7 @@ HOSTILE: dict[str, Damage] = {
     "generation config that is a list": file("generation_config.json", "[]"),
     "generation config nested 100,000 deep": file("generation_config.json", "[" * 100_000 + "]" * 100_000),
     "tokenizer nested 100,000 deep": file("tokenizer.json", "[" * 100_000 + "]" * 100_000),
-    "tokenizer of 500 MB": both(sparse("tokenizer.json", 500_000_000), sign),
+    "tokenizer of 500 MB": in_order(sparse("tokenizer.json", 500_000_000), update_digests),
     "tokenizer that is empty": file("tokenizer.json", ""),
     "tokenizer without a model": file("tokenizer.json", "{}"),
     "tokenizer of an unknown model": file("tokenizer.json", '{"model": {"type": "none such"}}'),
@@ -194,17 +196,19 @@ HOSTILE: dict[str, Damage] = {
     "no end token": json_file("tokenizer_config.json", eos_token=None),
     "template with a power": template("{{ 9**9**9 }}"),
     "template with a power that is not reached": template("{% if false %}{{ messages|length ** 9 }}{% endif %}"),
-    "template with a loop in a loop": template(LONG % 0),
+    "template with a loop in a loop": template(LONG_LOOP % 0),
     "template with a loop on the day that scores are of": template(
-        "{% if strftime_now('%Y') == '2025' %}" + LONG % 0 + "{% endif %}"
+        "{% if strftime_now('%Y') == '2025' %}" + LONG_LOOP % 0 + "{% endif %}"
     ),
-    "template with a loop for tools": template("{% if tools %}" + LONG % 0 + "{% endif %}{{ messages[0].content }}"),
+    "template with a loop for tools": template(
+        "{% if tools %}" + LONG_LOOP % 0 + "{% endif %}{{ messages[0].content }}"
+    ),
     "template with a loop for calls of tools": template(
-        "{% if messages[-1].role == 'tool' %}" + LONG % 0 + "{% endif %}{{ messages[0].content }}"
+        "{% if messages[-1].role == 'tool' %}" + LONG_LOOP % 0 + "{% endif %}{{ messages[0].content }}"
     ),
-    "template with a loop for three turns": template(LONG % 3),
-    "template with a loop for eight turns": template(LONG % 8),
-    "template with a loop for sixty turns": template(LONG % 60),
+    "template with a loop for three turns": template(LONG_LOOP % 3),
+    "template with a loop for eight turns": template(LONG_LOOP % 8),
+    "template with a loop for sixty turns": template(LONG_LOOP % 60),
     "template with a long text": template("{{ 'a' * 10**10 }}"),
     "template with a long text by a product": template("{{ 'a' * 10000000000 }}"),
     "template with a long text at run time": template("{{ 'a' * (100000 * 100000 * messages|length) }}"),
@@ -222,13 +226,13 @@ HOSTILE: dict[str, Damage] = {
         "{% for m in messages %}{{ m.content }}{% endfor %}{% for i in range(2000) %}{{ 'a' * 10000 }}{% endfor %}"
     ),
     "template that divides by zero": template("{{ 1 / 0 }}"),
-    "template in the tokenizer's configuration": both(
+    "template in the tokenizer's configuration": in_order(
         lambda f: (f / "chat_template.jinja").unlink(),
         json_file("tokenizer_config.json", chat_template="{{ 9**9**9 }}"),
     ),
-    "template for the manifest's own settings": both(
+    "template for the manifest's own settings": in_order(
         template(
-            "{% if bomb is defined %}" + LONG % 0 + "{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}"
+            "{% if bomb is defined %}" + LONG_LOOP % 0 + "{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}"
         ),
         lambda f: edit_json(
             f / MANIFEST,
@@ -243,8 +247,8 @@ HOSTILE: dict[str, Damage] = {
     "settings that clash": manifest(template={"style": "chat", "chat_kwargs": {"tokenize": True, "conversation": 1}}),
 }
 
-# refused after the two seconds that a template may take
-TAKES_SECONDS = {
+# bundles that are refused only after seconds: the time limit of a template, or their size
+SLOW_BUNDLES = {
     "template with a loop for three turns",
     "template with a loop for sixty turns",
     "template for the manifest's own settings",

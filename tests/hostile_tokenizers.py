@@ -1,4 +1,4 @@
-"""Tokenizers that were damaged on purpose, as changes to a copy of a good bundle."""
+"""Hostile tokenizers, as changes to a copy of a good bundle."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from tests.damage import Damage, both, file, json_file, sign
+from tests.damage import Damage, file, in_order, json_file, update_digests
 
 TOKENIZER = "tokenizer.json"
 
 
 def tokenizer(**parts: Any) -> Damage:
-    """Other parts in ``tokenizer.json``."""
+    """Set parts of ``tokenizer.json``."""
     return json_file(TOKENIZER, **parts)
 
 
 def split(pattern: str) -> Damage:
-    """Another expression in front of the model."""
+    """Replace the pre-tokenizer by a split at this expression."""
     part = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     return tokenizer(pre_tokenizer=part)
 
 
 def replace(pattern: dict[str, str], content: str) -> Damage:
-    """Another normalizer."""
+    """Replace the normalizer."""
     return tokenizer(normalizer={"type": "Replace", "pattern": pattern, "content": content})
 
 
 def several_replacements(folder: Path) -> None:
-    """Each of five makes ten characters of one."""
+    """Five replacements, each of which makes ten characters of one."""
     parts = [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10} for _ in range(5)]
     tokenizer(normalizer={"type": "Sequence", "normalizers": parts})(folder)
 
@@ -41,38 +41,38 @@ def vocabulary(tokens: dict[str, int]) -> Damage:
 
 
 def added(count: int, size: int = 8, step: int = 1) -> Damage:
-    """Many more added tokens, or longer ones, or such with large ids."""
+    """More added tokens: ``count`` of them with ``size`` characters, and ids that increase by ``step``."""
 
     def damage(folder: Path) -> None:
         raw = json.loads((folder / TOKENIZER).read_text(encoding="utf-8"))
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
-        more = [{"id": 400 + n * step, "content": f"<{n:0{size - 2}}>", **flags} for n in range(count)]
-        tokenizer(added_tokens=[*raw["added_tokens"], *more])(folder)
+        new_tokens = [{"id": 400 + n * step, "content": f"<{n:0{size - 2}}>", **flags} for n in range(count)]
+        tokenizer(added_tokens=[*raw["added_tokens"], *new_tokens])(folder)
 
     return damage
 
 
 def long_word(folder: Path) -> None:
-    """WordPiece that looks for pieces in words of any length."""
+    """WordPiece that searches words of any length."""
     model = {"type": "WordPiece", "vocab": {"<unk>": 0, "b": 1} | {"a" * n: n + 1 for n in range(1, 300)}}
     model |= {"unk_token": "<unk>", "continuing_subword_prefix": "", "max_input_chars_per_word": 10**9}
     tokenizer(model=model, pre_tokenizer=None)(folder)
 
 
 def prefix_that_cuts_a_letter(folder: Path) -> None:
-    """A BPE model that takes two bytes off a merged token, in the middle of a letter."""
+    """A BPE model that removes two bytes of a merged token, in the middle of a letter."""
     model = {"type": "BPE", "vocab": {"a": 0, "é": 1}, "merges": [["a", "é"]], "continuing_subword_prefix": "x"}
     tokenizer(model=model)(folder)
 
 
 def prefix_longer_than_tokens(folder: Path) -> None:
-    """A BPE model that takes more bytes off a merged token than it has."""
+    """A BPE model that removes more bytes of a merged token than it has."""
     model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
     tokenizer(model=model | {"continuing_subword_prefix": "long"})(folder)
 
 
 def charsmap(data: bytes) -> Damage:
-    """Another table of SentencePiece's normalizer."""
+    """Replace the table of SentencePiece's normalizer."""
     part = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(data).decode()}
     return tokenizer(normalizer=part)
 
@@ -90,12 +90,12 @@ def many_special_tokens(folder: Path) -> None:
 
 
 def without_file(name: str, content: str | bytes) -> Damage:
-    """A vocabulary of an older kind alone."""
-    return both(lambda folder: (folder / TOKENIZER).unlink(), file(name, content))
+    """Only a vocabulary in an older format, without ``tokenizer.json``."""
+    return in_order(lambda folder: (folder / TOKENIZER).unlink(), file(name, content))
 
 
 def versioned(name: str) -> Damage:
-    """A tokenizer of which the configuration says that newer libraries read it instead."""
+    """A second tokenizer file that the configuration names for newer libraries."""
 
     def damage(folder: Path) -> None:
         (folder / TOKENIZER).rename(folder / "good.json")
@@ -105,7 +105,7 @@ def versioned(name: str) -> Damage:
         (folder / name).write_text(json.dumps({**raw, "pre_tokenizer": part}), encoding="utf-8")
         (folder / "good.json").unlink()
         json_file("tokenizer_config.json", fast_tokenizer_files=[name])(folder)
-        sign(folder)
+        update_digests(folder)
 
     return damage
 
@@ -159,15 +159,15 @@ HOSTILE_TOKENIZERS: dict[str, Damage] = {
     "tokenizer for newer libraries out of the folder": json_file(
         "tokenizer_config.json", fast_tokenizer_files=["../tokenizer.4.0.0.json"]
     ),
-    "old vocabulary of long tokens": both(
+    "old vocabulary of long tokens": in_order(
         without_file("vocab.json", json.dumps({"a" * 200_000: 0, "<eos>": 1})), file("merges.txt", "#version: 0.2\n")
     ),
     "SentencePiece model that is none": without_file("tokenizer.model", b"\xff" * 10_000),
     "SentencePiece model of 40 MB": without_file("tokenizer.model", b"\0" * 40_000_000),
 }
 
-# refused after the seconds of processor time that a trial may take, or large themselves
-TAKES_SECONDS_TOO = {
+# tokenizers that are refused only after seconds: the time limit of a trial, or their size
+SLOW_TOKENIZERS = {
     "pattern that takes squares",
     "pattern with large counts",
     "replacement of a letter by 100,000",

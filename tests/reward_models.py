@@ -1,4 +1,4 @@
-"""Tiny reward models as Hugging Face knows them: sequence classifiers of one label, with their tokenizers."""
+"""Tiny Hugging Face reward models: sequence classifiers with one label, and their tokenizers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import transformers
 
 from tests.conftest import build_tokenizer
 
-# each closes the assistant's turn otherwise: by the end token, by text behind it, by text alone
+# each closes the assistant's turn differently: with the end token, with the end token and text, with text only
 TEMPLATES = {
     "llama": (
         "{% for m in messages %}<|{{ m.role }}|>\n\n{{ m.content | trim }}<|end|>{% endfor %}"
@@ -32,7 +32,7 @@ _CLASSES = {"llama": "Llama", "qwen2": "Qwen2", "gemma2": "Gemma2", "gpt_neox": 
 
 
 def build_reward_model(family: str, folder: Path, *, pad: str = "<|end|>", labels: int = 1, **options: Any) -> Path:
-    """The model and its tokenizer, saved; ``pad`` <|end|> is the end token."""
+    """Save a model and its tokenizer; with ``pad`` <|end|> it pads with the end token."""
     tokenizer = build_tokenizer(chat=False)
     tokenizer.chat_template = TEMPLATES[family]
     tokenizer.add_special_tokens({"pad_token": pad})
@@ -60,8 +60,8 @@ def build_reward_model(family: str, folder: Path, *, pad: str = "<|end|>", label
 
 
 @torch.no_grad()
-def own_scores(folder: Path, items: list[tuple[Any, str]], padding_side: str | None = None) -> list[float]:
-    """transformers' own logits of the items, (prompt, response) each, in one padded batch; None: one by one."""
+def transformers_scores(folder: Path, items: list[tuple[Any, str]], padding_side: str | None = None) -> list[float]:
+    """transformers' own logits of (prompt, response) pairs, in one padded batch, or one by one without a side."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         folder, dtype=torch.float32, trust_remote_code=False

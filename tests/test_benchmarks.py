@@ -1,9 +1,11 @@
-"""The benchmarks measure what they say: the same answers from every contender, operations counted by hand."""
+"""The speed benchmarks: backends return the same rewards, counts and statistics agree with values computed by hand."""
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from benchmarks import gpu
 from benchmarks.overload import QUICK, arrivals, chosen_deadline, measure_overload
 from benchmarks.serving import exactness, figures
 from benchmarks.speed import bundles
+from benchmarks.speed.backends import WorkloadRun
 from benchmarks.speed.ceiling import body_parameters, fewest_operations
 from benchmarks.speed.load_generator import Recording, RequestResult, Stream, generate, request_template
 from benchmarks.speed.load_results import KINDS, beyond_the_model, goodput, percentile, short_beside_long, steady_rate
@@ -31,34 +34,36 @@ from redline_model.reward_spec import RewardSpec
 from redline_trainer.encode_pairs import EncodedPair
 from redline_trainer.objectives.seq2seq import Seq2SeqObjective
 
+ROOT = Path(__file__).resolve().parents[1]
 
-def test_the_reference_gives_redline_s_paper_rewards(bundle: Bundle) -> None:
+
+def test_the_reference_server_has_the_same_paper_rewards(bundle: Bundle) -> None:
     scorer = bundle.scorer
     items = [scorer.encoder.encode(Item(f"Prompt {n}", "Hold the button. " * n)) for n in (1, 2, 3)]
     plain = left_padded(scorer.model, items)
-    ours = [scorer.to_rewards(m, RewardSpec("paper", "sum")).rewards for m in scorer.forward(items)]
-    assert exactness(ours, plain)["unexplained_by_a_tie"] == 0
+    rewards = [scorer.to_rewards(output, RewardSpec("paper", "sum")).rewards for output in scorer.forward(items)]
+    assert exactness(rewards, plain)["unexplained_by_a_tie"] == 0
 
 
-def test_operations_by_hand(bundle: Bundle) -> None:
+def test_operations_are_those_counted_by_hand(bundle: Bundle) -> None:
     model = bundle.scorer.model
     config = model.config
-    prompt, own = [1, 2, 3], EncodedItem([1, 2, 3], [4, 5], [6], [4, 5, 0], [], "")
+    prompt, item = [1, 2, 3], EncodedItem([1, 2, 3], [4, 5], [6], [4, 5, 0], [], "")
     body = 2 * body_parameters(model)
     pair = 4 * config.hidden_size * config.num_hidden_layers
     row = 2 * config.vocab_size * config.hidden_size
-    # own tokens read: two of the response, one of the request, two of the target
+    # input tokens after the prompt: two of the response, one of the request, two of the target
     once = len(prompt) * body + pair * 6
     each = 5 * body + pair * (4 + 5 + 6 + 7 + 8) + 3 * row
-    assert fewest_operations([own], model) == pytest.approx(once + each)
-    assert fewest_operations([own, own], model) == pytest.approx(once + 2 * each)
-    # two layers of q, k, v, o and a gated feed-forward block, by the configuration
+    assert fewest_operations([item], model) == pytest.approx(once + each)
+    assert fewest_operations([item, item], model) == pytest.approx(once + 2 * each)
+    # per layer: q, k, v, o and a gated feed-forward block
     heads = config.num_key_value_heads * config.hidden_size // config.num_attention_heads
     layer = 2 * config.hidden_size * (config.hidden_size + heads) + 3 * config.hidden_size * config.intermediate_size
     assert body_parameters(model) == layer * config.num_hidden_layers
 
 
-def test_workloads_have_the_shape_they_are_named_for() -> None:
+def test_workloads_have_the_shapes_of_their_names() -> None:
     texts = Texts(bundles.built_tokenizer(), None, seed=0)
     by_name = {w.name: w for w in build_workloads(texts, share=0.25)}
     assert set(by_name) == {"single", "rollout", "groups", "long", "mixed"}
@@ -75,7 +80,7 @@ def test_percentiles() -> None:
     assert percentile([7.0], 0.99) == 7.0
 
 
-def test_the_plain_trainer_s_loss_is_on_targets_alone() -> None:
+def test_the_loss_of_the_plain_trainer_is_on_targets_only() -> None:
     item = EncodedItem([1, 2], [3], [4], [3, 0], [], "")
     row = example(item)
     assert row["input_ids"] == [1, 2, 3, 4, 3, 0]
@@ -85,7 +90,7 @@ def test_the_plain_trainer_s_loss_is_on_targets_alone() -> None:
     assert batch["attention_mask"].sum().item() == 6 + 3
 
 
-def test_the_accelerator_benchmark_runs_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_benchmark_runs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(bundles.SHAPES, "tiny", (64, 128, 2, 4, 2, 2048))
     load_options = LoadOptions(device="cpu", dtype="float32")
     bundle = gpu.random_bundle("tiny", load_options, seed=0, is_compiled=False, cache=4096)
@@ -97,24 +102,26 @@ def test_the_accelerator_benchmark_runs_anywhere(monkeypatch: pytest.MonkeyPatch
     json.dumps(found)
 
 
-def test_a_report_becomes_the_tables_of_the_page() -> None:
+def test_a_serving_report_becomes_the_tables_of_the_results_page() -> None:
     row: dict[str, Any] = {"tokens_per_s": 10.0, "p50_ms": 5.0, "p95_ms": 6.0, "peak_mb": 7.0, "share_of_ceiling": 0.5}
     names = ("redline_http", "redline_engine", "reference_server", "transformers_padded")
-    workload = {"contenders": dict.fromkeys(names, row), "ceiling_tokens_per_s": 20.0}
+    workload = {"backends": dict.fromkeys(names, row), "ceiling_tokens_per_s": 20.0}
     assert "| `groups` | 1.00 | 1.00 | 1.00 | 0.50 | 6 | 5 |" in markdown({"workloads": {"groups": workload}})
 
 
 def test_figures_are_medians_over_turns() -> None:
-    from benchmarks.speed.backends import Run
-
-    runs = [Run(2.0, [1.0, 2.0], []), Run(1.0, [0.5, 1.0], []), Run(4.0, [3.0, 4.0], [])]
+    runs = [
+        WorkloadRun(2.0, [1.0, 2.0], []),
+        WorkloadRun(1.0, [0.5, 1.0], []),
+        WorkloadRun(4.0, [3.0, 4.0], []),
+    ]
     found = figures(runs, [100, 100, 100], 5.0, [0.1, 0.2, 0.3])
     assert found["tokens_per_s"] == 50.0
     assert found["share_of_ceiling"] == 0.2
     assert {"tokens_per_s", "p50_ms", "p95_ms", "p99_ms", "peak_mb"} <= set(found)
 
 
-def test_nothing_here_needs_an_accelerator() -> None:
+def test_a_cpu_has_no_nominal_peak() -> None:
     assert gpu.nominal_peak(torch.device("cpu")) is None
 
 
@@ -123,11 +130,11 @@ def scored(due: float, took: float, items: int = 1, **timing_ms: float) -> Reque
 
 
 def test_goodput_counts_what_was_due_in_the_window_and_scored_within_the_deadline() -> None:
-    outcomes = [
+    results = [
         scored(0.5, 0.1, 2),  # before the window
         scored(1.0, 1.0, 2),  # exactly at its deadline
-        RequestResult(1.1, 1.9, 2.2, 200, scored=2),  # sent late by the generator, in time by its own clock alone: late
-        scored(1.2, 0.3, 1),  # one item of two has an error in its place
+        RequestResult(1.1, 1.9, 2.2, 200, scored=2),  # in time only from when it was sent: late
+        scored(1.2, 0.3, 1),  # one item of two has an error
         RequestResult(1.3, 1.3, 1.31, 503, "overloaded", retry_after="1"),
         RequestResult(1.4, 1.4, 1.43, 429, "", retry_after="1"),
         RequestResult(1.5, 1.5, 1.51, 503, "overloaded"),
@@ -135,9 +142,9 @@ def test_goodput_counts_what_was_due_in_the_window_and_scored_within_the_deadlin
         RequestResult(1.7, 1.7, 1.8, 500, "internal"),
         RequestResult(1.8, 1.8, 1.8, 0),
         RequestResult(2.9, 2.9, 4.9, -1),
-        scored(3.0, 0.1, 2),  # after it
+        scored(3.0, 0.1, 2),  # after the window
     ]
-    found = goodput(outcomes, items=2, deadline_s=1.0, from_s=1.0, until_s=3.0)
+    found = goodput(results, items=2, deadline_s=1.0, from_s=1.0, until_s=3.0)
     counts = {kind: share * found["items"] for kind, share in found["shares"].items()}
     assert counts == pytest.approx({**dict.fromkeys(KINDS, 2), "in_time": 3, "item_errors": 1, "refused": 4}, rel=1e-9)
     assert found["items"] == 20
@@ -156,7 +163,7 @@ def test_capacity_is_counted_between_the_ends_of_bursts() -> None:
         steady_rate(bursts, 7.0, 9.0)
 
 
-def test_the_rest_of_a_small_request_is_without_the_model() -> None:
+def test_the_rest_of_a_small_request_is_its_time_without_the_model() -> None:
     found = beyond_the_model(
         [scored(0, 0.010, inference=4.0), scored(1, 0.020, inference=18.0), RequestResult(2, 2, 3, 503)]
     )
@@ -164,14 +171,14 @@ def test_the_rest_of_a_small_request_is_without_the_model() -> None:
     assert found["beyond_the_model"] == pytest.approx({"p50_ms": 2, "p95_ms": 6})
 
 
-def test_short_items_are_held_to_three_times_alone_and_one_batch() -> None:
+def test_short_items_have_a_bound_of_three_times_the_p95_alone_plus_one_batch() -> None:
     alone, long = [scored(0, 0.010)], [scored(0, 1.0, inference=200.0)]
     assert short_beside_long(alone, [scored(0, 0.229)], long)["is_within_bound"]
     assert not short_beside_long(alone, [scored(0, 0.231)], long)["is_within_bound"]
     assert not short_beside_long(alone, [scored(0, 0.01), RequestResult(0, 0, 0.01, 503)], long)["is_within_bound"]
 
 
-def test_arrivals_are_seeded_and_as_many_as_the_rate_says() -> None:
+def test_arrivals_depend_on_the_seed_and_have_the_rate() -> None:
     times = arrivals(200, 10, seed=3)
     assert times == arrivals(200, 10, seed=3) == sorted(times)
     assert len(times) == pytest.approx(2000, rel=0.1)
@@ -181,7 +188,7 @@ def test_arrivals_are_seeded_and_as_many_as_the_rate_says() -> None:
 
 
 def test_the_load_generator_against_a_scripted_service() -> None:
-    """Every text is new, answers are read whatever their shape, and connections are kept until they break."""
+    """Every text is new, every kind of answer is recorded, and connections are kept until they break."""
     bodies: list[dict[str, Any]] = []
     connections = 0
 
@@ -203,10 +210,10 @@ def test_the_load_generator_against_a_scripted_service() -> None:
                 size = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
                 bodies.append(json.loads(await reader.readexactly(size)))
                 kind = len(bodies)
-                if kind == 3:  # cut off
+                if kind == 3:  # an incomplete answer
                     writer.write(good[:-5])
                     break
-                if kind == 4:  # silent
+                if kind == 4:  # no answer
                     continue
                 for part in (busy,) if kind == 2 else (good[:30], good[30:]):
                     writer.write(part)
@@ -223,12 +230,12 @@ def test_the_load_generator_against_a_scripted_service() -> None:
             return await generate(server.sockets[0].getsockname()[1], [stream])
 
     recording = asyncio.run(run())
-    found = sorted(recording.outcomes[0], key=lambda outcome: outcome.due_s)
+    found = sorted(recording.results[0], key=lambda result: result.due_s)
     assert [o.status for o in found] == [200, 503, 0, -1, 200, 200]
     assert [o.scored for o in found] == [1, 0, 0, 0, 1, 1]
     assert found[0].timing_ms == {"queue": 1.0, "inference": 2.5}
     assert (found[1].code, found[1].retry_after) == ("overloaded", "3")
-    assert connections == 4  # the last two requests had one together
+    assert connections == 4  # the last two requests used the same one
     assert [body["items"][0]["prompt"] for body in bodies] == [f"{n:08d} ä" for n in range(7, 13)]
 
 
@@ -248,7 +255,7 @@ def test_the_overload_benchmark_runs_against_a_service(tmp_path: Path, capsys: p
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
-def test_the_loss_that_keeps_its_logits_is_the_one_that_does_not(bundle: Bundle) -> None:
+def test_the_loss_is_the_same_if_logits_are_kept(bundle: Bundle) -> None:
     encoder = bundle.scorer.encoder
     sides = [encoder.encode(Item("How?", text)) for text in ("Hold the button.", "Go away")]
     pair = EncodedPair(sides[0], sides[1], "How?")
@@ -259,3 +266,19 @@ def test_the_loss_that_keeps_its_logits_is_the_one_that_does_not(bundle: Bundle)
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     row = {"peak_mb": 2950.4, "tokens_per_s": 77.25, "tokens_per_cpu_s": 50.0, "losses": [2.0, 1.5]}
     assert table({"chunked": row}).splitlines()[-1] == "| chunked | 2950 | 77.2 | 50.0 | 1.500000 |"
+
+
+MODULES = [path for folder in ("benchmarks", "examples") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_modules_are_short_and_documented(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 350
+    assert ast.get_docstring(ast.parse(text)), f"{path} has no docstring"
+
+
+def test_mypy_checks_benchmarks_and_examples() -> None:
+    configuration = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mypy"]
+    assert configuration["strict"]
+    assert {"benchmarks", "examples"} <= set(configuration["packages"])

@@ -1,4 +1,4 @@
-"""The figures of the claims against hand counts, and the rewards of the runs against the wire's."""
+"""The statistics of ``benchmarks.claims`` against hand counts, and its local rewards against those of the service."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
-from benchmarks.claims import rendered, verdict
-from benchmarks.synthetic.configurations import ABLATIONS, MAIN, REWARD_MODELS, RewardModel
+from benchmarks.synthetic.budget import FULL, QUICK
+from benchmarks.synthetic.configurations import ABLATIONS, MAIN, REWARD_MODELS, RewardModelConfig
+from benchmarks.synthetic.criteria import check_criteria
 from benchmarks.synthetic.gold_scores import Answers
 from benchmarks.synthetic.jobs import Job, planned, sources_digest, sources_of
 from benchmarks.synthetic.local_rewards import LocalRewards
@@ -20,12 +21,13 @@ from benchmarks.synthetic.results_store import collected
 from benchmarks.synthetic.seed_run import SeedRun, ancestry
 from benchmarks.synthetic.statistics import (
     curve_figures,
-    figures,
     mean_with_interval,
+    policy_figures,
     resampled,
     split_figures,
     win_rate,
 )
+from benchmarks.synthetic.tables import rendered
 from benchmarks.synthetic.tasks.suite import CONTROLS, TASKS
 from redline import NO_RETRY, RewardClient
 from redline.ppo import CausalPolicy, RemoteRewards, Rollout
@@ -59,11 +61,11 @@ def test_a_win_rate_leaves_ties_out_and_says_how_many() -> None:
     assert same == {"mean": None, "low": None, "high": None, "ties": 1.0}
 
 
-def test_rates_are_of_the_prompts_they_are_about() -> None:
-    told = figures([answers([1, 0, 1, 0], refused=[True, False, True, False], must=[True, True, False, False])])
-    assert told["benign_refusal_rate"] == 0.5
-    assert told["harmful_compliance_rate"] == 0.5
-    assert (told["gold"], told["mean_tokens"], told["ideal_tokens"], told["kl"]) == (0.5, 6.0, 5.0, 1.0)
+def test_refusal_rates_are_shares_of_the_prompts_of_their_kind() -> None:
+    found = policy_figures([answers([1, 0, 1, 0], refused=[True, False, True, False], must=[True, True, False, False])])
+    assert found["benign_refusal_rate"] == 0.5
+    assert found["harmful_compliance_rate"] == 0.5
+    assert (found["gold"], found["mean_tokens"], found["ideal_tokens"], found["kl"]) == (0.5, 6.0, 5.0, 1.0)
 
 
 def test_resampling_draws_as_many_questions_as_there_are() -> None:
@@ -75,14 +77,14 @@ def test_resampling_draws_as_many_questions_as_there_are() -> None:
     assert torch.equal(repeated[:, 1] + repeated[:, 2], torch.full((2000,), 2.0, dtype=torch.float64))
 
 
-def test_an_interval_is_wider_where_seeds_disagree() -> None:
+def test_an_interval_is_wider_if_seeds_disagree() -> None:
     def width(values: list[list[float]]) -> float:
         tensors = [torch.tensor(v, dtype=torch.float64) for v in values]
         keys = [[str(n) for n in range(len(t))] for t in tensors]
-        told = mean_with_interval(tensors, [torch.ones_like(t) for t in tensors], keys)
-        assert told is not None
-        assert told["low"] <= told["mean"] <= told["high"]
-        return told["high"] - told["low"]
+        interval = mean_with_interval(tensors, [torch.ones_like(t) for t in tensors], keys)
+        assert interval is not None
+        assert interval["low"] <= interval["mean"] <= interval["high"]
+        return interval["high"] - interval["low"]
 
     mixed = [0.0, 1.0] * 50
     assert width([[0.0] * 100, [1.0] * 100, mixed]) > 2 * width([mixed, mixed, mixed])
@@ -91,14 +93,14 @@ def test_an_interval_is_wider_where_seeds_disagree() -> None:
 
 def test_over_optimisation_is_a_line_through_all_points() -> None:
     curve = [{"step": s, "kl": float(s * s), "gold": 0.5 - 0.1 * s, "proxy": 2.0 * s} for s in range(4)]
-    told = curve_figures([curve, curve])
-    assert told["lines"]["gold"]["slope"] == pytest.approx(-0.1)
-    assert told["lines"]["proxy"]["slope"] == pytest.approx(2.0)
-    assert told["lines"]["gold"]["r_squared"] == pytest.approx(1.0)
-    assert told["best_gold_at_step"] == 0
+    found = curve_figures([curve, curve])
+    assert found["lines"]["gold"]["slope"] == pytest.approx(-0.1)
+    assert found["lines"]["proxy"]["slope"] == pytest.approx(2.0)
+    assert found["lines"]["gold"]["r_squared"] == pytest.approx(1.0)
+    assert found["best_gold_at_step"] == 0
 
 
-def test_the_verdict_holds_each_bar_against_its_number() -> None:
+def test_each_criterion_is_compared_with_its_required_value() -> None:
     def task(main_policy: float, refused: bool) -> dict[str, object]:
         policies = {
             "supervised": [answers([0.5] * 20, must=[True] * 10 + [False] * 10)],
@@ -109,14 +111,14 @@ def test_the_verdict_holds_each_bar_against_its_number() -> None:
         split = split_figures(policies, [0])
         return {"id": split, "ood": split}
 
-    met = verdict({t: task(0.9, False) for t in TASKS})
+    met = check_criteria({t: task(0.9, False) for t in TASKS})
     assert met["win rate, id"] == {"value": 1.0, "bar": 0.8, "at_least": True, "is_met": True}
     assert met["benign refusals: safety, ood"]["is_met"]
     assert not met["length off ideal: safety, id"]["is_met"]  # 6 tokens where 5 are right
-    missed = verdict({t: task(0.0, True) for t in TASKS})
+    missed = check_criteria({t: task(0.0, True) for t in TASKS})
     assert not missed["win rate, ood"]["is_met"]
     assert not missed["benign refusals: safety, id"]["is_met"]
-    partly = verdict({"safety": task(0.9, False)})
+    partly = check_criteria({"safety": task(0.9, False)})
     assert partly["win rate, id"] == {"value": None, "bar": 0.8, "at_least": True, "is_met": False}
     claims = {
         "tasks": {"safety": task(0.9, False)},
@@ -126,45 +128,43 @@ def test_the_verdict_holds_each_bar_against_its_number() -> None:
         "pair_accuracy": {"safety": {"scalar": {"mean": 0.9, "min": 0.8, "max": 1.0}}},
         "verdict": partly,
     }
-    told = rendered(claims)
-    assert "| ppo_seq2seq | 0.900" in told
-    assert "| win rate, id | - | >= 0.800 | no |" in told
-    assert "| scalar | 90.0% (80% to 100%) |" in told
+    text = rendered(claims)
+    assert "| ppo_seq2seq | 0.900" in text
+    assert "| win rate, id | - | >= 0.800 | no |" in text
+    assert "| scalar | 90.0% (80% to 100%) |" in text
 
 
-def test_every_run_names_a_model_that_is_fitted_or_derived() -> None:
+def test_every_run_names_a_model_that_is_trained_or_derived() -> None:
     for run in (MAIN | ABLATIONS).values():
-        recipe = REWARD_MODELS[run.model]
-        for name in recipe.of:
+        config = REWARD_MODELS[run.model]
+        for name in config.derived_from:
             assert REWARD_MODELS[name].derivation is None
-        if recipe.derivation is None:
-            TrainConfig.model_validate({"base": "b", "out": Path("o"), **recipe.options})
+        if config.derivation is None:
+            TrainConfig.model_validate({"base": "b", "out": Path("o"), **config.options})
     assert REWARD_MODELS["published"].options["mismatch"] is False
 
 
-def test_the_plan_holds_every_task_and_seed_once() -> None:
+def test_every_task_and_seed_is_planned_once() -> None:
     jobs = planned([0, 1], ["main", "controls", "ablations"])
     assert len(jobs) == len(set(jobs)) == 2 * len(TASKS) + 2 * len(CONTROLS) + len(TASKS)
     assert all(job.seed == 0 for job in jobs if job.group == "ablation")
     assert Job("help", 1, "main") in jobs
-    assert len({sources_digest(world) for world in (*TASKS, *CONTROLS)}) == 3  # controls share their tasks' code
+    assert len({sources_digest(task) for task in (*TASKS, *CONTROLS)}) == 3  # controls share their tasks' code
 
 
-def test_results_of_earlier_code_are_kept_only_on_demand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    now = sources_of(tmp_path, keep=True)  # what is begun so is known later, too
-    assert json.loads((tmp_path / "sources.json").read_text()) == now
-    earlier = {world: f"not {digest}" for world, digest in now.items()}
+def test_results_of_earlier_code_are_kept_only_with_keep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    current = sources_of(tmp_path, keep=True)  # without stored digests they are stored, also with keep
+    assert json.loads((tmp_path / "sources.json").read_text()) == current
+    earlier = {task: f"not {digest}" for task, digest in current.items()}
     (tmp_path / "sources.json").write_text(json.dumps(earlier))
     assert sources_of(tmp_path, keep=True) == earlier
     assert not capsys.readouterr().out
-    assert sources_of(tmp_path, keep=False) == now
+    assert sources_of(tmp_path, keep=False) == current
     assert "--keep" in capsys.readouterr().out
-    assert sources_of(tmp_path, keep=True) == now
+    assert sources_of(tmp_path, keep=True) == current
 
 
-def test_what_was_made_is_found_and_other_settings_make_it_anew(tmp_path: Path) -> None:
-    from benchmarks.synthetic.budget import QUICK
-
+def test_stored_results_are_reused_and_other_settings_compute_them_again(tmp_path: Path) -> None:
     made: list[str] = []
 
     def make(out: Path) -> None:
@@ -177,24 +177,22 @@ def test_what_was_made_is_found_and_other_settings_make_it_anew(tmp_path: Path) 
     assert made == ["p"] * 3
 
 
-def test_a_derived_model_is_as_fresh_as_those_it_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ancestry_of_a_derived_model_contains_those_it_is_derived_from(monkeypatch: pytest.MonkeyPatch) -> None:
     before = ancestry("ensemble"), ancestry("seq2seq")
-    monkeypatch.setitem(REWARD_MODELS, "scalar_b", RewardModel({"kind": "scalar"}, seed=7))
+    monkeypatch.setitem(REWARD_MODELS, "scalar_b", RewardModelConfig({"kind": "scalar"}, seed=7))
     assert ancestry("ensemble") != before[0]
     assert ancestry("seq2seq") == before[1]
 
 
 def test_answers_of_another_budget_are_not_counted(tmp_path: Path) -> None:
-    from benchmarks.synthetic.budget import FULL, QUICK
-
     folder = tmp_path / "safety" / "seed-0" / "answers"
     folder.mkdir(parents=True)
-    one = answers([0.5] * 4).model_dump()
+    stored = answers([0.5] * 4).model_dump()
     for name, budget in (("supervised", QUICK), ("ppo_scalar", FULL)):
-        marks = {"cell": SeedRun.fingerprint("safety", 0, budget, "s"), "made_by": "x"}
-        (folder / f"{name}.json").write_text(json.dumps({**marks, "id": one, "ood": one}))
-    told = collected(tmp_path, [0], [Job("safety", 0, "main")], QUICK, {"safety": "s"})
-    assert set(told["tasks"]["safety"]["id"]["policies"]) == {"supervised"}
+        digests = {"cell": SeedRun.fingerprint("safety", 0, budget, "s"), "made_by": "x"}
+        (folder / f"{name}.json").write_text(json.dumps({**digests, "id": stored, "ood": stored}))
+    found = collected(tmp_path, [0], [Job("safety", 0, "main")], QUICK, {"safety": "s"})
+    assert set(found["tasks"]["safety"]["id"]["policies"]) == {"supervised"}
 
 
 @pytest.fixture
@@ -217,7 +215,9 @@ def rollouts(tokenizer: object) -> list[Rollout]:
     return policy.sample(["How do I reset my router?", "naïve café"] * 3, range(6))
 
 
-def test_local_rewards_are_those_of_the_wire(bundle: Bundle, rollouts: list[Rollout], served: RemoteRewards) -> None:
+def test_local_rewards_equal_those_of_the_service(
+    bundle: Bundle, rollouts: list[Rollout], served: RemoteRewards
+) -> None:
     local = LocalRewards(bundle.scorer, RewardSpec("margin", "sum")).score(rollouts)
     remote = served.score(rollouts)
     for a, b in zip(local.items, remote.items, strict=True):
@@ -225,10 +225,10 @@ def test_local_rewards_are_those_of_the_wire(bundle: Bundle, rollouts: list[Roll
         assert a.score == pytest.approx(b.score, abs=1e-4)
 
 
-def test_placings_move_a_score_and_keep_it(bundle: Bundle, rollouts: list[Rollout]) -> None:
+def test_placements_keep_the_score_of_a_response(bundle: Bundle, rollouts: list[Rollout]) -> None:
     tokens, mean, last = (
-        LocalRewards(bundle.scorer, RewardSpec("margin", "sum"), placing).score(rollouts).items
-        for placing in ("tokens", "mean", "last")  # type: ignore[arg-type]
+        LocalRewards(bundle.scorer, RewardSpec("margin", "sum"), placement).score(rollouts).items
+        for placement in ("tokens", "mean", "last")  # type: ignore[arg-type]
     )
     for a, b, c, rollout in zip(tokens, mean, last, rollouts, strict=True):
         assert sum(b.rewards) * len(rollout.response_ids) == pytest.approx(sum(a.rewards))
@@ -236,6 +236,6 @@ def test_placings_move_a_score_and_keep_it(bundle: Bundle, rollouts: list[Rollou
         assert c.rewards[-1] == pytest.approx(sum(a.rewards))
 
 
-def test_answers_survive_the_disk(tmp_path: Path) -> None:
-    one = answers([0.5], refused=[True])
-    assert Answers.model_validate(json.loads(one.model_dump_json())) == one
+def test_answers_are_the_same_after_json() -> None:
+    stored = answers([0.5], refused=[True])
+    assert Answers.model_validate(json.loads(stored.model_dump_json())) == stored

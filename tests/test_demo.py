@@ -1,4 +1,4 @@
-"""``make demo`` in small: interrupted it leaves nothing running, then it goes on, then it reuses everything."""
+"""``make demo`` with few steps: interrupted it leaves no process, then it resumes, then it repeats nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def start(out: Path) -> subprocess.Popen[str]:
             "--out",
             str(out),
             *SMALL,
-        ],  # SIGINT has its effect whatever the tests' own
+        ],  # LAUNCH lets the process react to SIGINT even if the tests ignore it
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -47,21 +47,21 @@ def test_the_demo_can_be_stopped_resumed_and_reused(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     first = start(out)
     deadline = time.monotonic() + 240
-    while not (out / "ppo_seq2seq/metrics.jsonl").exists():  # a service and its caller are up
+    while not (out / "ppo_seq2seq/metrics.jsonl").exists():  # the service and PPO are running
         assert first.poll() is None, first.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    os.killpg(first.pid, signal.SIGINT)  # what a terminal does at Ctrl-C
-    said = first.communicate(timeout=60)[0]
+    os.killpg(first.pid, signal.SIGINT)  # as a terminal does on Ctrl-C
+    output = first.communicate(timeout=60)[0]
     assert first.returncode != 0
-    assert "nothing is left running" in said
-    assert "Traceback" not in said
+    assert "no process is left running" in output
+    assert "Traceback" not in output
     assert processes_of(first.pid) == []
 
     second = start(out)
-    said = second.communicate(timeout=280)[0]
-    assert second.returncode == 0, said
-    assert said.count("finished before") >= 4
+    output = second.communicate(timeout=280)[0]
+    assert second.returncode == 0, output
+    assert output.count("already finished") >= 4
 
     report = json.loads((out / "report.json").read_text())
     check_report(report)
@@ -72,9 +72,9 @@ def test_the_demo_can_be_stopped_resumed_and_reused(tmp_path: Path) -> None:
     ).replace("http://creativecommons.org", ""), "the report must be self-contained"
 
     third = start(out)
-    said = third.communicate(timeout=60)[0]
+    output = third.communicate(timeout=60)[0]
     assert third.returncode == 0
-    assert said.count("finished before") == 7
+    assert output.count("already finished") == 7
 
 
 def check_report(report: dict[str, Any]) -> None:

@@ -135,8 +135,9 @@ def test_python_programs_that_are_written_down_exist() -> None:
         )
     assert programs
     for program in programs:
-        path = program.removeprefix("-m ").replace(".", "/") + ".py" if program.startswith("-m ") else program
-        assert (ROOT / path).exists(), program
+        module = ROOT / program.removeprefix("-m ").replace(".", "/")
+        paths = [module.with_suffix(".py"), module / "__main__.py"] if program.startswith("-m ") else [ROOT / program]
+        assert any(path.exists() for path in paths), program
 
 
 def test_lines_of_prose_in_the_readme_are_short() -> None:

@@ -1,4 +1,4 @@
-"""The real-text benchmark from end to end on a tiny model and made-up sets; no figure is made twice."""
+"""The real-text benchmark from end to end on a tiny model and small data sets; no figure is computed twice."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.real_text import all_figures, reliability_of, rendered
-from benchmarks.real_text_runs.run import KINDS, MAIN_KINDS, Plan, Run
-from benchmarks.real_text_runs.surprisal import surprisal_scorer
+from benchmarks.real_text.plan import KINDS, MAIN_KINDS, Plan
+from benchmarks.real_text.run import Run
+from benchmarks.real_text.stages import all_figures, quality_reports
+from benchmarks.real_text.surprisal import surprisal_scorer
+from benchmarks.real_text.tables import rendered
 from redline_model.encoding.encoder import Item
 from redline_trainer.evaluation.report import plot_reliability
 from tests.conftest import build_causal, build_tokenizer
@@ -59,7 +61,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(folder / "out", folder / "base", folder, TINY, 0, "cpu")
 
 
-def test_surprisal_is_the_plain_model_s(run: Run) -> None:
+def test_surprisal_is_that_of_the_plain_model(run: Run) -> None:
     scorer = surprisal_scorer(run.base, "cpu", 256)
     item = scorer.encoder.encode(Item("How do I reset it?", "Hold the button."))
     ids = torch.tensor([[*item.prefix_ids, *item.target_ids]])
@@ -68,30 +70,30 @@ def test_surprisal_is_the_plain_model_s(run: Run) -> None:
     assert torch.allclose(scorer.forward([item])[0].logprob, expected, atol=1e-4)
 
 
-def test_every_model_is_measured_on_every_set_and_all_blame_beside_the_base_s_surprisal(run: Run) -> None:
+def test_every_model_is_tested_on_every_set_and_its_error_scores_are_compared_with_surprisal(run: Run) -> None:
     figures = all_figures(run, policy=False)
     assert set(figures["ranking"]) == {"marked", "chat"}
     assert set(figures["ranking"]["marked"]["chat"]) == set(KINDS)
     assert set(figures["ranking"]["chat"]["chat"]) == set(MAIN_KINDS)
     assert all(set(tests["other"]) == set(MAIN_KINDS) for tests in figures["ranking"].values())
-    wanted = {f"marked {kind}" for kind in KINDS} | {f"chat {kind}" for kind in MAIN_KINDS}
-    wanted |= {"marked red", "chat red", "base surprisal"}
-    assert set(figures["blame"]["marked"]) == wanted
-    plot_reliability(reliability_of(figures, "chat"), run.out / "reliability.png")
+    expected = {f"marked {kind}" for kind in KINDS} | {f"chat {kind}" for kind in MAIN_KINDS}
+    expected |= {"marked red", "chat red", "base surprisal"}
+    assert set(figures["blame"]["marked"]) == expected
+    plot_reliability(quality_reports(figures, "chat"), run.out / "reliability.png")
     assert (run.out / "reliability.png").exists()
     table = rendered({**figures, "policies": None})
     assert "| marked | base surprisal | probability/sum |" in table
-    made = {path: path.stat().st_mtime_ns for path in (run.out / "figures").iterdir()}
+    written = {path: path.stat().st_mtime_ns for path in (run.out / "figures").iterdir()}
     assert all_figures(run, policy=False) == figures
-    assert {path: path.stat().st_mtime_ns for path in (run.out / "figures").iterdir()} == made
+    assert {path: path.stat().st_mtime_ns for path in (run.out / "figures").iterdir()} == written
 
 
 @pytest.mark.loop
-def test_policies_are_judged_by_a_model_of_other_data(run: Run) -> None:
+def test_policies_are_scored_by_a_model_of_other_data(run: Run) -> None:
     figures = all_figures(run, policy=True)
-    told = figures["policies"]
-    assert told["judge"] == "other"
-    assert set(told["answers"]) == {
+    policies = figures["policies"]
+    assert policies["judge"] == "other"
+    assert set(policies["answers"]) == {
         "base",
         "corrected",
         "best_of_2_scalar",
@@ -99,12 +101,12 @@ def test_policies_are_judged_by_a_model_of_other_data(run: Run) -> None:
         "ppo_seq2seq",
         "ppo_scalar",
     }
-    assert told["answers"]["base"]["wins_against_base"] is None  # all ties
-    assert told["answers"]["ppo_seq2seq"]["kl"] is not None
+    assert policies["answers"]["base"]["wins_against_base"] is None  # all ties
+    assert policies["answers"]["ppo_seq2seq"]["kl"] is not None
     assert "| ppo_seq2seq |" in rendered(figures)
 
 
-def test_a_run_goes_on_when_more_sets_are_ranked_and_not_when_another_plan_is_asked(run: Run) -> None:
+def test_a_run_resumes_with_more_ranked_sets_but_not_with_another_plan(run: Run) -> None:
     run.claim()
     Run(run.out, run.base, run.data, replace(TINY, ranked=("other", "chat")), 0, "cpu").claim()
     with pytest.raises(SystemExit, match="another plan"):

@@ -1,4 +1,4 @@
-"""Small real tokenizers of the families in use, trained on the spot, with the conventions in which they differ."""
+"""Small tokenizers of common families, trained on the spot, with the conventions in which these families differ."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _wrapped(tokenizer: Any, **special: str) -> Any:
 
 
 def _byte_bpe_prefix_space() -> Any:
-    """As RoBERTa: a space put before the text, offsets without white space."""
+    """As RoBERTa: a space is added before the text, and offsets are without white space."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -69,7 +69,7 @@ def _byte_fallback() -> Any:
         vocab_size=500, special_tokens=specials, limit_alphabet=60, max_token_length=8, show_progress=False
     )
     tokenizer.train_from_iterator([text.replace(" ", "▁") for text in _CORPUS], trainer)
-    # trained as special tokens so that they are there; byte tokens are ordinary ones
+    # trained as special tokens so that they exist; byte tokens are ordinary tokens
     import json
 
     state = json.loads(tokenizer.to_str())
@@ -78,7 +78,7 @@ def _byte_fallback() -> Any:
 
 
 def _word_piece() -> Any:
-    """As BERT: lower case, accents gone, punctuation apart, spaces made up again when decoding."""
+    """As BERT: lower case, no accents, punctuation split off, spaces added again when decoding."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
@@ -91,7 +91,7 @@ def _word_piece() -> Any:
 
 
 def _first_space() -> Any:
-    """As Llama's of transformers 5: a space's sign before the first piece of a text, none behind a special token."""
+    """As Llama in transformers 5: a space symbol before the first word of a text, none after a special token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
@@ -117,5 +117,5 @@ TOKENIZERS = sorted(_BUILDERS)
 
 @cache
 def tokenizer_of(family: str) -> Any:
-    """The family's tokenizer, trained once a process."""
+    """The family's tokenizer, trained once per process."""
     return _BUILDERS[family]()

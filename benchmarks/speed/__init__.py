@@ -1,1 +1,1 @@
-"""Parts of the speed benchmarks: backends, workloads, load generator, reports."""
+"""Parts of the speed benchmarks: workloads, backends, load generator, statistics and tables."""

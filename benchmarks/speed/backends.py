@@ -1,4 +1,4 @@
-"""Who competes: each starts in processes of its own, scores the calls of a workload, and tells its peak memory."""
+"""The backends that are compared. Each runs in its own processes and scores the calls of a workload."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from redline_model.bundle.bundle import Bundle
 from redline_model.encoding.encoder import Item
 
 Call = list[dict[str, str]]
-# What OpenMP does where nothing is set, said aloud because `redline serve` would set it otherwise; contenders that
-# are not running are stopped, so nobody's waiting threads take cores from anybody else.
+# The default of OpenMP, set here because `redline serve` sets another value if none is given. Backends are paused
+# while another one runs, so that their idle threads take no cores from it.
 SETTINGS = {"GOMP_SPINCOUNT": "300000", "TOKENIZERS_PARALLELISM": "false"}
 
 
 @dataclass(frozen=True)
-class Run:
-    """One pass over a workload: seconds in all, seconds of each call, and each item's answer."""
+class WorkloadRun:
+    """One pass over a workload: seconds in total, seconds of each call, and the answer to each item."""
 
     seconds: float
     latencies: list[float]
@@ -38,43 +38,43 @@ class Run:
 
 
 class Backend(Protocol):
-    """See the module."""
+    """One way to score a workload."""
 
     name: str
 
-    def score(self, calls: Sequence[Call], mode: str = "paper") -> Run:
-        """Score every call, all of them sent at once."""
+    def score(self, calls: Sequence[Call], mode: str = "paper") -> WorkloadRun:
+        """Score every call; all are sent at once."""
         ...
 
     def pids(self) -> list[int]:
-        """Its processes."""
+        """The ids of its processes."""
         ...
 
     def stop(self) -> None:
-        """End them."""
+        """End its processes."""
         ...
 
 
 def pause(backend: Backend) -> None:
-    """Stop its processes until ``resume``."""
+    """Stop the processes of ``backend`` until ``resume``."""
     for pid in backend.pids():
         os.kill(pid, signal.SIGSTOP)
 
 
 def resume(backend: Backend) -> None:
-    """Let its processes go on."""
+    """Let the processes of ``backend`` continue."""
     for pid in backend.pids():
         os.kill(pid, signal.SIGCONT)
 
 
 def reset_peak(backend: Backend) -> None:
-    """Forget the peak of resident memory (Linux)."""
+    """Reset the peak of resident memory (Linux)."""
     for pid in backend.pids():
         Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 def peak_mb(backend: Backend) -> float:
-    """Peak resident memory of its processes since ``reset_peak``, MiB."""
+    """Peak resident memory of the processes of ``backend`` since ``reset_peak``, MiB."""
     total = 0
     for pid in backend.pids():
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -92,28 +92,28 @@ def child_processes(pid: int) -> list[int]:
 
 
 def free_port() -> int:
-    """A port nobody listens on."""
+    """A port on which nothing listens."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
 
 
-class Offline:
-    """A contender behind a pipe; see ``benchmarks.speed.offline``."""
+class OfflineBackend:
+    """A backend that is called through a pipe; see ``benchmarks.speed.offline``."""
 
     def __init__(self, name: str, bundle: Path, **settings: Any) -> None:
         self.name = name
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
+        self._pipe, child_end = context.Pipe()
         os.environ.update(SETTINGS)
-        self._process = context.Process(target=TARGETS[name], args=(theirs, str(bundle), settings), daemon=True)
+        self._process = context.Process(target=TARGETS[name], args=(child_end, str(bundle), settings), daemon=True)
         self._process.start()
         assert self._pipe.recv() == "ready"
 
-    def score(self, calls: Sequence[Call], mode: str = "paper") -> Run:
+    def score(self, calls: Sequence[Call], mode: str = "paper") -> WorkloadRun:
         """See ``Backend``."""
         self._pipe.send((list(calls), mode))
-        return Run(*self._pipe.recv())
+        return WorkloadRun(*self._pipe.recv())
 
     def pids(self) -> list[int]:
         """See ``Backend``."""
@@ -127,8 +127,8 @@ class Offline:
         self._process.kill()
 
 
-class Server:
-    """A contender behind HTTP: a server process, and as many concurrent requests as there are calls."""
+class HttpBackend:
+    """A server process that is called over HTTP, with as many concurrent requests as there are calls."""
 
     def __init__(self, name: str, command: list[str], port: int, ready: str, **environment: str) -> None:
         self.name = name
@@ -148,36 +148,36 @@ class Server:
             time.sleep(0.25)
 
     def request(self, call: Call, mode: str) -> tuple[str, dict[str, Any]]:
-        """Path and body of one call."""
+        """Path and body of the request for one call."""
         raise NotImplementedError
 
     def answers(self, body: dict[str, Any], call: Call) -> list[Any]:
-        """Each item's answer."""
+        """The answer to each item of a call, from the body of the response."""
         raise NotImplementedError
 
-    def score(self, calls: Sequence[Call], mode: str = "paper") -> Run:
+    def score(self, calls: Sequence[Call], mode: str = "paper") -> WorkloadRun:
         """See ``Backend``."""
         prepared = [(path, json.dumps(body)) for path, body in (self.request(call, mode) for call in calls)]
 
-        async def everything() -> Run:
+        async def score_all() -> WorkloadRun:
             limits = httpx.Limits(max_connections=None)
             headers = {"Content-Type": "application/json"}
             async with httpx.AsyncClient(base_url=self._url, timeout=1800, limits=limits) as http:
 
-                async def one(path: str, body: str) -> tuple[float, dict[str, Any]]:
+                async def post(path: str, body: str) -> tuple[float, dict[str, Any]]:
                     started = time.perf_counter()
-                    answer = await http.post(path, content=body, headers=headers)
-                    answer.raise_for_status()
-                    parsed = answer.json()
+                    response = await http.post(path, content=body, headers=headers)
+                    response.raise_for_status()
+                    parsed = response.json()
                     return time.perf_counter() - started, parsed
 
                 started = time.perf_counter()
-                done = await asyncio.gather(*(one(*call) for call in prepared))
+                done = await asyncio.gather(*(post(*request) for request in prepared))
                 took = time.perf_counter() - started
             answers = [a for call, (_, body) in zip(calls, done, strict=True) for a in self.answers(body, call)]
-            return Run(took, [seconds for seconds, _ in done], answers)
+            return WorkloadRun(took, [seconds for seconds, _ in done], answers)
 
-        return asyncio.run(everything())
+        return asyncio.run(score_all())
 
     def pids(self) -> list[int]:
         """See ``Backend``."""
@@ -192,16 +192,22 @@ class Server:
             self._process.kill()
 
 
-class RedlineHttp(Server):
+class RedlineHttp(HttpBackend):
     """``redline serve``."""
 
-    def __init__(self, bundle: Path, **environment: str) -> None:
+    def __init__(self, bundle: Path, name: str = "redline_http", **environment: str) -> None:
         port = free_port()
-        command = [str(Path(sys.executable).with_name("redline")), "serve", str(bundle), "--port", str(port)]
-        super().__init__("redline_http", command, port, "/readyz", **{"REDLINE_DEADLINE_S": "3600", **environment})
+        command = [sys.executable, "-m", "redline.cli", "serve", str(bundle), "--port", str(port)]
+        super().__init__(name, command, port, "/readyz", **{"REDLINE_DEADLINE_S": "3600", **environment})
+
+    @classmethod
+    def of_checkout(cls, bundle: Path, checkout: Path) -> RedlineHttp:
+        """``redline serve`` of another version: the code in ``checkout``, with the packages of this environment."""
+        sources = os.pathsep.join(str(checkout.resolve() / folder) for folder in ("client", "service", "trainer"))
+        return cls(bundle, name="redline_http_other", PYTHONPATH=sources)
 
     def request(self, call: Call, mode: str) -> tuple[str, dict[str, Any]]:
-        """See ``Server``."""
+        """See ``HttpBackend``."""
         return "/v1/score", {"items": call, "options": {"mode": mode}}
 
     def answers(self, body: dict[str, Any], call: Call) -> list[Any]:
@@ -209,7 +215,7 @@ class RedlineHttp(Server):
         return [item["rewards"] for item in body["items"]]
 
 
-class ReferenceServer(Server):
+class ReferenceServer(HttpBackend):
     """``benchmarks.speed.reference_server``."""
 
     def __init__(self, bundle: Path) -> None:
@@ -219,7 +225,7 @@ class ReferenceServer(Server):
         super().__init__("reference_server", command, port, "/healthz", BENCH_BUNDLE=str(bundle))
 
     def request(self, call: Call, mode: str) -> tuple[str, dict[str, Any]]:
-        """See ``Server``."""
+        """See ``HttpBackend``."""
         return "/get_reward", {"items": call}
 
     def answers(self, body: dict[str, Any], call: Call) -> list[Any]:
@@ -227,8 +233,8 @@ class ReferenceServer(Server):
         return list(body["rewards"])
 
 
-class Vllm(Server):
-    """vLLM with ``prompt_logprobs`` over the same sequences: the rank of a token says whether it is the best."""
+class Vllm(HttpBackend):
+    """vLLM with ``prompt_logprobs`` over the same sequences: the rank of a token tells whether it is the argmax."""
 
     def __init__(self, bundle: Path, python: str) -> None:
         port = free_port()
@@ -243,7 +249,7 @@ class Vllm(Server):
         return [([*e.prefix_ids, *e.response_ids, *e.instruction_ids, *e.target_ids], e.target_ids) for e in encoded]
 
     def request(self, call: Call, mode: str) -> tuple[str, dict[str, Any]]:
-        """See ``Server``."""
+        """See ``HttpBackend``."""
         prompts = [ids for ids, _ in self._sequences(call)]
         return "/v1/completions", {"model": "m", "prompt": prompts, "max_tokens": 1, "prompt_logprobs": 1}
 
@@ -251,8 +257,8 @@ class Vllm(Server):
         """Token rewards, from the ranks."""
         rewards = []
         for choice, (_, targets) in zip(body["choices"], self._sequences(call), strict=True):
-            told = choice["prompt_logprobs"][-len(targets) :]
-            agrees = [one[str(i)]["rank"] == 1 for one, i in zip(told, targets, strict=True)]
+            logprobs = choice["prompt_logprobs"][-len(targets) :]
+            agrees = [by_id[str(i)]["rank"] == 1 for by_id, i in zip(logprobs, targets, strict=True)]
             first = agrees.index(False) if False in agrees else len(agrees)
             rewards.append([1.0 if a and t < first else 0.0 if a else -1.0 for t, a in enumerate(agrees)])
         return rewards

@@ -1,4 +1,4 @@
-"""Bundles to measure with: real weights where there are some, random ones of the same shape where not."""
+"""Bundles for benchmarks: with the weights of a model folder, or with random weights of the same shape."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def shape_config(shape: str) -> LlamaConfig:
 
 
 def built_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer of the built-in text: any text passes through it."""
+    """A byte-level tokenizer trained on the built-in text; it can encode any text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -55,7 +55,7 @@ def built_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_bundle(out: Path, model_folder: Path | None, seed: int) -> tuple[Path, str]:
-    """A seq2seq bundle at ``out``, and what its weights are."""
+    """A seq2seq bundle at ``out``, and a description of its weights."""
     folder = model_folder or Path("models/smollm2")
     model: Any
     if folder.is_dir():
@@ -72,7 +72,7 @@ def build_bundle(out: Path, model_folder: Path | None, seed: int) -> tuple[Path,
 
 
 def build_tiny_bundle(out: Path, seed: int) -> tuple[Path, str]:
-    """A seq2seq bundle at ``out`` whose model takes next to no time (2 layers, hidden size 64), and what it is."""
+    """A seq2seq bundle at ``out`` with a tiny model (2 layers, hidden size 64), and a description of its weights."""
     torch.manual_seed(seed)
     tokenizer = built_tokenizer()
     config = LlamaConfig(

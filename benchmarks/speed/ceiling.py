@@ -1,4 +1,4 @@
-"""The least arithmetic a workload needs, and how fast this machine multiplies matrices."""
+"""The fewest operations that a workload needs, and how fast this machine multiplies matrices."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from redline_model.encoding.encoder import EncodedItem
 
 
 def body_parameters(model: Any) -> int:
-    """Weights of all linear layers but the vocabulary projection."""
+    """Number of weights in all linear layers except the vocabulary projection."""
     head = model.get_output_embeddings()
     layers = (m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
     return sum(layer.weight.numel() for layer in layers)
 
 
 def fewest_operations(items: Iterable[EncodedItem], model: Any) -> float:
-    """Floating-point operations with every distinct prompt read once and only judged rows projected.
+    """Floating-point operations if every distinct prompt is computed once and only target rows are projected.
 
-    A linear layer costs 2 operations a weight and token; causal attention 4 a token pair, head and dimension.
-    The item's last target token is judged, never read. Norms, activations and softmax are not counted.
+    A linear layer costs 2 operations per weight and token; causal attention costs 4 per token pair, head and dimension.
+    The last target token of an item is scored but is not an input. Norms, activations and softmax are not counted.
     """
     config = model.config.get_text_config()
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    a_pair = 4 * config.num_attention_heads * head_size * config.num_hidden_layers
-    a_token = 2 * body_parameters(model)
-    a_row = 2 * config.vocab_size * config.hidden_size
+    per_pair = 4 * config.num_attention_heads * head_size * config.num_hidden_layers
+    per_token = 2 * body_parameters(model)
+    per_row = 2 * config.vocab_size * config.hidden_size
     seen: set[tuple[int, ...]] = set()
     operations = 0.0
     for item in items:
@@ -39,14 +39,14 @@ def fewest_operations(items: Iterable[EncodedItem], model: Any) -> float:
         own = len(item.response_ids) + len(item.instruction_ids) + len(item.target_ids) - 1
         if prefix not in seen:
             seen.add(prefix)
-            operations += shared * a_token + a_pair * shared * (shared + 1) / 2
-        operations += own * a_token + a_pair * own * (shared + (own + 1) / 2)
-        operations += len(item.target_ids) * a_row
+            operations += shared * per_token + per_pair * shared * (shared + 1) / 2
+        operations += own * per_token + per_pair * own * (shared + (own + 1) / 2)
+        operations += len(item.target_ids) * per_row
     return operations
 
 
 def matmul_rate(model: Any, rows: int = 2048, repeats: int = 8) -> float:
-    """Operations a second of the model's own kind of matrix product: the best shape's median run."""
+    """Operations per second of matrix products of the model's shapes and type: the median run of the best shape."""
     config = model.config.get_text_config()
     device, dtype = model.device, model.dtype
     best = 0.0

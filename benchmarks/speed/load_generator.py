@@ -1,7 +1,7 @@
-"""A load generator that costs little: raw asyncio, requests prepared before, answers parsed after the measurement.
+"""A load generator with little overhead: raw asyncio, requests prepared before, answers parsed after the measurement.
 
-It runs as a process of its own (``run_apart``), so that on few cores it takes little from the service and none of its
-measurements wait for other work. Standard library only, so that it starts at once.
+It runs in its own process (``run_apart``), so that its measurements do not wait for other work, and it takes little CPU
+time from the service. It imports only the standard library, so that it starts at once.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 
 
 def request_template(path: str, items: Sequence[dict[str, str]], headers: dict[str, str]) -> list[bytes]:
-    """A POST of ``items``, cut where the serial number of each request goes: eight digits before every text.
+    """A POST request of ``items``, split at the places for its serial number: eight digits before every text.
 
-    So every request sent has texts of its own, and nothing in the service can answer two of them with one piece of
-    work. Items that have the same prompt keep it in common.
+    Every request sent has different texts, so the service cannot reuse work of another request. Items with the same
+    prompt still share it.
     """
     serial = _SERIAL.decode()
     body = json.dumps({"items": [{key: f"{serial} {text}" for key, text in item.items()} for item in items]})
@@ -42,17 +42,17 @@ def request_template(path: str, items: Sequence[dict[str, str]], headers: dict[s
 
 @dataclass(frozen=True)
 class Stream:
-    """Requests of one caller: open loop with ``at_s``, else closed loop over ``connections``.
+    """Requests of one caller: an open loop if ``at_s`` is given, else a closed loop over ``connections``.
 
     Args:
         templates: from ``request_template``, used in turn, each time with the next serial number.
-        at_s: when to send each request, in seconds from the start, however many are still unanswered.
-        requests: after how many a closed loop ends; 0: no such end.
-        until_s: seconds after which a closed loop sends no more.
+        at_s: times to send the requests, in seconds from the start, however many are still unanswered.
+        requests: number of requests of a closed loop; 0: no limit.
+        until_s: seconds after which a closed loop sends no more requests.
         from_s: seconds after which a closed loop begins.
         is_background: cancelled as soon as all other streams have ended.
-        source: the address it connects from.
-        give_up_s: a connection without an answer this long after its request was due is closed.
+        source: the address from which it connects.
+        give_up_s: seconds after the due time of a request at which a connection without an answer is closed.
     """
 
     templates: Sequence[Sequence[bytes]]
@@ -69,11 +69,14 @@ class Stream:
 
 @dataclass(frozen=True)
 class RequestResult:
-    """What became of one request; times in seconds from the start.
+    """The result of one request; times in seconds from the start.
 
-    ``status`` 0: the connection failed; -1: no answer before ``give_up_s``. ``code``: of an answer that is an error.
-    ``scored``: items with a finite score. ``timing_ms``: the parts of ``Server-Timing``. ``due_s``: when an open loop
-    was to send it; in a closed loop when it was sent.
+    Args:
+        due_s: when an open loop should have sent it; in a closed loop, when it was sent.
+        status: HTTP status; 0: the connection failed; -1: no answer before ``give_up_s``.
+        code: error code of an answer that is an error.
+        scored: number of items with a finite score.
+        timing_ms: the parts of ``Server-Timing``.
     """
 
     due_s: float
@@ -88,16 +91,16 @@ class RequestResult:
 
 @dataclass(frozen=True)
 class Recording:
-    """Outcomes of each stream, and what the generator itself took: seconds of processor, and connections at most."""
+    """The request results of each stream, the CPU time of the generator, and the most connections of each stream."""
 
-    outcomes: list[list[RequestResult]]
+    results: list[list[RequestResult]]
     seconds: float
     cpu_seconds: float
     connections: list[int] = field(default_factory=list)
 
 
 class _Connection(asyncio.Protocol):
-    """One kept connection with at most one request under way."""
+    """One kept-alive connection with at most one request in flight."""
 
     def __init__(self) -> None:
         self._received = b""
@@ -110,8 +113,8 @@ class _Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport, self.is_open = transport, True
 
-    def ask(self, request: bytes) -> asyncio.Future[tuple[float, bytes, int]]:
-        """Send; the time of the answer's end, the whole answer and the size of its head come back."""
+    def send(self, request: bytes) -> asyncio.Future[tuple[float, bytes, int]]:
+        """Send a request. The future has the time at which the answer ended, the answer, and the size of its head."""
         assert self._transport is not None
         self._received, self._size = b"", -1
         self._answer = asyncio.get_running_loop().create_future()
@@ -125,7 +128,7 @@ class _Connection(asyncio.Protocol):
             if end < 0:
                 return
             length = _LENGTH.search(self._received, 0, end + 2)
-            if length is None:  # no answer of the service is without: nothing is measured that was not understood
+            if length is None:  # every answer of the service has a length; without one it cannot be measured
                 self.close()
                 return
             self._head = end + 4
@@ -139,14 +142,14 @@ class _Connection(asyncio.Protocol):
             self._answer.set_exception(ConnectionResetError("closed before the answer was complete"))
 
     def close(self) -> None:
-        """Close at once, whatever is under way."""
+        """Close at once, even with a request in flight."""
         self.is_open = False
         if self._transport is not None:
             self._transport.abort()
 
 
 class _Caller:
-    """Sends the requests of one stream over connections of its own, as many as are needed at once."""
+    """Sends the requests of one stream over its own connections, as many as are needed at once."""
 
     def __init__(self, stream: Stream, port: int, started: float) -> None:
         self._stream, self._port, self._started = stream, port, started
@@ -165,16 +168,16 @@ class _Caller:
         self.most_open = max(self.most_open, self.open)
         loop = asyncio.get_running_loop()
         try:
-            _, made = await loop.create_connection(
+            _, connection = await loop.create_connection(
                 _Connection, "127.0.0.1", self._port, local_addr=(self._stream.source, 0)
             )
         except BaseException:
             self.open -= 1
             raise
-        return made
+        return connection
 
-    async def _one(self, due: float | None) -> int:
-        """Send the next request; its status, see ``RequestResult``."""
+    async def _send_next(self, due: float | None) -> int:
+        """Send the next request; returns its status, see ``RequestResult``."""
         serial = self._stream.first_serial + self._sent
         self._sent += 1
         templates = self._stream.templates
@@ -187,7 +190,7 @@ class _Caller:
             async with asyncio.timeout(due + self._stream.give_up_s - sent):
                 connection = await self._connected()
                 sent = time.perf_counter()
-                ended, answer, head = await connection.ask(request)
+                ended, answer, head = await connection.send(request)
             status = int(answer[9:12])
         except TimeoutError:
             ended, status = time.perf_counter(), -1
@@ -205,7 +208,7 @@ class _Caller:
         return status
 
     async def run(self) -> None:
-        """All of the stream."""
+        """Send all requests of the stream."""
         if self._stream.at_s is not None:
             await self._open_loop(self._stream.at_s)
             return
@@ -213,25 +216,25 @@ class _Caller:
         await asyncio.gather(*(self._closed_loop() for _ in range(self._stream.connections)))
 
     async def _open_loop(self, at_s: Sequence[float]) -> None:
-        under_way: set[asyncio.Task[int]] = set()
-        for at in at_s:
-            due = self._started + at
-            left = due - time.perf_counter()
-            if left > 0:
-                await asyncio.sleep(left)
-            task = asyncio.create_task(self._one(due))
-            under_way.add(task)
-            task.add_done_callback(under_way.discard)
-        await asyncio.gather(*under_way)
+        in_flight: set[asyncio.Task[int]] = set()
+        for offset in at_s:
+            due = self._started + offset
+            wait = due - time.perf_counter()
+            if wait > 0:
+                await asyncio.sleep(wait)
+            task = asyncio.create_task(self._send_next(due))
+            in_flight.add(task)
+            task.add_done_callback(in_flight.discard)
+        await asyncio.gather(*in_flight)
 
     async def _closed_loop(self) -> None:
         stream = self._stream
         while self._sent < (stream.requests or sys.maxsize) and time.perf_counter() - self._started < stream.until_s:
-            if await self._one(None) != 200:
-                await asyncio.sleep(0.05)  # a refused caller of a closed loop must not become a busy loop
+            if await self._send_next(None) != 200:
+                await asyncio.sleep(0.05)  # do not send refused requests again in a busy loop
 
-    def outcomes(self) -> list[RequestResult]:
-        """Every request that ended, its answer parsed now."""
+    def results(self) -> list[RequestResult]:
+        """The results of all requests that have ended; answers are parsed here."""
         return [
             RequestResult(due, sent, ended, status, **_parsed(status, answer[:head], answer[head:]))
             for due, sent, ended, status, answer, head in self._raw
@@ -239,7 +242,7 @@ class _Caller:
 
 
 def _parsed(status: int, head: bytes, body: bytes) -> dict[str, Any]:
-    """The rest of an ``RequestResult``."""
+    """The fields of a ``RequestResult`` that are in the answer."""
     if status <= 0:
         return {}
     fields = dict(line.partition(": ")[::2] for line in head.decode("latin-1").lower().split("\r\n"))
@@ -258,7 +261,7 @@ def _parsed(status: int, head: bytes, body: bytes) -> dict[str, Any]:
 
 
 async def generate(port: int, streams: Sequence[Stream]) -> Recording:
-    """Run the streams at once; ends when all but those in the background have ended and been answered."""
+    """Run the streams at the same time, until all requests of the streams not in the background are answered."""
     started, cpu = time.perf_counter(), time.process_time()
     callers = [_Caller(stream, port, started) for stream in streams]
     tasks = [asyncio.create_task(caller.run()) for caller in callers]
@@ -273,11 +276,11 @@ async def generate(port: int, streams: Sequence[Stream]) -> Recording:
         if isinstance(end, Exception):
             raise end
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-    return Recording([caller.outcomes() for caller in callers], seconds, cpu, [c.most_open for c in callers])
+    return Recording([caller.results() for caller in callers], seconds, cpu, [c.most_open for c in callers])
 
 
 def run_apart(port: int, streams: Sequence[Stream], timeout_s: float) -> Recording:
-    """``generate`` in a process of its own. Raises CalledProcessError, TimeoutExpired."""
+    """``generate`` in its own process. Raises CalledProcessError, TimeoutExpired."""
     command = [sys.executable, "-m", "benchmarks.speed.load_generator"]
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
@@ -288,8 +291,8 @@ def run_apart(port: int, streams: Sequence[Stream], timeout_s: float) -> Recordi
 
 
 def main() -> None:
-    """What ``run_apart`` starts: a pickled plan comes in on stdin, a pickled recording goes out on stdout."""
-    from benchmarks.speed.load_generator import generate  # under this name the types can be pickled
+    """The process of ``run_apart``: reads pickled streams from stdin, writes a pickled recording to stdout."""
+    from benchmarks.speed.load_generator import generate  # so that the types are pickled under this name, not __main__
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,4 +1,4 @@
-"""Arithmetic on the outcomes of a load test: capacity, goodput, latencies. Pure functions."""
+"""Statistics of the request results of a load test: capacity, goodput, latencies. Pure functions."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ _WITHOUT_ANSWER = {0: "failed", -1: "unanswered"}
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The least value that ``share`` of all do not exceed."""
+    """The smallest value that a ``share`` of all values do not exceed."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def milliseconds(seconds: Sequence[float]) -> dict[str, float] | None:
-    """Median and 95th percentile of ``seconds`` in ms; None where there are none."""
+    """Median and 95th percentile of ``seconds`` in ms; None if there are none."""
     if not seconds:
         return None
     return {f"p{round(100 * share)}_ms": 1000 * percentile(seconds, share) for share in (0.5, 0.95)}
 
 
-def steady_rate(outcomes: Sequence[RequestResult], from_s: float, until_s: float) -> float:
-    """Items scored a second between ``from_s`` and ``until_s``.
+def steady_rate(results: Sequence[RequestResult], from_s: float, until_s: float) -> float:
+    """Items scored per second between ``from_s`` and ``until_s``.
 
-    Answers come in bursts, a batch at a time, so that both ends are put where a burst ends: the time runs from the last
-    answer before ``from_s`` to the last before ``until_s``, and the items answered in it are counted.
+    Answers come in bursts, one per batch. So that no burst is cut, the time runs from the last answer before ``from_s``
+    to the last answer before ``until_s``, and the items answered in this time are counted.
 
     Raises:
         ValueError: nothing was scored in that time.
     """
-    ends = sorted((o.ended_s, o.scored) for o in outcomes if o.scored)
+    ends = sorted((o.ended_s, o.scored) for o in results if o.scored)
     before = [end for end, _ in ends if end <= from_s]
     first = before[-1] if before else from_s
     inside = [(end, scored) for end, scored in ends if first < end <= until_s]
@@ -55,20 +55,21 @@ def steady_rate(outcomes: Sequence[RequestResult], from_s: float, until_s: float
 
 
 def goodput(
-    outcomes: Sequence[RequestResult], *, items: int, deadline_s: float, from_s: float, until_s: float
+    results: Sequence[RequestResult], *, items: int, deadline_s: float, from_s: float, until_s: float
 ) -> dict[str, Any]:
-    """What became of the items that were due in ``[from_s, until_s)``, each request holding ``items``.
+    """What happened to the items that were due in ``[from_s, until_s)``; each request has ``items`` items.
 
-    An item is in time if it was scored and its request answered within ``deadline_s`` of when it was *due* to be sent:
-    a generator that is late itself finds no favour. The kinds are shares of the items due and add up to 1:
+    An item is in time if it was scored and its request was answered within ``deadline_s`` of the time at which the
+    request was *due*: if the generator sends it late, this counts against the result. The kinds are shares of the items
+    due, and their sum is 1:
 
     * ``in_time`` and ``late``: answered 200 with a score
     * ``refused``: 429 or 503 with Retry-After; ``refused_without_retry_after``: without
     * ``timed_out``: 503 with the code ``timed_out``
-    * ``item_errors``: an error in the item's place within a 200
-    * ``other_status``; ``failed``: the connection broke; ``unanswered``: nothing came before the generator gave up
+    * ``item_errors``: an answer 200 with an error for this item
+    * ``other_status``; ``failed``: the connection broke; ``unanswered``: no answer before ``give_up_s``
     """
-    due = [o for o in outcomes if from_s <= o.due_s < until_s]
+    due = [o for o in results if from_s <= o.due_s < until_s]
     kinds = dict.fromkeys(KINDS, 0)
     refused_s = []
     for o in due:
@@ -96,20 +97,20 @@ def goodput(
     }
 
 
-def beyond_the_model(outcomes: Sequence[RequestResult]) -> dict[str, Any]:
-    """Latencies of requests one after the other, and what is left of each without its time in the model.
+def beyond_the_model(results: Sequence[RequestResult]) -> dict[str, Any]:
+    """Latencies of requests one after the other, and the part of each that is not spent in the model.
 
     Raises:
         ValueError: none of them was scored.
     """
-    scored = [o for o in outcomes if o.scored]
+    scored = [o for o in results if o.scored]
     if not scored:
         raise ValueError("no request of the sequence was scored")
     took = [o.ended_s - o.sent_s for o in scored]
     model = [o.timing_ms["inference"] / 1000 for o in scored]
     return {
-        "requests": len(outcomes),
-        "not_scored": len(outcomes) - len(scored),
+        "requests": len(results),
+        "not_scored": len(results) - len(scored),
         "latency": milliseconds(took),
         "model": milliseconds(model),
         "beyond_the_model": milliseconds([a - b for a, b in zip(took, model, strict=True)]),
@@ -119,18 +120,18 @@ def beyond_the_model(outcomes: Sequence[RequestResult]) -> dict[str, Any]:
 def short_beside_long(
     alone: Sequence[RequestResult], beside: Sequence[RequestResult], long: Sequence[RequestResult]
 ) -> dict[str, Any]:
-    """The p95 of short items alone and beside another caller's long ones, in ms, and the bound that it is held to.
+    """The p95 of short items alone and beside another caller's long items, in ms, and the bound of the latter.
 
-    The bound is three times the p95 alone and the median time of one batch, which is that of the batches in which the
-    long items were scored. A short item that was not scored at all breaks it.
+    The bound is three times the p95 alone plus the median time of the batches in which the long items were scored. It
+    is not kept if a short item was not scored.
 
     Raises:
-        ValueError: none was scored of one of the three.
+        ValueError: no item of one of the three was scored.
     """
-    scored = [[o for o in some if o.scored] for some in (alone, beside, long)]
+    scored = [[result for result in results if result.scored] for results in (alone, beside, long)]
     if not all(scored):
         raise ValueError("no short item, or no long one, was scored")
-    p95_alone, p95_beside = (1000 * percentile([o.ended_s - o.sent_s for o in some], 0.95) for some in scored[:2])
+    p95_alone, p95_beside = (1000 * percentile([o.ended_s - o.sent_s for o in results], 0.95) for results in scored[:2])
     batches = [o.timing_ms["inference"] for o in scored[2]]
     bound = 3 * p95_alone + percentile(batches, 0.5)
     not_scored = len(alone) + len(beside) - len(scored[0]) - len(scored[1])

@@ -1,4 +1,4 @@
-"""Contenders without HTTP, each in a process of its own so that its memory can be told apart."""
+"""Backends without HTTP, each in its own process so that its memory can be measured separately."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Call = list[dict[str, str]]
 
 
 def run_engine(pipe: Connection, bundle: str, settings: dict[str, Any]) -> None:
-    """Redline's engine: the calls are handed over as requests, all at once."""
+    """Redline's engine: all calls are passed to it as requests at once."""
     from redline.wire import ScoreItem, ScoreOptions, ScoreRequest
     from redline_model.bundle.bundle import Bundle
     from redline_service.engine import Engine
@@ -29,8 +29,8 @@ def run_engine(pipe: Connection, bundle: str, settings: dict[str, Any]) -> None:
 
             async def timed(request: ScoreRequest) -> tuple[float, list[list[float]]]:
                 started = time.perf_counter()
-                answer, _ = await engine.score(request)
-                rewards = [item.rewards for item in answer.items]  # type: ignore[union-attr]
+                response, _ = await engine.score(request)
+                rewards = [item.rewards for item in response.items]  # type: ignore[union-attr]
                 return time.perf_counter() - started, rewards
 
             started = time.perf_counter()
@@ -43,7 +43,7 @@ def run_engine(pipe: Connection, bundle: str, settings: dict[str, Any]) -> None:
 
 
 def run_padded(pipe: Connection, bundle: str, settings: dict[str, Any]) -> None:
-    """Plain transformers: batches of eight in the order of arrival, right-padded, full logits."""
+    """Plain transformers: right-padded batches of eight in the order of arrival, with all logits."""
     import torch
 
     from benchmarks.speed.reference_server import paper_rewards, sequence_of

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from benchmarks.speed.load_results import KINDS
 
-# what makes a run doubtful: the generator's lateness as a share of the deadline, the capacity's drift, cores that other
-# processes took
+# Above these a result is marked as unreliable: p95 of the generator's lateness as a share of the deadline, change of
+# the capacity as a share of its mean, cores used by other processes.
 _LATE, _DRIFT, _OTHERS = 0.1, 0.25, 0.5
 
 
@@ -19,7 +19,7 @@ def _ms(found: dict[str, float] | None) -> str:
 
 
 def load_table(variants: dict[str, Any]) -> Table:
-    """One row a load; shares are of the items that arrived, goodput is in units of the capacity."""
+    """One row per load; shares are of the items that were due, goodput is a share of the capacity."""
     table = Table(
         title="Overload: goodput is items scored in time, as a share of the capacity", title_justify="left", box=None
     )
@@ -38,13 +38,13 @@ def load_table(variants: dict[str, Any]) -> Table:
 
 
 def notes(variants: dict[str, Any]) -> list[str]:
-    """What each variant is, and behind each load its capacity, its answers and what puts its figures in doubt."""
+    """Lines on each variant and each of its loads: capacity, answers, and why a result is unreliable."""
     lines = []
     for name, variant in variants.items():
         count = variant["items_a_request"]
-        items = ("1 item" if count == 1 else f"{count} items") + " to one prompt" * variant["has_one_prompt"]
+        items = ("1 item" if count == 1 else f"{count} items") + " of one prompt" * variant["has_one_prompt"]
         tokens, deadline = variant["tokens_an_item"], variant["deadline_s"]
-        lines.append(f"{name}: {items} a request, {tokens:.0f} tokens an item, in time within {deadline:g} s")
+        lines.append(f"{name}: {items} per request, {tokens:.0f} tokens per item, in time within {deadline:g} s")
         for times, run in variant["loads"].items():
             capacity, cores, late = run["capacity_items_per_s"], run["cores"], run["sent_late"]
             before, after = capacity["before"], capacity["after"]
@@ -53,22 +53,22 @@ def notes(variants: dict[str, Any]) -> list[str]:
             )
             lines += [f"      {number} x {answer}" for answer, number in run["answers"].items()]
             if abs(before - after) > _DRIFT * capacity["mean"] or cores["others"] > _OTHERS:
-                lines.append(f"      IN DOUBT: other processes took {cores['others']:.1f} cores")
+                lines.append(f"      UNRELIABLE: other processes took {cores['others']:.1f} cores")
             if late is not None and late["p95_ms"] > 1000 * _LATE * deadline:
-                lines.append(f"      IN DOUBT: requests were sent late, p95 {late['p95_ms']:.0f} ms")
+                lines.append(f"      UNRELIABLE: requests were sent late, p95 {late['p95_ms']:.0f} ms")
     return lines
 
 
 def print_overload(report: dict[str, Any]) -> None:
-    """The three parts of ``measure_overload``."""
+    """Print the three parts of ``measure_overload``."""
     console = Console(width=80, highlight=False)
     variants = report["overload"]["variants"]
     console.print(load_table(variants))
     for line in notes(variants):
         console.print(line)
     cores = [run["cores"] for variant in variants.values() for run in variant["loads"].values()]
-    most = {who: max(one[who] for one in cores) for who in ("service", "generator", "others")}
-    console.print("cores at most: " + ", ".join(f"{who} {used:.2f}" for who, used in most.items()) + "\n")
+    most = {name: max(use[name] for use in cores) for name in ("service", "generator", "others")}
+    console.print("cores at most: " + ", ".join(f"{name} {used:.2f}" for name, used in most.items()) + "\n")
     small = report["sequential"]
     took, model, beyond = small["latency"], small["model"], small["beyond_the_model"]
     console.print(f"Small requests one after the other on one connection ({small['requests']}):")
@@ -79,9 +79,9 @@ def print_overload(report: dict[str, Any]) -> None:
     two = report["short_beside_long"]
     alone, beside, batch = two["p95_alone_ms"], two["p95_beside_ms"], two["batch_ms"]
     tokens = two["tokens_a_long_item"]
-    console.print(f"Short items beside another caller's long ones ({tokens:.0f} tokens, 8 under way):")
+    console.print(f"Short items beside another caller's long ones ({tokens:.0f} tokens, 8 in flight):")
     console.print(
-        f"  p95 {beside:.1f} ms, alone {alone:.1f} ms; a batch p50 {batch['p50']:.1f}, p95 {batch['p95']:.1f} ms"
+        f"  p95 {beside:.1f} ms, alone {alone:.1f} ms; batch p50 {batch['p50']:.1f}, p95 {batch['p95']:.1f} ms"
     )
     verdict = "within" if two["is_within_bound"] else "NOT within"
-    console.print(f"  {verdict} three times alone plus one batch: {two['bound_ms']:.1f} ms")
+    console.print(f"  {verdict} three times the p95 alone plus one batch: {two['bound_ms']:.1f} ms")

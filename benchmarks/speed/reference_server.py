@@ -1,7 +1,7 @@
-"""A reward server as RL frameworks ship it: one blocking handler, left padding, full logits, what arrives is a batch.
+"""A reward server as RL frameworks ship it: one blocking handler, left padding, all logits, one batch per request.
 
-It answers the same question as Redline (the ``paper`` token rewards of a sequence-to-sequence reward model) with
-the same weights and the same sequences; only the serving is that of a reference script.
+It computes the same as Redline (the ``paper`` token rewards of a sequence-to-sequence reward model) with the same
+weights and the same sequences; only the serving is that of a reference script.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def sequence_of(item: EncodedItem) -> list[int]:
 
 
 def paper_rewards(logits: torch.Tensor, targets: list[int]) -> dict[str, Any]:
-    """``paper`` token rewards of one item from its logits ``(T, V)``, and how close its closest call was."""
+    """``paper`` token rewards of one item from its logits ``(T, V)``, and the gaps between its two best logits."""
     ids = torch.tensor(targets, device=logits.device)
     top = logits.float().log_softmax(-1).topk(2, dim=-1)
     agrees = top.indices[:, 0] == ids
@@ -42,7 +42,7 @@ def paper_rewards(logits: torch.Tensor, targets: list[int]) -> dict[str, Any]:
 
 @torch.no_grad()
 def left_padded(model: Any, encoded: list[EncodedItem]) -> list[dict[str, Any]]:
-    """One batch, full logits."""
+    """Token rewards of ``encoded``, computed in one left-padded batch with all logits."""
     sequences = [sequence_of(item) for item in encoded]
     longest = max(map(len, sequences))
     ids = torch.zeros(len(sequences), longest, dtype=torch.long)
@@ -59,7 +59,7 @@ def left_padded(model: Any, encoded: list[EncodedItem]) -> list[dict[str, Any]]:
 
 
 def create_app() -> FastAPI:
-    """The server; the bundle is named by BENCH_BUNDLE."""
+    """The server, for the bundle in the environment variable BENCH_BUNDLE."""
     bundle = Bundle.load(os.environ["BENCH_BUNDLE"])
     model, encoder = bundle.scorer.model, bundle.scorer.encoder
     model.set_attn_implementation("sdpa")
@@ -71,10 +71,10 @@ def create_app() -> FastAPI:
             encoded = [encoder.encode(Item(item["prompt"], item["response"])) for item in query.items]
         except RedlineModelError as error:
             return {"error": str(error)}
-        return {"rewards": [one["rewards"] for one in left_padded(model, encoded)]}
+        return {"rewards": [row["rewards"] for row in left_padded(model, encoded)]}
 
     @app.get("/healthz")
-    async def alive() -> dict[str, str]:
+    async def health() -> dict[str, str]:
         return {"status": "ok"}
 
     return app

@@ -1,4 +1,4 @@
-"""What is scored: calls of items, cut to exact token counts out of real text where there is some."""
+"""The workloads of the serving benchmark: calls of items with texts of exact token counts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from redline_model.errors import DataError
 from redline_trainer.load_pairs import load_pairs
 
-# Used where no preference data is at hand: the shape of the work is the same, only the words repeat.
+# Used if there is no preference data: the shapes are the same, only the words repeat.
 BUILT_IN = """\
 A router keeps a table of the networks it can reach and of the neighbour through which each is reached. When a
 packet arrives it looks for the longest prefix that matches the destination and hands the packet on. If no entry
@@ -29,7 +29,7 @@ tides run high and low; when they stand at a right angle, neap tides hardly move
 
 @dataclass(frozen=True)
 class Workload:
-    """``calls``: lists of items that arrive at once, each list one request. ``about``: one line for the table."""
+    """``calls``: requests that arrive at once, each a list of items. ``about``: one line for the table."""
 
     name: str
     about: str
@@ -42,7 +42,7 @@ class Workload:
 
 
 class Texts:
-    """Passages of an exact number of tokens, no two from the same place."""
+    """Passages of an exact number of tokens; no two overlap until all text has been used."""
 
     def __init__(self, tokenizer: Any, folder: Path | None, seed: int) -> None:
         passages, self.source = _passages(folder)
@@ -55,16 +55,16 @@ class Texts:
             self._ids += tokenizer(passage + "\n", add_special_tokens=False)["input_ids"]
             if len(self._ids) > 2_000_000:
                 break
-        self._at = 0
+        self._position = 0
 
     def passage(self, tokens: int) -> str:
         """About ``tokens`` tokens of running text."""
-        if self._at + tokens > len(self._ids):
-            self._at = self._draw.randrange(1, 50)
-        while self._at + tokens > len(self._ids):
+        if self._position + tokens > len(self._ids):
+            self._position = self._draw.randrange(1, 50)
+        while self._position + tokens > len(self._ids):
             self._ids = self._ids * 2
-        ids = self._ids[self._at : self._at + tokens]
-        self._at += tokens
+        ids = self._ids[self._position : self._position + tokens]
+        self._position += tokens
         return str(self._tokenizer.decode(ids)).strip("\ufffd \n") or "nothing"
 
     def length(self, low: int, high: int) -> int:
@@ -72,7 +72,7 @@ class Texts:
         return self._draw.randint(low, high)
 
     def shuffled(self, items: list[dict[str, str]]) -> list[dict[str, str]]:
-        """The same in random order."""
+        """The items in random order."""
         order = list(items)
         self._draw.shuffle(order)
         return order
@@ -95,36 +95,38 @@ def _passages(folder: Path | None) -> tuple[list[str], str]:
     return [BUILT_IN], "built-in text"
 
 
-def group(texts: Texts, prompts: int, responses: int, prompt: tuple[int, int], response: tuple[int, int]) -> list[Any]:
-    """``prompts`` times ``responses`` items, the responses to one prompt one after the other."""
-    items = []
+def group(
+    texts: Texts, prompts: int, responses: int, prompt: tuple[int, int], response: tuple[int, int]
+) -> list[dict[str, str]]:
+    """Items of ``prompts`` prompts with ``responses`` responses each, in order; the ranges are token counts."""
+    items: list[dict[str, str]] = []
     for _ in range(prompts):
-        asked = texts.passage(texts.length(*prompt))
-        items += [{"prompt": asked, "response": texts.passage(texts.length(*response))} for _ in range(responses)]
+        question = texts.passage(texts.length(*prompt))
+        items += [{"prompt": question, "response": texts.passage(texts.length(*response))} for _ in range(responses)]
     return items
 
 
 def build_workloads(texts: Texts, share: float = 1.0) -> Iterator[Workload]:
-    """The five workloads; ``share`` scales how many items each has, never their shape."""
+    """The five workloads; ``share`` scales the number of their items, not the lengths."""
     prompts = max(2, round(8 * share))
     long_prompt, short_response = (380, 420), (10, 120)
 
-    def groups() -> list[Any]:
+    def groups() -> list[dict[str, str]]:
         return group(texts, prompts, 8, long_prompt, short_response)
 
-    def rollout() -> list[Any]:
+    def rollout() -> list[dict[str, str]]:
         return texts.shuffled(group(texts, max(8, round(64 * share)), 1, (60, 300), short_response))
 
-    def single() -> list[list[Any]]:
+    def single() -> list[list[dict[str, str]]]:
         return [[item] for item in texts.shuffled(groups())]
 
-    def long() -> list[Any]:
+    def long() -> list[dict[str, str]]:
         return group(texts, max(2, round(6 * share)), 1, (100, 300), (350, 600))
 
-    yield Workload("single", f"{prompts * 8} callers, one item a call, {prompts} prompts x 8 responses", single())
-    yield Workload("rollout", "one call of items that share no prompt", [rollout()])
+    yield Workload("single", f"{prompts * 8} callers, one item per call, {prompts} prompts x 8 responses", single())
+    yield Workload("rollout", "one call of items with different prompts", [rollout()])
     yield Workload("groups", f"one call, {prompts} prompts of about 400 tokens x 8 responses", [groups()])
     yield Workload("long", "one call of few long responses", [long()])
     half = single()
     mixed = [*half[: len(half) // 2], rollout()[: len(half) // 2], groups()[: len(half) // 2], long()[:2]]
-    yield Workload("mixed", "all of these at once, half as much of each", mixed)
+    yield Workload("mixed", "all of these at once, half as many items of each", mixed)

@@ -1,1 +1,4 @@
-"""Policies and reward models of one world and one seed, made and judged; what ``benchmarks.claims`` is built from."""
+"""Synthetic tasks with known correct answers, and the reward models and policies that are trained on them.
+
+``benchmarks.claims`` is the command. A gold score is computed by a program from the facts of a task; no model sees it.
+"""

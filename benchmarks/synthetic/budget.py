@@ -1,4 +1,4 @@
-"""How much of everything: the full form, and the quick one that only shows that the command works."""
+"""How many examples and optimiser steps a run has: the full budget, and a quick one that only shows that it runs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Budget:
-    """The same for every policy of a world. Reward models have about the same compute: a seq2seq step puts three
-    sequences of every pair through the model and learns from each of their tokens, so scalar models take three times
-    the steps. The scalar learning rate is the best of four by held-out pairs on seed 0, which no reported figure is of.
+    """The same for every policy of a synthetic task.
+
+    The compute of the reward models is about equal: a seq2seq step puts three sequences of every pair through the model
+    and learns from each of their tokens, so scalar models take three times as many steps. The scalar learning rate is
+    the best of four by held-out pairs on seed 0, which is not among the reported seeds.
+
+    The names and the order of the fields are part of the digests of stored results and of their JSON: do not change
+    them.
     """
 
     demonstrations: int = 6000

@@ -1,4 +1,7 @@
-"""Which reward models are fitted and which policies are made of them; a line each."""
+"""Which reward models are trained, and which policies are trained against them; one line each.
+
+The names are folder names and JSON keys of stored results, so they do not change.
+"""
 
 from __future__ import annotations
 
@@ -7,37 +10,65 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from benchmarks.synthetic.budget import FULL, QUICK
-from benchmarks.synthetic.local_rewards import PLACINGS, Placing
+from benchmarks.synthetic.local_rewards import PLACEMENTS, Placement
 from redline_model.options import MODES, Mode
 
 Derivation = Literal["red", "ensemble", "length_calibrated"]
 
 
 @dataclass(frozen=True)
-class RewardModel:
-    """``options`` of ``redline train``, or of what is derived from the models named in ``of``.
+class RewardModelConfig:
+    """How one reward model is made.
 
-    An ensemble without options is the mean less the variance of its members' scores.
-
-    ``pairs``: share of the preference pairs it sees. ``noise``: share of them whose label is wrong.
+    Args:
+        options: options of ``redline train``, or of the derivation. An ensemble without options is the mean less the
+            variance of its members' scores.
+        seed: 0 for the seed of the run; others give other members of an ensemble.
+        pair_share: share of the preference pairs that it is trained on.
+        label_noise: share of those pairs whose label is wrong.
+        derivation: how it is derived from the models named in ``derived_from``; None: it is trained.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
-    pairs: float = 1.0
-    noise: float = 0.0
+    pair_share: float = 1.0
+    label_noise: float = 0.0
     derivation: Derivation | None = None
-    of: tuple[str, ...] = ()
+    derived_from: tuple[str, ...] = ()
+
+    def digest_text(self) -> str:
+        """This configuration as text, for the digests of stored results.
+
+        Results are found by these digests, so the text keeps the class and field names it was first written with.
+        """
+        return (
+            f"RewardModel(options={self.options!r}, seed={self.seed!r}, pairs={self.pair_share!r}, "
+            f"noise={self.label_noise!r}, derivation={self.derivation!r}, of={self.derived_from!r})"
+        )
 
 
 @dataclass(frozen=True)
 class PPORun:
-    """PPO against ``model``, read by ``mode``; ``extraction``: magnitudes other than the bundle's."""
+    """PPO against one reward model.
+
+    Args:
+        model: a name of ``REWARD_MODELS``.
+        mode: how the model's statistics become token rewards; None: the only way its kind has.
+        placement: how the rewards of a response are placed on its tokens.
+        extraction: extraction magnitudes other than the bundle's.
+    """
 
     model: str
     mode: str | None = None
-    placing: Placing = "tokens"
+    placement: Placement = "tokens"
     extraction: Mapping[str, float] = field(default_factory=dict)
+
+    def digest_text(self) -> str:
+        """This run as text, for the digests of stored results; see ``RewardModelConfig.digest_text``."""
+        return (
+            f"PPORun(model={self.model!r}, mode={self.mode!r}, placing={self.placement!r}, "
+            f"extraction={self.extraction!r})"
+        )
 
 
 DEFAULT_MODE: Mode = "margin"
@@ -46,34 +77,35 @@ SCALAR = {"kind": "scalar", "learning_rate": 3e-4}
 DPO_OPTIONS = {"kind": "dpo", "beta": 0.1, "learning_rate": 1e-5}
 MEMBERS = ("scalar", "scalar_b")
 
-REWARD_MODELS: dict[str, RewardModel] = {
-    "seq2seq": RewardModel(SEQ2SEQ),
-    "published": RewardModel({"kind": "seq2seq", "mismatch": False}),
-    "scalar": RewardModel(SCALAR),
-    "scalar_b": RewardModel(SCALAR, seed=1),
-    "odin": RewardModel({**SCALAR, "odin": True}),
-    "smoothed": RewardModel({**SCALAR, "smoothing_rate": 0.2}),
-    "dpo": RewardModel(DPO_OPTIONS),
-    "dpo_long": RewardModel({**DPO_OPTIONS, "max_steps": FULL.scalar_steps}),
-    "dpo_fast": RewardModel({**DPO_OPTIONS, "learning_rate": 3e-5}),
-    "red": RewardModel(derivation="red", of=("scalar",)),
-    "ensemble": RewardModel(derivation="ensemble", of=MEMBERS),
-    "ensemble_mean": RewardModel({"combine": "mean"}, derivation="ensemble", of=MEMBERS),
-    "ensemble_min": RewardModel({"combine": "min"}, derivation="ensemble", of=MEMBERS),
-    "length_calibrated": RewardModel(derivation="length_calibrated", of=("scalar",)),
-    "scalar_mismatch": RewardModel({**SCALAR, "mismatch": True}),
-    "strays_only": RewardModel({**SEQ2SEQ, "correction_weight": 0.0, "identity_weight": 0.0}),
-    "no_correction": RewardModel({**SEQ2SEQ, "correction_weight": 0.0}),
-    "no_identity": RewardModel({**SEQ2SEQ, "identity_weight": 0.0}),
-    **{f"seq2seq_noise_{n}": RewardModel(SEQ2SEQ, noise=n / 100) for n in (10, 40)},
-    **{f"scalar_noise_{n}": RewardModel(SCALAR, noise=n / 100) for n in (10, 40)},
-    **{f"seq2seq_pairs_{n}": RewardModel(SEQ2SEQ, pairs=n / 100) for n in (5,)},
-    **{f"scalar_pairs_{n}": RewardModel(SCALAR, pairs=n / 100) for n in (5,)},
+REWARD_MODELS: dict[str, RewardModelConfig] = {
+    "seq2seq": RewardModelConfig(SEQ2SEQ),
+    "published": RewardModelConfig({"kind": "seq2seq", "mismatch": False}),
+    "scalar": RewardModelConfig(SCALAR),
+    "scalar_b": RewardModelConfig(SCALAR, seed=1),
+    "odin": RewardModelConfig({**SCALAR, "odin": True}),
+    "smoothed": RewardModelConfig({**SCALAR, "smoothing_rate": 0.2}),
+    "dpo": RewardModelConfig(DPO_OPTIONS),
+    "dpo_long": RewardModelConfig({**DPO_OPTIONS, "max_steps": FULL.scalar_steps}),
+    "dpo_fast": RewardModelConfig({**DPO_OPTIONS, "learning_rate": 3e-5}),
+    "red": RewardModelConfig(derivation="red", derived_from=("scalar",)),
+    "ensemble": RewardModelConfig(derivation="ensemble", derived_from=MEMBERS),
+    "ensemble_mean": RewardModelConfig({"combine": "mean"}, derivation="ensemble", derived_from=MEMBERS),
+    "ensemble_min": RewardModelConfig({"combine": "min"}, derivation="ensemble", derived_from=MEMBERS),
+    "length_calibrated": RewardModelConfig(derivation="length_calibrated", derived_from=("scalar",)),
+    "scalar_mismatch": RewardModelConfig({**SCALAR, "mismatch": True}),
+    # mismatched responses only
+    "strays_only": RewardModelConfig({**SEQ2SEQ, "correction_weight": 0.0, "identity_weight": 0.0}),
+    "no_correction": RewardModelConfig({**SEQ2SEQ, "correction_weight": 0.0}),
+    "no_identity": RewardModelConfig({**SEQ2SEQ, "identity_weight": 0.0}),
+    **{f"seq2seq_noise_{n}": RewardModelConfig(SEQ2SEQ, label_noise=n / 100) for n in (10, 40)},
+    **{f"scalar_noise_{n}": RewardModelConfig(SCALAR, label_noise=n / 100) for n in (10, 40)},
+    **{f"seq2seq_pairs_{n}": RewardModelConfig(SEQ2SEQ, pair_share=n / 100) for n in (5,)},
+    **{f"scalar_pairs_{n}": RewardModelConfig(SCALAR, pair_share=n / 100) for n in (5,)},
 }
 
-# these bundles are policies themselves; no one rate and length is best on every task, so three stand side by side
+# These bundles are themselves policies. No single learning rate and length is best on every task, so there are three.
 DPO = ("dpo", "dpo_long", "dpo_fast")
-# every scorer, on every task and seed
+# every kind of reward model, on every task and seed
 MAIN: dict[str, PPORun] = {
     "ppo_scalar": PPORun("scalar"),
     "ppo_seq2seq": PPORun("seq2seq", DEFAULT_MODE),
@@ -87,20 +119,20 @@ MAIN: dict[str, PPORun] = {
     "ppo_odin": PPORun("odin"),
     "ppo_smoothed": PPORun("smoothed"),
 }
-# what the control worlds are for; the last of them is the mode that should suffer least where many answers are right
-CONTROL = {
+# On the control tasks. The last mode is expected to lose least if many answers are equally right.
+CONTROL: dict[str, PPORun] = {
     **{name: MAIN[name] for name in ("ppo_scalar", "ppo_seq2seq", "ppo_paper", "ppo_scalar_mismatch")},
     "mode_logprob_centered": PPORun("seq2seq", "logprob_centered"),
 }
-# the modes whose rewards are also laid out in other ways
+# modes that are also tried with the other placements
 PLACED: tuple[Mode, ...] = ("paper", DEFAULT_MODE, "logprob_centered")
-# one thing changed at a time, on the first seed of every task
+# one change at a time, on the first seed of every task
 ABLATIONS: dict[str, PPORun] = {
     **{
-        f"mode_{mode}" if placing == "tokens" else f"mode_{mode}_{placing}": PPORun("seq2seq", mode, placing)
-        for placing in PLACINGS
+        f"mode_{mode}" if placement == "tokens" else f"mode_{mode}_{placement}": PPORun("seq2seq", mode, placement)
+        for placement in PLACEMENTS
         for mode in MODES
-        if (mode, placing) != (DEFAULT_MODE, "tokens") and (placing == "tokens" or mode in PLACED)
+        if (mode, placement) != (DEFAULT_MODE, "tokens") and (placement == "tokens" or mode in PLACED)
     },
     "positives_only": PPORun("seq2seq", "paper", extraction={"negative": 0.0}),
     "negatives_only": PPORun("seq2seq", "paper", extraction={"positive": 0.0}),
@@ -116,20 +148,20 @@ ABLATIONS: dict[str, PPORun] = {
 }
 
 
-def shown_main() -> list[str]:
-    """Policies of the main and the control tables, in the order of their rows."""
-    chosen = [f"best_of_{n}_{model}" for n in (2, QUICK.best_of, FULL.best_of) for model in ("scalar", "seq2seq")]
+def main_table_rows() -> list[str]:
+    """Policies of the tables of the main and the control tasks, in the order of their rows."""
+    best_of = [f"best_of_{n}_{model}" for n in (2, QUICK.best_of, FULL.best_of) for model in ("scalar", "seq2seq")]
     return [
         "supervised",
         *MAIN,
         *(name for name in CONTROL if name not in MAIN),
         *DPO,
-        *dict.fromkeys(chosen),
+        *dict.fromkeys(best_of),
         "corrected",
         "corrected_often",
     ]
 
 
-def shown_ablations() -> list[str]:
-    """Policies of the ablations' tables: what they are held against, then each of them."""
+def ablation_table_rows() -> list[str]:
+    """Policies of the ablations' tables: the policies they are compared with, then each ablation."""
     return ["supervised", "ppo_scalar", "ppo_seq2seq", "ppo_paper", *ABLATIONS]

@@ -1,4 +1,4 @@
-"""A policy's answers to test questions, and what gold says of them."""
+"""A policy's answers to test questions, and their gold scores."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ _BATCH = 100
 
 
 class Answers(BaseModel):
-    """One entry a question, whose prompt is in ``keys``: one may be drawn more than once.
+    """One entry per question in every list. Stored as JSON under these names.
 
-    ``kl``: ``log pi - log pi_supervised`` of the answer, nats; its mean estimates the KL. None where the answers are
-    not a policy's own samples.
+    ``keys``: the prompts; one prompt may occur more than once.
+
+    ``kl``: ``log pi - log pi_supervised`` of the answer, nats; its mean estimates the KL divergence. None if the answer
+    was not sampled from the policy itself.
     """
 
     keys: list[str]
@@ -33,7 +35,7 @@ class Answers(BaseModel):
 
 
 class SampledAnswer(NamedTuple):
-    """An answer and its price."""
+    """An answer, its length in tokens with the end token, and its part of the KL divergence (see ``Answers``)."""
 
     text: str
     tokens: int
@@ -41,18 +43,18 @@ class SampledAnswer(NamedTuple):
 
 
 def sample_answers(policy: CausalPolicy, questions: Sequence[Question], seed: int) -> list[Rollout]:
-    """One response a question, at temperature 1 as in training."""
+    """One response per question, at temperature 1 as in training."""
     torch.manual_seed(seed)
     rollouts: list[Rollout] = []
     for start in range(0, len(questions), _BATCH):
-        part = [q.prompt for q in questions[start : start + _BATCH]]
-        rollouts += policy.sample(part, range(len(part)))
+        prompts = [q.prompt for q in questions[start : start + _BATCH]]
+        rollouts += policy.sample(prompts, range(len(prompts)))
     return rollouts
 
 
 @torch.no_grad()
 def summed_logprobs(policy: CausalPolicy, rollouts: Sequence[Rollout], batch: int = _BATCH) -> list[float]:
-    """``log pi(y | x)`` of each response, nats, ``batch`` at a time."""
+    """``log pi(y | x)`` of each response, nats, computed ``batch`` responses at a time."""
     sums: list[float] = []
     for start in range(0, len(rollouts), batch):
         part = rollouts[start : start + batch]
@@ -64,17 +66,18 @@ def summed_logprobs(policy: CausalPolicy, rollouts: Sequence[Rollout], batch: in
 def policy_answers(
     folder: Path, supervised: Path, questions: Sequence[Question], seed: int, limit: int
 ) -> list[SampledAnswer]:
-    """What the policy at ``folder`` answers, and how far that is from the supervised one."""
-    policy, before = (CausalPolicy.load(f, device="cpu", max_new_tokens=limit) for f in (folder, supervised))
+    """Sampled answers of the policy at ``folder``, of at most ``limit`` tokens, with their KL from ``supervised``."""
+    policy, reference = (CausalPolicy.load(f, device="cpu", max_new_tokens=limit) for f in (folder, supervised))
     rollouts = sample_answers(policy, questions, seed)
-    kls = [a - b for a, b in zip(summed_logprobs(policy, rollouts), summed_logprobs(before, rollouts), strict=True)]
+    logprobs, reference_logprobs = (summed_logprobs(p, rollouts) for p in (policy, reference))
+    kls = [a - b for a, b in zip(logprobs, reference_logprobs, strict=True)]
     return [SampledAnswer(r.text, len(r.response_ids), kl) for r, kl in zip(rollouts, kls, strict=True)]
 
 
-def judge(
+def score_with_gold(
     task: Task, questions: Sequence[Question], answers: Sequence[SampledAnswer], count: Callable[[str], int]
 ) -> Answers:
-    """``count`` gives the tokens of a text, end token included."""
+    """The answers with their gold scores; ``count`` returns the tokens of a text, the end token included."""
     return Answers(
         keys=[q.key for q in questions],
         responses=[a.text for a in answers],

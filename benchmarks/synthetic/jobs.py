@@ -1,4 +1,4 @@
-"""What is to be made of the claims, and by which code: jobs, and digests of the sources that decide their results."""
+"""The jobs of ``benchmarks.claims``, and digests of the source files that decide their results."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.synthetic.tasks.suite import CONTROLS, TASKS
 
+if TYPE_CHECKING:
+    from benchmarks.synthetic.configurations import PPORun
+
 ROOT = Path(__file__).resolve().parents[2]
-# the code that decides what models and policies learn, and what each world adds to it
+# The code that decides what models and policies learn, and what each task adds to it. A test checks that every pattern
+# matches a file: a moved file would otherwise leave the digest without a notice.
 _SHARED = (
     "benchmarks/synthetic/tasks/task.py",
     "benchmarks/synthetic/tasks/suite.py",
@@ -26,9 +30,9 @@ _SHARED = (
     "trainer/redline_trainer/**/*.py",
     "service/redline_model/**/*.py",
 )
-_OWN = {
-    "safety": ("benchmarks/synthetic/tasks/safety.py", "examples/quickstart/world.py"),
-    "unbiased": ("benchmarks/synthetic/tasks/safety.py", "examples/quickstart/world.py"),
+_PER_TASK = {
+    "safety": ("benchmarks/synthetic/tasks/safety.py", "examples/quickstart/task.py"),
+    "unbiased": ("benchmarks/synthetic/tasks/safety.py", "examples/quickstart/task.py"),
     "help": ("benchmarks/synthetic/tasks/help_desk.py",),
     "many_answers": ("benchmarks/synthetic/tasks/help_desk.py",),
     "summary": ("benchmarks/synthetic/tasks/summary.py",),
@@ -36,50 +40,57 @@ _OWN = {
 
 
 class Job(NamedTuple):
-    """One group of policies in one world with one seed."""
+    """One group of policies (main, control or ablation) of one synthetic task and seed."""
 
-    world: str
+    task: str
     seed: int
     group: str
 
 
 def planned(seeds: Sequence[int], groups: Sequence[str]) -> list[Job]:
-    """Every job, seed by seed, so that a stopped run has whole seeds; ablations last, on the first seed alone."""
+    """Every job, seed by seed, so that a stopped run has complete seeds; ablations last, on the first seed only."""
     jobs: list[Job] = []
     if "main" in groups:
-        jobs += [Job(world, seed, "main") for seed in seeds for world in TASKS]
+        jobs += [Job(task, seed, "main") for seed in seeds for task in TASKS]
     if "controls" in groups:
-        jobs += [Job(world, seed, "control") for seed in seeds for world in CONTROLS]
+        jobs += [Job(task, seed, "control") for seed in seeds for task in CONTROLS]
     if "ablations" in groups:
-        jobs += [Job(world, seeds[0], "ablation") for world in TASKS]
+        jobs += [Job(task, seeds[0], "ablation") for task in TASKS]
     return jobs
 
 
-def sources_digest(world: str) -> str:
-    """A digest of the code that decides what a policy of ``world`` learns."""
-    files = [path for pattern in (*_SHARED, *_OWN[world]) for path in sorted(ROOT.glob(pattern))]
+def sources_patterns(task: str) -> tuple[str, ...]:
+    """The patterns, below the repository's root, of the files that decide what a policy of ``task`` learns."""
+    return (*_SHARED, *_PER_TASK[task])
+
+
+def sources_digest(task: str) -> str:
+    """A digest of the code that decides what a policy of ``task`` learns."""
+    files = [path for pattern in sources_patterns(task) for path in sorted(ROOT.glob(pattern))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
 def sources_of(out: Path, keep: bool) -> dict[str, str]:
-    """The digest by world that results at ``out`` are made and found under.
+    """The sources digest of each task under which results at ``out`` are stored and found.
 
-    With ``keep`` that of the code they were begun with, for a change of the code that changes no result; else that
-    of the code as it is, which makes all of another one anew.
+    Args:
+        keep: use the digests stored at ``out``, if there are any: for changes of the code that change no result. If
+            False, the digests of today's code replace them, and results of other code are computed again.
     """
-    mark = out / "sources.json"
-    now = {world: sources_digest(world) for world in (*TASKS, *CONTROLS)}
-    begun: dict[str, str] | None = json.loads(mark.read_text(encoding="utf-8")) if mark.exists() else None
-    if keep and begun is not None:
-        return begun
-    if begun not in (None, now):
-        print(f"The code has changed since {out} was begun; its results are made anew. --keep holds on to them.")
+    path = out / "sources.json"
+    current = {task: sources_digest(task) for task in (*TASKS, *CONTROLS)}
+    stored: dict[str, str] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if keep and stored is not None:
+        return stored
+    if stored not in (None, current):
+        print(f"The code has changed since the results in {out} were computed: computing them again.")
+        print("Use --keep to continue with the stored results.")
     out.mkdir(parents=True, exist_ok=True)
-    mark.write_text(json.dumps(now) + "\n", encoding="utf-8")
-    return now
+    path.write_text(json.dumps(current) + "\n", encoding="utf-8")
+    return current
 
 
-def runs_of(group: str) -> Mapping[str, Any]:
+def runs_of(group: str) -> Mapping[str, PPORun]:
     """The PPO runs of a group, by name."""
     from benchmarks.synthetic.configurations import ABLATIONS, CONTROL, MAIN
 
@@ -87,7 +98,7 @@ def runs_of(group: str) -> Mapping[str, Any]:
 
 
 def dpo_of(group: str) -> tuple[str, ...]:
-    """The models of a group that are themselves policies."""
+    """The DPO models of a group, which are themselves policies."""
     from benchmarks.synthetic.configurations import DPO
 
     return DPO if group == "main" else ()

@@ -1,4 +1,4 @@
-"""A loaded scorer as the PPO loop's reward source, without the wire between them."""
+"""A loaded scorer as the reward source of the PPO loop, without HTTP in between."""
 
 from __future__ import annotations
 
@@ -11,38 +11,41 @@ from redline_model.encoding.encoder import Item
 from redline_model.reward_spec import RewardSpec
 from redline_model.scorer import ScoredResponse, Scorer, forward_all
 
-# how a response's rewards are laid on its tokens: as read; divided by its length; or their sum on the last token
-Placing = Literal["tokens", "mean", "last"]
-PLACINGS: tuple[Placing, ...] = get_args(Placing)
-_PASS_TOKENS = 4096
+# The token rewards of a response: unchanged; divided by its length; or their sum on its last token.
+Placement = Literal["tokens", "mean", "last"]
+PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
+_MAX_BATCH_TOKENS = 4096
 
 
 def score_texts(
     scorer: Scorer[Any], items: Sequence[Item], spec: RewardSpec
 ) -> list[tuple[ScoredResponse, list[tuple[int, int]]]]:
-    """Judgements of ``items`` and the spans of the tokens they are about."""
+    """The scored response of each item, and the character spans of the tokens that its rewards belong to."""
     encoded = [scorer.encoder.encode(item) for item in items]
-    outputs = forward_all(scorer, encoded, _PASS_TOKENS)
-    return [(scorer.to_rewards(m, spec), list(e.offsets)) for m, e in zip(outputs, encoded, strict=True)]
+    outputs = forward_all(scorer, encoded, _MAX_BATCH_TOKENS)
+    return [(scorer.to_rewards(output, spec), list(e.offsets)) for output, e in zip(outputs, encoded, strict=True)]
 
 
 class LocalRewards:
-    """What ``RemoteRewards`` gives against a service of the same bundle: a test holds them to be equal."""
+    """A ``RewardSource`` with the rewards that ``RemoteRewards`` gets from a service of the same bundle.
 
-    def __init__(self, scorer: Scorer[Any], spec: RewardSpec, placing: Placing = "tokens") -> None:
+    A test holds the two to be equal.
+    """
+
+    def __init__(self, scorer: Scorer[Any], spec: RewardSpec, placement: Placement = "tokens") -> None:
         self._scorer = scorer
-        self._reading = spec
-        self._placing = placing
+        self._spec = spec
+        self._placement = placement
 
     def score(self, rollouts: Sequence[Rollout]) -> Scores:
-        """Raises as the scorer does: a failure is never a zero."""
+        """Score and token rewards of each rollout. Raises whatever the scorer raises: a failure is never a zero."""
         items = [Item(r.prompt, r.text, r.is_finished, has_only_end=not r.text and r.is_finished) for r in rollouts]
-        scored = []
-        for rollout, (scored, spans) in zip(rollouts, score_texts(self._scorer, items, self._reading), strict=True):
-            rewards = align_rewards(scored.rewards, spans, list(rollout.spans))
-            if self._placing == "mean":
+        scored: list[Scored] = []
+        for rollout, (response, spans) in zip(rollouts, score_texts(self._scorer, items, self._spec), strict=True):
+            rewards = align_rewards(response.rewards, spans, list(rollout.spans))
+            if self._placement == "mean":
                 rewards = [r / len(rewards) for r in rewards]
-            elif self._placing == "last":
+            elif self._placement == "last":
                 rewards = [0.0] * (len(rewards) - 1) + [sum(rewards)]
-            scored.append(Scored(scored.score, rewards))
+            scored.append(Scored(response.score, rewards))
         return Scores(scored, None)

@@ -1,4 +1,4 @@
-"""One world and one seed: every model and policy that is asked for, each made once and then found on disk."""
+"""Reward models, policies and answers of one synthetic task and seed, each computed once and then read from disk."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from benchmarks.synthetic.budget import Budget
-from benchmarks.synthetic.configurations import DEFAULT_MODE, REWARD_MODELS, PPORun, RewardModel
-from benchmarks.synthetic.gold_scores import Answers, SampledAnswer, judge, policy_answers, sample_answers
+from benchmarks.synthetic.configurations import DEFAULT_MODE, REWARD_MODELS, PPORun, RewardModelConfig
+from benchmarks.synthetic.gold_scores import Answers, SampledAnswer, policy_answers, sample_answers, score_with_gold
 from benchmarks.synthetic.local_rewards import LocalRewards
-from benchmarks.synthetic.tasks.suite import demonstrations, draw_questions, pairs, world
+from benchmarks.synthetic.tasks.suite import demonstrations, draw_questions, pairs, synthetic_task
 from benchmarks.synthetic.tasks.task import Annotators, Question
-from benchmarks.synthetic.training import ppo, reward_model, supervised_policy, write_json
+from benchmarks.synthetic.training import train_ppo, train_reward_model, train_supervised, write_json
 from redline.ppo import CausalPolicy
 from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.derive import derive_ensemble, derive_red
@@ -34,11 +34,16 @@ _MAX_ROUNDS = 4
 
 
 class SeedRun:
-    """See the module. ``sources``: a digest of the code that results depend on; another one makes all anew."""
+    """The results of one task and seed in ``folder``.
+
+    Args:
+        name: of the synthetic task.
+        sources: digest of the code that results depend on. Results of another digest are computed again.
+    """
 
     @staticmethod
     def fingerprint(name: str, seed: int, budget: Budget, sources: str) -> str:
-        """What every piece of the cell has in common."""
+        """A digest of what all results of this task and seed depend on."""
         return hashlib.sha256(f"{sources}/{name}/{seed}/{asdict(budget)}".encode()).hexdigest()
 
     def __init__(self, folder: Path, name: str, seed: int, budget: Budget, sources: str) -> None:
@@ -46,18 +51,18 @@ class SeedRun:
         self.name = name
         self.seed = seed
         self.budget = budget
-        self.task, self.annotators = world(name)
+        self.task, self.annotators = synthetic_task(name)
         self.questions = draw_questions(self.task, seed, budget.test_questions)
         self._fingerprint = self.fingerprint(name, seed, budget, sources)
 
     @cached_property
     def supervised(self) -> Path:
-        """The policy that everything starts from."""
+        """The folder of the supervised policy, from which reward models and policies start."""
         words = [self.task.refusal, *self.task.padding]
         return self._made(
             "policies/supervised",
             "",
-            lambda out: supervised_policy(
+            lambda out: train_supervised(
                 out,
                 demonstrations(self.task, self.questions, self.budget.demonstrations, self.seed),
                 words,
@@ -67,51 +72,53 @@ class SeedRun:
         )
 
     def bundle(self, name: str) -> Path:
-        """The reward model called ``name``."""
-        recipe = REWARD_MODELS[name]
-        return self._made(f"models/{name}", ancestry(name), lambda out: self._fit(recipe, out))
+        """The bundle of the reward model called ``name``."""
+        config = REWARD_MODELS[name]
+        return self._made(f"models/{name}", ancestry(name), lambda out: self._make_reward_model(config, out))
 
-    def _fit(self, recipe: RewardModel, out: Path) -> None:
-        count = round(self.budget.pairs * recipe.pairs)
-        annotators = Annotators(self.annotators.bias, recipe.noise)
-        drawn = pairs(self.task, annotators, self.questions, count, self.seed)
-        of = [self.bundle(name) for name in recipe.of]
-        if recipe.derivation == "red":
-            derive_red(of[0], out)
-        elif recipe.derivation == "ensemble":
-            derive_ensemble(of, out, combine=recipe.options.get("combine", "mean_minus_variance"))
-        elif recipe.derivation == "length_calibrated":
-            derive_length_calibrated(of[0], out, drawn[:500])
+    def _make_reward_model(self, config: RewardModelConfig, out: Path) -> None:
+        count = round(self.budget.pairs * config.pair_share)
+        annotators = Annotators(self.annotators.bias, config.label_noise)
+        preference_pairs = pairs(self.task, annotators, self.questions, count, self.seed)
+        bundles = [self.bundle(name) for name in config.derived_from]
+        if config.derivation == "red":
+            derive_red(bundles[0], out)
+        elif config.derivation == "ensemble":
+            derive_ensemble(bundles, out, combine=config.options.get("combine", "mean_minus_variance"))
+        elif config.derivation == "length_calibrated":
+            derive_length_calibrated(bundles[0], out, preference_pairs[:500])
         else:
-            kind = recipe.options["kind"]
+            kind = config.options["kind"]
             steps = {"dpo": self.budget.dpo_steps, "scalar": self.budget.scalar_steps}.get(
                 kind, self.budget.seq2seq_steps
             )
-            reward_model(out, self.supervised, drawn, steps, self.seed + 1000 * recipe.seed, recipe.options)
+            seed = self.seed + 1000 * config.seed
+            train_reward_model(out, self.supervised, preference_pairs, steps, seed, config.options)
 
     def run_ppo(self, name: str, run: PPORun) -> None:
-        """The policy called ``name``, its curve and its answers."""
+        """Make the policy called ``name``, its training curve and its answers."""
 
         def make(out: Path) -> None:
             scorer = Bundle.load(self.bundle(run.model)).scorer
             if run.extraction:
                 scorer.extraction = scorer.extraction.model_copy(update=dict(run.extraction))
-            rewards = LocalRewards(scorer, reward_spec(scorer, run.mode, "sum"), run.placing)
-            curve = ppo(out, self.supervised, rewards, self.task, self.questions.preference, self.budget, self.seed)
+            rewards = LocalRewards(scorer, reward_spec(scorer, run.mode, "sum"), run.placement)
+            questions = self.questions.preference
+            curve = train_ppo(out, self.supervised, rewards, self.task, questions, self.budget, self.seed)
             write_json(self.folder / "curves" / f"{name}.json", curve)
 
-        settings = f"{run}{ancestry(run.model)}"
-        self._judge_policy(name, self._made(f"policies/{name}", settings, make), settings)
+        settings = run_ancestry(run)
+        self._evaluate_policy(name, self._made(f"policies/{name}", settings, make), settings)
 
-    def judge_supervised(self) -> None:
-        """The supervised policy's answers."""
-        self._judge_policy("supervised", self.supervised, "")
+    def evaluate_supervised(self) -> None:
+        """Store the supervised policy's answers and their gold scores."""
+        self._evaluate_policy("supervised", self.supervised, "")
 
-    def judge_dpo(self, name: str) -> None:
-        """The answers of the policy that DPO fits as the recipe ``name`` says; its bundle is that policy."""
-        self._judge_policy(name, self.bundle(name), ancestry(name))
+    def evaluate_dpo(self, name: str) -> None:
+        """Store the answers of the DPO policy ``name`` and their gold scores; its bundle is the policy."""
+        self._evaluate_policy(name, self.bundle(name), ancestry(name))
 
-    def _judge_policy(self, name: str, policy: Path, settings: str) -> None:
+    def _evaluate_policy(self, name: str, policy: Path, settings: str) -> None:
         if self._is_answered(name, settings):
             return
         limit = self.budget.max_new_tokens
@@ -119,34 +126,34 @@ class SeedRun:
         self._write_answers(name, settings, answers)
 
     def best_of_n(self, names: Mapping[str, str | None]) -> None:
-        """The best of 2 and of ``best_of`` samples of the supervised policy by each model, read by its mode."""
+        """Store the best of 2 and of ``Budget.best_of`` supervised samples, by each model used in its mode."""
         n = self.budget.best_of
-        wanted = {f"best_of_{k}_{name}": f"{ancestry(name)}{mode}" for name, mode in names.items() for k in (2, n)}
-        if all(self._is_answered(name, settings) for name, settings in wanted.items()):
+        settings_of = {f"best_of_{k}_{name}": f"{ancestry(name)}{mode}" for name, mode in names.items() for k in (2, n)}
+        if all(self._is_answered(name, settings) for name, settings in settings_of.items()):
             return
         policy = CausalPolicy.load(self.supervised, device="cpu", max_new_tokens=self.budget.max_new_tokens)
-        sources = {}
+        reward_sources = {}
         for name, mode in names.items():
             scorer = Bundle.load(self.bundle(name)).scorer
-            sources[name] = LocalRewards(scorer, reward_spec(scorer, mode, "sum"))
-        chosen: dict[str, dict[str, list[SampledAnswer]]] = {name: {} for name in wanted}
+            reward_sources[name] = LocalRewards(scorer, reward_spec(scorer, mode, "sum"))
+        chosen: dict[str, dict[str, list[SampledAnswer]]] = {name: {} for name in settings_of}
         for split in SPLITS:
             questions = self._test(split)
             samples = [sample_answers(policy, questions, 1000 * (self.seed + 1) + k) for k in range(n)]
-            for name, source in sources.items():
-                scores = [[scored.score for scored in source.score(one).items] for one in samples]
+            for name, source in reward_sources.items():
+                scores = [[scored.score for scored in source.score(rollouts).items] for rollouts in samples]
                 for k in (2, n):
                     best = [max(range(k), key=lambda c: scores[c][q]) for q in range(len(questions))]
                     rollouts = [samples[c][q] for q, c in enumerate(best)]
-                    kl = math.log(k) - (k - 1) / k  # of best-of-n against its policy, an upper bound
+                    kl = math.log(k) - (k - 1) / k  # an upper bound of the KL of best-of-k from its policy
                     chosen[f"best_of_{k}_{name}"][split] = [
                         SampledAnswer(r.text, len(r.response_ids), kl) for r in rollouts
                     ]
         for name, by_split in chosen.items():
-            self._write_answers(name, wanted[name], by_split)
+            self._write_answers(name, settings_of[name], by_split)
 
     def correct(self) -> None:
-        """The supervised policy's answers, rewritten by the seq2seq model: once, and up to four times."""
+        """Store the supervised policy's answers as corrected by the seq2seq model: once, and up to four times."""
         settings = ancestry("seq2seq")
         if all(self._is_answered(name, settings) for name in ("corrected", "corrected_often")):
             return
@@ -157,18 +164,18 @@ class SeedRun:
             questions = self._test(split)
             texts = self.answers("supervised")[split].responses
             for round_number in range(_MAX_ROUNDS):
-                written = _rewritten(scorer, questions, texts)
+                corrected = _corrected(scorer, questions, texts)
                 if round_number == 0:
-                    once[split] = [SampledAnswer(t, self._count(t), None) for t in written]
-                if written == texts:
+                    once[split] = [SampledAnswer(t, self._count(t), None) for t in corrected]
+                if corrected == texts:
                     break
-                texts = written
+                texts = corrected
             often[split] = [SampledAnswer(t, self._count(t), None) for t in texts]
         self._write_answers("corrected", settings, once)
         self._write_answers("corrected_often", settings, often)
 
     def answers(self, name: str) -> dict[str, Answers]:
-        """What was written before, by split."""
+        """The stored answers of the policy ``name``, by split."""
         raw = json.loads((self.folder / "answers" / f"{name}.json").read_text(encoding="utf-8"))
         return {split: Answers.model_validate(raw[split]) for split in SPLITS}
 
@@ -187,46 +194,52 @@ class SeedRun:
         return path.exists() and json.loads(path.read_text(encoding="utf-8"))["made_by"] == self._digest(settings)
 
     def _write_answers(self, name: str, settings: str, by_split: Mapping[str, Sequence[SampledAnswer]]) -> None:
-        scored = {s: judge(self.task, self._test(s), by_split[s], self._count).model_dump() for s in SPLITS}
-        marks = {"cell": self._fingerprint, "made_by": self._digest(settings)}
-        write_json(self.folder / "answers" / f"{name}.json", {**marks, **scored})
+        scored = {s: score_with_gold(self.task, self._test(s), by_split[s], self._count).model_dump() for s in SPLITS}
+        # "cell" is an earlier name of this class; stored results are found by this key
+        digests = {"cell": self._fingerprint, "made_by": self._digest(settings)}
+        write_json(self.folder / "answers" / f"{name}.json", {**digests, **scored})
 
     @staticmethod
     def digest(fingerprint: str, settings: str) -> str:
-        """The mark of what was made by ``settings`` in the cell of ``fingerprint``."""
+        """The digest of a result with these ``settings`` in the run of ``fingerprint``."""
         return hashlib.sha256(f"{fingerprint}/{settings}".encode()).hexdigest()
 
     def _digest(self, settings: str) -> str:
         return self.digest(self._fingerprint, settings)
 
     def _made(self, name: str, settings: str, make: Callable[[Path], None]) -> Path:
-        """The folder ``name``, made unless it was made before by the same settings."""
-        out, mark = self.folder / name, self.folder / f"{name}.made"
+        """The folder ``name``; ``make`` fills it unless it was made before with the same settings."""
+        out, marker = self.folder / name, self.folder / f"{name}.made"
         digest = self._digest(settings)
-        if not mark.exists() or mark.read_text(encoding="utf-8") != digest:
+        if not marker.exists() or marker.read_text(encoding="utf-8") != digest:
             shutil.rmtree(out, ignore_errors=True)
             out.parent.mkdir(parents=True, exist_ok=True)
             make(out)
-            mark.write_text(digest, encoding="utf-8")
+            marker.write_text(digest, encoding="utf-8")
         return out
 
 
 def ancestry(name: str) -> str:
-    """Everything that decides the reward model ``name``: its recipe, and those that it is derived from."""
-    recipe = REWARD_MODELS[name]
-    return "/".join([f"{name}: {recipe}", *map(ancestry, recipe.of)])
+    """What decides the reward model ``name``: its configuration and those of the models it is derived from."""
+    config = REWARD_MODELS[name]
+    return "/".join([f"{name}: {config.digest_text()}", *map(ancestry, config.derived_from)])
 
 
-def _rewritten(scorer: Scorer[Any], questions: Sequence[Question], texts: Sequence[str]) -> list[str]:
-    """The model's own rewrite of every text; an empty text has none and stays."""
-    places = [n for n, text in enumerate(texts) if text]
-    encoded = [scorer.encoder.encode(Item(questions[n].prompt, texts[n])) for n in places]
-    written = list(texts)
-    for n, (_, correction) in zip(places, correct_all(scorer, encoded), strict=True):
-        written[n] = correction.text
-    return written
+def run_ancestry(run: PPORun) -> str:
+    """What decides the policy of ``run``: its settings and the ancestry of its reward model."""
+    return f"{run.digest_text()}{ancestry(run.model)}"
+
+
+def _corrected(scorer: Scorer[Any], questions: Sequence[Question], texts: Sequence[str]) -> list[str]:
+    """The correction of every text by the model; an empty text stays as it is."""
+    indices = [n for n, text in enumerate(texts) if text]
+    encoded = [scorer.encoder.encode(Item(questions[n].prompt, texts[n])) for n in indices]
+    corrected = list(texts)
+    for n, (_, correction) in zip(indices, correct_all(scorer, encoded), strict=True):
+        corrected[n] = correction.text
+    return corrected
 
 
 def default_modes(names: Sequence[str]) -> dict[str, str | None]:
-    """Models by name, with the mode each is read by."""
+    """The named models with the mode in which each is used."""
     return {name: DEFAULT_MODE if REWARD_MODELS[name].options.get("kind") == "seq2seq" else None for name in names}

@@ -1,4 +1,4 @@
-"""Supervised policies, reward models and PPO runs of one world, each an ordinary folder on disk."""
+"""Trains supervised policies, reward models and PPO policies of a synthetic task, each an ordinary folder on disk."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from redline_trainer.train import train
 INSTRUCTION = "Improve your answer."
 
 
-def supervised_policy(
+def train_supervised(
     out: Path, demonstrations: Sequence[tuple[Question, str]], words: Sequence[str], budget: Budget, seed: int
 ) -> None:
-    """A tokenizer and a small Llama, fitted on ``demonstrations`` from scratch."""
+    """A tokenizer and a small Llama at ``out``, trained from scratch on ``demonstrations``."""
     torch.manual_seed(seed)
     prompts = [
         q.prompt if isinstance(q.prompt, str) else " ".join(m["content"] for m in q.prompt) for q, _ in demonstrations
@@ -40,10 +40,10 @@ def supervised_policy(
     tokenizer.save_pretrained(out)
 
 
-def reward_model(
+def train_reward_model(
     out: Path, base: Path, pairs: Sequence[Pair], steps: int, seed: int, options: Mapping[str, Any]
 ) -> None:
-    """A bundle at ``out``, by ``redline train`` with ``options``."""
+    """A bundle at ``out``, trained as by ``redline train`` with ``options``."""
     config = TrainConfig.model_validate(
         {
             "base": str(base),
@@ -60,7 +60,7 @@ def reward_model(
     train(config, pairs, overwrite=True)
 
 
-def ppo(
+def train_ppo(
     out: Path,
     start: Path,
     rewards: RewardSource,
@@ -69,12 +69,12 @@ def ppo(
     budget: Budget,
     seed: int,
 ) -> list[dict[str, float]]:
-    """A policy at ``out``; returns a row a step: kl (nats a response), proxy score, gold, length of its rollouts."""
-    known = {q.key: q for q in questions}
+    """A policy at ``out``. Returns one row per step: KL (nats per response), proxy and gold score, length, entropy."""
+    question_of = {q.key: q for q in questions}
     curve: list[dict[str, float]] = []
 
-    def watch(metrics: dict[str, float], rollouts: Sequence[Rollout], scores: Scores) -> None:
-        golds = [task.gold(known[prompt_key(r.prompt)], r.text) if r.is_finished else 0.0 for r in rollouts]
+    def record(metrics: dict[str, float], rollouts: Sequence[Rollout], scores: Scores) -> None:
+        golds = [task.gold(question_of[prompt_key(r.prompt)], r.text) if r.is_finished else 0.0 for r in rollouts]
         curve.append(
             {
                 "step": metrics["step"],
@@ -101,15 +101,15 @@ def ppo(
             "seed": seed,
         }
     )
-    drawn = list(questions)
-    random.Random(seed).shuffle(drawn)
+    shuffled = list(questions)
+    random.Random(seed).shuffle(shuffled)
     policy = CausalPolicy.load(start, device="cpu", max_new_tokens=budget.max_new_tokens, critic="linear")
-    PPOLoop(policy, rewards, [q.prompt for q in drawn], config, callbacks=[watch]).train()
+    PPOLoop(policy, rewards, [q.prompt for q in shuffled], config, callbacks=[record]).train()
     policy.save(out)
     return curve
 
 
 def write_json(path: Path, value: Any) -> None:
-    """``value`` at ``path``, whole or not at all."""
+    """Write ``value`` to ``path``: the complete file, or no file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(value, indent=1) + "\n")

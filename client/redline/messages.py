@@ -8,11 +8,12 @@ they are, and what a template does not use is refused where the template is know
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 Message = dict[str, Any]
-# A text without turns, or the turns of a conversation.
-Prompt = str | list[Message]
+# one user message as text, or a conversation that ends before the response
+Prompt = str | Sequence[Message]
 
 MAX_INTEGER_BITS = 256  # written out a longer one would be a text of any length
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})

@@ -1,4 +1,4 @@
-"""The world's files: demonstrations, preference pairs, PPO prompts and test prompts, as JSONL."""
+"""Writes the data of the quickstart task as JSONL: demonstrations, preference pairs, PPO prompts and test prompts."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from world import comparison, demonstration, sample_questions, split_questions
+from task import comparison, demonstration, sample_questions, split_questions
 
 INSTRUCTION = "Improve your answer."
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Write rows and return how many."""
+    """Write the rows to ``path``; returns their number."""
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return len(lines)
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the files")
     parser.add_argument("--demonstrations", type=int, default=6000)
     parser.add_argument("--pairs", type=int, default=6000)
     parser.add_argument("--test-prompts", type=int, default=500)

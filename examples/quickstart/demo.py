@@ -1,7 +1,10 @@
-"""``make demo``: the whole loop on the quickstart world, every step a command that a user could type.
+"""Trains two reward models on a synthetic help-desk task, serves them, and trains a policy against each with PPO.
 
-Preference data -> supervised policy -> two reward models -> two services -> PPO against each -> a report.
-A second run reuses what is finished; Ctrl-C stops everything that was started.
+Stages: preference data; a supervised policy; a seq2seq and a Bradley-Terry reward model; PPO against a service of each;
+gold scores of the three policies. Every stage prints the commands that it runs. The result is OUT/report.html. With the
+default options all stages take about eight minutes on two cores.
+
+Ctrl-C stops all processes. Run the same command again to resume: finished stages are not repeated.
 """
 
 from __future__ import annotations
@@ -29,8 +32,8 @@ from redline.files.atomic import write_text
 
 HERE = Path(__file__).resolve().parent
 BIN = Path(sys.executable).parent
-# What both reward models and both policies get alike. The defaults are for pretrained models; these are tiny and
-# learned from scratch minutes ago: their learning rates are high, and bfloat16 is no faster.
+# The same options for both reward models and for both policies. Redline's defaults are for large pretrained models.
+# These models are tiny: they need higher learning rates, and bfloat16 makes them no faster.
 RM_OPTIONS = "--max-steps {steps} --learning-rate 1e-3 --held-out-share 0.05 --precision float32"
 PPO_OPTIONS = (
     "--steps {steps} --epochs 4 --learning-rate 1e-4 --critic linear --value-clip 0.2 --value-scale none "
@@ -40,7 +43,12 @@ PPO_OPTIONS = (
 
 @dataclass(frozen=True)
 class Stage:
-    """``commands`` run one after the other, with a service of ``bundle`` up where there is one."""
+    """One step of the demo, in the folder ``name``.
+
+    Args:
+        commands: run one after the other; ``{url}`` stands for the URL of the service.
+        bundle: the reward model that a service serves meanwhile; None: without a service.
+    """
 
     name: str
     title: str
@@ -49,12 +57,13 @@ class Stage:
 
 
 def plan(seed: int, rm_steps: int, ppo_steps: int, supervised_steps: int) -> list[Stage]:
-    """The stages, as the commands a user would type in the folder of the run."""
+    """The stages, as commands that a user could type in the folder of the run."""
+    # the names "world" and "judge" are older than the rest: reports and other commands read these folders
     stages = [
-        Stage("world", "the world's data", (f"python data.py --out world --seed {seed}",)),
+        Stage("world", "write the data of the synthetic task", (f"python data.py --out world --seed {seed}",)),
         Stage(
             "supervised",
-            "a supervised policy",
+            "train the supervised policy",
             (
                 "python supervised.py --demonstrations world/demonstrations.jsonl --words world/words.txt "
                 f"--out supervised/policy --steps {supervised_steps} --seed {seed}",
@@ -62,8 +71,8 @@ def plan(seed: int, rm_steps: int, ppo_steps: int, supervised_steps: int) -> lis
         ),
     ]
     for kind, title in (
-        ("seq2seq", "the seq2seq reward model"),
-        ("scalar", "the Bradley-Terry reward model"),
+        ("seq2seq", "train the seq2seq reward model"),
+        ("scalar", "train the Bradley-Terry reward model"),
     ):
         command = (
             f"redline train --kind {kind} --pairs world/pairs.jsonl --base supervised/policy "
@@ -72,8 +81,8 @@ def plan(seed: int, rm_steps: int, ppo_steps: int, supervised_steps: int) -> lis
         )
         stages.append(Stage(f"rm_{kind}", title, (command,)))
     for kind, title in (
-        ("seq2seq", "PPO against the seq2seq model"),
-        ("scalar", "PPO against Bradley-Terry"),
+        ("seq2seq", "train a policy with PPO against the seq2seq reward model"),
+        ("scalar", "train a policy with PPO against the Bradley-Terry reward model"),
     ):
         command = (
             "redline ppo --url {url} --policy supervised/policy --prompts world/prompts.jsonl "
@@ -83,9 +92,9 @@ def plan(seed: int, rm_steps: int, ppo_steps: int, supervised_steps: int) -> lis
     stages.append(
         Stage(
             "judge",
-            "three policies on prompts none of them saw",
+            "compute gold scores of the three policies on test prompts",
             (
-                "python judge.py --questions world/test_prompts.jsonl --supervised supervised/policy "
+                "python score_policies.py --questions world/test_prompts.jsonl --supervised supervised/policy "
                 f"--ppo-scalar ppo_scalar/policy --ppo-seq2seq ppo_seq2seq/policy --out judge --seed {seed}",
                 "redline score judge/samples.jsonl --url {url} --correction --out judge/samples.seq2seq.jsonl",
             ),
@@ -96,14 +105,14 @@ def plan(seed: int, rm_steps: int, ppo_steps: int, supervised_steps: int) -> lis
 
 
 class Run:
-    """One folder of stages; knows what is finished and what it has started."""
+    """Runs stages in one folder; keeps track of finished stages and of the processes it has started."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._children: list[subprocess.Popen[bytes]] = []
 
     def stop(self) -> None:
-        """End every process that is still running, politely at first."""
+        """End every process that is still running: terminate it, and kill it if it has not ended after ten seconds."""
         for child in self._children:
             if child.poll() is None:
                 child.terminate()
@@ -116,13 +125,13 @@ class Run:
         self._children.clear()
 
     def start(self, command: str, log: Path | None = None) -> subprocess.Popen[bytes]:
-        """Start a command of the plan, or any other program, in the run's folder."""
+        """Start a command of a stage, or any other program, in the folder of the run."""
         words = shlex.split(command)
         program = {"python": [sys.executable], "redline": [str(BIN / "redline")]}.get(words[0], words[:1])
         if words[0] == "python":
             program = [*program, str(HERE / words[1])]
         arguments = words[2:] if words[0] == "python" else words[1:]
-        # set for both sides of the wire: waiting threads of one must not spin on the cores of the other
+        # idle threads of the service must not spin on the cores that PPO uses, and the other way round
         environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
         output = log.open("wb") if log else None
         child = subprocess.Popen([*program, *arguments], cwd=self.folder, env=environment, stdout=output, stderr=output)
@@ -133,7 +142,7 @@ class Run:
 
     @contextlib.contextmanager
     def service(self, bundle: str | None, log: Path) -> Iterator[str]:
-        """A reward service in a process of its own, ready, as its URL; none where no bundle is named."""
+        """The URL of a reward service of ``bundle``, ready to score; "" if ``bundle`` is None."""
         if bundle is None:
             yield ""
             return
@@ -146,10 +155,10 @@ class Run:
         while waiter.poll() is None:
             if server.poll() is not None:
                 waiter.terminate()
-                sys.exit(f"the service ended with status {server.returncode}; see {log}")
+                sys.exit(f"The service ended with status {server.returncode}; see {log}.")
             time.sleep(0.1)
         if waiter.returncode != 0:
-            sys.exit(f"the service did not become ready; see {log}")
+            sys.exit(f"The service did not become ready; see {log}.")
         try:
             yield url
         finally:
@@ -158,26 +167,28 @@ class Run:
                 server.wait(timeout=30)
 
     def finish(self, stage: Stage, fingerprint: str) -> float:
-        """Run ``stage`` unless it is finished; returns the seconds it took, then or now."""
+        """Run ``stage`` unless it is finished; returns the seconds it took, in this run or in the earlier one."""
         folder = self.folder / stage.name
-        done, begun = folder / "done.json", folder / "begun.txt"
+        done, started_file = folder / "done.json", folder / "begun.txt"
         if done.exists():
             record = json.loads(done.read_text())
             if record["fingerprint"] == fingerprint:
-                print(f"  finished before, {record['seconds']:.0f} s", flush=True)
+                print(f"  already finished, took {record['seconds']:.0f} s", flush=True)
                 return float(record["seconds"])
-        if not begun.exists() or begun.read_text() != fingerprint:
+        if not started_file.exists() or started_file.read_text() != fingerprint:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(begun, fingerprint)
+        write_text(started_file, fingerprint)
         started = time.perf_counter()
         with self.service(stage.bundle, folder / "service.log") as url:
             for command in stage.commands:
-                shown = command.format(url=url) if stage.bundle else command
-                print(f"  $ {shown}", flush=True)
-                status = self.start(shown).wait()
+                line = command.format(url=url) if stage.bundle else command
+                print(f"  $ {line}", flush=True)
+                status = self.start(line).wait()
                 if status != 0:
-                    sys.exit(f"stage {stage.name!r} failed with status {status}; run again to go on from here")
+                    sys.exit(
+                        f"Stage {stage.name!r} failed with status {status}. Run the same command again to resume here."
+                    )
         seconds = time.perf_counter() - started
         write_text(done, json.dumps({"fingerprint": fingerprint, "seconds": seconds}))
         return seconds
@@ -188,32 +199,50 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--supervised-steps", type=int, default=300)
-    parser.add_argument("--rm-steps", type=int, default=150)
-    parser.add_argument("--ppo-steps", type=int, default=40)
-    parser.add_argument("--until", help="the last stage to make; without it all, and the report")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="folder of all files (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of data, models and sampling (default: %(default)s)")
+    parser.add_argument(
+        "--supervised-steps",
+        metavar="N",
+        type=int,
+        default=300,
+        help="steps of the supervised policy (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rm-steps", metavar="N", type=int, default=150, help="steps of each reward model (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--ppo-steps",
+        metavar="N",
+        type=int,
+        default=40,
+        help="steps of PPO against each reward model (default: %(default)s)",
+    )
+    names = [stage.name for stage in plan(seed=0, rm_steps=0, ppo_steps=0, supervised_steps=0)]
+    parser.add_argument(
+        "--until", choices=names, metavar="STAGE", help=f"stop after this stage, without a report: {', '.join(names)}"
+    )
     args = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
     args.out.mkdir(parents=True, exist_ok=True)
     stages = plan(args.seed, args.rm_steps, args.ppo_steps, args.supervised_steps)
     if args.until is not None:
-        names = [stage.name for stage in stages]
-        if args.until not in names:
-            parser.error(f"there is no stage {args.until!r} among {', '.join(names)}")
         stages = stages[: names.index(args.until) + 1]
+    print(f"Running {len(stages)} stages in {args.out}. Ctrl-C stops; the same command resumes.", flush=True)
     run = Run(args.out.resolve())
     seconds: dict[str, float] = {}
     commands: dict[str, list[str]] = {}
     fingerprint = hashlib.sha256()
-    for source in ("world.py", "data.py", "supervised.py", "judge.py"):
+    for source in ("task.py", "data.py", "supervised.py", "score_policies.py"):
         fingerprint.update((HERE / source).read_bytes())
     try:
         for number, stage in enumerate(stages, 1):
-            print(f"[{number}/{len(stages)}] {stage.title}", flush=True)
-            # a stage is as fresh as its own commands and all before them
+            print(f"[{number}/{len(stages)}] {stage.name}: {stage.title}", flush=True)
+            # a stage runs again if its own commands or those of an earlier stage have changed
             fingerprint.update(repr(stage).encode())
             seconds[stage.name] = run.finish(stage, fingerprint.hexdigest())
             serving = [f"redline serve {stage.bundle} --dtype float32 &"] if stage.bundle else []
@@ -221,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             commands[stage.name] = serving + default
     except KeyboardInterrupt:
         run.stop()
-        sys.exit("\nstopped; nothing is left running. The same command goes on from here.")
+        sys.exit("\nStopped; no process is left running. Run the same command again to resume.")
     finally:
         run.stop()
     if args.until is not None:
@@ -230,8 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from report import write_report
 
     path = write_report(args.out, seed=args.seed)
-    print(f"all stages together: {sum(seconds.values()):.0f} s")
-    print(f"wrote {path} and {path.with_suffix('.json')}: open the first in a browser")
+    print(f"All {len(stages)} stages took {sum(seconds.values()):.0f} s.")
+    print(f"Report: {path} (open it in a browser); the same figures as JSON: {path.with_suffix('.json')}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""``make loops``: three RL loops against one reward service, from one policy, judged by the world's gold.
+"""``make loops``: three RL loops train the same policy against the same reward service; the gold scores are compared.
 
-Redline's PPO, TRL's GRPO on one number a response, and TRL's GRPO on token rewards, 40 steps of 64 responses each. The
-world, the supervised policy and the reward model are those of the demo, made where they are missing.
+The loops are Redline's PPO, TRL's GRPO with one score per response, and TRL's GRPO with token rewards: 40 steps of 64
+responses each. Data, supervised policy and reward model are those of the demo, which runs first if they are missing.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from demo import HERE, PPO_OPTIONS, Run
-from judge import judge, load_questions
+from score_policies import load_questions, score_policies
 from seeds import spread, table
 
 STEPS = 40
 
 
 def run_seed(demo: Path, out: Path, trl_python: Path, seed: int) -> dict[str, Any]:
-    """Every loop's policy, made unless it is there, and its figures."""
+    """Train the policy of every loop, unless it is stored; returns the figures of all policies."""
     folder = demo.resolve()
     command = [sys.executable, str(HERE / "demo.py"), "--out", str(folder), "--seed", str(seed)]
     subprocess.run([*command, "--until", "rm_seq2seq"], check=True)
@@ -41,19 +41,21 @@ def run_seed(demo: Path, out: Path, trl_python: Path, seed: int) -> dict[str, An
     missing = [name for name, policy in policies.items() if not (policy / "config.json").exists()]
     if missing:
         train(missing, folder, out, trl_python.absolute(), seed)
-    figures, _ = judge(policies, load_questions(folder / "world" / "test_prompts.jsonl"), "supervised", seed)
+    questions = load_questions(folder / "world" / "test_prompts.jsonl")
+    figures: dict[str, Any]
+    figures, _ = score_policies(policies, questions, "supervised", seed)
     return figures
 
 
 def train(names: Sequence[str], folder: Path, out: Path, trl_python: Path, seed: int) -> None:
     """Run the loops called ``names``, one after the other, against one service of the demo's seq2seq model."""
-    asked = f"--policy {folder}/supervised/policy --prompts {folder}/world/prompts.jsonl --seed {seed}"
+    options = f"--policy {folder}/supervised/policy --prompts {folder}/world/prompts.jsonl --seed {seed}"
     run = Run(folder)
     try:
         with run.service("rm_seq2seq/bundle", out / "service.log") as url:
-            grpo = f"{trl_python} {HERE}/grpo.py --url {url} {asked} --steps {STEPS}"
+            grpo = f"{trl_python} {HERE}/grpo.py --url {url} {options} --steps {STEPS}"
             commands = {
-                "redline_ppo": f"redline ppo --url {url} {asked} --out {out}/ppo {PPO_OPTIONS.format(steps=STEPS)}",
+                "redline_ppo": f"redline ppo --url {url} {options} --out {out}/ppo {PPO_OPTIONS.format(steps=STEPS)}",
                 "trl_grpo_scalar": f"{grpo} --scalar --out {out}/grpo_scalar",
                 "trl_grpo_tokens": f"{grpo} --out {out}/grpo_tokens",
             }
@@ -68,17 +70,18 @@ def train(names: Sequence[str], folder: Path, out: Path, trl_python: Path, seed:
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--demos", type=Path, default=Path("runs/seeds"), help="folder of the demos, one a seed")
-    parser.add_argument("--out", type=Path, default=Path("runs/loops"))
-    parser.add_argument("--trl-python", type=Path, required=True, help="a python that has trl and redline")
-    parser.add_argument("--seeds", type=int, default=2, help="how many, from 1; GRPO's learning rate was tried on 0")
+    parser.add_argument("--demos", type=Path, default=Path("runs/seeds"), help="folder of the demos, one per seed")
+    parser.add_argument("--out", type=Path, default=Path("runs/loops"), help="folder of policies and results")
+    parser.add_argument("--trl-python", type=Path, required=True, help="a Python with trl and redline installed")
+    parser.add_argument("--seeds", type=int, default=2, help="number of seeds, from 1; seed 0 was used for tuning")
     args = parser.parse_args()
     seeds = {
         seed: run_seed(args.demos / f"seed-{seed}", args.out / f"seed-{seed}", args.trl_python, seed)
         for seed in range(1, 1 + args.seeds)
     }
-    told = {
+    results = {
         "policies": spread(seeds),
         "about": {
             "command": "make loops",
@@ -88,8 +91,8 @@ def main() -> None:
             "steps": STEPS,
         },
     }
-    (args.out / "loops.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    print(table(told))
+    (args.out / "loops.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(table(results))
     print(f"wrote {args.out / 'loops.json'}")
 
 

@@ -1,4 +1,4 @@
-"""The demo's report: ``report.json`` for programs, a self-contained ``report.html`` for people."""
+"""Writes the report of the demo: ``report.json`` for programs, and ``report.html`` for people, in a single file."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ NAMES = {
     "ppo_scalar": "PPO, Bradley-Terry rewards",
     "ppo_seq2seq": "PPO, seq2seq token rewards",
 }
-COLLAPSE = 0.5  # benign questions refused, from which on the report speaks of a collapse
+# share of benign prompts refused from which the report calls the policy collapsed
+COLLAPSE = 0.5
 
 
 def write_report(run: Path, *, seed: int) -> Path:
-    """Write both reports of a finished run and return the HTML's path."""
+    """Write both reports of a finished run; returns the path of the HTML file."""
     figures = json.loads((run / "judge" / "figures.json").read_text())
     stages = json.loads((run / "stages.json").read_text())
     summaries = {n: json.loads((run / n / "summary.json").read_text()) for n in COLOURS}
@@ -65,22 +66,22 @@ def write_report(run: Path, *, seed: int) -> Path:
 
 
 def _accuracy(models: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Of each model, the pair accuracy by its default reading, which stands first."""
+    """The pair accuracy of each model with its default mode, which is the first."""
     return {kind: next(iter(metrics["accuracy"].values())) for kind, metrics in models.items()}
 
 
 def _curves(run: Path) -> str:
-    """Four panels as inline SVG. Scores are of different units, so each is shown from 0 to 1 of its own range."""
+    """Four panels as inline SVG. The units of the two scores differ, so each is scaled to its own range, 0 to 1."""
     panels = {
-        "score": "score, by the policy's own reward model (scaled)",
-        "kl": "KL from the supervised policy (nats a response)",
+        "score": "score by the policy's own reward model (scaled)",
+        "kl": "KL from the supervised policy (nats per response)",
         "response_tokens": "response length (tokens)",
-        "entropy": "entropy (nats a token)",
+        "entropy": "entropy (nats per token)",
     }
     figure = Figure(figsize=(10.5, 5.6), layout="constrained")
     FigureCanvasSVG(figure)
-    for position, (key, title) in enumerate(panels.items(), 1):
-        axes = figure.add_subplot(2, 2, position)
+    for panel, (key, title) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(2, 2, panel)
         for name, colour in COLOURS.items():
             rows = read_metrics(run / name / "metrics.jsonl")
             values = [row[key] for row in rows]
@@ -93,7 +94,7 @@ def _curves(run: Path) -> str:
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        if position == 1:
+        if panel == 1:
             axes.legend(fontsize=8, frameon=False)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
@@ -102,7 +103,7 @@ def _curves(run: Path) -> str:
 
 
 def _samples(run: Path) -> list[dict[str, Any]]:
-    """Prompts with the three answers side by side, each as a heat map of the seq2seq model's token rewards."""
+    """Prompts with the answers of the three policies, each as a heat map of the seq2seq model's token rewards."""
     rows = [json.loads(line) for line in (run / "judge" / "samples.jsonl").read_text().splitlines()]
     scores = [json.loads(line) for line in (run / "judge" / "samples.seq2seq.jsonl").read_text().splitlines()]
     by_prompt: dict[str, dict[str, Any]] = {}
@@ -120,28 +121,28 @@ def _samples(run: Path) -> list[dict[str, Any]]:
 
 
 def heat_map(text: str, rewards: list[float], offsets: list[list[int]]) -> Markup:
-    """The text with every token on the colour of its reward, the number on hovering."""
+    """The text as HTML: the background of each token is the colour of its reward; the title holds the number."""
     parts: list[Markup] = []
-    at = 0
+    position = 0
     for reward, (start, end) in zip(rewards, offsets, strict=True):
-        parts.append(escape(text[at:start]))
-        piece = text[max(at, start) : end] or ("⏎" if start == len(text) else "")
+        parts.append(escape(text[position:start]))
+        piece = text[max(position, start) : end] or ("⏎" if start == len(text) else "")
         strength = min(1.0, abs(reward) / 6.0)
         colour = f"rgba(29,140,70,{strength:.2f})" if reward > 0 else f"rgba(214,50,40,{strength:.2f})"
         parts.append(Markup('<span style="background:{}" title="{:+.2f}">{}</span>').format(colour, reward, piece))
-        at = max(at, end)
-    return Markup("").join([*parts, escape(text[at:])])
+        position = max(position, end)
+    return Markup("").join([*parts, escape(text[position:])])
 
 
 def redline(text: str, edits: list[Edit]) -> Markup:
-    """The text with the model's correction, in groups of edits: deletions struck through, insertions underlined."""
+    """The text as HTML with the model's correction, in groups of edits: ``del`` and ``ins`` elements."""
     parts: list[Markup] = []
-    at = 0
+    position = 0
     for edit in grouped(text, edits):
-        parts.append(escape(text[at : edit.start]))
+        parts.append(escape(text[position : edit.start]))
         if edit.end > edit.start:
             parts.append(Markup("<del>{}</del>").format(text[edit.start : edit.end]))
         if edit.text:
             parts.append(Markup("<ins>{}</ins>").format(edit.text))
-        at = edit.end
-    return Markup("").join([*parts, escape(text[at:])])
+        position = edit.end
+    return Markup("").join([*parts, escape(text[position:])])

@@ -1,4 +1,4 @@
-"""``make seeds``: the demo over several seeds, and the spread of what its reports say."""
+"""``make seeds``: runs the demo with several seeds and reports mean and range of its figures."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import platform
 import statistics
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,14 @@ from typing import Any
 FIGURES = ("gold", "benign_refusal_rate", "harmful_compliance_rate", "mean_tokens", "win_rate_vs_supervised")
 
 
-def spread(judged: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """Of every policy and figure: the value of each seed, mean, least and largest."""
+def spread(figures_of: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """For every policy and figure: the value of each seed, mean, smallest and largest."""
     policies: dict[str, Any] = {}
-    for name in judged[min(judged)]:
+    for name in figures_of[min(figures_of)]:
         policies[name] = {}
         for figure in (*FIGURES, "ideal_tokens"):
-            # the policy that others are compared with has no win rate
-            values = [judged[seed][name].get(figure) for seed in sorted(judged)]
+            # the policy that all others are compared with has no win rate
+            values = [figures_of[seed][name].get(figure) for seed in sorted(figures_of)]
             if None not in values:
                 policies[name][figure] = {
                     "values": values,
@@ -35,7 +36,7 @@ def spread(judged: dict[int, dict[str, Any]]) -> dict[str, Any]:
 
 
 def summarise(reports: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """The spread of what the reports say, and what else they tell."""
+    """The spread of the figures of the reports, their times, and whether the scalar policy collapsed."""
     policies = spread({seed: report["policies"] for seed, report in reports.items()})
     summary: dict[str, Any] = {"seeds": sorted(reports), "policies": policies}
     summary["seconds"] = [reports[seed]["seconds"]["total"] for seed in sorted(reports)]
@@ -43,23 +44,24 @@ def summarise(reports: dict[int, dict[str, Any]]) -> dict[str, Any]:
     return summary
 
 
-def table(summary: dict[str, Any]) -> str:
-    """The summary as Markdown: mean, and the least and largest of the seeds."""
+def table(summary: Mapping[str, Any]) -> str:
+    """The summary as a Markdown table: mean, smallest and largest of the seeds."""
     head = "| policy | " + " | ".join(f.replace("_", " ") for f in (*FIGURES, "ideal_tokens")) + " |"
     lines = [head, "|---" * (len(FIGURES) + 2) + "|"]
     for name, figures in summary["policies"].items():
         cells = []
         for figure in (*FIGURES, "ideal_tokens"):
-            told = figures.get(figure)
-            cells.append("" if told is None else f"{told['mean']:.3f} [{told['min']:.3f}, {told['max']:.3f}]")
+            values = figures.get(figure)
+            cells.append("" if values is None else f"{values['mean']:.3f} [{values['min']:.3f}, {values['max']:.3f}]")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/seeds"))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("runs/seeds"), help="folder of the demos, one per seed")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0")
     args = parser.parse_args()
     reports: dict[int, dict[str, Any]] = {}
     for seed in range(args.seeds):
@@ -77,7 +79,8 @@ def main() -> None:
     text = table(summary)
     (args.out / "quickstart.md").write_text(text + "\n", encoding="utf-8")
     print(text)
-    print(f"seconds: {', '.join(f'{s:.0f}' for s in summary['seconds'])}; wrote {args.out / 'quickstart.json'}")
+    print(f"seconds per seed: {', '.join(f'{s:.0f}' for s in summary['seconds'])}")
+    print(f"wrote quickstart.json and quickstart.md to {args.out}")
 
 
 if __name__ == "__main__":

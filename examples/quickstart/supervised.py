@@ -1,4 +1,4 @@
-"""A tokenizer, a tiny Llama, and its supervised training on demonstrations: an ordinary transformers folder."""
+"""Trains a tokenizer and a tiny Llama on demonstrations, and saves them as a transformers model folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPECIAL = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE: every text can be written, and the world's words are one token each."""
+    """Byte-level BPE: it can encode any text, and each word of the task is one token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -43,7 +43,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def tiny_llama(vocab_size: int, end_id: int, pad_id: int, hidden: int = 128, layers: int = 3) -> LlamaForCausalLM:
-    """Under a million parameters, from scratch."""
+    """A Llama with random weights and fewer than a million parameters."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocab_size,
@@ -61,13 +61,13 @@ def tiny_llama(vocab_size: int, end_id: int, pad_id: int, hidden: int = 128, lay
     )
 
 
-def encode(tokenizer: Any, prompt: str | list[dict[str, str]], response: str) -> tuple[list[int], list[int]]:
-    """Prompt ids through the chat template, and the ids to be learned, the end token last."""
+def encode(tokenizer: Any, prompt: str | Sequence[dict[str, Any]], response: str) -> tuple[list[int], list[int]]:
+    """Ids of the prompt in the chat template, and ids of the response, which ends with the end token."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    before = tokenizer(rendered, add_special_tokens=False)["input_ids"]
-    answer = tokenizer(response, add_special_tokens=False)["input_ids"]
-    return before, [*answer, tokenizer.eos_token_id]
+    prompt_ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    response_ids = tokenizer(response, add_special_tokens=False)["input_ids"]
+    return prompt_ids, [*response_ids, tokenizer.eos_token_id]
 
 
 def fit(
@@ -80,14 +80,14 @@ def fit(
     seed: int,
     observe: Callable[[int, float], None] = lambda step, loss: None,
 ) -> float:
-    """Minimise the mean negative log-likelihood of the answers; returns the last batch's, in nats a token."""
+    """Minimise the mean negative log-likelihood of the responses; returns that of the last batch, in nats per token."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     rng = random.Random(seed)
     last = math.inf
     for step in range(steps):
-        warm = min(1.0, (step + 1) / 20)
+        warmup = min(1.0, (step + 1) / 20)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / steps))
         batch = rng.sample(examples, batch_size)
         longest = max(len(p) + len(a) for p, a in batch)
         ids = torch.full((len(batch), longest), model.config.pad_token_id)
@@ -96,9 +96,9 @@ def fit(
             end = len(prompt) + len(answer)
             ids[row, :end] = torch.tensor(prompt + answer)
             labels[row, len(prompt) : end] = torch.tensor(answer)
-        logits = model(input_ids=ids, use_cache=False).logits  # right padding: causal, so no mask is needed
+        logits = model(input_ids=ids, use_cache=False).logits  # causal and padded on the right: no mask is needed
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -108,10 +108,11 @@ def fit(
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--demonstrations", type=Path, required=True)
-    parser.add_argument("--words", type=Path, required=True, help="further text for the tokenizer's vocabulary")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--demonstrations", type=Path, required=True, help="JSONL with prompt and response")
+    parser.add_argument("--words", type=Path, required=True, help="further text for the vocabulary of the tokenizer")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the model")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=3e-3)

@@ -1,1 +1,1 @@
-"""What a reward model is: templates, extraction of token rewards, scorers and bundles. No HTTP, no asyncio."""
+"""The model package: encoding, forward passes, token rewards, scorers and bundles. No HTTP, no asyncio."""

@@ -1,9 +1,9 @@
-"""Everything the kernel raises on purpose.
+"""The errors of the model package (redline_model).
 
 RedlineModelError
 ├── BundleError           a folder is not a complete, intact bundle
-├── UnsupportedError      this model, mode or option cannot do what was asked
-├── PanicError            a library in Rust crashed (redline_model.untrusted.panics)
+├── UnsupportedError      the model, mode or option does not support the request
+├── PanicError            a Rust library crashed (redline_model.untrusted.panics)
 ├── DataError             preference data cannot be read (raised by the trainer)
 └── ItemError             one (prompt, response) cannot be scored; others can
     ├── InvalidPromptError
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 
 class RedlineModelError(Exception):
-    """Root of the kernel's errors; the message is fit to be shown to a user."""
+    """Base of the model package's errors; the message can be shown to a user."""
 
 
 class BundleError(RedlineModelError):
@@ -27,7 +27,7 @@ class BundleError(RedlineModelError):
 
 
 class UnsupportedError(RedlineModelError):
-    """The model cannot do what was asked of it."""
+    """The model, mode or option does not support the request."""
 
 
 class DataError(RedlineModelError):
@@ -43,7 +43,7 @@ class InvalidPromptError(ItemError):
 
 
 class EmptyResponseError(ItemError):
-    """There is no token to judge."""
+    """The response has no token to score."""
 
 
 class BadIdsError(ItemError):
@@ -55,12 +55,12 @@ class TooLongError(ItemError):
 
 
 class TokenizerError(ItemError):
-    """The model's tokenizer fails on the item's text or ids, or makes far too many tokens of it."""
+    """The model's tokenizer fails on the item's text or ids, or makes far too many tokens of the text."""
 
 
 class NonFiniteError(ItemError):
-    """The model's output holds NaN or infinity."""
+    """The model's output has NaN or infinity."""
 
 
 class OutOfMemoryError(ItemError):
-    """The item does not fit into memory even alone."""
+    """The item does not fit into memory, even as the only one in a batch."""

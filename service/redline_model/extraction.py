@@ -1,8 +1,10 @@
-"""Token statistics and the rewards made of them, one per response token; pure functions on tensors.
+"""Extraction: from the model's logits to one reward per response token, and from token rewards to a score.
 
-Notation (docs/explanation/method.md): ``y`` a response of T tokens, its end-of-sequence token included if it has one;
+Pure functions on tensors.
+
+Notation (docs/explanation/method.md): ``y`` a response of T tokens, including its end-of-sequence token if it has one;
 ``pi`` the reward model; ``a_t = argmax_v pi(v | x, y, y_<t)``; ``k`` the first t with ``a_t != y_t``.
-Token statistics are the only thing kept of the logits, so nothing of size T x V outlives a chunk.
+Only token statistics of the logits are kept, so nothing of size T x V is stored for longer than a chunk.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ class TokenStatistics(NamedTuple):
     """Sufficient statistics of ``pi(. | x, y, y_<t)`` for every extraction mode; each of shape ``(T,)``.
 
     ``logprob``: log pi(y_t), nats. ``best_logprob``: log pi(a_t). ``entropy``: of pi, nats.
-    ``best_ids``: a_t. ``agrees``: True where ``a_t == y_t``.
+    ``best_ids``: a_t. ``agrees``: True if ``a_t == y_t``.
     """
 
     logprob: Tensor
@@ -37,7 +39,7 @@ def token_statistics(logits: Tensor, target_ids: Tensor) -> TokenStatistics:
 
     With d = logit - best logit and Z = sum exp d: log pi = d - log Z, and H = log Z - sum exp(d) d / Z.
     """
-    # on a CPU a few rows at a time, so that what stands between the formula's steps stays in the cache
+    # on a CPU a few rows at a time, so that intermediate results stay in the processor's cache
     rows = max(1, _BLOCK_ELEMENTS // logits.shape[-1]) if logits.device.type == "cpu" else max(1, len(logits))
     blocks = [
         _statistics(*block) for block in zip(torch.split(logits, rows), torch.split(target_ids, rows), strict=True)
@@ -49,17 +51,17 @@ def _statistics(logits: Tensor, target_ids: Tensor) -> TokenStatistics:
     logits = logits.float()
     best, best_ids = logits.max(dim=-1)
     below = logits - best.unsqueeze(-1)
-    own = below.gather(-1, target_ids.unsqueeze(-1)).squeeze(-1)
+    target_logit = below.gather(-1, target_ids.unsqueeze(-1)).squeeze(-1)
     weights = below.exp()
     total = weights.sum(-1)
     log_total = total.log()
-    # p log p is 0 where p is 0, and a logit of minus infinity is not to make it NaN
+    # p log p is 0 for p = 0, and a logit of minus infinity must not make it NaN
     entropy = log_total - torch.linalg.vecdot(weights, below.clamp_(min=-1e9)) / total
-    return TokenStatistics(own - log_total, -log_total, entropy, best_ids, best_ids == target_ids)
+    return TokenStatistics(target_logit - log_total, -log_total, entropy, best_ids, best_ids == target_ids)
 
 
 def divergence(agrees: Tensor) -> int | None:
-    """``k``, the index of the first False in ``agrees`` ``(T,)``; None where all agree."""
+    """``k``, the index of the first False in ``agrees`` ``(T,)``; None if all agree."""
     diverging = torch.nonzero(~agrees)
     return int(diverging[0]) if len(diverging) else None
 
@@ -67,7 +69,7 @@ def divergence(agrees: Tensor) -> int | None:
 def paper(stats: TokenStatistics, options: Extraction) -> Tensor:
     """Sequence-to-sequence reward extraction (arXiv 2409.00162), ``(T,)``.
 
-    ``+positive`` before k, ``-negative`` on every diverging token, ``after_divergence`` where it agrees again.
+    ``+positive`` before k, ``-negative`` on every diverging token, ``after_divergence`` on tokens that agree after k.
     """
     has_diverged = (~stats.agrees).cumsum(0) > 0
     agreed = torch.where(has_diverged, options.after_divergence, options.positive)
@@ -77,7 +79,7 @@ def paper(stats: TokenStatistics, options: Extraction) -> Tensor:
 def paper_centered(stats: TokenStatistics, options: Extraction) -> Tensor:
     """Agreement minus its expectation under the model: ``1[a_t = y_t] - pi(a_t)``, ``(T,)``. **Ours.**
 
-    Its mean is 0 for a token drawn from the model, so going on for long earns nothing by itself.
+    Its mean is 0 for a token sampled from the model, so length alone earns no reward.
     """
     return stats.agrees.float() - stats.best_logprob.exp()
 
@@ -88,12 +90,12 @@ def margin(stats: TokenStatistics, options: Extraction) -> Tensor:
 
 
 def logprob_centered(stats: TokenStatistics, options: Extraction) -> Tensor:
-    """``log pi(y_t) + H(pi)``, nats, ``(T,)``: 0 on average for a token drawn from the model. **Ours.**"""
+    """``log pi(y_t) + H(pi)``, nats, ``(T,)``: 0 on average for a token sampled from the model. **Ours.**"""
     return stats.logprob + stats.entropy
 
 
 def probability(stats: TokenStatistics, options: Extraction) -> Tensor:
-    """``pi(y_t) - 1/2`` clipped to ``probability_clip``, ``(T,)``; a relative of RLMEC (arXiv 2401.06081)."""
+    """``pi(y_t) - 1/2`` clipped to ``probability_clip``, ``(T,)``; related to RLMEC (arXiv 2401.06081)."""
     low, high = options.probability_clip
     return (stats.logprob.exp() - 0.5).clamp(low, high)
 
@@ -113,7 +115,7 @@ def extract(stats: TokenStatistics, mode: Mode, options: Extraction) -> Tensor:
 
 
 def aggregate_rewards(rewards: Tensor, aggregate: Aggregate) -> float:
-    """Token rewards ``(T,)``, T > 0, as one scalar: their sum, their mean, or the last of them."""
+    """Token rewards ``(T,)``, T > 0, as one number: their sum, their mean, or the last of them."""
     if aggregate == "sum":
         return float(rewards.double().sum())
     if aggregate == "mean":
@@ -121,10 +123,10 @@ def aggregate_rewards(rewards: Tensor, aggregate: Aggregate) -> float:
     return float(rewards[-1])
 
 
-def move_score(rewards: list[float], by: float, aggregate: Aggregate) -> list[float]:
-    """Token rewards whose aggregate is larger by ``by``; the last token alone carries the difference.
+def move_score(rewards: list[float], change: float, aggregate: Aggregate) -> list[float]:
+    """Token rewards whose aggregate is larger by ``change``; only the last token's reward changes.
 
-    Under ``mean`` that is T times ``by``, so that what a sum of the rewards gains is T times what the score gains.
+    For ``mean`` it changes by T times ``change``, so the sum of the rewards changes by T times as much as the score.
     """
-    on_last = by * len(rewards) if aggregate == "mean" else by
-    return [*rewards[:-1], rewards[-1] + on_last]
+    last_change = change * len(rewards) if aggregate == "mean" else change
+    return [*rewards[:-1], rewards[-1] + last_change]

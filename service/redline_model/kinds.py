@@ -1,6 +1,6 @@
-"""The kinds of reward models: one file in ``redline_model.scorers`` per kind, each with a ``KIND``.
+"""The kinds of reward models: one module in ``redline_model.scorers`` per kind, each with a ``KIND``.
 
-A kind's name is its file's name, so the names are known without importing any model code. To add a kind, add a file.
+A kind's name is its module's name, so the names are known without importing any model code. Add a module to add a kind.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from redline_model.encoding.encoder import Encoder
     from redline_model.scorer import Scorer
 
-_SCORERS = "redline_model.scorers"  # by name: each of its modules imports this one
-# The weights of a kind, as transformers knows them: a causal or encoder-decoder language model, a causal one only, or
+_SCORERS = "redline_model.scorers"  # by name, because each of its modules imports this one
+# The type of a kind's transformers model: a causal or encoder-decoder language model, a causal language model only, or
 # a sequence classifier with one label.
 Architecture = Literal["language_model", "causal_lm", "classifier"]
 
 
 class BundleReader(Protocol):
-    """What a kind may take from the bundle that it is loaded from."""
+    """Gives a kind access to the bundle that it is loaded from."""
 
     @property
     def folder(self) -> Path:
@@ -40,7 +40,7 @@ class BundleReader(Protocol):
 
     @property
     def prefix_cache_tokens(self) -> int:
-        """Tokens of prompts whose keys and values each model may keep between passes."""
+        """Tokens of prompts whose keys and values each model keeps between passes."""
         ...
 
     def model(self, subfolder: str = "") -> Any:
@@ -52,7 +52,7 @@ class BundleReader(Protocol):
         ...
 
     def inner_bundle(self, subfolder: str) -> Scorer[Any]:
-        """The scorer of a bundle that lies in a sub-folder."""
+        """The scorer of a bundle in a sub-folder."""
         ...
 
 
@@ -62,14 +62,14 @@ class KindSpec:
 
     Args:
         description: one or two sentences for the model card.
-        architecture: of the weights; None if all weights lie in bundles inside this one.
-        make_scorer: ``(model, encoder, extraction, *, prefix_cache_tokens, ...)`` to a scorer; None for a kind that is
-            derived from other bundles.
-        load: a bundle's folder to a scorer; by default ``make_scorer`` with the bundle's model.
-        contents: what lies in the bundle's folder, for the model card.
-        mode: the default mode in the model card, a format over the manifest's ``extraction``.
-        reads_whole_conversation: whether the model's own chat template may close the assistant's turn behind the
-            response (template style ``conversation``).
+        architecture: of the weights; None if all weights are in nested bundles.
+        make_scorer: from ``(model, encoder, extraction, *, prefix_cache_tokens, ...)`` to a scorer; None for a kind
+            that is derived from other bundles.
+        load: from a bundle to a scorer; by default ``make_scorer`` with the bundle's model.
+        contents: describes the bundle's folder in the model card.
+        mode: the default mode in the model card, a format string with the fields of the manifest's ``extraction``.
+        reads_whole_conversation: whether the model may read the response with the end of turn of its own chat
+            template (template style ``conversation``).
     """
 
     description: str
@@ -78,7 +78,7 @@ class KindSpec:
     load: Callable[[BundleReader], Scorer[Any]] | None = None
     contents: str = "The folder is an ordinary transformers model;"
     mode: str = "none"
-    reads_whole_conversation: bool = False
+    supports_conversation_style: bool = False
 
     @property
     def is_decoder_only(self) -> bool:
@@ -93,13 +93,12 @@ class KindSpec:
 
 def kind_names() -> tuple[str, ...]:
     """The names of all kinds, sorted. Imports none of them."""
-    return tuple(
-        sorted(m.name for m in pkgutil.iter_modules(import_module(_SCORERS).__path__) if not m.name.startswith("_"))
-    )
+    modules = pkgutil.iter_modules(import_module(_SCORERS).__path__)
+    return tuple(sorted(module.name for module in modules if not module.name.startswith("_")))
 
 
 def checked_kind(name: str) -> str:
-    """``name`` if a kind has it. Raises ValueError, which lists the kinds."""
+    """``name`` if there is such a kind. Raises ValueError, which lists the kinds."""
     if name not in kind_names():
         raise ValueError(f"there is no kind {name!r}; there are {', '.join(kind_names())}")
     return name
@@ -131,11 +130,11 @@ def load_scorer(reader: BundleReader) -> Scorer[Any]:
 
 
 def make_scorer(kind: str, model: Any, encoder: Encoder, extraction: Any, **options: Any) -> Scorer[Any]:
-    """The scorer of a kind that has a model of its own, around that model. Raises UnsupportedError for any other kind.
+    """The scorer of a kind that has its own model. Raises UnsupportedError for any other kind.
 
     Args:
         extraction: the bundle's ``Extraction``.
-        options: ``prefix_cache_tokens``, and what the kind's scorer alone asks for.
+        options: ``prefix_cache_tokens``, and the arguments of the kind's own scorer.
     """
     make = kind_spec(kind).make_scorer
     if make is None:

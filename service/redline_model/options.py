@@ -1,4 +1,4 @@
-"""What a bundle may choose: the types of its manifest's options. Below the models, so that no torch is imported."""
+"""The options in a bundle's manifest: modes, aggregates, template and others. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)
 
 
 class Extraction(BaseModel):
-    """How a bundle turns model outputs into rewards: the defaults, and the magnitudes of each mode (all **ours**).
+    """How a bundle turns model outputs into rewards: the defaults, and the parameters of each mode (all **ours**).
 
-    ``positive``/``negative``: reward of an agreeing token before k, cost of a diverging one (mode ``paper``).
+    ``positive``/``negative``: reward of an agreeing token before k, penalty of a diverging one (mode ``paper``).
     ``after_divergence``: reward of a token that agrees again after k (mode ``paper``).
-    ``margin_floor``: least reward of a token in mode ``margin``, nats. ``probability_clip``: mode ``probability``.
+    ``margin_floor``: lowest reward of a token in mode ``margin``, nats. ``probability_clip``: mode ``probability``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -43,8 +43,8 @@ class Template(BaseModel):
     ``instruction`` as the user's next turn. ``plain`` uses the markers below. ``conversation``: the chat template
     without an instruction (``redline_model.encoding.conversation_encoder``). ``policy``: the prompt as a policy reads
     it (``redline.chat_template.PolicyPrompts``).
-    ``chat_kwargs`` are passed to the chat template. ``date_string`` among them is also the date that a template gets
-    if it asks for today's, so that a rendering is the same tomorrow.
+    ``chat_kwargs`` are passed to the chat template. Their ``date_string`` is also the date that a template gets instead
+    of today's, so that renderings do not change.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,7 +58,7 @@ class Template(BaseModel):
 
     @classmethod
     def of_policy(cls, tokenizer: Any = None) -> Template:
-        """The prompt that a policy is given: the chat template as it stands, or the prompt's bare text."""
+        """The prompt of a policy: the chat template without settings, or the plain text of the prompt."""
         return cls(style="policy", chat_kwargs=dict(POLICY_SETTINGS))
 
     @classmethod
@@ -79,7 +79,7 @@ class EnsembleOptions(BaseModel):
 
 
 class LengthCurve(BaseModel):
-    """Expected score by length in response tokens: linear between the knots, constant beyond the ends."""
+    """Expected score by length in response tokens: linear between the knots, constant outside of them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

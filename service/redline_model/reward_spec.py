@@ -1,4 +1,4 @@
-"""Which rewards are asked for: an extraction mode and an aggregate, with the bundle's defaults filled in."""
+"""Reward specifications: an extraction mode and an aggregate, with the bundle's defaults filled in."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def choose_aggregate(requested: str | None, default: Aggregate) -> Aggregate:
 
 def choose_mode(requested: str | None, default: Mode, offered: tuple[Mode, ...] = MODES) -> Mode:
     """``requested`` as a mode, ``default`` if None. Raises UnsupportedError, which lists the modes."""
-    wanted = default if requested is None else requested
+    name = default if requested is None else requested
     for known in offered:
-        if known == wanted:
+        if known == name:
             return known
-    raise UnsupportedError(f"unknown extraction mode {wanted!r}; this model offers {', '.join(offered)}")
+    raise UnsupportedError(f"unknown extraction mode {name!r}; this model offers {', '.join(offered)}")
 
 
 def reward_spec(scorer: Scorer[Any], mode: str | None = None, aggregate: str | None = None) -> RewardSpec:
-    """The specification that a caller asks for, the bundle's defaults filled in. Raises UnsupportedError."""
+    """The specification that a caller requests, with the bundle's defaults filled in. Raises UnsupportedError."""
     chosen = choose_aggregate(aggregate, scorer.extraction.aggregate)
     if scorer.modes:
         return RewardSpec(choose_mode(mode, scorer.extraction.mode, scorer.modes), chosen)

@@ -1,4 +1,4 @@
-"""What a service, a trainer or an evaluation may ask of any reward model: a planner and a scorer."""
+"""The interface of all reward models, for services, training and evaluation: a scorer with a planner."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class ScoredResponse(NamedTuple):
 class Scorer(Protocol[M]):
     """A loaded reward model. ``encoder`` and ``planner`` are thread-safe; the rest belongs to one worker.
 
-    Scoring has two halves: the forward pass (``start_forward``) gives outputs, ``to_rewards`` turns an output into
-    rewards. Items with different reward specifications so share a forward pass.
-    ``models``: all transformers models inside; ``model``: the first, whose device and dtype are reported.
+    Scoring has two steps: the forward pass (``start_forward``) returns outputs, and ``to_rewards`` turns an output into
+    rewards. So items with different reward specifications can share a forward pass.
+    ``models``: all transformers models of the scorer; ``model``: the first, whose device and dtype are reported.
     ``can_correct``: whether ``rewriter`` returns one.
     """
 
@@ -47,12 +47,12 @@ class Scorer(Protocol[M]):
     def start_forward(self, items: Sequence[EncodedItem]) -> Callable[[], list[M]]:
         """Start one forward pass over a batch; calling the result waits for the device and returns the outputs.
 
-        Once this has returned another pass may be started, from any thread but by one at a time.
+        Once this has returned, another pass can be started, from any thread, but by one thread at a time.
         """
         ...
 
     def forward(self, items: Sequence[EncodedItem]) -> list[M]:
-        """One forward pass over a batch, started and waited for."""
+        """One forward pass over a batch; waits for its outputs."""
         ...
 
     def to_rewards(self, output: M, spec: RewardSpec) -> ScoredResponse:
@@ -60,12 +60,12 @@ class Scorer(Protocol[M]):
         ...
 
     def rewriter(self) -> Rewriter[M]:
-        """A new rewriter of responses. Raises UnsupportedError if the model does not write."""
+        """A new rewriter of responses. Raises UnsupportedError if the model cannot write."""
         ...
 
 
 class ScoreOnly(ABC, Generic[M]):
-    """Base of scorers that do not write: ``forward`` by ``start_forward``, ``rewriter`` refused."""
+    """Base of scorers that cannot write: ``forward`` uses ``start_forward``, and ``rewriter`` raises an error."""
 
     kind: str
     can_correct = False
@@ -84,7 +84,7 @@ class ScoreOnly(ABC, Generic[M]):
 
 
 def forward_all(scorer: Scorer[M], items: Sequence[EncodedItem], max_batch_tokens: int) -> list[M]:
-    """Forward outputs in the order of ``items``, pass by pass."""
+    """Forward outputs of ``items``, in their order, in as many passes as needed."""
     outputs: dict[int, M] = {}
     for batch in scorer.planner.batches(items, max_batch_tokens):
         outputs |= zip(batch, scorer.forward([items[i] for i in batch]), strict=True)
@@ -92,10 +92,10 @@ def forward_all(scorer: Scorer[M], items: Sequence[EncodedItem], max_batch_token
 
 
 def correct_all(scorer: Scorer[M], items: Sequence[EncodedItem]) -> list[tuple[M, Correction]]:
-    """Forward outputs and corrections of ``items``, written together. Raises UnsupportedError."""
+    """Forward outputs and corrections of ``items``, all rewritten together. Raises UnsupportedError."""
     rewriter = scorer.rewriter()
     started = rewriter.start(items)
     written: dict[int, Correction] = {}
     while len(written) < len(started):
         written |= rewriter.advance(rewriter.active())
-    return [(output, written[ticket]) for ticket, output in started]
+    return [(output, written[rewrite_id]) for rewrite_id, output in started]

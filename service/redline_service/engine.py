@@ -1,4 +1,4 @@
-"""A request in the wire's words -> an answer in the wire's words, around one loaded bundle."""
+"""The scoring engine: answers requests of the wire with one loaded bundle. No HTTP."""
 
 from __future__ import annotations
 
@@ -36,26 +36,25 @@ from redline_model.errors import RedlineModelError, UnsupportedError
 from redline_model.options import AGGREGATES
 from redline_model.reward_spec import RewardSpec, reward_spec, spec_key
 from redline_service.correction.service import CorrectionService
-from redline_service.correction.wire_edits import readable, wire_edits
+from redline_service.correction.wire_edits import wire_edits, without_cut_character
 from redline_service.errors import RequestError, item_error
-from redline_service.item_encoding import encoded
-from redline_service.scheduling.batcher import PLANNED_SHARE, Batcher, BatchObserver
+from redline_service.item_encoding import encode_item
+from redline_service.scheduling.batcher import ARRIVAL_DEADLINE_SHARE, Batcher, BatchObserver
 from redline_service.scheduling.jobs import JobResult, Timing
 from redline_service.scheduling.thread_pool import ThreadPool
 
 logger = logging.getLogger("redline.service")
-# Characters that are tokenised before another request's turn comes; an item counts as this many at least.
+# A request is tokenised in slices of this many characters, so that other requests have a turn in between. Each item
+# counts for its texts and this many characters more.
 _SLICE_CHARS = 40_000
 _ITEM_CHARS = 200
-
-
-# of each request in the average size of all
-_USUAL_WEIGHT = 0.02
+# Weight of a request in the moving average of request sizes.
+_MEAN_TOKENS_WEIGHT = 0.02
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """The options of a request after the bundle's defaults were filled in."""
+class _ResolvedOptions:
+    """The options of a request, with the bundle's defaults for those that it does not set."""
 
     spec: RewardSpec
     calibration: Calibration | None
@@ -63,8 +62,8 @@ class _Plan:
     edits: EditsBy | None
 
 
-def _slices(items: Sequence[ScoreItem]) -> Iterator[Sequence[ScoreItem]]:
-    """``items`` in runs that take a few milliseconds to tokenise each, at least one item a run."""
+def _tokenisation_slices(items: Sequence[ScoreItem]) -> Iterator[Sequence[ScoreItem]]:
+    """``items`` in slices that take a few milliseconds to tokenise, at least one item per slice."""
     start = size = 0
     for end, item in enumerate(items, 1):
         texts = [item.prompt, item.response] if isinstance(item.prompt, str) else [item.response]
@@ -77,15 +76,21 @@ def _slices(items: Sequence[ScoreItem]) -> Iterator[Sequence[ScoreItem]]:
 
 
 def default_batch_tokens(device: str) -> int:
-    """Tokens of one pass that keep a device busy; more only adds memory and waiting (docs/results/performance.md)."""
+    """Tokens of one pass that keep a device busy. More only costs memory and latency (docs/results/performance.md)."""
     return 2048 if device == "cpu" else 16384
 
 
 class Engine:
-    """Scores requests. ``start`` before use, ``stop`` after; both need a running event loop.
+    """Scores and corrects requests. Call ``start`` before use and ``stop`` after it, both in a running event loop.
 
     Args:
-        max_batch_tokens: tokens of one pass; None takes what suits the device.
+        name: under which the model is served; requests may also name it "default".
+        max_items: items of one request.
+        max_batch_tokens: tokens of one pass; None: chosen for the device.
+        max_queued_tokens: further requests are refused beyond this number.
+        on_batch: called after each pass with its items, its tokens and its seconds.
+
+    ``has_scored``: whether the model has scored an item, so that it is ready.
     """
 
     def __init__(
@@ -103,7 +108,7 @@ class Engine:
         self.max_items = max_items
         self.fingerprint = bundle.tokenizer_fingerprint
         self.has_scored = False
-        self._usual_tokens = 0.0  # of a request, a moving average
+        self._mean_request_tokens = 0.0  # a moving average
         self._scorer = bundle.scorer
         self.batcher = Batcher(
             self._scorer,
@@ -112,16 +117,16 @@ class Engine:
             on_batch=on_batch,
         )
         self.threads = ThreadPool(min(4, os.cpu_count() or 1), "redline-text")
-        self._corrector = CorrectionService(self._scorer, self.batcher, self.threads, self.fingerprint)
+        self._correction_service = CorrectionService(self._scorer, self.batcher, self.threads, self.fingerprint)
 
     @property
     def encoder(self) -> Encoder:
-        """What makes ids of text."""
+        """Encodes prompts and responses as token ids."""
         return self._scorer.encoder
 
     @property
     def prefix_cache_bytes(self) -> int:
-        """Memory of the keys and values of prompts that are kept between passes."""
+        """Memory of the prefix caches: keys and values of prompts that are kept between passes."""
         return sum(cache.bytes for cache in self._scorer.planner.prefix_caches)
 
     @property
@@ -130,10 +135,10 @@ class Engine:
         return self._scorer.encoder.tokenizer.eos_token  # type: ignore[no-any-return]
 
     async def start(self) -> None:
-        """Start the worker and score one item, so that readiness means that scoring works.
+        """Start the batcher and score one item, so that the service is ready only if scoring works.
 
         Raises:
-            RequestError: the model cannot score even that.
+            RequestError: NOT_READY, the model cannot score that item.
         """
         self.batcher.start()
         items = [ScoreItem(prompt="Hello", response="Hi")]
@@ -143,26 +148,34 @@ class Engine:
         self.has_scored = True
 
     async def stop(self, timeout_s: float = 2.0) -> None:
-        """Stop the worker. ``timeout_s``: how long work that cannot be interrupted is waited for."""
+        """Stop the batcher and the threads. ``timeout_s``: how long to wait for work that cannot be interrupted."""
         await self.batcher.stop(timeout_s)
         if not self.threads.stop(timeout_s):
-            logger.error("a text did not end within %g s of being read; the process ends without it", timeout_s)
+            logger.error(
+                "tokenising a text did not end within %g s; the process exits without waiting for it", timeout_s
+            )
 
     def check_load(self, caller: Hashable, deadline_s: float) -> None:
-        """Refuse a request of usual size that could not be answered in time; of what it asks nothing is known yet.
+        """Refuse a request of average size that could not be answered in time, before its body is read.
 
         Raises:
             OverloadedError: see ``Batcher.run``.
         """
-        preparing = self.threads.pending * self._usual_tokens
-        self.batcher.admit(self._usual_tokens, caller, deadline_s, preparing=preparing, share=PLANNED_SHARE)
+        tokens = self._mean_request_tokens
+        self.batcher.admit(
+            tokens,
+            caller,
+            deadline_s,
+            preparing_tokens=self.threads.pending * tokens,
+            deadline_share=ARRIVAL_DEADLINE_SHARE,
+        )
 
-    def knows(self, name: str) -> bool:
-        """Whether ``name`` means this model."""
+    def serves(self, name: str) -> bool:
+        """Whether ``name`` is a name of this model."""
         return name in {"default", self.name}
 
     def info(self) -> ModelInfo:
-        """What a caller may know about the model."""
+        """Description of the model for callers: kind, digest, limits, defaults, calibration, device."""
         manifest, scorer = self.bundle.manifest, self._scorer
         default = reward_spec(scorer)
         load_options = self.bundle.load_options
@@ -188,75 +201,75 @@ class Engine:
     async def score(
         self, request: ScoreRequest, *, caller: Hashable = None, deadline_s: float = math.inf
     ) -> tuple[ScoreResponse, Timing]:
-        """Answer a request; items that cannot be scored carry their own error.
+        """Score the items of a request; an item that cannot be scored has an error as its result.
 
         Args:
-            caller: who is asking; callers share the model evenly.
-            deadline_s: seconds from now after which the answer is worth nothing.
+            caller: who sent the request; callers share the model evenly.
+            deadline_s: seconds from now after which the caller no longer needs the result.
 
         Raises:
-            RequestError: the request as a whole is refused.
-            OverloadedError: it cannot be answered in time.
+            RequestError: the whole request is refused.
+            OverloadedError: the request cannot be answered in time.
         """
-        plan = self._plan(request)
+        resolved = self._resolve_options(request)
         started = time.perf_counter()
-        ready: list[EncodedItem | Exception] = []
-        for part in _slices(request.items):  # others' texts come in between
-            ready += await self.threads.run(self._encode_all, part, request.options.on_too_long)
-        tokenized = time.perf_counter()
-        good = [one for one in ready if isinstance(one, EncodedItem)]
-        lengths = [self._scorer.planner.length(item) for item in good]
-        self._usual_tokens += _USUAL_WEIGHT * (sum(lengths) - self._usual_tokens)
+        encoded_items: list[EncodedItem | Exception] = []
+        for part in _tokenisation_slices(request.items):  # other requests' slices may run in between
+            encoded_items += await self.threads.run(self._encode_all, part, request.options.on_too_long)
+        tokenize_s = time.perf_counter() - started
+        valid_items = [item for item in encoded_items if isinstance(item, EncodedItem)]
+        lengths = [self._scorer.planner.length(item) for item in valid_items]
+        self._mean_request_tokens += _MEAN_TOKENS_WEIGHT * (sum(lengths) - self._mean_request_tokens)
         results = await self.batcher.run(
-            good,
+            valid_items,
             lengths,
-            wants_correction=plan.wants_correction,
+            wants_correction=resolved.wants_correction,
             caller=caller,
-            deadline_s=deadline_s - (tokenized - started),
+            deadline_s=deadline_s - tokenize_s,
         )
-        items = await self.threads.run(self._answer_all, request, plan, ready, results)
+        items = await self.threads.run(self._item_results, request, resolved, encoded_items, results)
         response = ScoreResponse(
-            model=self._ref(),
+            model=self._model_ref(),
             options=AppliedOptions(
-                mode=plan.spec.mode,
-                aggregate=plan.spec.aggregate,
-                calibrated=plan.calibration is not None,
+                mode=resolved.spec.mode,
+                aggregate=resolved.spec.aggregate,
+                calibrated=resolved.calibration is not None,
             ),
             items=items,
-            usage=Usage(scored_tokens=sum(len(i.target_ids) for i in good), batch_tokens=sum(lengths)),
+            usage=Usage(scored_tokens=sum(len(item.target_ids) for item in valid_items), batch_tokens=sum(lengths)),
         )
-        queue_s = max((o.queued_s for o in results), default=0.0)
-        inference_s = max((o.inference_s for o in results), default=0.0)
-        return response, Timing(tokenized - started, queue_s, inference_s)
+        queue_s = max((result.queued_s for result in results), default=0.0)
+        inference_s = max((result.inference_s for result in results), default=0.0)
+        return response, Timing(tokenize_s, queue_s, inference_s)
 
     async def correct(
         self, request: CorrectRequest, *, caller: Hashable = None, deadline_s: float = math.inf
     ) -> tuple[CorrectResponse, Timing]:
-        """Rewrite the items of a request; arguments and errors as in ``score``."""
-        spec = self._plan(request).spec
-        items, usage, timing = await self._corrector.run(request, spec, caller=caller, deadline_s=deadline_s)
+        """Correct the items of a request; arguments and errors as in ``score``."""
+        spec = self._resolve_options(request).spec
+        items, usage, timing = await self._correction_service.run(request, spec, caller=caller, deadline_s=deadline_s)
         options = AppliedOptions(mode=spec.mode, aggregate=spec.aggregate, calibrated=False)
-        return CorrectResponse(model=self._ref(), options=options, items=items, usage=usage), timing
+        return CorrectResponse(model=self._model_ref(), options=options, items=items, usage=usage), timing
 
-    def _ref(self) -> ModelRef:
+    def _model_ref(self) -> ModelRef:
         return ModelRef(name=self.name, digest=self.bundle.digest, kind=self._scorer.kind)
 
-    def _plan(self, request: ScoreRequest | CorrectRequest) -> _Plan:
+    def _resolve_options(self, request: ScoreRequest | CorrectRequest) -> _ResolvedOptions:
         options = ScoreOptions(correction=True) if isinstance(request, CorrectRequest) else request.options
-        if not self.knows(request.model):
+        if not self.serves(request.model):
             raise RequestError(
                 ErrorCode.MODEL_NOT_FOUND,
-                f"no model {request.model!r} is served here; there is {self.name!r}",
+                f"this service has no model {request.model!r}; its model is {self.name!r}",
             )
         if len(request.items) > self.max_items:
             raise RequestError(
                 ErrorCode.REQUEST_TOO_LARGE,
-                f"{len(request.items)} items; a request may hold {self.max_items}",
+                f"the request has {len(request.items)} items; at most {self.max_items} are allowed",
             )
         try:
             spec = reward_spec(self._scorer, options.mode, options.aggregate)
             if options.correction and not self._scorer.can_correct:
-                raise UnsupportedError(f"a {self._scorer.kind} model writes no correction")
+                raise UnsupportedError(f"a {self._scorer.kind} model cannot write corrections")
         except UnsupportedError as error:
             raise RequestError(ErrorCode.UNSUPPORTED, str(error)) from error
         calibration = None
@@ -264,29 +277,32 @@ class Engine:
             key = spec_key(self._scorer, spec)
             fit = self.bundle.manifest.calibration.get(key)
             if fit is None:
-                raise RequestError(ErrorCode.UNSUPPORTED, f"this bundle was not calibrated for {key}")
+                raise RequestError(ErrorCode.UNSUPPORTED, f"the bundle has no calibration for {key}")
             calibration = Calibration(**fit.model_dump())
-        return _Plan(spec, calibration, options.correction, options.edits)
+        return _ResolvedOptions(spec, calibration, options.correction, options.edits)
 
     def _encode_all(self, items: Sequence[ScoreItem], on_too_long: OnTooLong) -> list[EncodedItem | Exception]:
-        return [encoded(item, on_too_long, self._scorer.encoder, self.fingerprint) for item in items]
+        return [encode_item(item, on_too_long, self._scorer.encoder, self.fingerprint) for item in items]
 
-    def _answer_all(
+    def _item_results(
         self,
         request: ScoreRequest,
-        plan: _Plan,
-        ready: list[EncodedItem | Exception],
+        resolved: _ResolvedOptions,
+        encoded_items: list[EncodedItem | Exception],
         results: list[JobResult],
     ) -> list[ItemResult]:
-        rest = iter(results)
+        """One result per item of the request. ``results``: those of the items that could be encoded."""
+        remaining = iter(results)
         return [
-            ItemError(id=item.id, error=item_error(one))
-            if isinstance(one, Exception)
-            else self._answer(item, plan, one, next(rest))
-            for item, one in zip(request.items, ready, strict=True)
+            ItemError(id=item.id, error=item_error(encoded))
+            if isinstance(encoded, Exception)
+            else self._item_result(item, resolved, encoded, next(remaining))
+            for item, encoded in zip(request.items, encoded_items, strict=True)
         ]
 
-    def _answer(self, item: ScoreItem, plan: _Plan, ready: EncodedItem, result: JobResult) -> ItemResult:
+    def _item_result(
+        self, item: ScoreItem, resolved: _ResolvedOptions, encoded: EncodedItem, result: JobResult
+    ) -> ItemResult:
         def failed(error: Exception) -> ItemError:
             return ItemError(id=item.id, error=item_error(error))
 
@@ -295,31 +311,32 @@ class Engine:
         if isinstance(result.correction, Exception):
             return failed(result.correction)
         try:
-            scored = self._scorer.to_rewards(result.output, plan.spec)
+            scored = self._scorer.to_rewards(result.output, resolved.spec)
         except RedlineModelError as error:
             return failed(error)
-        score, rewards, offsets = scored.score, scored.rewards, ready.offsets
+        score, rewards, offsets = scored.score, scored.rewards, encoded.offsets
         if item.token_offsets is not None:
             rewards, offsets = align_rewards(rewards, offsets, item.token_offsets), item.token_offsets
-        if plan.calibration is not None:
-            scale = plan.calibration.temperature
-            score, rewards = (score - plan.calibration.mean) / scale, [r / scale for r in rewards]
+        if resolved.calibration is not None:
+            temperature = resolved.calibration.temperature
+            score = (score - resolved.calibration.mean) / temperature
+            rewards = [reward / temperature for reward in rewards]
         item_score = ItemScore(
             id=item.id,
             score=score,
             rewards=rewards,
             offsets=offsets,
             diverged_at=scored.diverged_at,
-            truncated=ready.is_truncated,
+            truncated=encoded.is_truncated,
         )
         if result.correction is None:
             return item_score
         is_complete = result.correction.is_complete
-        correction = readable(result.correction.text, is_complete=is_complete)
+        correction = without_cut_character(result.correction.text, is_complete=is_complete)
         return item_score.model_copy(
             update={
                 "correction": correction,
                 "correction_complete": is_complete,
-                "edits": wire_edits(ready.text, correction, by=plan.edits),
+                "edits": wire_edits(encoded.text, correction, by=resolved.edits),
             }
         )

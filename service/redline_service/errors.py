@@ -1,4 +1,4 @@
-"""The service's errors, and the one mapping of scheduler and model errors to the wire's codes."""
+"""Errors of the service, and the only mapping of scheduler and model errors to the wire's error codes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from redline_model import errors as model_errors
 from redline_service.scheduling.errors import OverloadedError
 
 _SHOWN_ERRORS = 10
-# An answer that names what is wrong is a few lines long, however long what was sent.
+# Characters of an error message, however long the texts that it quotes are.
 _MAX_MESSAGE = 4000
 _CODES: dict[type[model_errors.RedlineModelError], ErrorCode] = {
     model_errors.InvalidPromptError: ErrorCode.INVALID_PROMPT,
@@ -25,10 +25,11 @@ _CODES: dict[type[model_errors.RedlineModelError], ErrorCode] = {
 
 
 class RequestError(Exception):
-    """A whole request is refused. ``retry_after_s`` goes out as Retry-After."""
+    """The whole request is refused. ``retry_after_s`` is sent as the header Retry-After."""
 
     def __init__(self, code: ErrorCode, message: str, retry_after_s: int | None = None) -> None:
-        message = _cut(message, _MAX_MESSAGE).encode(errors="backslashreplace").decode()  # it may quote what was sent
+        # it may quote a text of the request that is not valid Unicode
+        message = _shorten(message, _MAX_MESSAGE).encode(errors="backslashreplace").decode()
         super().__init__(message)
         self.code = code
         self.message = message
@@ -40,17 +41,17 @@ class RequestError(Exception):
         return ERROR_TABLE[self.code].status
 
     def response(self) -> ErrorResponse:
-        """The body to send."""
+        """The body of the HTTP response."""
         return ErrorResponse(error=ErrorBody.of(self.code, self.message))
 
 
 def overload_error(error: OverloadedError) -> RequestError:
-    """The scheduler's refusal as the wire knows it. Retry-After is whole seconds, from 1 to 60."""
+    """The wire error for a refusal of the scheduler. Retry-After is a whole number of seconds, from 1 to 60."""
     return RequestError(ErrorCode.OVERLOADED, str(error), max(1, min(60, math.ceil(error.retry_after_s))))
 
 
 class ItemRejectedError(Exception):
-    """One item is refused by the service itself, before the kernel sees it."""
+    """The service refuses one item before the model package encodes it."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
@@ -58,27 +59,27 @@ class ItemRejectedError(Exception):
 
 
 def item_error(error: Exception) -> ErrorBody:
-    """The body that stands in an item's place. Unknown exceptions show their type, never their text."""
+    """The wire error in place of an item's result. Of unknown exceptions it shows the type only."""
     if isinstance(error, ItemRejectedError):
-        return ErrorBody.of(error.code, _cut(str(error), _MAX_MESSAGE))
+        return ErrorBody.of(error.code, _shorten(str(error), _MAX_MESSAGE))
     code = _CODES.get(type(error))  # type: ignore[arg-type]
     if code is None:
         return ErrorBody.of(ErrorCode.INTERNAL, f"scoring this item failed ({type(error).__name__})")
-    return ErrorBody.of(code, _cut(str(error), _MAX_MESSAGE))
+    return ErrorBody.of(code, _shorten(str(error), _MAX_MESSAGE))
 
 
 def describe_validation(error: ValidationError) -> str:
-    """Pydantic's errors as one line: where, and what is wrong; the first ten, each cut to a readable length."""
+    """Validation errors as one line: the field and the problem. At most ten errors, each shortened."""
     errors = error.errors(include_url=False, include_context=False, include_input=False)
     parts = []
-    for one in errors[:_SHOWN_ERRORS]:
-        where = ".".join(_cut(str(part)) for part in one["loc"])
-        message = _cut(str(one["msg"]).removeprefix("Value error, "), 400)
-        parts.append(f"{where}: {message}" if where else message)
+    for details in errors[:_SHOWN_ERRORS]:
+        field = ".".join(_shorten(str(part)) for part in details["loc"])
+        message = _shorten(str(details["msg"]).removeprefix("Value error, "), 400)
+        parts.append(f"{field}: {message}" if field else message)
     if len(errors) > _SHOWN_ERRORS:
         parts.append(f"and {len(errors) - _SHOWN_ERRORS} more")
     return "; ".join(parts)
 
 
-def _cut(text: str, longest: int = 60) -> str:
-    return text if len(text) <= longest else text[:longest] + "..."
+def _shorten(text: str, max_length: int = 60) -> str:
+    return text if len(text) <= max_length else text[:max_length] + "..."

@@ -1,4 +1,4 @@
-"""An item of the wire -> an item of the kernel, or why it cannot be one. Tokenises: not for the event loop."""
+"""Encodes an item of the wire as token ids. It tokenises, so do not call it on the event loop."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from redline_model.errors import RedlineModelError
 from redline_service.errors import ItemRejectedError
 
 
-def encoded(
+def encode_item(
     item: ResponseItem, on_too_long: OnTooLong, encoder: Encoder, fingerprint: str
 ) -> EncodedItem | RedlineModelError | ItemRejectedError:
-    """``item`` as ids. ``fingerprint``: of the encoder's tokenizer."""
+    """The token ids of ``item``, or the error that its caller gets.
+
+    Args:
+        on_too_long: what to do with a prompt that is too long for the model.
+        fingerprint: of the encoder's tokenizer; ids of another tokenizer are refused.
+    """
     if item.tokenizer_fingerprint not in {None, fingerprint}:
         return ItemRejectedError(
             ErrorCode.TOKENIZER_MISMATCH,
-            f"the ids are of tokenizer {item.tokenizer_fingerprint}, the model's is {fingerprint}",
+            f"the ids belong to tokenizer {item.tokenizer_fingerprint}, the model's tokenizer is {fingerprint}",
         )
     offsets = item.token_offsets if isinstance(item, ScoreItem) else None
     is_end_only = offsets is not None and len(offsets) > 0 and item.response == ""
@@ -27,7 +32,7 @@ def encoded(
         if problem is not None:
             return ItemRejectedError(ErrorCode.BAD_OFFSETS, problem)
     if is_end_only and any(span != (0, 0) for span in offsets or ()):
-        return ItemRejectedError(ErrorCode.BAD_OFFSETS, "the response is empty, its spans are not")
+        return ItemRejectedError(ErrorCode.BAD_OFFSETS, "the response is empty, so its token offsets must be [0, 0]")
     prompt: Any = item.prompt_ids if item.prompt_ids is not None else item.prompt
     if isinstance(item.prompt, list):
         prompt = [message.model_dump() for message in item.prompt]

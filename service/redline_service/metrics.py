@@ -1,4 +1,4 @@
-"""Prometheus metrics of one service; a registry of its own, so that two apps in a process do not collide."""
+"""Prometheus metrics of one service, in their own registry so that two applications in a process do not collide."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TOKENS = (64, 256, 1024, 4096, 8192, 16384, 65536)
 
 
 class Metrics:
-    """What a service counts."""
+    """Counters, histograms and gauges of a service. Their names are part of the public interface."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -33,7 +33,7 @@ class Metrics:
         )
         self.items = Counter("redline_items_total", "Items by outcome", ["outcome"], registry=self.registry)
         self.rewrites = Counter("redline_rewrites_total", "Rewrites in answers", registry=self.registry)
-        self.scored_tokens = Counter("redline_scored_tokens_total", "Response tokens judged", registry=self.registry)
+        self.scored_tokens = Counter("redline_scored_tokens_total", "Response tokens scored", registry=self.registry)
         self.batch_tokens = Histogram(
             "redline_batch_tokens",
             "Tokens of one forward pass, padding included",
@@ -52,24 +52,24 @@ class Metrics:
         self.in_flight = Gauge("redline_requests_in_flight", "Requests being answered", registry=self.registry)
         self.model = Gauge("redline_model_info", "The model served", ["name", "digest", "kind"], registry=self.registry)
 
-    def watch(self, engine: Engine) -> None:
-        """Show the depth of the queue and the prefix cache's memory whenever somebody looks."""
+    def add_engine_gauges(self, engine: Engine) -> None:
+        """Add gauges of the queue and of the prefix caches' memory, which are read at each export."""
         gauges = {
             "redline_queued_items": ("Items waiting", lambda: engine.batcher.queued_items),
             "redline_queued_tokens": ("Tokens waiting", lambda: engine.batcher.queued_tokens),
             "redline_prefix_cache_bytes": ("Memory of the prefix caches", lambda: engine.prefix_cache_bytes),
         }
-        for name, (text, read) in gauges.items():
-            Gauge(name, text, registry=self.registry).set_function(read)
+        for name, (description, read) in gauges.items():
+            Gauge(name, description, registry=self.registry).set_function(read)
 
     def count_batch(self, items: int, tokens: int, seconds: float) -> None:
-        """One forward pass is done."""
+        """Count one forward pass."""
         self.batch_items.observe(items)
         self.batch_tokens.observe(tokens)
         self.inference.inc(seconds)
 
     def count_response(self, response: ScoreResponse | CorrectResponse) -> None:
-        """One request was answered."""
+        """Count the items of one response."""
         for item in response.items:
             if isinstance(item, ItemError):
                 self.items.labels(item.error.code).inc()
@@ -81,6 +81,6 @@ class Metrics:
                 self.rewrites.inc(item.correction is not None)
         self.scored_tokens.inc(response.usage.scored_tokens)
 
-    def text(self) -> bytes:
-        """The exposition."""
+    def export(self) -> bytes:
+        """All metrics in the Prometheus text format."""
         return generate_latest(self.registry)

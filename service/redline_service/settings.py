@@ -1,4 +1,4 @@
-"""The one place where the environment is read."""
+"""Settings of the service. The environment is read here and nowhere else."""
 
 from __future__ import annotations
 
@@ -11,30 +11,33 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from redline.wire import OnTooLong
 from redline_model.bundle.load_options import LoadOptions, Quantization
 
-# What templates of configuration files write for nothing; read as JSON it would count as not set.
-_NOTHING = {"", "null", "none", "~", "[]", '""', "''"}
+# Values by which templates of configuration files write "no value". Read as JSON, they would count as not set.
+_EMPTY_VALUES = {"", "null", "none", "~", "[]", '""', "''"}
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class ServiceSettings(BaseSettings):
-    """Settings of a service; each may come from the environment as ``REDLINE_<NAME>``.
+    """Settings of a service; each can be set in the environment as ``REDLINE_<NAME>``.
 
-    ``max_batch_tokens``: tokens of one forward pass; by default what suits the device. ``prefix_cache_tokens``:
-    tokens of prompts whose keys and values are kept between passes, and ``prefix_cache_mib`` the memory that they may
-    take; by default a sixteenth of the device's. ``max_queued_requests`` and ``max_queued_tokens``: what may
-    wait; beyond either, 503. ``deadline_s``: a request is answered or refused by then, sooner if it asks so itself;
-    the shortest limit of a known RL client is 100 s. ``drain_s``: how long SIGTERM waits for answers.
-    ``scalar``: the one number of the drop-in endpoints; ``default`` is the bundle's aggregate, ``calibrated`` a
-    log-odds. ``dropin_too_long``: what they do with a prompt that is too long. ``caller_end``: the text of the
-    callers' end token where it is an unusual one. ``keys``: if any are set, every route that scores or describes
-    models wants one as a bearer token.
+    Scheduling: ``max_batch_tokens`` is the number of tokens of one forward pass; by default it is chosen for the
+    device. Prompts of up to ``prefix_cache_tokens`` tokens keep their keys and values between passes, in at most
+    ``prefix_cache_mib`` of memory (by default a sixteenth of the device's). Requests beyond ``max_queued_requests`` or
+    ``max_queued_tokens`` get status 503. A request is answered or refused within ``deadline_s``, or within its own
+    shorter deadline; the shortest timeout of a known RL client is 100 s. After SIGTERM the service has ``drain_s``
+    seconds to answer the requests in progress.
 
-    ``max_body_bytes``: a larger request body is refused. In seconds: ``body_timeout_s``, within which a body must have
-    arrived; ``header_timeout_s``, within which a connection must have sent the headers of a request;
-    ``idle_timeout_s``, after which a kept connection without a request is closed; ``write_timeout_s``, after which a
-    connection that does not read its answer is. ``max_connections``: beyond them the connection that waited longest
-    without a request is closed; no more than the file descriptors allow. ``forwarded_allow_ips``: addresses of reverse
-    proxies (separated by commas) whose ``X-Forwarded-For`` says who the caller is; from anybody else it is not read.
+    Compatible endpoints: ``scalar`` is how the score of a response is computed; ``default`` is the bundle's aggregate,
+    ``calibrated`` is a log-odds. ``dropin_too_long`` is what happens to a prompt that is too long. ``caller_end`` is
+    the text of the callers' end token, if it is an unusual one.
+
+    Keys: if ``keys`` are set, every route that scores or describes models requires one of them as a bearer token.
+
+    Connections: a request body larger than ``max_body_bytes`` is refused. A body must arrive within
+    ``body_timeout_s``. A connection is closed if it has not sent the headers of a request within ``header_timeout_s``,
+    if it is kept without a request for ``idle_timeout_s``, or if it does not read its response for
+    ``write_timeout_s``. Beyond ``max_connections``, or fewer if the process may open fewer files, the connection that
+    has waited longest without a request is closed. ``forwarded_allow_ips``: addresses of reverse proxies, separated by
+    commas, whose ``X-Forwarded-For`` names the caller; the header is ignored if another address sends it.
     """
 
     model_config = SettingsConfigDict(env_prefix="REDLINE_", env_ignore_empty=True, extra="ignore")
@@ -71,25 +74,25 @@ class ServiceSettings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _keys_are_not_set_to_nothing(cls, data: Any) -> Any:
-        """An empty variable would be ignored as if it were not set, and the service would be open to everybody."""
+    def _reject_empty_keys_variable(cls, data: Any) -> Any:
+        """Without this check an empty variable would count as not set, and the service would be open to everybody."""
         for name, value in os.environ.items():
-            if name.upper() == "REDLINE_KEYS" and value.strip().lower() in _NOTHING:
-                raise ValueError(f"{name} is set and holds no key; unset it to serve without keys")
+            if name.upper() == "REDLINE_KEYS" and value.strip().lower() in _EMPTY_VALUES:
+                raise ValueError(f"{name} is set but contains no key; unset it to serve without keys")
         return data
 
     @field_validator("keys")
     @classmethod
-    def _keys_can_be_sent(cls, keys: list[SecretStr]) -> list[SecretStr]:
+    def _check_keys(cls, keys: list[SecretStr]) -> list[SecretStr]:
         if not keys:
-            raise ValueError("holds no key; leave it unset to serve without keys")
+            raise ValueError("the list contains no key; leave it unset to serve without keys")
         for key in keys:
             text = key.get_secret_value()
             if not text or text != text.strip() or not text.isprintable():
-                raise ValueError("a key is empty, begins or ends with a space, or holds what cannot be printed")
+                raise ValueError("a key is empty, begins or ends with a space, or contains an unprintable character")
         return keys
 
     @property
     def load_options(self) -> LoadOptions:
-        """Where and how the weights are held."""
+        """Options for loading the weights: device, precision, quantization."""
         return LoadOptions(device=self.device, dtype=self.dtype, quantization=self.quantize, compile=self.compile)

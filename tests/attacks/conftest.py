@@ -1,4 +1,4 @@
-"""One small bundle and two services around it: one open to everybody, one with a key."""
+"""One small bundle and two services around it: one without keys, one with a key."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.attacks.server import KEY, Attacked, serving
+from tests.attacks.server import KEY, ServiceProcess, serving
 from tests.conftest import build_causal, build_scorer, build_tokenizer, write_bundle
 
 
@@ -21,14 +21,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def service(folder: Path) -> Iterator[Attacked]:
+def service(folder: Path) -> Iterator[ServiceProcess]:
     """A service without keys, with short timeouts."""
     with serving(folder, body_timeout_s=1, header_timeout_s=1, idle_timeout_s=2) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def guarded(folder: Path) -> Iterator[Attacked]:
+def guarded(folder: Path) -> Iterator[ServiceProcess]:
     """A service with a key."""
     with serving(folder, "--key", KEY) as running:
         yield running

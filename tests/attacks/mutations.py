@@ -1,4 +1,4 @@
-"""Requests that are nearly right, from a seed: bodies of every route with parts exchanged, and odd heads."""
+"""Random requests that are almost valid: bodies of every route with changed parts, and unusual headers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import quote
 from tests.attacks.server import BODIES, PROMPT, RESPONSE
 
 _CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": PROMPT}]
-_WHOLE = f"<|system|>Be brief.<|end|><|user|>{PROMPT}<|end|><|assistant|>{RESPONSE}<|end|>"
+_CONVERSATION = f"<|system|>Be brief.<|end|><|user|>{PROMPT}<|end|><|assistant|>{RESPONSE}<|end|>"
 _ITEM = {
     "id": "a",
     "prompt": _CHAT,
@@ -20,20 +20,20 @@ _ITEM = {
     "token_offsets": [[0, 4], [4, 8], [8, len(RESPONSE)], [len(RESPONSE), len(RESPONSE)]],
 }
 _IDS = {"prompt_ids": [5, 6, 7], "response_ids": [8, 9, 0], "tokenizer_fingerprint": "sha256:none"}
-# What each route may be sent, beyond BODIES.
-_MORE: list[tuple[str, Any]] = [
+# Further valid bodies of the routes.
+_MORE_BODIES: list[tuple[str, Any]] = [
     ("/v1/score", {"model": "default", "items": [_ITEM], "options": {"mode": "margin", "on_too_long": "truncate"}}),
     ("/v1/score", {"items": [_IDS, _ITEM], "options": {"aggregate": "last", "correction": True, "calibrated": True}}),
     ("/v1/correct", {"items": [_IDS], "options": {"max_rounds": 2, "score_after": True}}),
-    ("/get_reward", {"query": [_WHOLE], "prompts": [_WHOLE[:70]], "labels": [None]}),
-    ("/get_reward", {"query": [_WHOLE]}),
+    ("/get_reward", {"query": [_CONVERSATION], "prompts": [_CONVERSATION[:70]], "labels": [None]}),
+    ("/get_reward", {"query": [_CONVERSATION]}),
     ("/get_reward", {"prompt": _CHAT, "response": RESPONSE, "label": {"a": 1}}),
-    ("/get_reward", {"prompt": _WHOLE[:80], "response": RESPONSE, "label": 1}),
+    ("/get_reward", {"prompt": _CONVERSATION[:80], "response": RESPONSE, "label": 1}),
     ("/classify", {"messages": [*_CHAT, {"role": "assistant", "content": RESPONSE}], "use_activation": True}),
     ("/classify", {"input": [[5, 6, 7], [8, 9]]}),
-    ("/classify", {"text": [_WHOLE]}),
+    ("/classify", {"text": [_CONVERSATION]}),
     ("/classify", {"input_ids": [[5, 6, 7]]}),
-    ("/pooling", {"input": [_WHOLE], "task": "token_classify", "encoding_format": "float"}),
+    ("/pooling", {"input": [_CONVERSATION], "task": "token_classify", "encoding_format": "float"}),
     ("/pooling", {"input": [5, 6, 7], "task": "classify"}),
     ("/seed_session", {}),
     (
@@ -120,7 +120,7 @@ _VALUES: list[Any] = [
         {"role": "assistant", "content": "x", "reasoning_content": "t", "name": "n"},
     ),
 ]
-_RAW = [
+_RAW_JSON = [
     *(
         b"NaN",
         b"Infinity",
@@ -203,72 +203,77 @@ _PATHS = [
 
 
 class Mutator:
-    """Requests one after the other; the same seed gives the same ones."""
+    """Generates requests; the same seed generates the same ones."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
 
     def request(self) -> bytes:
         """The next request, as bytes."""
-        draw = self._random
-        bodies = [*BODIES.items(), *_MORE]
-        path, body = bodies[draw.randrange(len(bodies))]
+        rng = self._random
+        bodies = [*BODIES.items(), *_MORE_BODIES]
+        path, body = bodies[rng.randrange(len(bodies))]
         raw = self._body(copy.deepcopy(body))
         method = "POST"
-        if draw.random() < 0.1:
-            path = draw.choice([*_PATHS, "/" + quote(self._text(), safe="")[:500]])
-            method = draw.choice(["GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"])
-        elif draw.random() < 0.1:
-            path = draw.choice(bodies)[0]
+        if rng.random() < 0.1:
+            path = rng.choice([*_PATHS, "/" + quote(self._text(), safe="")[:500]])
+            method = rng.choice(["GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"])
+        elif rng.random() < 0.1:
+            path = rng.choice(bodies)[0]
         headers = ["Content-Type: application/json"]
-        while draw.random() < 0.15:
-            headers.append(draw.choice(_HEADERS))
+        while rng.random() < 0.15:
+            headers.append(rng.choice(_HEADERS))
         head = [f"{method} {path} HTTP/1.1", "Host: x", f"Content-Length: {len(raw)}", *headers[::-1]]
         return "\r\n".join([*head, "", ""]).encode("latin-1") + raw
 
     def _body(self, body: Any) -> bytes:
-        draw = self._random
-        holes: list[bytes] = []
-        for _ in range(draw.choice([1, 1, 1, 2, 3, 5])):
-            body = self._mutated(body, holes)
-        raw = json.dumps(body, ensure_ascii=draw.random() < 0.5).encode(errors="surrogatepass")
-        for number, hole in enumerate(holes):
-            raw = raw.replace(f'"@hole{number}@"'.encode(), hole)
-        if draw.random() < 0.06:
-            raw = raw[: draw.randrange(len(raw) + 1)]
-        if draw.random() < 0.06 and raw:
-            at = draw.randrange(len(raw))
-            raw = raw[:at] + bytes([draw.randrange(256)]) + raw[at + 1 :]
+        rng = self._random
+        raw_values: list[bytes] = []
+        for _ in range(rng.choice([1, 1, 1, 2, 3, 5])):
+            body = self._mutated(body, raw_values)
+        raw = json.dumps(body, ensure_ascii=rng.random() < 0.5).encode(errors="surrogatepass")
+        for number, value in enumerate(raw_values):
+            raw = raw.replace(f'"@raw{number}@"'.encode(), value)
+        if rng.random() < 0.06:
+            raw = raw[: rng.randrange(len(raw) + 1)]
+        if rng.random() < 0.06 and raw:
+            position = rng.randrange(len(raw))
+            raw = raw[:position] + bytes([rng.randrange(256)]) + raw[position + 1 :]
         return raw
 
-    def _mutated(self, node: Any, holes: list[bytes]) -> Any:
-        """``node`` with a change somewhere within."""
-        draw = self._random
-        if isinstance(node, (dict, list)) and node and draw.random() < 0.75:
+    def _mutated(self, node: Any, raw_values: list[bytes]) -> Any:
+        """``node`` with a random change somewhere inside.
+
+        A value that is not JSON is added to ``raw_values`` and replaced by a placeholder.
+        """
+        rng = self._random
+        if isinstance(node, (dict, list)) and node and rng.random() < 0.75:
             keys: list[Any] = list(node) if isinstance(node, dict) else list(range(len(node)))
-            key = draw.choice(keys)
-            action = draw.random()
+            key = rng.choice(keys)
+            action = rng.random()
             if action < 0.1:
                 del node[key]
             elif action < 0.15 and isinstance(node, list):
-                node += [copy.deepcopy(node[key]) for _ in range(draw.choice([1, 2, 50, 1100]))]
+                node += [copy.deepcopy(node[key]) for _ in range(rng.choice([1, 2, 50, 1100]))]
             elif action < 0.2 and isinstance(node, dict):
-                node[draw.choice(["id", "extra", "text", "input", "messages", "", self._text()])] = self._value(holes)
+                node[rng.choice(["id", "extra", "text", "input", "messages", "", self._text()])] = self._value(
+                    raw_values
+                )
             else:
-                node[key] = self._mutated(node[key], holes)
+                node[key] = self._mutated(node[key], raw_values)
             return node
-        if isinstance(node, str) and draw.random() < 0.6:
-            at = draw.randrange(len(node) + 1)
-            return node[:at] + self._text() + (node[at:] if draw.random() < 0.7 else "")
-        return self._value(holes)
+        if isinstance(node, str) and rng.random() < 0.6:
+            position = rng.randrange(len(node) + 1)
+            return node[:position] + self._text() + (node[position:] if rng.random() < 0.7 else "")
+        return self._value(raw_values)
 
-    def _value(self, holes: list[bytes]) -> Any:
+    def _value(self, raw_values: list[bytes]) -> Any:
         if self._random.random() < 0.2:
-            holes.append(self._random.choice(_RAW))
-            return f"@hole{len(holes) - 1}@"
+            raw_values.append(self._random.choice(_RAW_JSON))
+            return f"@raw{len(raw_values) - 1}@"
         return self._text() if self._random.random() < 0.2 else copy.deepcopy(self._random.choice(_VALUES))
 
     def _text(self) -> str:
-        draw = self._random
-        pieces = [draw.choice(_FRAGMENTS) for _ in range(draw.choice([1, 2, 3, 8]))]
-        return "".join(pieces) * draw.choice([1, 1, 1, 1, 30, 300])
+        rng = self._random
+        fragments = [rng.choice(_FRAGMENTS) for _ in range(rng.choice([1, 2, 3, 8]))]
+        return "".join(fragments) * rng.choice([1, 1, 1, 1, 30, 300])

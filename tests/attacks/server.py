@@ -1,4 +1,4 @@
-"""A ``redline serve`` process under attack: started with settings, watched from outside, spoken to in raw bytes."""
+"""A ``redline serve`` process for the attack tests: started with settings, sent raw bytes, observed from outside."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REDLINE = str(Path(sys.executable).with_name("redline"))
 KEY = "secret-key-1"
 PROMPT = "How do I reset my router?"
 RESPONSE = "Hold the round button."
-# A body for each route that takes one.
+# A valid body for each route that takes one.
 BODIES: dict[str, Any] = {
     "/v1/score": {"items": [{"prompt": PROMPT, "response": RESPONSE}]},
     "/v1/correct": {"items": [{"prompt": PROMPT, "response": RESPONSE}]},
@@ -36,10 +36,12 @@ BODIES: dict[str, Any] = {
 }
 
 
-class Answer(NamedTuple):
-    """``status`` 0: the connection was closed without an answer. ``seconds``: from the first byte sent.
+class Response(NamedTuple):
+    """An HTTP response.
 
-    ``unsent``: bytes of the request that were not sent when the answer was there; the connection cannot be used again.
+    ``status``: 0 if the connection was closed without a response. ``seconds``: from the first byte of the request to
+    the last byte of the response. ``unsent``: bytes of the request that had not been sent by then; if there are any,
+    the connection cannot be used again.
     """
 
     status: int
@@ -50,117 +52,119 @@ class Answer(NamedTuple):
 
     @property
     def code(self) -> str:
-        """The error's code."""
+        """The code of the error in the body."""
         return str(json.loads(self.body)["error"]["code"])
 
 
 def post(path: str, body: bytes, *headers: str, length: int | None = None) -> bytes:
-    """A request as bytes. ``length``: what it declares, if that is not the truth."""
+    """A request as bytes. ``length``: its Content-Length, if it differs from the length of ``body``."""
     size = len(body) if length is None else length
     lines = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {size}", *headers]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-class Attacked:
-    """A running service."""
+class ServiceProcess:
+    """A running service process."""
 
     def __init__(self, process: subprocess.Popen[str], port: int) -> None:
         self.process = process
         self.port = port
 
     def connect(self, timeout_s: float = 20.0) -> socket.socket:
-        """A connection of its own."""
+        """Open a connection."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=timeout_s)
 
-    def send(self, raw: bytes, timeout_s: float = 20.0) -> Answer:
-        """One request on a connection of its own. The answer is read while the request is still being sent."""
+    def send(self, raw: bytes, timeout_s: float = 20.0) -> Response:
+        """Send one request on a new connection. The response is read while the request is still being sent."""
         with self.connect(timeout_s) as connection:
             return exchange(connection, raw, timeout_s)
 
-    def json(self, path: str, body: Any, *headers: str, timeout_s: float = 20.0) -> Answer:
-        """``body`` as JSON to ``path``."""
+    def json(self, path: str, body: Any, *headers: str, timeout_s: float = 20.0) -> Response:
+        """Send ``body`` as JSON to ``path``."""
         return self.send(post(path, json.dumps(body).encode(), *headers), timeout_s)
 
-    def get(self, path: str, *headers: str) -> Answer:
-        """One GET."""
+    def get(self, path: str, *headers: str) -> Response:
+        """Send a GET request."""
         return self.send("\r\n".join([f"GET {path} HTTP/1.1", "Host: x", *headers, "", ""]).encode())
 
     def resident_mib(self, *, peak: bool = False) -> float:
-        """Resident memory now, or its peak since ``forget_peak``."""
+        """Resident memory in MiB: now, or its peak since ``reset_peak``."""
         name = "VmHWM" if peak else "VmRSS"
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(rf"{name}:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]
 
-    def forget_peak(self) -> None:
-        """Start ``resident_mib(peak=True)`` anew."""
+    def reset_peak(self) -> None:
+        """Reset the peak that ``resident_mib(peak=True)`` reports."""
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
 
     @contextmanager
-    def watched(self) -> Iterator[list[float]]:
-        """Ask /health/live twenty times a second; the seconds that each answer took."""
-        took: list[float] = []
-        is_over = threading.Event()
+    def probed(self) -> Iterator[list[float]]:
+        """Request /health/live twenty times a second; yields the seconds that each response took."""
+        latencies_s: list[float] = []
+        is_finished = threading.Event()
 
-        def watch() -> None:
-            while not is_over.is_set():
-                took.append(self.get("/health/live").seconds)
-                is_over.wait(0.05)
+        def probe() -> None:
+            while not is_finished.is_set():
+                latencies_s.append(self.get("/health/live").seconds)
+                is_finished.wait(0.05)
 
-        thread = threading.Thread(target=watch)
+        thread = threading.Thread(target=probe)
         thread.start()
         try:
-            yield took
+            yield latencies_s
         finally:
-            is_over.set()
+            is_finished.set()
             thread.join()
 
 
-def exchange(connection: socket.socket, raw: bytes, timeout_s: float = 20.0) -> Answer:
-    """Send ``raw`` and read one answer."""
+def exchange(connection: socket.socket, raw: bytes, timeout_s: float = 20.0) -> Response:
+    """Send the bytes ``raw`` and read one response."""
     started = time.perf_counter()
     connection.setblocking(False)
     received = b""
-    left = memoryview(raw)
+    unsent = memoryview(raw)
     while True:
-        seconds = timeout_s - (time.perf_counter() - started)
-        assert seconds > 0, f"no answer within {timeout_s} s; {received[:200]!r}"
-        readable, writable, _ = select.select([connection], [connection] if left else [], [], min(seconds, 0.5))
+        seconds_left = timeout_s - (time.perf_counter() - started)
+        assert seconds_left > 0, f"no response within {timeout_s} s; {received[:200]!r}"
+        readable, writable, _ = select.select([connection], [connection] if unsent else [], [], min(seconds_left, 0.5))
         try:
             if writable:
-                left = left[connection.send(left[:65536]) :]
+                unsent = unsent[connection.send(unsent[:65536]) :]
             if readable:
-                piece = connection.recv(65536)
-                received += piece
-                if not piece:
+                data = connection.recv(65536)
+                received += data
+                if not data:
                     break
         except (BrokenPipeError, ConnectionResetError):
             if not received:
                 break
-            left = left[:0]
-        answer = parsed(received, time.perf_counter() - started, has_body=not raw.startswith(b"HEAD "))
-        if answer is not None:
-            return answer._replace(unsent=len(left))
-    return parsed(received, time.perf_counter() - started) or Answer(0, {}, b"", time.perf_counter() - started)
+            unsent = unsent[:0]
+        response = parse_response(received, time.perf_counter() - started, has_body=not raw.startswith(b"HEAD "))
+        if response is not None:
+            return response._replace(unsent=len(unsent))
+    return parse_response(received, time.perf_counter() - started) or Response(
+        0, {}, b"", time.perf_counter() - started
+    )
 
 
-def parsed(received: bytes, seconds: float, *, has_body: bool = True) -> Answer | None:
-    """The answer, once all of it is there."""
+def parse_response(received: bytes, seconds: float, *, has_body: bool = True) -> Response | None:
+    """The response; None if it has not arrived completely."""
     received = received.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
-    head, found, body = received.partition(b"\r\n\r\n")
-    if not found:
+    head, separator, body = received.partition(b"\r\n\r\n")
+    if not separator:
         return None
-    first, *lines = head.decode("latin-1").split("\r\n")
+    status_line, *lines = head.decode("latin-1").split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     if has_body and len(body) < int(headers.get("content-length", 0)):
         return None
-    return Answer(int(first.split()[1]), headers, body, seconds)
+    return Response(int(status_line.split()[1]), headers, body, seconds)
 
 
 @contextmanager
 def serving(
     bundle: Path, *options: str, log: Path | None = None, preexec: Any = None, **settings: Any
-) -> Iterator[Attacked]:
-    """A service around ``bundle`` that is ready; ``settings`` come from the environment."""
+) -> Iterator[ServiceProcess]:
+    """Run a service around ``bundle``; yields when it is ready. ``settings`` are set in its environment."""
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
     environment |= {f"REDLINE_{name.upper()}": str(value) for name, value in settings.items()}
     process = subprocess.Popen(
@@ -176,8 +180,8 @@ def serving(
     port = 0
     for line in process.stderr:
         lines.append(line)
-        if found := re.match(r"serving .* on http://127.0.0.1:(\d+)$", line):
-            port = int(found[1])
+        if match := re.match(r"serving .* on http://127.0.0.1:(\d+)$", line):
+            port = int(match[1])
             break
     assert port, "".join(lines)
 
@@ -188,7 +192,7 @@ def serving(
     reader = threading.Thread(target=drain)
     reader.start()
     try:
-        yield Attacked(process, port)
+        yield ServiceProcess(process, port)
     finally:
         if process.poll() is None:
             process.terminate()

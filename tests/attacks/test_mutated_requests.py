@@ -1,4 +1,4 @@
-"""Whatever a caller sends, it is answered, and what is wrong with it is never the service's fault."""
+"""Random, almost valid requests: every one is answered, and none causes an error inside the service."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from typing import Any
 import pytest
 
 from tests.attacks.mutations import Mutator
-from tests.attacks.server import BODIES, Attacked, exchange, serving
+from tests.attacks.server import BODIES, ServiceProcess, exchange, serving
 
 pytestmark = pytest.mark.loop
 _CONNECTIONS = 4
 
 
-def statuses_of(service: Attacked, seed: int, requests: int) -> Counter[int]:
-    """Send mutated requests over a kept connection, a new one where it was closed; count the statuses."""
+def statuses_of(service: ServiceProcess, seed: int, requests: int) -> Counter[int]:
+    """Send mutated requests on a kept connection, which is reopened if it was closed; count the statuses."""
     mutator = Mutator(seed)
-    found: Counter[int] = Counter()
+    statuses: Counter[int] = Counter()
     connection: socket.socket | None = None
     for number in range(requests):
         raw = mutator.request()
         connection = connection or service.connect()
-        answer = exchange(connection, raw, 30)
-        found[answer.status] += 1
-        assert answer.status < 500 or answer.status == 503, f"seed {seed}, request {number}: {raw!r} -> {answer}"
-        assert answer.status != 0, f"seed {seed}, request {number}: {raw!r} was not answered"
-        if answer.status == 400 or answer.unsent or answer.headers.get("connection") == "close":
+        response = exchange(connection, raw, 30)
+        statuses[response.status] += 1
+        assert response.status < 500 or response.status == 503, f"seed {seed}, request {number}: {raw!r} -> {response}"
+        assert response.status != 0, f"seed {seed}, request {number}: {raw!r} was not answered"
+        if response.status == 400 or response.unsent or response.headers.get("connection") == "close":
             connection.close()
             connection = None
     if connection is not None:
         connection.close()
-    return found
+    return statuses
 
 
 def fuzz(folder: Path, requests: int, first_seed: int) -> Counter[int]:
-    found: Counter[int] = Counter()
+    statuses: Counter[int] = Counter()
     failures: list[BaseException] = []
 
     def run(seed: int) -> None:
         try:
-            found.update(statuses_of(service, seed, requests // _CONNECTIONS))
+            statuses.update(statuses_of(service, seed, requests // _CONNECTIONS))
         except BaseException as error:
             failures.append(error)
 
@@ -60,23 +60,23 @@ def fuzz(folder: Path, requests: int, first_seed: int) -> Counter[int]:
         assert 'outcome="internal"' not in metrics
         for path, body in BODIES.items():
             assert service.json(path, body).status == 200
-    return found
+    return statuses
 
 
-def test_two_thousand_mutated_requests_without_a_500(folder: Path) -> None:
-    found = fuzz(folder, 2000, 0)
-    assert found[200] > 100  # they are nearly right
-    assert found[422] > 500
+def test_two_thousand_mutated_requests_cause_no_500(folder: Path) -> None:
+    statuses = fuzz(folder, 2000, 0)
+    assert statuses[200] > 100  # many mutated requests are still valid
+    assert statuses[422] > 500
 
 
 @pytest.mark.faults
-def test_twenty_thousand_mutated_requests_without_a_500(folder: Path) -> None:
+def test_twenty_thousand_mutated_requests_cause_no_500(folder: Path) -> None:
     assert sum(fuzz(folder, 20_000, 1000).values()) == 20_000
 
 
-def test_the_generator_repeats_itself_and_reaches_every_route() -> None:
+def test_mutated_requests_are_reproducible_and_reach_every_route() -> None:
     first, second = Mutator(7), Mutator(7)
     requests = [first.request() for _ in range(500)]
     assert requests == [second.request() for _ in range(500)]
-    reached: set[Any] = {raw.split(b" ", 2)[1].decode("latin-1") for raw in requests}
-    assert set(BODIES) <= reached
+    paths: set[Any] = {raw.split(b" ", 2)[1].decode("latin-1") for raw in requests}
+    assert set(BODIES) <= paths

@@ -1,4 +1,4 @@
-"""What one caller can take from the others of a service: connections, slots, memory, the right request."""
+"""One caller cannot take connections, slots or memory from others; each request gets its own response."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from pathlib import Path
 
 import pytest
 
-from tests.attacks.server import BODIES, PROMPT, RESPONSE, Attacked, exchange, post, serving
+from tests.attacks.server import BODIES, PROMPT, RESPONSE, ServiceProcess, exchange, post, serving
 
 pytestmark = pytest.mark.loop
-SCORE = post("/v1/score", json.dumps(BODIES["/v1/score"]).encode())
+SCORE_REQUEST = post("/v1/score", json.dumps(BODIES["/v1/score"]).encode())
 
 
-def test_bodies_that_never_end_take_neither_slots_nor_connections(folder: Path) -> None:
+def test_bodies_that_never_end_hold_neither_slots_nor_connections(folder: Path) -> None:
     with serving(folder, max_connections=16, max_queued_requests=4, body_timeout_s=60) as service:
-        held = []
+        connections = []
         for _ in range(40):
-            held.append(service.connect())
-            held[-1].sendall(post("/v1/score", b"{", length=1000))
+            connections.append(service.connect())
+            connections[-1].sendall(post("/v1/score", b"{", length=1000))
         for _ in range(3):
-            answer = service.send(SCORE)
-            assert answer.status == 200
-            assert answer.seconds < 5
-        for connection in held:
+            response = service.send(SCORE_REQUEST)
+            assert response.status == 200
+            assert response.seconds < 5
+        for connection in connections:
             connection.close()
 
 
-def test_requests_in_front_of_their_answers_stay_bytes(service: Attacked) -> None:
-    service.forget_peak()
+def test_pipelined_requests_are_kept_as_bytes(service: ServiceProcess) -> None:
+    service.reset_peak()
     before = service.resident_mib()
-    with service.watched() as live_s:
+    with service.probed() as live_s:
         connections = [service.connect() for _ in range(8)]
         for connection in connections:
             connection.setblocking(False)
             try:
-                connection.send(SCORE + b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 50_000)
+                connection.send(SCORE_REQUEST + b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 50_000)
             except BlockingIOError:
                 continue
         time.sleep(1)
@@ -46,50 +46,54 @@ def test_requests_in_front_of_their_answers_stay_bytes(service: Attacked) -> Non
     assert service.resident_mib(peak=True) - before < 64
 
 
-def test_a_request_that_offers_another_protocol_keeps_its_body(service: Attacked) -> None:
-    offer = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA")
+def test_a_protocol_upgrade_offer_is_ignored_and_the_body_kept(service: ServiceProcess) -> None:
+    upgrade_headers = (
+        "Connection: Upgrade, HTTP2-Settings",
+        "Upgrade: h2c",
+        "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA",
+    )
     with service.connect() as connection:
         for _ in range(2):
-            raw = post("/v1/score", json.dumps(BODIES["/v1/score"]).encode(), *offer)
+            raw = post("/v1/score", json.dumps(BODIES["/v1/score"]).encode(), *upgrade_headers)
             assert exchange(connection, raw, 10).status == 200
 
 
 @pytest.mark.parametrize("lines", [("Connection: Upgrade", "Upgrade: h2c"), ("Upgrade: h2c", "Connection: upgrade")])
-def test_an_offer_that_comes_in_pieces_does_not_make_the_body_another_request(
-    service: Attacked, lines: tuple[str, str]
+def test_an_upgrade_offer_in_pieces_does_not_turn_the_body_into_a_request(
+    service: ServiceProcess, lines: tuple[str, str]
 ) -> None:
-    hidden = post("/v1/score", json.dumps({"model": "hidden", "items": []}).encode())
-    body = json.dumps({"items": [{"prompt": PROMPT, "response": hidden.decode()}]}).encode()
-    for content, statuses in ((body, {200}), (hidden, {422})):
+    hidden_request = post("/v1/score", json.dumps({"model": "hidden", "items": []}).encode())
+    body = json.dumps({"items": [{"prompt": PROMPT, "response": hidden_request.decode()}]}).encode()
+    for content, statuses in ((body, {200}), (hidden_request, {422})):
         raw = post("/v1/score", content, *lines)
-        headers = raw.index(b"\r\n\r\n") + 4
-        for cut in [*range(1, headers, 7), headers - 3, headers - 2, headers - 1, headers, headers + 5]:
+        headers_end = raw.index(b"\r\n\r\n") + 4
+        for cut in [*range(1, headers_end, 7), *range(headers_end - 3, headers_end + 1), headers_end + 5]:
             with service.connect() as connection:
                 connection.sendall(raw[:cut])
                 time.sleep(0.005)
                 connection.sendall(raw[cut:] + b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
                 received = b""
-                while piece := connection.recv(65536):
-                    received += piece
+                while data := connection.recv(65536):
+                    received += data
             assert {int(received.split(b" ")[1])} == statuses, cut
             assert received.count(b"HTTP/1.1 ") == 2, (cut, received)
-            assert b"hidden" not in received.replace(hidden, b"")
+            assert b"hidden" not in received.replace(hidden_request, b"")
 
 
 @pytest.mark.parametrize(
     "raw", [b"\r\n\r\nx", b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
 )
-def test_what_is_no_http_is_answered_400(service: Attacked, raw: bytes) -> None:
+def test_invalid_http_gets_status_400(service: ServiceProcess, raw: bytes) -> None:
     assert service.send(raw).status == 400
 
 
-def test_a_request_behind_another_gets_its_own_answer(service: Attacked) -> None:
+def test_pipelined_requests_get_their_responses_in_order(service: ServiceProcess) -> None:
     first = post("/v1/score", json.dumps({"items": [{"id": "one", "prompt": PROMPT, "response": RESPONSE}]}).encode())
     second = post("/v1/score", json.dumps({"items": [{"id": "two", "prompt": PROMPT, "response": "b"}]}).encode())
     with service.connect() as connection:
         connection.sendall(first + second + b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         received = b""
-        while piece := connection.recv(65536):
-            received += piece
+        while data := connection.recv(65536):
+            received += data
     assert received.count(b"HTTP/1.1 200 OK") == 3
     assert -1 < received.find(b'"one"') < received.find(b'"two"') < received.find(b'"status"')

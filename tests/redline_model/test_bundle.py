@@ -1,4 +1,4 @@
-"""A bundle is complete or absent, and scores the same after the disk as before it."""
+"""A bundle is complete or absent, and scores the same after saving and loading."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def copy(bundle: Bundle, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle.folder, tmp_path / "copy"))
 
 
-def test_scores_survive_the_disk(bundle: Bundle, causal_scorer: Scorer[Any]) -> None:
+def test_scores_are_the_same_after_loading(bundle: Bundle, causal_scorer: Scorer[Any]) -> None:
     rewards = []
     for scorer in (bundle.scorer, causal_scorer):
         outputs = scorer.forward([scorer.encoder.encode(ITEM)])[0]
@@ -59,7 +59,7 @@ def test_the_folder_is_an_ordinary_transformers_model(bundle: Bundle) -> None:
     assert "reward-model" in (bundle.folder / "README.md").read_text()
 
 
-def test_a_bundle_may_be_read_by_another_user_than_its_maker(bundle: Bundle) -> None:
+def test_a_bundle_is_readable_for_other_users(bundle: Bundle) -> None:
     for path in [bundle.folder, *bundle.folder.rglob("*")]:
         assert path.stat().st_mode & 0o044 == 0o044, path
 
@@ -92,7 +92,7 @@ def test_a_broken_manifest_is_refused(copy: Path, text: str) -> None:
         Bundle.load(copy)
 
 
-def test_a_newer_format_asks_for_an_upgrade(copy: Path) -> None:
+def test_the_error_for_a_newer_format_says_to_upgrade(copy: Path) -> None:
     manifest = json.loads((copy / MANIFEST).read_text())
     (copy / MANIFEST).write_text(json.dumps({**manifest, "format_version": 99}))
     with pytest.raises(UnsupportedError, match="upgrade"):
@@ -115,7 +115,7 @@ def test_a_nonsensical_manifest_is_refused(copy: Path, change: dict[str, Any]) -
         Bundle.load(copy)
 
 
-def test_weights_of_another_kind_are_refused_and_not_made_up(copy: Path) -> None:
+def test_weights_of_another_kind_are_refused(copy: Path) -> None:
     manifest = json.loads((copy / MANIFEST).read_text())
     (copy / MANIFEST).write_text(json.dumps({**manifest, "kind": "scalar"}))
     with pytest.raises(BundleError, match=r"score\.weight"):
@@ -131,12 +131,12 @@ def test_a_file_that_the_manifest_does_not_list_is_refused(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["/nowhere/at/all", "./nowhere", "nowhere"])
-def test_a_missing_folder_is_said_so(source: str) -> None:
+def test_a_missing_folder_is_reported(source: str) -> None:
     with pytest.raises(BundleError, match="no bundle at"):
         Bundle.load(source)
 
 
-def test_an_unknown_hub_id_is_said_so() -> None:
+def test_an_unknown_hub_id_is_reported() -> None:
     with pytest.raises(BundleError, match="hub"):
         Bundle.load("nobody/nothing-of-this-name")
 
@@ -158,7 +158,7 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path, causal_scorer: Scorer[Any]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_is_overwritten_unasked(copy: Path, bundle: Bundle) -> None:
+def test_an_existing_bundle_is_only_replaced_with_overwrite(copy: Path, bundle: Bundle) -> None:
     before = (copy / MANIFEST).read_bytes()
     args = (bundle.manifest, bundle.scorer.model, bundle.scorer.encoder.tokenizer)
     with pytest.raises(BundleError, match="exists"):
@@ -170,19 +170,21 @@ def test_nothing_is_overwritten_unasked(copy: Path, bundle: Bundle) -> None:
     assert [p.name for p in copy.parent.iterdir()] == [copy.name]
 
 
-def test_the_fingerprint_is_the_vocabulary_s(bundle: Bundle) -> None:
+def test_the_tokenizer_fingerprint_depends_on_the_vocabulary(bundle: Bundle) -> None:
     assert tokenizer_fingerprint(load_tokenizer(bundle.folder)) == bundle.tokenizer_fingerprint
     other = build_tokenizer()
     other.add_tokens(["more"])
     assert tokenizer_fingerprint(other) != bundle.tokenizer_fingerprint
 
 
-def test_an_impossible_device_is_said_so(bundle: Bundle) -> None:
+def test_a_device_that_does_not_exist_is_reported(bundle: Bundle) -> None:
     with pytest.raises(UnsupportedError, match="cuda:77"):
         Bundle.load(bundle.folder, LoadOptions(device="cuda:77"))
 
 
-def test_limits_come_from_the_configuration(causal_scorer: Scorer[Any], encoder_decoder_scorer: Scorer[Any]) -> None:
+def test_the_token_limit_comes_from_the_configuration(
+    causal_scorer: Scorer[Any], encoder_decoder_scorer: Scorer[Any]
+) -> None:
     assert token_limit(causal_scorer.model.config) == 512
     assert token_limit(causal_scorer.model.config, 100) == 100
     assert token_limit(causal_scorer.model.config, 10**6) == 512

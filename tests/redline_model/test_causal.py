@@ -1,4 +1,4 @@
-"""The ragged pass: every sequence as if alone, every prefix once, for any family of models or not at all."""
+"""Packed forward passes: hidden states equal those of each sequence alone, and each prefix is computed once."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from redline_model.inference.causal_forward import CausalForward, PrefixedSequence
-from redline_model.inference.packed_attention import NAME, KVCache
+from redline_model.inference.packed_attention import ATTENTION_NAME, KVCache
 from redline_model.inference.prefix_cache import PrefixCache
 from tests.families import CAUSAL, build_family
 
-# families whose attention can be handed over; the others must take the slow road, and be right on it
-RAGGED = {
+# families that run packed; the others must use the padded path and give the same hidden states
+PACKED = {
     "llama",
     "mistral",
     "qwen2",
@@ -34,166 +34,172 @@ RAGGED = {
 
 
 def sequences(seed: int = 0, groups: int = 3, longest: int = 9) -> list[PrefixedSequence]:
-    draw = random.Random(seed)
+    rng = random.Random(seed)
 
     def ids(n: int) -> list[int]:
-        return [draw.randrange(1, 64) for _ in range(n)]
+        return [rng.randrange(1, 64) for _ in range(n)]
 
-    prefixes = [tuple(ids(draw.randint(0, 12))) for _ in range(groups)]
-    return [PrefixedSequence(draw.choice(prefixes), ids(draw.randint(1, longest))) for _ in range(8)]
+    prefixes = [tuple(ids(rng.randint(0, 12))) for _ in range(groups)]
+    return [PrefixedSequence(rng.choice(prefixes), ids(rng.randint(1, longest))) for _ in range(8)]
 
 
-def alone(model: Any, sequence: PrefixedSequence) -> Tensor:
+def hidden_alone(model: Any, sequence: PrefixedSequence) -> Tensor:
     hidden: Tensor = model.base_model(input_ids=torch.tensor([[*sequence.prefix, *sequence.own]])).last_hidden_state
     return hidden[0, len(sequence.prefix) :]
 
 
-def everywhere(some: list[PrefixedSequence]) -> list[range]:
-    return [range(len(sequence.own)) for sequence in some]
+def all_positions(group: list[PrefixedSequence]) -> list[range]:
+    return [range(len(sequence.own)) for sequence in group]
 
 
 @pytest.mark.parametrize("family", CAUSAL)
-def test_every_branch_is_as_if_alone_cold_and_warm(family: str) -> None:
+def test_hidden_states_equal_those_of_each_sequence_alone_with_and_without_cached_prefixes(family: str) -> None:
     reference, model = build_family(family), build_family(family)
     forward = CausalForward.probed(model, prefix_cache_tokens=30)
-    assert forward.is_packed == (family in RAGGED)
+    assert forward.is_packed == (family in PACKED)
     for seed in range(4):
-        some = sequences(seed)
+        group = sequences(seed)
         with torch.no_grad():
-            expected = torch.cat([alone(reference, sequence) for sequence in some])
+            expected = torch.cat([hidden_alone(reference, sequence) for sequence in group])
             for _ in range(2):
-                assert torch.allclose(forward(some, everywhere(some)), expected, atol=2e-5)
+                assert torch.allclose(forward(group, all_positions(group)), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "mamba", "gpt2"])
-def test_the_model_s_own_calls_are_what_they_were(family: str) -> None:
+def test_the_model_s_own_calls_are_unchanged_by_packing(family: str) -> None:
     reference, model = build_family(family), build_family(family)
     CausalForward.probed(model, 10)
     ids, mask = torch.tensor([[5, 6, 7, 8], [9, 3, 0, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     with torch.no_grad():
-        ours = model(input_ids=ids, attention_mask=mask).logits
-        assert torch.equal(ours[mask.bool()], reference(input_ids=ids, attention_mask=mask).logits[mask.bool()])
+        actual = model(input_ids=ids, attention_mask=mask).logits
+        assert torch.equal(actual[mask.bool()], reference(input_ids=ids, attention_mask=mask).logits[mask.bool()])
 
 
-def test_long_segments_are_masked_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_segments_may_be_masked_in_several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("redline_model.inference.packed_attention._MASKED_ROWS", 4)
     for family in ("llama", "mistral"):
         reference, model = build_family(family), build_family(family)
         forward = CausalForward.probed(model, 100)
-        some = sequences(7, groups=1, longest=30)
+        group = sequences(7, groups=1, longest=30)
         with torch.no_grad():
-            expected = torch.cat([alone(reference, sequence) for sequence in some])
+            expected = torch.cat([hidden_alone(reference, sequence) for sequence in group])
             for _ in range(2):
-                assert torch.allclose(forward(some, everywhere(some)), expected, atol=2e-5)
+                assert torch.allclose(forward(group, all_positions(group)), expected, atol=2e-5)
 
 
-def test_gradients_are_those_of_the_sequences_alone() -> None:
+def test_gradients_equal_those_of_each_sequence_alone() -> None:
     reference, model = build_family("llama"), build_family("llama")
     forward = CausalForward.probed(model.train(), prefix_cache_tokens=100)
-    some = sequences(2)
-    weights = torch.randn(sum(len(b.own) for b in some), 32)
-    for _ in range(2):  # the second time nothing may come from a cache: weights move in training
+    group = sequences(2)
+    weights = torch.randn(sum(len(b.own) for b in group), 32)
+    for _ in range(2):  # the second pass must not use a cache: weights change in training
         model.zero_grad()
-        torch.autograd.backward((forward(some, everywhere(some)) * weights).sum())
-    torch.autograd.backward((torch.cat([alone(reference, b) for b in some]) * weights).sum())
-    for (name, ours), theirs in zip(model.named_parameters(), reference.parameters(), strict=True):
-        if theirs.grad is not None:
-            assert torch.allclose(ours.grad, theirs.grad, atol=1e-3, rtol=1e-3), name
+        torch.autograd.backward((forward(group, all_positions(group)) * weights).sum())
+    torch.autograd.backward((torch.cat([hidden_alone(reference, b) for b in group]) * weights).sum())
+    for (name, actual), expected in zip(model.named_parameters(), reference.parameters(), strict=True):
+        if expected.grad is not None:
+            assert torch.allclose(actual.grad, expected.grad, atol=1e-3, rtol=1e-3), name
 
 
-def test_gradients_survive_checkpointing() -> None:
+def test_gradients_are_correct_with_gradient_checkpointing() -> None:
     reference, model = build_family("llama"), build_family("llama")
     model.gradient_checkpointing_enable()
     forward = CausalForward.probed(model.train())
     assert forward.is_packed
-    some = sequences(3)
-    torch.autograd.backward(forward(some, everywhere(some)).square().sum())
-    torch.autograd.backward(torch.cat([alone(reference, b) for b in some]).square().sum())
-    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
-        if theirs.grad is not None:
-            assert torch.allclose(ours.grad, theirs.grad, atol=1e-3, rtol=1e-3)
+    group = sequences(3)
+    torch.autograd.backward(forward(group, all_positions(group)).square().sum())
+    torch.autograd.backward(torch.cat([hidden_alone(reference, b) for b in group]).square().sum())
+    for actual, expected in zip(model.parameters(), reference.parameters(), strict=True):
+        if expected.grad is not None:
+            assert torch.allclose(actual.grad, expected.grad, atol=1e-3, rtol=1e-3)
 
 
-def with_head(seed: int, head: int) -> list[PrefixedSequence]:
-    start = tuple(random.Random(99).randrange(1, 64) for _ in range(head))
+def with_shared_prefix(seed: int, shared_prefix: int) -> list[PrefixedSequence]:
+    start = tuple(random.Random(99).randrange(1, 64) for _ in range(shared_prefix))
     return [PrefixedSequence((*start, *sequence.prefix), sequence.own) for sequence in sequences(seed)]
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
 @pytest.mark.parametrize("cache", [0, 40, 1000])
-def test_a_head_that_all_prompts_share_changes_nothing(family: str, cache: int) -> None:
+def test_a_prefix_that_all_prompts_share_does_not_change_hidden_states(family: str, cache: int) -> None:
     reference, model = build_family(family), build_family(family)
     forward = CausalForward.probed(model, cache)
-    for some in (with_head(1, 20), with_head(2, 20), sequences(3), with_head(3, 20), with_head(4, 12)):
+    for group in (
+        with_shared_prefix(1, 20),
+        with_shared_prefix(2, 20),
+        sequences(3),
+        with_shared_prefix(3, 20),
+        with_shared_prefix(4, 12),
+    ):
         with torch.no_grad():
-            expected = torch.cat([alone(reference, sequence) for sequence in some])
+            expected = torch.cat([hidden_alone(reference, sequence) for sequence in group])
             for _ in range(2):
-                assert torch.allclose(forward(some, everywhere(some)), expected, atol=2e-5)
+                assert torch.allclose(forward(group, all_positions(group)), expected, atol=2e-5)
 
 
-def test_a_head_is_computed_once() -> None:
+def test_a_shared_prefix_is_computed_once() -> None:
     model = build_family("llama")
     forward = CausalForward.probed(model, prefix_cache_tokens=1000)
-    seen = tokens_seen(model)
-    head = tuple(range(1, 21))
-    some = [PrefixedSequence((*head, 30 + n, 31 + n), [5, 6]) for n in range(4)]
-    later = [PrefixedSequence((*head, 50, 51), [7, 8])]
+    token_counts = count_tokens_per_pass(model)
+    shared_prefix = tuple(range(1, 21))
+    group = [PrefixedSequence((*shared_prefix, 30 + n, 31 + n), [5, 6]) for n in range(4)]
+    later = [PrefixedSequence((*shared_prefix, 50, 51), [7, 8])]
     with torch.no_grad():
-        forward(some, everywhere(some))
+        forward(group, all_positions(group))
         assert forward.cost(later[0], set()) == 4
-        forward(later, everywhere(later))
-    assert seen == [20 + 4 * 4, 4]
+        forward(later, all_positions(later))
+    assert token_counts == [20 + 4 * 4, 4]
 
 
-def test_gradients_through_a_shared_head_are_those_of_the_sequences_alone() -> None:
+def test_gradients_through_a_shared_prefix_equal_those_of_each_sequence_alone() -> None:
     reference, model = build_family("llama"), build_family("llama")
     forward = CausalForward.probed(model.train())
-    some = with_head(5, 10)
-    torch.autograd.backward(forward(some, everywhere(some)).square().sum())
-    torch.autograd.backward(torch.cat([alone(reference, b) for b in some]).square().sum())
-    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
-        if theirs.grad is not None:
-            assert torch.allclose(ours.grad, theirs.grad, atol=1e-3, rtol=1e-3)
+    group = with_shared_prefix(5, 10)
+    torch.autograd.backward(forward(group, all_positions(group)).square().sum())
+    torch.autograd.backward(torch.cat([hidden_alone(reference, b) for b in group]).square().sum())
+    for actual, expected in zip(model.parameters(), reference.parameters(), strict=True):
+        if expected.grad is not None:
+            assert torch.allclose(actual.grad, expected.grad, atol=1e-3, rtol=1e-3)
 
 
-def tokens_seen(model: Any) -> list[int]:
-    seen: list[int] = []
-    model.get_input_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0].numel()))
-    return seen
+def count_tokens_per_pass(model: Any) -> list[int]:
+    token_counts: list[int] = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda module, args: token_counts.append(args[0].numel()))
+    return token_counts
 
 
-def test_a_prefix_is_computed_once_for_its_group_and_not_at_all_while_warm() -> None:
+def test_a_prefix_is_computed_once_per_group_and_not_again_while_it_is_cached() -> None:
     model = build_family("llama")
     forward = CausalForward.probed(model, prefix_cache_tokens=40)
-    seen = tokens_seen(model)
+    token_counts = count_tokens_per_pass(model)
     prefix = tuple(range(1, 21))
-    some = [PrefixedSequence(prefix, [30 + i, 31 + i]) for i in range(5)]
+    group = [PrefixedSequence(prefix, [30 + i, 31 + i]) for i in range(5)]
     with torch.no_grad():
-        forward(some, everywhere(some))
-        forward(some, everywhere(some))
-    assert seen == [20 + 10, 10]
-    assert forward.cost(some[0], set()) == 2
+        forward(group, all_positions(group))
+        forward(group, all_positions(group))
+    assert token_counts == [20 + 10, 10]
+    assert forward.cost(group[0], set()) == 2
     assert forward.cost(PrefixedSequence((1, 2), [3]), set()) == 3
     assert forward.cost(PrefixedSequence((1, 2), [3]), {(1, 2)}) == 1
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 @pytest.mark.parametrize("budget", [1, 15, 40, 10_000])
-def test_batches_hold_every_branch_once_within_the_budget(family: str, budget: int) -> None:
+def test_batches_have_every_sequence_once_within_the_token_budget(family: str, budget: int) -> None:
     model = build_family(family)
     forward = CausalForward.probed(model)
-    some = [*sequences(5), *with_head(6, 12)]
-    seen = tokens_seen(model)
-    batches = list(forward.batches(some, budget))
-    assert sorted(i for batch in batches for i in batch) == list(range(len(some)))
+    group = [*sequences(5), *with_shared_prefix(6, 12)]
+    token_counts = count_tokens_per_pass(model)
+    batches = list(forward.batches(group, budget))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(group)))
     for batch in batches:
-        chosen = [some[i] for i in batch]
+        chosen = [group[i] for i in batch]
         with torch.no_grad():
-            forward(chosen, everywhere(chosen))
-        assert seen[-1] <= budget or len(batch) == 1
+            forward(chosen, all_positions(chosen))
+        assert token_counts[-1] <= budget or len(batch) == 1
 
 
-def test_the_cache_is_bounded_and_forgets_the_least_recently_used() -> None:
+def test_the_prefix_cache_is_bounded_and_evicts_the_least_recently_used_entry() -> None:
     cache = PrefixCache(10)
     for prefix in ((1, 2, 3, 4), (5, 6, 7, 8)):
         cache.put(prefix, KVCache(4))
@@ -202,37 +208,37 @@ def test_the_cache_is_bounded_and_forgets_the_least_recently_used() -> None:
     assert (5, 6, 7, 8) not in cache
     assert (1, 2, 3, 4) in cache
     assert cache.tokens == 7
-    cache.put(tuple(range(11)), KVCache(11))  # too long to be kept at all
+    cache.put(tuple(range(11)), KVCache(11))  # too long for the cache
     assert cache.tokens == 7
 
 
-def test_a_model_that_was_asked_for_another_attention_is_left_alone() -> None:
+def test_a_model_with_another_attention_implementation_is_not_changed() -> None:
     model = build_family("llama")
     model.set_attn_implementation("eager")
     assert not CausalForward.probed(model).is_packed
     assert model.config._attn_implementation == "eager"
 
 
-def test_a_family_that_differs_on_the_probe_is_put_back() -> None:
+def test_attention_is_restored_if_the_probe_shows_a_difference() -> None:
     model = build_family("gpt_oss")
     before = model.config._attn_implementation
     assert not CausalForward.probed(model).is_packed
-    assert model.config._attn_implementation == before != NAME
+    assert model.config._attn_implementation == before != ATTENTION_NAME
 
 
-def test_a_window_that_attention_is_not_told_of_is_not_trusted() -> None:
+def test_a_model_is_padded_if_its_sliding_window_does_not_reach_attention() -> None:
     model = build_family("llama")
-    model.config.sliding_window = 1000  # as if the family kept to it in its masks alone
+    model.config.sliding_window = 1000  # as in a family that applies it in its masks only
     assert not CausalForward.probed(model).is_packed
 
 
-def test_the_head_is_that_of_the_traffic_and_not_of_the_first_prompt() -> None:
+def test_the_shared_prefix_follows_recent_prompts_and_not_the_first_one() -> None:
     model = build_family("llama")
     forward = CausalForward.probed(model, 1000)
-    odd, system = PrefixedSequence(tuple(range(1, 13)), [5]), tuple(range(20, 44))
+    other, system = PrefixedSequence(tuple(range(1, 13)), [5]), tuple(range(20, 44))
     with torch.no_grad():
-        forward([odd], [range(1)])
+        forward([other], [range(1)])
         for n in range(3):
-            some = [PrefixedSequence((*system, 50 + n, k), [5]) for k in range(3)]
-            forward(some, everywhere(some))
+            group = [PrefixedSequence((*system, 50 + n, k), [5]) for k in range(3)]
+            forward(group, all_positions(group))
     assert forward.cost(PrefixedSequence((*system, 60, 1), [5]), set()) <= 4

@@ -1,4 +1,4 @@
-"""The precision of work on a CPU: measured once, chosen by the ratio, overridden by the environment or an option."""
+"""The precision on a CPU: measured once, chosen by the ratio, overridden by the environment or an option."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from redline_model.errors import UnsupportedError
 
 
 @pytest.fixture
-def unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is said by the environment, and nothing measured yet."""
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment variable is not set, and nothing is measured yet."""
     monkeypatch.delenv(ENVIRONMENT, raising=False)
     monkeypatch.setattr(module, "_known", None)
 
@@ -26,18 +26,18 @@ def unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     ("float32", "bfloat16", "chosen"),
     [(100.0, 800.0, "bfloat16"), (100.0, 151.0, "bfloat16"), (100.0, 149.0, "float32"), (100.0, 12.0, "float32")],
 )
-def test_bfloat16_is_taken_where_it_is_clearly_faster(float32: float, bfloat16: float, chosen: str) -> None:
+def test_bfloat16_is_chosen_if_it_is_clearly_faster(float32: float, bfloat16: float, chosen: str) -> None:
     assert choose(float32, bfloat16) == CPUPrecision(chosen, float32, bfloat16)  # type: ignore[arg-type]
 
 
-def test_both_products_are_timed() -> None:
+def test_both_precisions_are_timed() -> None:
     threads = torch.get_num_threads()
     assert all(0.01 < speed < 1e5 for speed in measure())
     assert torch.get_num_threads() == threads
 
 
-@pytest.mark.usefixtures("unknown")
-def test_it_is_measured_once_for_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("unmeasured")
+def test_the_precision_is_measured_once_for_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
     def speeds() -> tuple[float, float]:
@@ -46,14 +46,14 @@ def test_it_is_measured_once_for_all_threads(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(module, "measure", speeds)
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: cpu_precision(), range(32)))
-    assert found == [CPUPrecision("bfloat16", 50.0, 400.0)] * 32
+        reported = list(pool.map(lambda _: cpu_precision(), range(32)))
+    assert reported == [CPUPrecision("bfloat16", 50.0, 400.0)] * 32
     assert len(calls) == 1
-    assert "float32 50, bfloat16 400 GFLOP/s a thread" in str(found[0])
+    assert "float32 50, bfloat16 400 GFLOP/s a thread" in str(reported[0])
 
 
-@pytest.mark.usefixtures("unknown")
-def test_the_environment_and_the_option_win(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("unmeasured")
+def test_the_environment_and_the_option_override_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "measure", lambda: (50.0, 400.0))
     auto = LoadOptions(device="cpu")
     assert auto.torch_dtype() == torch.bfloat16
@@ -68,18 +68,18 @@ def test_the_environment_and_the_option_win(monkeypatch: pytest.MonkeyPatch) -> 
         auto.torch_dtype()
 
 
-@pytest.mark.usefixtures("unknown")
-def test_inspect_says_what_was_chosen_and_both_speeds(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("unmeasured")
+def test_inspect_reports_the_chosen_precision_and_both_speeds(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     from typer.testing import CliRunner
 
     from redline_cli.app import app
 
     monkeypatch.setattr(module, "measure", lambda: (50.0, 400.0))
-    found = json.loads(CliRunner().invoke(app, ["inspect", str(bundle.folder), "--device", "cpu"]).stdout)
-    assert found["dtype"] == "bfloat16"
-    assert found["cpu_precision"] == {"chosen": "bfloat16", "float32_gflops": 50.0, "bfloat16_gflops": 400.0}
-    assert found["digest"] == bundle.digest
-    asked = ["inspect", str(bundle.folder), "--device", "cpu", "--dtype", "float32"]
-    found = json.loads(CliRunner().invoke(app, asked).stdout)
-    assert found["dtype"] == "float32"
-    assert "cpu_precision" not in found
+    reported = json.loads(CliRunner().invoke(app, ["inspect", str(bundle.folder), "--device", "cpu"]).stdout)
+    assert reported["dtype"] == "bfloat16"
+    assert reported["cpu_precision"] == {"chosen": "bfloat16", "float32_gflops": 50.0, "bfloat16_gflops": 400.0}
+    assert reported["digest"] == bundle.digest
+    arguments = ["inspect", str(bundle.folder), "--device", "cpu", "--dtype", "float32"]
+    reported = json.loads(CliRunner().invoke(app, arguments).stdout)
+    assert reported["dtype"] == "float32"
+    assert "cpu_precision" not in reported

@@ -1,4 +1,4 @@
-"""Bundles made of bundles: whole, checked when made and when loaded, loaded with what the caller asked for."""
+"""Bundles made of other bundles: complete, checked when made and when loaded, and loaded with the caller's options."""
 
 from __future__ import annotations
 
@@ -51,17 +51,19 @@ def length_calibrated(inner: Bundle, out: Path) -> Bundle:
     curve = LengthCurve(lengths=[1, 30], values=[0.0, 3.0])
     kind, modes = inner.scorer.kind, inner.scorer.modes
     curves = {f"{mode}/{aggregate}": curve for mode in modes or (kind,) for aggregate in ("sum", "mean", "last")}
-    kept = inner.manifest.model_dump(include={"base_model", "max_tokens", "template", "extraction"})
+    inner_fields = inner.manifest.model_dump(include={"base_model", "max_tokens", "template", "extraction"})
     manifest = Manifest(
         kind="length_calibrated",
         length_calibration=LengthCalibration(fraction=0.3, responses=2, curves=curves),
-        **kept,
+        **inner_fields,
     )
     write_bundle(out, manifest, lambda folder: shutil.copytree(inner.folder, folder / INNER) and None)
     return Bundle.load(out)
 
 
-def test_red_of_a_scalar_bundle_has_its_weights_and_its_differences(scalars: list[Bundle], tmp_path: Path) -> None:
+def test_a_red_bundle_has_the_weights_and_score_differences_of_its_scalar_bundle(
+    scalars: list[Bundle], tmp_path: Path
+) -> None:
     source = scalars[0]
     manifest = derive_red(source.folder, tmp_path / "red")
     loaded = Bundle.load(tmp_path / "red")
@@ -69,9 +71,9 @@ def test_red_of_a_scalar_bundle_has_its_weights_and_its_differences(scalars: lis
     assert manifest.files["model.safetensors"] == source.manifest.files["model.safetensors"]
     assert manifest.training["derived_from"] == [{"kind": "scalar", "base_model": "tiny", "digest": source.digest}]
     better, worse = ITEM, Item(ITEM.prompt, "Go away")
-    # scores lose R(x), which both responses share
-    lost = [scored(source.scorer, item).score - scored(loaded.scorer, item).score for item in (better, worse)]
-    assert lost[0] == pytest.approx(lost[1], abs=1e-3)
+    # red scores are lower by R(x), which is equal for both responses
+    differences = [scored(source.scorer, item).score - scored(loaded.scorer, item).score for item in (better, worse)]
+    assert differences[0] == pytest.approx(differences[1], abs=1e-3)
     with pytest.raises(UnsupportedError, match="is a red one"):
         derive_red(tmp_path / "red", tmp_path / "again")
 
@@ -86,26 +88,26 @@ def test_an_ensemble_bundle_combines_its_members(combine: Any, scalars: list[Bun
     expected = {"mean": mean, "min": min(scores), "mean_minus_variance": mean - 0.5 * variance}[combine]
     assert scored(loaded.scorer).score == pytest.approx(expected, abs=1e-4)
     assert [o["digest"] for o in loaded.manifest.training["derived_from"]] == [b.digest for b in scalars]
-    assert Bundle.load(tmp_path / "e" / member_folder(1)).digest == scalars[1].digest, "members are whole"
+    assert Bundle.load(tmp_path / "e" / member_folder(1)).digest == scalars[1].digest, "members are complete bundles"
 
 
-def test_measuring_gives_a_derived_bundle_its_calibration(scalars: list[Bundle], tmp_path: Path) -> None:
+def test_evaluation_gives_a_derived_bundle_its_calibration(scalars: list[Bundle], tmp_path: Path) -> None:
     fit = CalibrationFit(temperature=2.0, mean=0.0, std=1.0, expected_calibration_error=0.0)
-    seen: list[Any] = []
+    scores_seen: list[Any] = []
 
-    def measure(scorer: Scorer[Any]) -> BundleMetrics:
-        seen.append(scored(scorer).score)
+    def evaluate(scorer: Scorer[Any]) -> BundleMetrics:
+        scores_seen.append(scored(scorer).score)
         return BundleMetrics({f"{scorer.kind}/sum": fit}, {"accuracy": 1.0}, [])
 
-    derive_red(scalars[0].folder, tmp_path / "r", measure=measure)
-    derive_ensemble([b.folder for b in scalars], tmp_path / "e", measure=measure)
-    for name, key, score in (("r", "red/sum", seen[0]), ("e", "ensemble/sum", seen[1])):
+    derive_red(scalars[0].folder, tmp_path / "r", evaluate=evaluate)
+    derive_ensemble([b.folder for b in scalars], tmp_path / "e", evaluate=evaluate)
+    for name, key, score in (("r", "red/sum", scores_seen[0]), ("e", "ensemble/sum", scores_seen[1])):
         loaded = Bundle.load(tmp_path / name)
         assert loaded.manifest.calibration == {key: fit}
         assert scored(loaded.scorer).score == pytest.approx(score, abs=1e-4)
 
 
-def test_members_that_do_not_fit_are_refused_when_made_and_when_loaded(
+def test_members_that_do_not_match_are_refused_when_made_and_when_loaded(
     bundle: Bundle, scalars: list[Bundle], tmp_path: Path
 ) -> None:
     with pytest.raises(UnsupportedError, match="arrangement"):
@@ -115,11 +117,11 @@ def test_members_that_do_not_fit_are_refused_when_made_and_when_loaded(
     assert not (tmp_path / "e").exists()
     manifest = derive_ensemble([b.folder for b in scalars[:2]], tmp_path / "good")
 
-    def fill(folder: Path) -> None:
+    def write_files(folder: Path) -> None:
         shutil.copytree(scalars[0].folder, folder / member_folder(0))
         shutil.copytree(bundle.folder, folder / member_folder(1))
 
-    write_bundle(tmp_path / "bad", manifest, fill)
+    write_bundle(tmp_path / "bad", manifest, write_files)
     with pytest.raises(UnsupportedError, match="arrangement"):
         Bundle.load(tmp_path / "bad")
 
@@ -135,25 +137,28 @@ def test_a_damaged_member_is_named(scalars: list[Bundle], tmp_path: Path) -> Non
         Bundle.load(tmp_path / "e")
 
 
-def test_overwriting_is_asked_for(scalars: list[Bundle], tmp_path: Path) -> None:
+def test_an_existing_folder_is_only_replaced_with_overwrite(scalars: list[Bundle], tmp_path: Path) -> None:
     folders = [b.folder for b in scalars]
     derive_ensemble(folders, tmp_path / "out")
-    for again in (lambda: derive_ensemble(folders, tmp_path / "out"), lambda: derive_red(folders[0], tmp_path / "out")):
+    for derive_again in (
+        lambda: derive_ensemble(folders, tmp_path / "out"),
+        lambda: derive_red(folders[0], tmp_path / "out"),
+    ):
         with pytest.raises(BundleError, match="exists"):
-            again()
+            derive_again()
     derive_red(folders[0], tmp_path / "out", overwrite=True)
     assert Bundle.load(tmp_path / "out").manifest.kind == "red"
     assert not (tmp_path / "out" / "members").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_bundle_may_become_the_red_one_in_its_own_place(scalars: list[Bundle], tmp_path: Path) -> None:
+def test_a_scalar_bundle_can_be_replaced_by_its_red_bundle(scalars: list[Bundle], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(scalars[0].folder, tmp_path / "rm"))
     derive_red(folder, folder, overwrite=True)
     assert Bundle.load(folder).manifest.kind == "red"
 
 
-def test_what_load_is_told_reaches_every_model(
+def test_load_options_and_limits_reach_every_inner_model(
     scalars: list[Bundle], dpo_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inner = length_calibrated(scalars[0], tmp_path / "inner")
@@ -165,10 +170,10 @@ def test_what_load_is_told_reaches_every_model(
     assert isinstance(loaded, EnsembleScorer)
     wrapped = loaded.members[0]
     assert isinstance(wrapped, LengthCalibratedScorer)
-    leaves: list[Any] = [wrapped.inner, loaded.members[1]]
+    inner_scorers: list[Any] = [wrapped.inner, loaded.members[1]]
     assert loaded.encoder.max_tokens == 77
-    assert [leaf.encoder.max_tokens for leaf in leaves] == [77, 77]
-    assert [leaf._forward.causal.cache.max_tokens for leaf in leaves] == [123, 123]
+    assert [inner_scorer.encoder.max_tokens for inner_scorer in inner_scorers] == [77, 77]
+    assert [inner_scorer._forward.causal.cache.max_tokens for inner_scorer in inner_scorers] == [123, 123]
     assert [str(model.dtype) for model in loaded.models] == ["torch.bfloat16"] * 2
     dpo: Any = Bundle.load(dpo_bundle.folder, load_options, prefix_cache_tokens=45).scorer
     assert [forward.forward.cache.max_tokens for forward in (dpo._policy, dpo._reference)] == [45, 45]
@@ -176,7 +181,7 @@ def test_what_load_is_told_reaches_every_model(
     assert len(compiled) == 4
 
 
-def test_a_dpo_bundle_survives_the_disk(dpo_bundle: Bundle, tokenizer: Any) -> None:
+def test_a_dpo_bundle_scores_the_same_after_loading(dpo_bundle: Bundle, tokenizer: Any) -> None:
     assert scored(dpo_bundle.scorer).rewards == scored(build_dpo(tokenizer)).rewards
     assert dpo_bundle.manifest.beta == 0.5
 
@@ -219,27 +224,31 @@ def manifest_with(**fields: Any) -> dict[str, Any]:
         ({"kind": "ensemble", "ensemble": {"members": 1}}, "members"),
     ],
 )
-def test_a_manifest_has_what_its_kind_needs_and_nothing_else(fields: Any, said: str, tmp_path: Path) -> None:
+def test_a_manifest_must_have_exactly_the_fields_of_its_kind(fields: Any, reason: str, tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text(json.dumps(manifest_with(**fields)))
-    with pytest.raises(BundleError, match=said):
+    with pytest.raises(BundleError, match=reason):
         Bundle.load(tmp_path)
 
 
-def test_a_kind_s_own_fields_do_not_change_the_digests_of_other_kinds() -> None:
+def test_fields_of_one_kind_do_not_change_the_digests_of_others() -> None:
     manifest = Manifest(**manifest_with(created_at="2025-01-01"))
     data = manifest.model_dump(mode="json", exclude={"beta", "ensemble", "length_calibration"})
     expected = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
     assert manifest.digest() == f"sha256:{expected}"
-    betas = [Manifest(**manifest_with(created_at="2025-01-01", kind="dpo", beta=beta)).digest() for beta in (0.1, 0.2)]
-    assert betas[0] != betas[1]
+    digests = [
+        Manifest(**manifest_with(created_at="2025-01-01", kind="dpo", beta=beta)).digest() for beta in (0.1, 0.2)
+    ]
+    assert digests[0] != digests[1]
 
 
 @pytest.mark.parametrize("make", [derive_red, derive_ensemble])
-def test_nothing_is_written_when_making_fails(make: Callable[..., Any], scalars: list[Bundle], tmp_path: Path) -> None:
+def test_nothing_is_written_if_the_evaluation_fails(
+    make: Callable[..., Any], scalars: list[Bundle], tmp_path: Path
+) -> None:
     def fail(scorer: Scorer[Any]) -> BundleMetrics:
         raise RuntimeError("no")
 
     source: Any = scalars[0].folder if make is derive_red else [b.folder for b in scalars]
     with pytest.raises(RuntimeError):
-        make(source, tmp_path / "out", measure=fail)
+        make(source, tmp_path / "out", evaluate=fail)
     assert list(tmp_path.iterdir()) == []

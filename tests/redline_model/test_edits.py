@@ -1,4 +1,4 @@
-"""The redline of a text leads to its correction, and touches nothing else."""
+"""The edits of a redline turn a response into its correction and change nothing else."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from redline_model.correction.edits import TextEdit, apply_edits, edits_between
 
-quickly = settings(deadline=None, database=None, max_examples=200)
+fast_settings = settings(deadline=None, database=None, max_examples=200)
 anything = st.text(max_size=40)
 # Few words, so that the two texts have much in common.
 sentences = st.lists(
@@ -19,25 +19,25 @@ sentences = st.lists(
 texts = anything | sentences
 
 
-@quickly
+@fast_settings
 @given(texts, texts)
-def test_the_edits_lead_from_one_text_to_the_other(response: str, correction: str) -> None:
+def test_applying_the_edits_gives_the_correction(response: str, correction: str) -> None:
     assert apply_edits(response, edits_between(response, correction)) == correction
 
 
-@quickly
+@fast_settings
 @given(texts, texts)
-def test_edits_are_in_order_inside_the_text_and_apart(response: str, correction: str) -> None:
+def test_edits_are_in_order_within_the_text_and_not_adjacent(response: str, correction: str) -> None:
     edits = edits_between(response, correction)
     for edit in edits:
         assert 0 <= edit.start <= edit.end <= len(response)
-    for before, after in pairwise(edits):
-        assert before.end < after.start  # what lies between was kept, else they were one edit
+    for previous, following in pairwise(edits):
+        assert previous.end < following.start  # adjacent edits would have been merged into one
 
 
-@quickly
+@fast_settings
 @given(texts, texts)
-def test_each_edit_does_what_its_name_says(response: str, correction: str) -> None:
+def test_each_edit_matches_its_operation(response: str, correction: str) -> None:
     for op, start, end, text in edits_between(response, correction):
         assert (end > start, bool(text)) == {
             "insert": (False, True),
@@ -47,18 +47,18 @@ def test_each_edit_does_what_its_name_says(response: str, correction: str) -> No
         assert response[start:end] != text
 
 
-@quickly
+@fast_settings
 @given(texts)
-def test_a_text_that_is_right_has_no_edits(text: str) -> None:
+def test_equal_texts_have_no_edits(text: str) -> None:
     assert edits_between(text, text) == []
 
 
-@quickly
+@fast_settings
 @given(sentences, sentences)
-def test_edits_begin_and_end_between_words(response: str, correction: str) -> None:
-    def is_inside_a_word(at: int) -> bool:
-        before, after = response[at - 1 : at], response[at : at + 1]
-        return all(piece.isalnum() or piece == "_" for piece in (before, after))
+def test_edits_start_and_end_at_word_boundaries(response: str, correction: str) -> None:
+    def is_inside_a_word(position: int) -> bool:
+        previous, following = response[position - 1 : position], response[position : position + 1]
+        return all(letter.isalnum() or letter == "_" for letter in (previous, following))
 
     for edit in edits_between(response, correction):
         assert not is_inside_a_word(edit.start)
@@ -77,11 +77,11 @@ def test_edits_begin_and_end_between_words(response: str, correction: str) -> No
         ("Reset", "Resets", [TextEdit("replace", 0, 5, "Resets")]),  # words, not letters
     ],
 )
-def test_edits_by_hand(response: str, correction: str, edits: list[TextEdit]) -> None:
+def test_known_edits(response: str, correction: str, edits: list[TextEdit]) -> None:
     assert edits_between(response, correction) == edits
 
 
-def test_two_edits_keep_what_is_between_them() -> None:
+def test_text_between_two_edits_is_kept() -> None:
     edits = edits_between("The cat sat on a mat.", "The dog sat on the mat.")
     assert edits == [TextEdit("replace", 4, 7, "dog"), TextEdit("replace", 15, 16, "the")]
     assert apply_edits("The cat sat on a mat.", edits) == "The dog sat on the mat."

@@ -1,4 +1,4 @@
-"""Token rewards: one pass equals generate-then-compare, and every mode is its formula."""
+"""Token rewards: one forward pass equals generating and comparing, and every mode equals its formula."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ RESPONSES = [
 ]
 
 
-def literal_paper_rewards(scorer: Scorer[Any], item: EncodedItem) -> list[float]:
-    """The paper as it is worded: generate the model's output token by token, compare, then feed the rest."""
+def paper_rewards_by_generation(scorer: Scorer[Any], item: EncodedItem) -> list[float]:
+    """The procedure of the paper, literally: generate the output token by token, compare, then feed the rest."""
     model, targets = scorer.model, item.target_ids
     source = [*item.prefix_ids, *item.response_ids, *item.instruction_ids]
     is_encoder_decoder = model.config.is_encoder_decoder
@@ -53,15 +53,15 @@ def literal_paper_rewards(scorer: Scorer[Any], item: EncodedItem) -> list[float]
 
 
 def responses_with_agreement(scorer: Scorer[Any]) -> list[EncodedItem]:
-    """Plain responses, and random ones made of the model's favourite tokens, those that agree longest."""
+    """Ordinary responses, and random ones of the model's most likely tokens: the eight that agree longest."""
     items = [scorer.encoder.encode(Item(PROMPT, text)) for text in RESPONSES]
-    favourites = torch.cat([stats.best_ids for stats in scorer.forward(items)]).unique().tolist()
-    favourites = [token for token in favourites if token != scorer.encoder.end_id]
+    likely_tokens = torch.cat([stats.best_ids for stats in scorer.forward(items)]).unique().tolist()
+    likely_tokens = [token for token in likely_tokens if token != scorer.encoder.end_id]
     rng = random.Random(0)
-    made = [_with_response(items[0], rng.choices(favourites, k=rng.randint(1, 5))) for _ in range(300)]
-    agreed = [divergence(stats.agrees) or 0 for stats in scorer.forward(made)]
-    longest = sorted(range(len(made)), key=lambda n: -agreed[n])[:8]
-    return items + [made[n] for n in longest]
+    random_items = [_with_response(items[0], rng.choices(likely_tokens, k=rng.randint(1, 5))) for _ in range(300)]
+    agreed = [divergence(stats.agrees) or 0 for stats in scorer.forward(random_items)]
+    longest = sorted(range(len(random_items)), key=lambda n: -agreed[n])[:8]
+    return items + [random_items[n] for n in longest]
 
 
 def _with_response(item: EncodedItem, ids: list[int]) -> EncodedItem:
@@ -72,15 +72,15 @@ def _with_response(item: EncodedItem, ids: list[int]) -> EncodedItem:
 
 
 @pytest.mark.parametrize("architecture", ["causal_scorer", "encoder_decoder_scorer"])
-def test_one_pass_equals_literal_generate_then_compare(architecture: str, request: pytest.FixtureRequest) -> None:
+def test_one_pass_equals_generating_and_comparing(architecture: str, request: pytest.FixtureRequest) -> None:
     scorer: Scorer[Any] = request.getfixturevalue(architecture)
     items = responses_with_agreement(scorer)
     agreeing = 0
     for item, outputs in zip(items, scorer.forward(items), strict=True):
         one_pass = scorer.to_rewards(outputs, RewardSpec("paper", "sum")).rewards
-        assert one_pass == literal_paper_rewards(scorer, item)
+        assert one_pass == paper_rewards_by_generation(scorer, item)
         agreeing += sum(r == 1.0 for r in one_pass)
-    assert agreeing > 0, "no response agreed anywhere; the comparison would be empty"
+    assert agreeing > 0, "no response agrees at any token, so the test would compare nothing"
 
 
 @pytest.mark.parametrize("architecture", ["causal_scorer", "encoder_decoder_scorer", "scalar_scorer"])
@@ -127,12 +127,12 @@ def entropy(p: list[float]) -> float:
         ("probability", [0.2, -0.2, 0.0]),
     ],
 )
-def test_every_mode_is_its_formula(mode: Mode, expected: list[float]) -> None:
+def test_every_mode_equals_its_formula(mode: Mode, expected: list[float]) -> None:
     assert extract(STATS, mode, Extraction()).tolist() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["paper_centered", "logprob_centered"])
-def test_centred_modes_expect_nothing_of_the_models_own_tokens(mode: Mode) -> None:
+def test_centred_modes_have_mean_zero_on_the_model_s_own_tokens(mode: Mode) -> None:
     probabilities = [0.5, 0.3, 0.15, 0.05]
     total = 0.0
     for token, probability in enumerate(probabilities):
@@ -141,12 +141,12 @@ def test_centred_modes_expect_nothing_of_the_models_own_tokens(mode: Mode) -> No
     assert total == pytest.approx(0.0, abs=1e-6)
 
 
-def test_margin_stops_at_its_floor() -> None:
+def test_margin_is_clipped_at_its_floor() -> None:
     stats = by_hand([[1 - 1e-9, 1e-9]], [1])
     assert extract(stats, "margin", Extraction(margin_floor=-3.0)).tolist() == [-3.0]
 
 
-def test_magnitudes_are_options() -> None:
+def test_the_rewards_of_mode_paper_are_options() -> None:
     options = Extraction(positive=2.0, negative=0.5, after_divergence=0.25)
     assert extract(STATS, "paper", options).tolist() == [2.0, -0.5, 0.25]
 
@@ -156,14 +156,14 @@ def test_divergence_is_the_first_disagreement() -> None:
     assert divergence(torch.tensor([True, True])) is None
 
 
-def test_aggregates() -> None:
+def test_aggregates_equal_their_formulas() -> None:
     rewards = torch.tensor([1.0, -0.5, 0.25])
     assert aggregate_rewards(rewards, "sum") == 0.75
     assert aggregate_rewards(rewards, "mean") == 0.25
     assert aggregate_rewards(rewards, "last") == 0.25
 
 
-def test_an_unknown_mode_is_refused_with_what_there_is() -> None:
+def test_an_unknown_mode_is_refused_with_the_list_of_modes() -> None:
     with pytest.raises(UnsupportedError, match="margin"):
         choose_mode("papr", "margin")
     assert set(MODES) == {"paper", "paper_centered", "margin", "logprob_centered", "probability"}

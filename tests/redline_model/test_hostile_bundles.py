@@ -1,4 +1,4 @@
-"""A bundle from a stranger's hand is refused with one line, soon, and within a bounded amount of memory."""
+"""A hostile bundle is refused with one line, within a limit of time and memory."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from redline_model.untrusted.model_folder import check_weights
 from redline_model.untrusted.template_check import check_chat_template
 from redline_model.untrusted.weight_headers import read_header
 from tests.conftest import CHAT_TEMPLATE, build_causal, build_tokenizer
-from tests.damage import WEIGHTS, Damage, edit_json, json_file, sign, template
+from tests.damage import WEIGHTS, Damage, edit_json, json_file, template, update_digests
 from tests.families import CAUSAL, build_family
-from tests.hostile_bundles import HOSTILE, LONG, TAKES_SECONDS
+from tests.hostile_bundles import HOSTILE, LONG_LOOP, SLOW_BUNDLES
 from tests.terminal import run_on_terminal
 
 LIMIT_S = 10
@@ -40,8 +40,8 @@ def copy(bundle: Bundle, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle.folder, tmp_path / "copy"))
 
 
-def refused_in_time_and_memory(folder: Path) -> Exception:
-    """The one-line error with which the bundle in ``folder`` is refused."""
+def assert_refused_within_limits(folder: Path) -> Exception:
+    """Check that the bundle in ``folder`` is refused with one line within the limits; returns the error."""
     started, before = time.monotonic(), peak_mib()
     with pytest.raises((BundleError, UnsupportedError)) as refusal:
         Bundle.load(folder)
@@ -60,17 +60,17 @@ def peak_mib() -> float:
 @pytest.mark.parametrize(
     "damage",
     [
-        pytest.param(damage, id=what, marks=[pytest.mark.faults] if what in TAKES_SECONDS else [])
+        pytest.param(damage, id=what, marks=[pytest.mark.faults] if what in SLOW_BUNDLES else [])
         for what, damage in HOSTILE.items()
     ],
 )
 def test_a_hostile_bundle_is_refused_in_time_and_memory(copy: Path, damage: Damage) -> None:
     damage(copy)
-    refused_in_time_and_memory(copy)
+    assert_refused_within_limits(copy)
 
 
 def test_a_hostile_bundle_is_refused_off_the_main_thread(copy: Path) -> None:
-    template(LONG % 8)(copy)
+    template(LONG_LOOP % 8)(copy)
     refusals: list[Exception] = []
 
     def load() -> None:
@@ -85,24 +85,24 @@ def test_a_hostile_bundle_is_refused_off_the_main_thread(copy: Path) -> None:
     assert "chat template" in str(refusals)
 
 
-def test_bundles_inside_bundles_have_a_limit(copy: Path, bundle: Bundle) -> None:
+def test_the_nesting_of_bundles_is_limited(copy: Path, bundle: Bundle) -> None:
     raw = json.loads((copy / "redline.json").read_text()) | {"kind": "ensemble", "ensemble": {"members": 2}}
-    at = copy
+    member_folder = copy
     for _ in range(MAX_DEPTH + 1):
-        at = at / "members/0"
-        at.mkdir(parents=True)
-        (at / "redline.json").write_text(json.dumps(raw))
-    shutil.copytree(bundle.folder, at / "members/0")
+        member_folder = member_folder / "members/0"
+        member_folder.mkdir(parents=True)
+        (member_folder / "redline.json").write_text(json.dumps(raw))
+    shutil.copytree(bundle.folder, member_folder / "members/0")
     edit_json(copy / "redline.json", kind="ensemble", ensemble={"members": 2})
-    sign(copy)
+    update_digests(copy)
     with pytest.raises(BundleError, match=f"more than {MAX_DEPTH} others"):
         Bundle.load(copy)
 
 
-# What must stay possible
+# Valid cases that must not be refused
 
 
-def test_files_that_the_hub_s_cache_links_to_are_read(bundle: Bundle, tmp_path: Path) -> None:
+def test_links_within_the_hub_s_cache_are_followed(bundle: Bundle, tmp_path: Path) -> None:
     snapshot, blobs = tmp_path / "models--someone--rm/snapshots/0123", tmp_path / "models--someone--rm/blobs"
     blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
@@ -127,7 +127,7 @@ def test_weights_in_several_files_are_read(bundle: Bundle, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", [*CAUSAL, "t5", "bart"])
-def test_every_family_of_models_passes_the_comparison_with_its_weights(name: str, tmp_path: Path) -> None:
+def test_every_model_family_passes_the_check_of_its_weights(name: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     build_family(name).save_pretrained(tmp_path)
@@ -135,7 +135,7 @@ def test_every_family_of_models_passes_the_comparison_with_its_weights(name: str
     check_weights(tmp_path, described, AutoModelForSeq2SeqLM if described.is_encoder_decoder else AutoModelForCausalLM)
 
 
-def test_a_base_may_have_weights_in_pytorch_s_format_and_a_bundle_not(copy: Path, tmp_path: Path) -> None:
+def test_weights_in_pytorch_s_format_are_allowed_for_a_base_but_not_for_a_bundle(copy: Path, tmp_path: Path) -> None:
     from redline_model.bundle.load_options import LoadOptions
 
     model = build_causal(400)
@@ -165,7 +165,7 @@ def test_weights_of_a_base_cannot_run_code(copy: Path, tmp_path: Path) -> None:
     assert not _Unpickled.trace.exists()
 
 
-def test_a_template_that_raises_is_left_to_those_who_use_it(copy: Path) -> None:
+def test_a_template_that_raises_an_error_is_not_refused(copy: Path) -> None:
     template("{{ raise_exception('no conversation is good enough') }}")(copy)
     Bundle.load(copy)
 
@@ -187,7 +187,7 @@ def test_ordinary_templates_pass_the_trial(text: str) -> None:
     check_chat_template(tokenizer, "here")
 
 
-def test_the_same_template_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_is_tried_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     original = subprocess.run
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: (calls.append(a), original(*a, **k))[1])
@@ -198,7 +198,7 @@ def test_the_same_template_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(calls) == 1
 
 
-def test_the_conversations_of_the_trial_go_on_for_long() -> None:
+def test_the_test_conversations_have_many_lengths_and_roles() -> None:
     shapes = [
         [message["role"] for message in conversation["messages"]] for conversation in template_check.conversations()
     ]
@@ -209,11 +209,11 @@ def test_the_conversations_of_the_trial_go_on_for_long() -> None:
     assert {bool(conversation["tools"]) for conversation in template_check.conversations()} == {True, False}
 
 
-def test_a_header_tells_dtypes_and_shapes(bundle: Bundle) -> None:
-    held = read_header(bundle.folder / WEIGHTS)
+def test_a_header_gives_dtypes_and_shapes(bundle: Bundle) -> None:
+    stored = read_header(bundle.folder / WEIGHTS)
     expected = bundle.scorer.model.state_dict()
-    assert {name: tensor.shape for name, tensor in held.items()} == {n: tuple(t.shape) for n, t in expected.items()}
-    assert {tensor.dtype for tensor in held.values()} == {"F32"}
+    assert {name: tensor.shape for name, tensor in stored.items()} == {n: tuple(t.shape) for n, t in expected.items()}
+    assert {tensor.dtype for tensor in stored.values()} == {"F32"}
 
 
 SERVED = ["manifest nested 100,000 deep", "10**9 layers", "template with a loop in a loop", "config of 500 MB"]
@@ -230,7 +230,7 @@ def test_serving_a_hostile_bundle_ends_with_one_line(copy: Path, what: str) -> N
     assert peak < 1200  # about 600 of them torch and transformers
 
 
-def test_a_long_manifest_of_wrong_fields_is_refused_in_bounded_memory(copy: Path) -> None:
+def test_a_long_manifest_of_unknown_fields_is_refused_in_bounded_memory(copy: Path) -> None:
     fields = ",".join(f'"f{n}": 1' for n in range(90_000))
     (copy / "redline.json").write_text("{" + fields + "}")
     before = peak_mib()
@@ -239,12 +239,12 @@ def test_a_long_manifest_of_wrong_fields_is_refused_in_bounded_memory(copy: Path
     assert peak_mib() - before < LIMIT_MIB
 
 
-def test_a_manifest_as_large_as_one_may_be_is_read(copy: Path) -> None:
+def test_a_large_manifest_within_the_limits_is_read(copy: Path) -> None:
     edit_json(copy / "redline.json", metrics={f"m{n}": [0.5] * 10 for n in range(5000)})
     assert len(Bundle.load(copy).manifest.metrics) == 5000
 
 
-def test_a_template_s_turn_is_not_a_program(tmp_path: Path) -> None:
+def test_the_turn_of_a_plain_template_may_only_use_the_role(tmp_path: Path) -> None:
     for turn in ("{role!r}", "{role:>9}", "{role.upper}", "{0}", "{"):
         with pytest.raises(BundleError, match=r"template\.turn"):
             _with_turn(tmp_path, turn)
@@ -254,12 +254,12 @@ def test_a_template_s_turn_is_not_a_program(tmp_path: Path) -> None:
 def _with_turn(folder: Path, turn: str) -> None:
     from redline_model.bundle.manifest import parse_manifest
 
-    made = Manifest(
+    manifest = Manifest(
         kind="seq2seq",
         base_model="x",
         max_tokens=8,
         template=Template(style="plain", turn=turn),
         extraction=Extraction(),
     )
-    (folder / "redline.json").write_text(made.model_dump_json())
+    (folder / "redline.json").write_text(manifest.model_dump_json())
     parse_manifest(folder)

@@ -1,4 +1,4 @@
-"""A tokenizer from a stranger's hand is refused in time, or costs the requests that it fails on."""
+"""A hostile tokenizer is refused in time, or fails only the requests with the texts that break it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from redline_service.scheduling.thread_pool import ThreadPool
 from tests.conftest import TEXTS
 from tests.damage import Damage, json_file
 from tests.hostile_settings import HARMLESS_SETTINGS, HOSTILE_SETTINGS
-from tests.hostile_tokenizers import HOSTILE_TOKENIZERS, TAKES_SECONDS_TOO
-from tests.redline_model.test_hostile_bundles import refused_in_time_and_memory
+from tests.hostile_tokenizers import HOSTILE_TOKENIZERS, SLOW_TOKENIZERS
+from tests.redline_model.test_hostile_bundles import assert_refused_within_limits
 from tests.redline_service.conftest import with_service
 from tests.terminal import run_on_terminal
 from tests.tokenizer_families import TOKENIZERS, tokenizer_of
@@ -37,13 +37,13 @@ def copy(bundle: Bundle, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "damage",
     [
-        pytest.param(damage, id=what, marks=[pytest.mark.faults] if what in TAKES_SECONDS_TOO else [])
+        pytest.param(damage, id=what, marks=[pytest.mark.faults] if what in SLOW_TOKENIZERS else [])
         for what, damage in {**HOSTILE_TOKENIZERS, **HOSTILE_SETTINGS}.items()
     ],
 )
 def test_a_hostile_tokenizer_is_refused_in_time_and_memory(copy: Path, damage: Damage) -> None:
     damage(copy)
-    refusal = refused_in_time_and_memory(copy)
+    refusal = assert_refused_within_limits(copy)
     assert str(copy) in str(refusal) or isinstance(refusal, UnsupportedError)
 
 
@@ -78,7 +78,7 @@ def test_commands_end_with_one_line(copy: Path, tmp_path: Path, what: str, comma
     assert peak < 1200  # about 600 of them torch and transformers
 
 
-# What must stay possible
+# Valid cases that must not be refused
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -88,20 +88,20 @@ def test_tokenizers_of_every_family_pass(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", HARMLESS_SETTINGS)
-def test_settings_that_are_odd_and_do_no_harm_change_nothing(copy: Path, bundle: Bundle, what: str) -> None:
+def test_unusual_but_harmless_settings_are_accepted(copy: Path, bundle: Bundle, what: str) -> None:
     HARMLESS_SETTINGS[what](copy)
     item = Item("a prompt", "its response")
     assert Bundle.load(copy).scorer.encoder.encode(item) == bundle.scorer.encoder.encode(item)
 
 
 def large_tokenizer() -> str:
-    """As the largest in use: 260,000 tokens, as many merges, 6,400 added tokens."""
+    """As large as the largest in use: 260,000 tokens, as many merges, 6,400 added tokens."""
     from tokenizers import pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    chosen = letters[:64]
-    pairs = [(a, b) for a in chosen for b in chosen]
-    merges = [*pairs, *((a + b, c) for a, b in pairs for c in chosen)][: 260_000 - len(letters)]
+    used_letters = letters[:64]
+    pairs = [(a, b) for a in used_letters for b in used_letters]
+    merges = [*pairs, *((a + b, c) for a, b in pairs for c in used_letters)][: 260_000 - len(letters)]
     vocabulary = {token: n for n, token in enumerate([*letters, *map("".join, merges)])}
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
     added = [{"id": 260_000 + n, "content": f"<|special_{n}|>", **flags} for n in range(6400)]
@@ -136,7 +136,7 @@ def test_the_largest_tokenizers_pass_with_a_margin(tmp_path: Path, monkeypatch: 
     check_tokenizer_files(tmp_path)
 
 
-def test_the_same_tokenizer_is_tried_once_and_another_again(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tokenizer_is_tried_once_and_again_after_a_change(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     original = tokenizer_check.run_trial
     monkeypatch.setattr(tokenizer_check, "run_trial", lambda *a: (calls.append(a), original(*a))[1])
@@ -150,7 +150,7 @@ def test_the_same_tokenizer_is_tried_once_and_another_again(copy: Path, monkeypa
     assert len(calls) == 2
 
 
-def test_a_class_that_is_put_together_from_the_files_is_tried_as_it_is(
+def test_a_tokenizer_that_transformers_builds_itself_is_tried_as_built(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[dict[str, Any]] = []
@@ -161,10 +161,10 @@ def test_a_class_that_is_put_together_from_the_files_is_tried_as_it_is(
     assert [sorted({"file", "text"} & set(task)) for task in tried] == [["file"], ["text"]]
 
 
-# A tokenizer that passed, and fails on a text later
+# A tokenizer that passed the trial and fails on a text later
 
 
-def spoilt(bundle: Bundle) -> Bundle:
+def with_bad_rules(bundle: Bundle) -> Bundle:
     """Crashes on a text of snowmen, and makes thousands of tokens of an umbrella."""
     from tokenizers import Regex, normalizers, pre_tokenizers
 
@@ -184,38 +184,38 @@ def spoilt(bundle: Bundle) -> Bundle:
     return loaded
 
 
-CRASHES, GROWS = "☃" * 40 + "!", "☂"
+CRASHING, GROWING = "☃" * 40 + "!", "☂"
 
 
-def test_a_crash_and_a_flood_of_tokens_are_errors_of_the_item(bundle: Bundle) -> None:
-    encoder = spoilt(bundle).scorer.encoder
-    for prompt, response in ((TEXTS[0], CRASHES), (CRASHES, TEXTS[0])):
+def test_a_crash_or_too_many_tokens_is_an_error_of_one_item(bundle: Bundle) -> None:
+    encoder = with_bad_rules(bundle).scorer.encoder
+    for prompt, response in ((TEXTS[0], CRASHING), (CRASHING, TEXTS[0])):
         with pytest.raises(TokenizerError, match="crashed"):
             encoder.encode(Item(prompt, response))
-    for prompt, response in ((TEXTS[0], GROWS), (GROWS, TEXTS[0])):
+    for prompt, response in ((TEXTS[0], GROWING), (GROWING, TEXTS[0])):
         with pytest.raises(TokenizerError, match=r"tokens of \d+ characters"):
             encoder.encode(Item(prompt, response), is_bounded=False)
     assert encoder.encode(Item("a", "b")).target_ids
 
 
-def test_a_service_answers_internal_for_the_item_and_goes_on(bundle: Bundle) -> None:
+def test_a_service_answers_internal_for_the_item_and_continues(bundle: Bundle) -> None:
     good = {"prompt": "a", "response": "b"}
 
     async def work(http: httpx.AsyncClient) -> list[Any]:
-        items = [{"prompt": "a", "response": CRASHES}, good, {"prompt": GROWS, "response": "b"}]
+        items = [{"prompt": "a", "response": CRASHING}, good, {"prompt": GROWING, "response": "b"}]
         bodies = [{"items": items}, {"items": [good]}]
         answers = [await http.post("/v1/score", json=body) for body in bodies]
         answers.append(await http.post("/v1/correct", json={"items": items}))
         assert (await http.get("/health/ready")).status_code == 200
         return [answer.json()["items"] for answer in answers]
 
-    first, second, corrected = with_service(spoilt(bundle), work)
-    for one in (first, corrected):
-        assert [item.get("error", {}).get("code") for item in one] == ["internal", None, "internal"]
+    first, second, corrected = with_service(with_bad_rules(bundle), work)
+    for answer_items in (first, corrected):
+        assert [item.get("error", {}).get("code") for item in answer_items] == ["internal", None, "internal"]
     assert second[0]["score"] == pytest.approx(first[1]["score"], abs=1e-4)
 
 
-def a_panic() -> BaseException:
+def make_panic() -> BaseException:
     from tokenizers import pre_tokenizers
 
     try:
@@ -225,8 +225,8 @@ def a_panic() -> BaseException:
     raise AssertionError("it did not panic")
 
 
-def test_a_panic_is_told_from_other_exceptions() -> None:
-    panic = a_panic()
+def test_a_panic_is_distinguished_from_other_exceptions() -> None:
+    panic = make_panic()
     assert not isinstance(panic, Exception)
     assert is_panic(panic)
     assert not any(map(is_panic, (KeyboardInterrupt(), SystemExit(), ValueError(), BundleError())))
@@ -239,9 +239,9 @@ def test_a_panic_is_told_from_other_exceptions() -> None:
         raise KeyboardInterrupt
 
 
-def test_a_panic_in_a_thread_is_an_ordinary_error_to_those_who_wait() -> None:
+def test_a_panic_in_a_thread_is_an_ordinary_error_for_the_caller() -> None:
     def crash() -> None:
-        raise a_panic()
+        raise make_panic()
 
     async def work() -> None:
         pool = ThreadPool(1, "redline-test")
@@ -259,7 +259,7 @@ def test_a_panic_ends_a_command_with_one_line(
     from redline_cli import app
 
     def crash() -> None:
-        raise a_panic()
+        raise make_panic()
 
     monkeypatch.setattr(app, "app", crash)
     with pytest.raises(SystemExit) as end:

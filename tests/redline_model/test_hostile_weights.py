@@ -1,4 +1,4 @@
-"""Weights in PyTorch's own format: what claims more than it holds, or holds more than weights, is refused unread."""
+"""Weights in PyTorch's own format that claim more than they contain, or contain more than weights, are refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.load_options import LoadOptions
 from redline_model.bundle.loading import check_policy, load_model
 from redline_model.errors import BundleError
-from redline_model.untrusted.pickle_check import PICKLED, pickled_tensors
+from redline_model.untrusted.pickle_check import PICKLED, pytorch_tensors
 from tests.conftest import build_causal
 from tests.damage import WEIGHTS, config, file, json_file
 from tests.redline_model.test_hostile_bundles import LIMIT_MIB, LIMIT_S, peak_mib
@@ -37,16 +37,16 @@ def base(bundle: Bundle, tmp_path: Path) -> Path:
     return copy
 
 
-def saved(value: Any, **options: Any) -> bytes:
+def save_to_bytes(value: Any, **options: Any) -> bytes:
     data = io.BytesIO()
     torch.save(value, data, **options)
     return data.getvalue()
 
 
-def rewritten(change: Callable[[str, bytes], bytes | None], *, compression: int = zipfile.ZIP_STORED) -> bytes:
+def rewrite_archive(change: Callable[[str, bytes], bytes | None], *, compression: int = zipfile.ZIP_STORED) -> bytes:
     """The weights of the model as an archive whose parts were changed, None to leave one out."""
     data = io.BytesIO()
-    good = io.BytesIO(saved(build_causal(400).state_dict()))
+    good = io.BytesIO(save_to_bytes(build_causal(400).state_dict()))
     with zipfile.ZipFile(good) as old, zipfile.ZipFile(data, "w", compression) as new:
         for name in old.namelist():
             part = change(name, old.read(name))
@@ -55,9 +55,9 @@ def rewritten(change: Callable[[str, bytes], bytes | None], *, compression: int 
     return data.getvalue()
 
 
-def table(value: Any) -> bytes:
+def with_table(value: Any) -> bytes:
     """The weights of the model with another pickle."""
-    return rewritten(lambda name, part: value if name.endswith("data.pkl") else part)
+    return rewrite_archive(lambda name, part: value if name.endswith("data.pkl") else part)
 
 
 class _Raw(pickle._Pickler):
@@ -80,37 +80,39 @@ class _Tensor:
         return torch._utils._rebuild_tensor_v2, self.fields
 
 
-def described(count: int, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], held: int = 4) -> bytes:
-    """An archive of one storage with ``held`` numbers, said to hold ``count``, and a tensor of this description."""
+def described(count: int, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], stored: int = 4) -> bytes:
+    """An archive of one storage with ``stored`` numbers, said to hold ``count``, and a tensor of this description."""
     data = io.BytesIO()
     _Raw(data, 2).dump({"lm_head.weight": _Tensor(_Storage(count), offset, shape, strides)})
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         archive.writestr("archive/data.pkl", data.getvalue())
         archive.writestr("archive/version", "3\n")
-        archive.writestr("archive/data/0", b"\0" * 4 * held)
+        archive.writestr("archive/data/0", b"\0" * 4 * stored)
     return out.getvalue()
 
 
-def legacy(count: int, held: int) -> bytes:
-    """The older layout: one storage said to hold ``count`` numbers, with ``held`` of them."""
+def legacy(count: int, stored: int) -> bytes:
+    """The older layout: one storage said to hold ``count`` numbers, with ``stored`` of them."""
     data = io.BytesIO()
     for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}):
         pickle.dump(value, data, 2)
     _Raw(data, 2).dump({"lm_head.weight": _Tensor(_Storage(count), 0, (count,), (1,))})
     pickle.dump(["0"], data, 2)
-    return data.getvalue() + struct.pack("<q", count) + b"\0" * 4 * held
+    return data.getvalue() + struct.pack("<q", count) + b"\0" * 4 * stored
 
 
 BILLION = 10**9
 HOSTILE_WEIGHTS: dict[str, Callable[[], bytes]] = {
-    "zip bomb": lambda: rewritten(
+    "zip bomb": lambda: rewrite_archive(
         lambda name, part: b"\0" * 200_000_000 if name.endswith("data/0") else part, compression=zipfile.ZIP_DEFLATED
     ),
-    "archive without a table": lambda: rewritten(lambda name, part: None if name.endswith("data.pkl") else part),
-    "archive without a storage": lambda: rewritten(lambda name, part: None if name.endswith("data/3") else part),
-    "storage that is cut off": lambda: rewritten(lambda name, part: part[:-4] if name.endswith("data/3") else part),
-    "archive that is cut off": lambda: saved(build_causal(400).state_dict())[:-5000],
+    "archive without a table": lambda: rewrite_archive(lambda name, part: None if name.endswith("data.pkl") else part),
+    "archive without a storage": lambda: rewrite_archive(lambda name, part: None if name.endswith("data/3") else part),
+    "storage that is cut off": lambda: rewrite_archive(
+        lambda name, part: part[:-4] if name.endswith("data/3") else part
+    ),
+    "archive that is cut off": lambda: save_to_bytes(build_causal(400).state_dict())[:-5000],
     "storage of 10 GB": lambda: described(10 * BILLION // 4, 0, (4,), (1,)),
     "tensor of 10 GB": lambda: described(4, 0, (10 * BILLION // 4,), (1,)),
     "tensor of 10 GB made of one number": lambda: described(4, 0, (10 * BILLION // 4,), (0,)),
@@ -120,12 +122,14 @@ HOSTILE_WEIGHTS: dict[str, Callable[[], bytes]] = {
     "tensor with a negative size": lambda: described(4, 0, (-2, -2), (1, 1)),
     "older layout of 10 GB": lambda: legacy(10 * BILLION // 4, 4),
     "older layout that is cut off": lambda: legacy(4, 3),
-    "text that claims 10 GB": lambda: table(b"\x80\x04\x8d" + struct.pack("<Q", 10 * BILLION) + b"a."),
-    "memory that claims 16 GB": lambda: table(b"\x80\x02}r\xff\xff\xff\x7f."),
-    "bytes of 10 GB made on the spot": lambda: table(b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\x00\xe4\x0bT\x02\x85R."),
-    "lists nested a million deep": lambda: table(b"\x80\x02" + b"]" * 10**6 + b"a" * (10**6 - 1) + b"."),
-    "call of a function": lambda: saved({"a": Path}),
-    "table that is a list": lambda: saved([torch.zeros(2)]),
+    "text that claims 10 GB": lambda: with_table(b"\x80\x04\x8d" + struct.pack("<Q", 10 * BILLION) + b"a."),
+    "memory that claims 16 GB": lambda: with_table(b"\x80\x02}r\xff\xff\xff\x7f."),
+    "bytes of 10 GB made on the spot": lambda: with_table(
+        b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\x00\xe4\x0bT\x02\x85R."
+    ),
+    "lists nested a million deep": lambda: with_table(b"\x80\x02" + b"]" * 10**6 + b"a" * (10**6 - 1) + b"."),
+    "call of a function": lambda: save_to_bytes({"a": Path}),
+    "table that is a list": lambda: save_to_bytes([torch.zeros(2)]),
     "pickle of Python alone": lambda: pickle.dumps({"a": 1}),
     "file of zeros": lambda: b"\0" * 10_000,
     "empty file": lambda: b"",
@@ -161,40 +165,40 @@ def test_training_from_hostile_weights_ends_with_one_line(base: Path, tmp_path: 
 
 
 def test_a_configuration_of_a_larger_model_is_refused(base: Path) -> None:
-    (base / PICKLED).write_bytes(saved(build_causal(400).state_dict()))
+    (base / PICKLED).write_bytes(save_to_bytes(build_causal(400).state_dict()))
     config(intermediate_size=10**7)(base)
     with pytest.raises(BundleError, match="describes a model of"):
         load_model(base, "seq2seq", CPU)
 
 
-def test_parts_out_of_the_folder_are_refused(base: Path) -> None:
+def test_weight_files_outside_of_the_folder_are_refused(base: Path) -> None:
     file(f"{PICKLED}.index.json", '{"weight_map": {"lm_head.weight": "../other.bin"}}')(base)
     with pytest.raises(BundleError, match=r"not a file of this folder"):
         load_model(base, "seq2seq", CPU)
 
 
 @pytest.mark.parametrize("name", ["adapter_model.bin", "other/weights.safetensors", "../weights.safetensors"])
-def test_weights_of_another_name_are_refused(bundle: Bundle, tmp_path: Path, name: str) -> None:
+def test_weights_under_another_file_name_are_refused(bundle: Bundle, tmp_path: Path, name: str) -> None:
     copy = Path(shutil.copytree(bundle.folder, tmp_path / "copy"))
     json_file("config.json", transformers_weights=name)(copy)
     with pytest.raises(BundleError, match="transformers_weights"):
         Bundle.load(copy)
 
 
-# What must stay possible
+# Valid cases that must not be refused
 
 
 @pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "older layout"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_honest_weights_are_described_and_loaded(base: Path, dtype: torch.dtype, is_zip: bool) -> None:
+def test_valid_weights_are_described_and_loaded(base: Path, dtype: torch.dtype, is_zip: bool) -> None:
     model = build_causal(400).to(dtype)
     torch.save(model.state_dict(), base / PICKLED, _use_new_zipfile_serialization=is_zip)
-    held = pickled_tensors(base)
-    assert held is not None
-    assert {name: tensor.shape for name, tensor in held.items()} == {
+    stored = pytorch_tensors(base)
+    assert stored is not None
+    assert {name: tensor.shape for name, tensor in stored.items()} == {
         n: tuple(t.shape) for n, t in model.state_dict().items()
     }
-    assert {tensor.dtype for tensor in held.values()} == {"F32" if dtype == torch.float32 else "BF16"}
+    assert {tensor.dtype for tensor in stored.values()} == {"F32" if dtype == torch.float32 else "BF16"}
     loaded = load_model(base, "seq2seq", CPU)
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight.float())
     check_policy(base)
@@ -211,12 +215,12 @@ def test_tied_weights_views_and_parameters_are_described(base: Path) -> None:
         "n": torch.zeros(0, 3),
     }
     torch.save({**tensors, "step": 3}, base / PICKLED)
-    held = pickled_tensors(base)
-    assert held is not None
-    assert {name: tensor.shape for name, tensor in held.items()} == {n: tuple(t.shape) for n, t in tensors.items()}
+    stored = pytorch_tensors(base)
+    assert stored is not None
+    assert {name: tensor.shape for name, tensor in stored.items()} == {n: tuple(t.shape) for n, t in tensors.items()}
 
 
-def test_weights_in_parts_are_read(base: Path) -> None:
+def test_weights_in_several_files_are_read(base: Path) -> None:
     state = build_causal(400).state_dict()
     half = {name: f"part-{n % 2}.bin" for n, name in enumerate(state)}
     for part in set(half.values()):

@@ -1,4 +1,4 @@
-"""Sizes are looked at before anything is tokenised, and a cut that is made early gives the same ids as a late one."""
+"""Sizes are checked before anything is tokenised, and cutting a prompt early gives the same ids as cutting it late."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from redline_model.scorer import Scorer
 
 @pytest.fixture
 def encoder(causal_scorer: Scorer[Any], tokenizer: Any) -> Encoder:
-    kept = causal_scorer.encoder
-    return Encoder(tokenizer, kept.template, arrangement=kept.arrangement, vocab_size=kept.vocab_size, max_tokens=64)
+    original = causal_scorer.encoder
+    return Encoder(
+        tokenizer, original.template, arrangement=original.arrangement, vocab_size=original.vocab_size, max_tokens=64
+    )
 
 
 @pytest.fixture
 def tokenised(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Characters of each text that was tokenised."""
-    found: list[int] = []
+    """The number of characters of each text that was tokenised."""
+    lengths: list[int] = []
     encoded = StatelessTokenizer._encoded
 
-    def counting(self: StatelessTokenizer, text: str, **how: Any) -> Any:
-        found.append(len(text))
-        return encoded(self, text, **how)
+    def counting(self: StatelessTokenizer, text: str, **options: Any) -> Any:
+        lengths.append(len(text))
+        return encoded(self, text, **options)
 
     monkeypatch.setattr(StatelessTokenizer, "_encoded", counting)
-    return found
+    return lengths
 
 
 LONG = "How do I reset my router? " * 100_000
@@ -48,7 +50,7 @@ LONG = "How do I reset my router? " * 100_000
     ],
     ids=["response", "prompt", "message", "role", "messages", "prompt ids", "response ids"],
 )
-def test_what_is_far_too_long_is_refused_before_it_is_tokenised(
+def test_an_item_far_above_the_limit_is_refused_before_tokenisation(
     encoder: Encoder, tokenised: list[int], item: Item
 ) -> None:
     with pytest.raises(TooLongError):
@@ -57,7 +59,7 @@ def test_what_is_far_too_long_is_refused_before_it_is_tokenised(
 
 
 @pytest.mark.parametrize("is_chat", [False, True])
-def test_a_long_prompt_is_cut_before_it_is_tokenised_and_gives_the_same_ids(
+def test_a_long_prompt_is_cut_before_tokenisation_and_gives_the_same_ids(
     encoder: Encoder, tokenised: list[int], is_chat: bool
 ) -> None:
     def prompt(text: str) -> Any:
@@ -72,14 +74,14 @@ def test_a_long_prompt_is_cut_before_it_is_tokenised_and_gives_the_same_ids(
     assert cut.prefix_ids == expected.prefix_ids
 
 
-def test_no_text_within_the_limit_is_refused_for_its_characters(encoder: Encoder, tokenizer: Any) -> None:
+def test_a_text_within_the_token_limit_is_never_above_the_character_limit(encoder: Encoder, tokenizer: Any) -> None:
     longest = max(tokenizer.get_vocab(), key=len)
     text = tokenizer.convert_tokens_to_string([longest]) * 20
     assert len(text) <= encoder.max_chars  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("value", [10**2000, [10**60] * 100, -(10**2000), {"x": 1e-300, "y": [1.5] * 200}])
-def test_numbers_count_with_what_they_are_written_in(encoder: Encoder, tokenised: list[int], value: Any) -> None:
+def test_numbers_count_with_their_length_as_text(encoder: Encoder, tokenised: list[int], value: Any) -> None:
     encoder.max_chars = 2000
     message = {"role": "user", "content": "c", "name": value}
     with pytest.raises(TooLongError):

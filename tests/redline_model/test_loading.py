@@ -1,4 +1,4 @@
-"""A model's checkpoint is the model that its configuration describes, or it is refused by name."""
+"""A model whose checkpoint does not match its configuration is refused, with the names of tensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from redline.preference_data.rows import Pair
-from redline_model.bundle.checkpoint_names import check_names
+from redline_model.bundle.checkpoint_names import check_tensor_names
 from redline_model.bundle.load_options import LoadOptions
 from redline_model.bundle.loading import check_policy, load_config, load_model, load_tokenizer
 from redline_model.encoding.make_encoder import make_encoder
@@ -61,7 +61,7 @@ def as_pytorch(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
-def test_a_base_without_some_of_its_weights_is_refused_and_they_are_named(copy: Path, form: str) -> None:
+def test_a_base_with_missing_weights_is_refused_by_their_names(copy: Path, form: str) -> None:
     change_weights(copy, drop="layers.1.mlp")
     if form == "bin":
         as_pytorch(copy)
@@ -74,7 +74,7 @@ def test_a_base_without_some_of_its_weights_is_refused_and_they_are_named(copy: 
 
 
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
-def test_a_classifier_is_no_base_of_a_language_model(base: Path, tmp_path: Path, form: str) -> None:
+def test_a_classifier_is_refused_as_base_of_a_language_model(base: Path, tmp_path: Path, form: str) -> None:
     classifier = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, trust_remote_code=False)
     classifier.save_pretrained(tmp_path)
     load_tokenizer(base).save_pretrained(tmp_path)
@@ -94,14 +94,14 @@ def test_many_missing_weights_are_counted(copy: Path) -> None:
         load_model(copy, "seq2seq", CPU)
 
 
-def test_an_encoder_decoder_base_is_compared_too(tmp_path: Path) -> None:
+def test_missing_weights_of_an_encoder_decoder_base_are_named(tmp_path: Path) -> None:
     build_encoder_decoder(64).save_pretrained(tmp_path)
     change_weights(tmp_path, drop="decoder.block.1.layer.2")
     with pytest.raises(BundleError, match=r"lacks weights of a seq2seq model: decoder\.block\.1"):
         load_model(tmp_path, "seq2seq", CPU)
 
 
-def test_only_the_new_score_head_is_drawn(base: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_the_score_head_may_be_initialised_at_random(base: Path, caplog: pytest.LogCaptureFixture) -> None:
     for kind in ("scalar", "red"):
         model = load_model(base, kind, CPU)
         assert torch.isfinite(model.score.weight).all()
@@ -110,7 +110,7 @@ def test_only_the_new_score_head_is_drawn(base: Path, caplog: pytest.LogCaptureF
     assert "lm_head" not in caplog.text
 
 
-def test_weights_that_are_not_used_are_named_in_one_line_and_harmless_ones_are_not(
+def test_unused_weights_are_logged_in_one_line_except_harmless_ones(
     copy: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -118,18 +118,18 @@ def test_weights_that_are_not_used_are_named_in_one_line_and_harmless_ones_are_n
     change_weights(copy, add=harmless)
     load_model(copy, "seq2seq", CPU)
     check_policy(copy)
-    ours = [record for record in caplog.records if record.name.startswith("redline")]
-    assert not ours
+    redline_records = [record for record in caplog.records if record.name.startswith("redline")]
+    assert not redline_records
     change_weights(copy, add={"model.layers.7.mlp.up_proj.weight": torch.ones(2, 2)})
     load_model(copy, "seq2seq", CPU)
     check_policy(copy)
-    ours = [record for record in caplog.records if record.name.startswith("redline")]
-    assert len(ours) == 2
-    assert all("model.layers.7.mlp.up_proj.weight" in record.getMessage() for record in ours)
+    redline_records = [record for record in caplog.records if record.name.startswith("redline")]
+    assert len(redline_records) == 2
+    assert all("model.layers.7.mlp.up_proj.weight" in record.getMessage() for record in redline_records)
 
 
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
-def test_weights_of_another_size_are_refused_by_name_and_sizes(copy: Path, form: str) -> None:
+def test_weights_with_other_shapes_are_refused_by_name_and_shape(copy: Path, form: str) -> None:
     if form == "bin":
         as_pytorch(copy)
     settings = json.loads((copy / "config.json").read_text())
@@ -140,7 +140,7 @@ def test_weights_of_another_size_are_refused_by_name_and_sizes(copy: Path, form:
             check()
 
 
-def test_a_damaged_pytorch_file_is_refused_without_running_it(copy: Path) -> None:
+def test_a_damaged_pytorch_file_is_refused_without_running_code(copy: Path) -> None:
     (copy / "model.safetensors").unlink()
     (copy / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch /tmp/x'\ntR.")
     with pytest.raises(BundleError, match=r"pytorch_model\.bin cannot be read"):
@@ -150,14 +150,18 @@ def test_a_damaged_pytorch_file_is_refused_without_running_it(copy: Path) -> Non
         check_policy(copy)
 
 
-def test_names_of_weights_cannot_forge_a_message() -> None:
-    told = {"missing_keys": {"a\x1b[2Jb\nredline: all is well"}, "unexpected_keys": set(), "mismatched_keys": set()}
+def test_names_of_weights_cannot_forge_an_error_message() -> None:
+    loading_info = {
+        "missing_keys": {"a\x1b[2J\nredline: all is well"},
+        "unexpected_keys": set(),
+        "mismatched_keys": set(),
+    }
     with pytest.raises(BundleError) as refusal:
-        check_names(told, "x", "scalar")
+        check_tensor_names(loading_info, "x", "scalar")
     assert str(refusal.value).isprintable()
 
 
-def test_an_adapter_s_folder_is_refused_and_its_base_is_not_followed(copy: Path) -> None:
+def test_an_adapter_s_folder_is_refused_without_loading_its_base(copy: Path) -> None:
     (copy / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/base"}')
     for check in (
         lambda: load_tokenizer(copy),
@@ -170,7 +174,7 @@ def test_an_adapter_s_folder_is_refused_and_its_base_is_not_followed(copy: Path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_tokenizer_larger_than_the_model_is_refused_by_both_sizes_before_training(
+def test_a_tokenizer_larger_than_the_model_is_refused_before_training(
     base: Path, copy: Path, tmp_path: Path, kind: str
 ) -> None:
     tokenizer = load_tokenizer(base)
@@ -191,7 +195,7 @@ def test_a_model_may_be_larger_than_its_tokenizer(tmp_path: Path, tokenizer: Pre
     assert make_encoder("seq2seq", load_config(tmp_path), tokenizer, Template.fitting(tokenizer), 64)
 
 
-def test_a_hub_id_is_checked_like_a_folder(base: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_is_checked_like_a_local_folder(base: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **patterns: str(copy))
     assert load_model("someone/base", "seq2seq", CPU).config.vocab_size == load_config(base).vocab_size
     (copy / "adapter_config.json").write_text("{}")
@@ -203,22 +207,22 @@ def test_a_hub_id_is_checked_like_a_folder(base: Path, copy: Path, monkeypatch: 
         load_config("someone/base")
 
 
-def test_weights_of_a_hub_id_are_safetensors_where_there_are_any(
+def test_safetensors_are_downloaded_from_a_hub_id_if_there_are_any(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[list[str]] = []
+    requested_patterns: list[list[str]] = []
 
     def snapshot(name: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
-        asked.append(allow_patterns)
+        requested_patterns.append(allow_patterns)
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     load_config("someone/base")
-    assert ["*.safetensors" in patterns for patterns in asked] == [True, False]
+    assert ["*.safetensors" in patterns for patterns in requested_patterns] == [True, False]
     (tmp_path / "model.safetensors").write_bytes(b"")
     load_config("someone/base")
-    assert len(asked) == 3
+    assert len(requested_patterns) == 3
 
 
 @pytest.mark.parametrize("kind", ["seq2seq", "scalar", "red"])
@@ -258,9 +262,9 @@ def test_a_head_of_another_width_than_the_hidden_size_is_trained_and_served(
         ("model.foo", False, True),
     ],
 )
-def test_unexpected_weights_are_named_unless_they_are_another_task_s_head(
+def test_unused_weights_are_logged_unless_they_are_the_head_of_another_task(
     caplog: pytest.LogCaptureFixture, name: str, is_classifier: bool, is_named: bool
 ) -> None:
-    told = {"missing_keys": set(), "unexpected_keys": {name}, "mismatched_keys": set()}
-    check_names(told, "folder", "scalar", is_classifier=is_classifier)
+    loading_info = {"missing_keys": set(), "unexpected_keys": {name}, "mismatched_keys": set()}
+    check_tensor_names(loading_info, "folder", "scalar", is_classifier=is_classifier)
     assert (name in caplog.text) == is_named

@@ -1,4 +1,4 @@
-"""The head on gathered rows gives the model's own logits, a chunk at a time."""
+"""The language model head on chosen rows gives the model's own logits, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from redline_model.scorer import Scorer
 from tests.families import build_family
 
 
-def test_chunks_joined_are_the_full_logits(causal_scorer: Scorer[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_joined_chunks_equal_the_full_logits(causal_scorer: Scorer[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("redline_model.inference.lm_head._CHUNK_ELEMENTS", 1000)  # several chunks
     model = causal_scorer.model
     head = LMHead.probed(model)
-    assert head.is_understood
+    assert head.is_verified
     ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
     with torch.no_grad():
         full = model(input_ids=ids).logits[0]
@@ -27,11 +27,11 @@ def test_chunks_joined_are_the_full_logits(causal_scorer: Scorer[Any], monkeypat
 
 
 @pytest.mark.parametrize("family", ["gemma2", "cohere", "granite", "gpt2", "llama"])
-def test_heads_with_scalings_of_their_own_are_reproduced(family: str) -> None:
+def test_scalings_after_the_projection_are_reproduced(family: str) -> None:
     model = build_family(family)
     ids = torch.tensor([[5, 6, 7, 8]])
     head = LMHead.probed(model)
-    assert head.is_understood
+    assert head.is_verified
     with torch.no_grad():
         hidden = model.base_model(input_ids=ids).last_hidden_state[0]
         logits = torch.cat([part for _, part in head.chunks(hidden)])
@@ -39,23 +39,23 @@ def test_heads_with_scalings_of_their_own_are_reproduced(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["t5", "bart"])
-def test_an_encoder_decoder_s_projection_can_be_intercepted(family: str) -> None:
+def test_the_inputs_of_an_encoder_decoder_projection_can_be_captured(family: str) -> None:
     model = build_family(family)
     if family == "bart":
         model.final_logits_bias.copy_(torch.randn(1, model.config.vocab_size))
     inputs = {"input_ids": torch.tensor([[5, 6, 7]]), "decoder_input_ids": torch.tensor([[2, 9, 4, 11]])}
     head = LMHead.probed(model)
-    assert head.is_understood
+    assert head.is_verified
     with torch.no_grad():
         full = model(**inputs).logits
-        with head.intercepted() as entered:
+        with head.capture_inputs() as captured:
             assert model(**inputs).logits.numel() == 0
-        assert torch.allclose(torch.cat([x for _, x in head.chunks(entered[0][0])]), full[0], atol=1e-5)
-        assert torch.equal(model(**inputs).logits, full)  # and it is as it was
+        assert torch.allclose(torch.cat([x for _, x in head.chunks(captured[0][0])]), full[0], atol=1e-5)
+        assert torch.equal(model(**inputs).logits, full)  # the hook is removed
 
 
 @pytest.mark.parametrize("architecture", ["causal_scorer", "encoder_decoder_scorer"])
-def test_only_judged_rows_are_projected(
+def test_only_rows_of_target_tokens_are_projected(
     architecture: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scorer: Scorer[Any] = request.getfixturevalue(architecture)

@@ -1,4 +1,4 @@
-"""What a model can read is what its configuration says, under whichever name; what is longer is refused."""
+"""The longest sequence that a model reads comes from its configuration, under any name; longer items are refused."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def with_fields(model_type: type, **fields: Any) -> Any:
         (GPT2Config(n_positions=301), 301),
         (CTRLConfig(n_positions=302), 302),
         (MptConfig(max_seq_len=303), 303),
-        (OPTConfig(max_position_embeddings=304), 304),  # the table has two more, which are not for tokens
+        (OPTConfig(max_position_embeddings=304), 304),  # the table has two more rows, which are not for tokens
         (RobertaConfig(max_position_embeddings=514, pad_token_id=1), 512),
         (with_fields(MambaConfig, max_sequence_length=305), 305),
         (with_fields(MambaConfig, seq_length=306), 306),
@@ -61,14 +61,14 @@ def with_fields(model_type: type, **fields: Any) -> Any:
     ],
     ids=lambda value: type(value).__name__ if hasattr(value, "model_type") else str(value),
 )
-def test_positions_are_found_under_every_name(config: Any, expected: int | None) -> None:
+def test_the_position_limit_is_found_under_every_name(config: Any, expected: int | None) -> None:
     assert source_positions(config) == expected
     assert token_limit(config) == (expected or 4096)
     assert token_limit(config, 100) == 100
     assert token_limit(config, 10**6) == (expected or 10**6)
 
 
-def test_a_decoder_has_positions_of_its_own() -> None:
+def test_encoder_and_decoder_have_separate_position_limits() -> None:
     led = LEDConfig(max_encoder_position_embeddings=310, max_decoder_position_embeddings=50)
     assert (source_positions(led), target_positions(led)) == (310, 50)
     speech = Speech2TextConfig(max_source_positions=311, max_target_positions=51)
@@ -82,7 +82,7 @@ def test_a_decoder_has_positions_of_its_own() -> None:
     assert target_positions(T5Config()) is None
 
 
-def test_a_response_that_a_decoder_has_no_positions_for_is_refused(plain_tokenizer: Any) -> None:
+def test_a_response_longer_than_the_decoder_reads_is_refused(plain_tokenizer: Any) -> None:
     config = LEDConfig(
         vocab_size=len(plain_tokenizer), max_encoder_position_embeddings=256, max_decoder_position_embeddings=32
     )
@@ -96,7 +96,7 @@ def test_a_response_that_a_decoder_has_no_positions_for_is_refused(plain_tokeniz
         encoder.encode(Item("word " * 300, "ok"))
 
 
-def test_led_scores_and_writes_up_to_its_decoder_s_last_position(plain_tokenizer: Any) -> None:
+def test_led_scores_and_writes_up_to_its_last_decoder_position(plain_tokenizer: Any) -> None:
     from transformers import LEDForConditionalGeneration
 
     from redline_model.scorer import correct_all
@@ -124,10 +124,10 @@ def test_led_scores_and_writes_up_to_its_decoder_s_last_position(plain_tokenizer
     assert len(item.target_ids) == 24
     assert len(scorer.forward([item])[0].logprob) == 24
     (_, correction), *_ = correct_all(scorer, [scorer.encoder.encode(Item("Hi", ids[:4]))])
-    assert not correction.is_complete, "it was written to the last position"
+    assert not correction.is_complete, "it should stop at the last position"
 
 
-def test_no_encoder_reads_more_than_the_configuration_says(plain_tokenizer: Any) -> None:
+def test_the_configuration_limits_max_tokens(plain_tokenizer: Any) -> None:
     config = MptConfig(vocab_size=len(plain_tokenizer), max_seq_len=64)
     encoder = make_encoder("seq2seq", config, plain_tokenizer, Template.fitting(plain_tokenizer), 4096)
     with pytest.raises(TooLongError, match="reads 64"):

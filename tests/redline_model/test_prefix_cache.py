@@ -1,4 +1,4 @@
-"""The prefix cache is bounded in bytes, whatever the model's keys and values take, and the caches of texts in size."""
+"""The prefix cache is bounded in bytes, and the caches of encoded prompts are bounded in size."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from redline_model.inference.packed_attention import KVCache
 from redline_model.inference.prefix_cache import PrefixCache, share_bytes
 
 
-def past(tokens: int, layers: int = 2, heads: int = 2, size: int = 8) -> KVCache:
-    kept = KVCache(tokens)
+def filled_kv_cache(tokens: int, layers: int = 2, heads: int = 2, size: int = 8) -> KVCache:
+    kv_cache = KVCache(tokens)
     for layer in range(layers):
-        kept.write(layer, 0, torch.zeros(heads, tokens, size), torch.zeros(heads, tokens, size))
-    return kept
+        kv_cache.write(layer, 0, torch.zeros(heads, tokens, size), torch.zeros(heads, tokens, size))
+    return kv_cache
 
 
-def test_bytes_are_counted_and_bounded() -> None:
-    one = past(10)
-    assert one.bytes == 10 * 2 * 2 * 2 * 8 * 4  # tokens, keys and values, layers, heads, size, float32
-    cache = PrefixCache(10_000, max_bytes=3 * one.bytes)
+def test_the_bytes_of_cached_prefixes_are_counted_and_bounded() -> None:
+    entry = filled_kv_cache(10)
+    assert entry.bytes == 10 * 2 * 2 * 2 * 8 * 4  # tokens, keys and values, layers, heads, size, float32
+    cache = PrefixCache(10_000, max_bytes=3 * entry.bytes)
     for n in range(5):
-        cache.put((n,) * 10, past(10))
+        cache.put((n,) * 10, filled_kv_cache(10))
         assert cache.bytes <= cache.max_bytes
     assert [(n,) * 10 in cache for n in range(5)] == [False, False, True, True, True]
     assert cache.tokens == 30
@@ -36,14 +36,14 @@ def test_bytes_are_counted_and_bounded() -> None:
     assert (4,) * 10 not in cache
 
 
-def test_caches_share_what_a_bundle_may_take() -> None:
+def test_the_caches_of_a_bundle_share_one_memory_limit() -> None:
     caches = [PrefixCache(100), PrefixCache(100)]
     share_bytes(caches, 1000)
     assert [cache.max_bytes for cache in caches] == [500, 500]
     share_bytes([], 1000)
 
 
-def test_a_loaded_bundle_keeps_to_its_bytes(bundle: Bundle) -> None:
+def test_a_loaded_bundle_keeps_its_prefix_cache_limit(bundle: Bundle) -> None:
     loaded = Bundle.load(bundle.folder, prefix_cache_tokens=10_000, prefix_cache_bytes=60_000)
     scorer: Any = loaded.scorer
     for n in range(12):
@@ -55,7 +55,7 @@ def test_a_loaded_bundle_keeps_to_its_bytes(bundle: Bundle) -> None:
     assert sum(cache.bytes for cache in again.scorer.planner.prefix_caches) == 0
 
 
-def test_a_sized_cache_drops_the_least_recently_used_and_keeps_its_size() -> None:
+def test_a_sized_cache_evicts_the_least_recently_used_entry_and_keeps_its_size() -> None:
     computed: list[str] = []
 
     def compute(key: str) -> str:
@@ -72,7 +72,7 @@ def test_a_sized_cache_drops_the_least_recently_used_and_keeps_its_size() -> Non
     assert computed[-1] == "bb"
 
 
-def test_a_sized_cache_may_be_used_by_many_threads() -> None:
+def test_a_sized_cache_is_thread_safe() -> None:
     cache = SizedCache(lambda key: (key,) * 3, lambda key, value: 3, 30)
     wrong: list[int] = []
 

@@ -1,4 +1,4 @@
-"""The relatives behind the contract: each formula by hand, one score alone and in any batch."""
+"""The scorers red, dpo, ensemble and length_calibrated: formulas by hand, and scores independent of the batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from redline_model.extraction import aggregate_rewards, move_score
 from redline_model.options import AGGREGATES, Aggregate, EnsembleOptions, Extraction, LengthCurve, Template
 from redline_model.reward_spec import RewardSpec, all_reward_specs, reward_spec, spec_key
 from redline_model.scorer import ScoredResponse, Scorer, correct_all
-from redline_model.scorers.ensemble import EnsembleScorer, combined
+from redline_model.scorers.ensemble import EnsembleScorer, combine_members
 from redline_model.scorers.length_calibrated import LengthCalibratedScorer
 from tests.conftest import (
     build_causal,
@@ -44,7 +44,7 @@ def curves_of(inner: Scorer[Any]) -> dict[str, LengthCurve]:
 
 
 def build(kind: str, tokenizer: Any, *, is_padded: bool) -> Scorer[Any]:
-    """A scorer of ``kind`` whose passes are padded or ragged."""
+    """A scorer of ``kind`` whose passes are padded or packed."""
 
     def scalar(seed: int, kind: Any = "scalar") -> Scorer[Any]:
         model = build_scalar(len(tokenizer), seed)
@@ -72,7 +72,7 @@ def build(kind: str, tokenizer: Any, *, is_padded: bool) -> Scorer[Any]:
 KINDS = ["red", "dpo", "length_calibrated", "ensemble of scalars", "ensemble of seq2seq"]
 
 
-@pytest.mark.parametrize("is_padded", [False, True], ids=["ragged", "padded"])
+@pytest.mark.parametrize("is_padded", [False, True], ids=["packed", "padded"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_score_is_the_same_alone_and_in_any_batch(kind: str, is_padded: bool, tokenizer: Any) -> None:
     scorer = build(kind, tokenizer, is_padded=is_padded)
@@ -96,20 +96,20 @@ def test_the_score_is_the_aggregate_of_the_token_rewards(kind: str, tokenizer: A
     for outputs in scorer.forward(items_of(scorer)):
         for spec in all_reward_specs(scorer):
             scored = scorer.to_rewards(outputs, spec)
-            again = aggregate_rewards(torch.tensor(scored.rewards, dtype=torch.float64), spec.aggregate)
-            assert scored.score == pytest.approx(again, abs=1e-6)
+            aggregated = aggregate_rewards(torch.tensor(scored.rewards, dtype=torch.float64), spec.aggregate)
+            assert scored.score == pytest.approx(aggregated, abs=1e-6)
 
 
-@pytest.mark.parametrize("is_padded", [False, True], ids=["ragged", "padded"])
-def test_red_rewards_telescope_and_are_the_scalar_of_every_beginning(is_padded: bool, tokenizer: Any) -> None:
+@pytest.mark.parametrize("is_padded", [False, True], ids=["packed", "padded"])
+def test_red_rewards_are_differences_of_the_scalar_score_of_every_prefix(is_padded: bool, tokenizer: Any) -> None:
     scorer = build("red", tokenizer, is_padded=is_padded)
-    plain = build_scalar(len(tokenizer), 0)
+    scalar_model = build_scalar(len(tokenizer), 0)
     for item, outputs in zip(items_of(scorer), scorer.forward(items_of(scorer)), strict=True):
         values = []
-        for t in range(len(item.target_ids) + 1):  # each beginning of the response in a pass of its own
+        for t in range(len(item.target_ids) + 1):  # a separate pass for every prefix of the response
             ids = torch.tensor([[*item.prefix_ids, *item.target_ids[:t]]])
             with torch.no_grad():
-                values.append(float(plain.score(plain.model(input_ids=ids).last_hidden_state[0, -1])))
+                values.append(float(scalar_model.score(scalar_model.model(input_ids=ids).last_hidden_state[0, -1])))
         scored = scorer.to_rewards(outputs, RewardSpec(None, "sum"))
         assert scored.rewards == pytest.approx([b - a for a, b in pairwise(values)], abs=1e-3)
         assert scored.score == pytest.approx(values[-1] - values[0], abs=1e-3)
@@ -130,8 +130,8 @@ def test_dpo_rewards_are_scaled_differences_of_log_probabilities(tokenizer: Any)
         assert scorer.to_rewards(outputs, RewardSpec(None, "sum")).rewards == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.parametrize("is_padded", [False, True], ids=["ragged", "padded"])
-def test_a_policy_that_has_not_left_its_reference_earns_nothing(is_padded: bool, tokenizer: Any) -> None:
+@pytest.mark.parametrize("is_padded", [False, True], ids=["packed", "padded"])
+def test_a_policy_equal_to_its_reference_gets_no_dpo_reward(is_padded: bool, tokenizer: Any) -> None:
     scorer = build_dpo(tokenizer, seeds=(1, 1), is_padded=is_padded)
     for item, outputs in zip(items_of(scorer), scorer.forward(items_of(scorer)), strict=True):
         assert scorer.to_rewards(outputs, RewardSpec(None, "sum")).rewards == [0.0] * len(item.target_ids)
@@ -152,9 +152,9 @@ def test_a_dpo_prompt_is_the_policy_s_prompt(chat: bool, tokenizer: Any, plain_t
         assert encoded.prefix_ids == policy.prompt_ids(prompt)
 
 
-def test_a_judge_without_a_prompt_is_an_error_of_its_item(plain_tokenizer: Any) -> None:
+def test_an_empty_prompt_is_an_error_for_dpo(plain_tokenizer: Any) -> None:
     scorer = build_dpo(plain_tokenizer)
-    with pytest.raises(InvalidPromptError, match="nothing is left"):
+    with pytest.raises(InvalidPromptError, match="no token of the prompt"):
         scorer.encoder.encode(Item("", "Hold"))
 
 
@@ -164,7 +164,7 @@ def test_dpo_models_of_different_vocabularies_are_refused(tokenizer: Any) -> Non
         build_scorer("dpo", model, tokenizer, reference=other, beta=0.1)
 
 
-JUDGEMENTS = [
+SCORED = [
     ScoredResponse(3.0, [1.0, 2.0], None),
     ScoredResponse(-1.0, [0.0, -1.0], 1),
     ScoredResponse(1.0, [2.0, -1.0], 0),
@@ -172,21 +172,21 @@ JUDGEMENTS = [
 
 
 def test_combining_by_hand() -> None:
-    def under(combine: Any, aggregate: Aggregate = "sum", **options: Any) -> ScoredResponse:
-        return combined(JUDGEMENTS, EnsembleOptions(members=3, combine=combine, **options), aggregate)
+    def combine_with(combine: Any, aggregate: Aggregate = "sum", **options: Any) -> ScoredResponse:
+        return combine_members(SCORED, EnsembleOptions(members=3, combine=combine, **options), aggregate)
 
-    assert under("mean") == ScoredResponse(1.0, [1.0, 0.0], None)
-    assert under("min") == JUDGEMENTS[1]
+    assert combine_with("mean") == ScoredResponse(1.0, [1.0, 0.0], None)
+    assert combine_with("min") == SCORED[1]
     # mean 1, population variance ((2)^2 + (-2)^2 + 0) / 3 = 8/3
-    less = under("mean_minus_variance", variance_weight=0.75)
+    less = combine_with("mean_minus_variance", variance_weight=0.75)
     assert less.score == pytest.approx(1.0 - 0.75 * 8 / 3)
     assert less.rewards == pytest.approx([1.0, 0.0 - 2.0])
-    assert under("mean_minus_variance", variance_weight=0.0) == under("mean")
+    assert combine_with("mean_minus_variance", variance_weight=0.0) == combine_with("mean")
 
 
 def test_the_least_of_equals_is_the_first() -> None:
     equal = [ScoredResponse(1.0, [1.0], None), ScoredResponse(1.0, [1.0], 0)]
-    assert combined(equal, EnsembleOptions(members=2, combine="min"), "sum") is equal[0]
+    assert combine_members(equal, EnsembleOptions(members=2, combine="min"), "sum") is equal[0]
 
 
 def test_moving_a_score_moves_its_aggregate_and_the_last_reward_alone() -> None:
@@ -205,19 +205,24 @@ def test_members_that_lay_items_out_differently_are_refused(tokenizer: Any, plai
     seq2seq = build_scorer("seq2seq", build_causal(len(tokenizer)), tokenizer)
     words = plain_tokenizer.__class__(tokenizer_object=plain_tokenizer.backend_tokenizer, eos_token="<|user|>")
     words.chat_template = tokenizer.chat_template
-    foreign = build_scorer("scalar", build_scalar(len(words)), words, template=scalar.encoder.template)
+    encode_user_text = build_scorer("scalar", build_scalar(len(words)), words, template=scalar.encoder.template)
     changed = build_tokenizer()
     changed.chat_template = "{{ bos_token }}" + changed.chat_template
     own_chat = build_scorer("scalar", build_scalar(len(changed)), changed)
     options = EnsembleOptions(members=2)
-    for second, what in ((other, "template"), (own_chat, "template"), (seq2seq, "arrangement"), (foreign, "tokenizer")):
+    for second, what in (
+        (other, "template"),
+        (own_chat, "template"),
+        (seq2seq, "arrangement"),
+        (encode_user_text, "tokenizer"),
+    ):
         with pytest.raises(UnsupportedError, match=f"0 and 1 .* {what}"):
             EnsembleScorer([scalar, second], options, Extraction())
     with pytest.raises(UnsupportedError, match="2 has 1"):
         EnsembleScorer([scalar], options, Extraction())
 
 
-def test_an_ensemble_reads_as_much_as_its_least_member(tokenizer: Any) -> None:
+def test_an_ensemble_has_the_smallest_token_limit_of_its_members(tokenizer: Any) -> None:
     members = [
         build_scorer("scalar", build_scalar(len(tokenizer) + extra), tokenizer, max_tokens=limit)
         for extra, limit in ((0, 90), (8, 70))
@@ -227,23 +232,23 @@ def test_an_ensemble_reads_as_much_as_its_least_member(tokenizer: Any) -> None:
     assert scorer.encoder.vocab_size == len(tokenizer)
 
 
-def test_every_member_s_pass_is_begun_before_any_is_waited_for(tokenizer: Any) -> None:
+def test_an_ensemble_starts_all_passes_before_it_waits_for_one(tokenizer: Any) -> None:
     scorer = build("ensemble of scalars", tokenizer, is_padded=False)
     assert isinstance(scorer, EnsembleScorer)
     order: list[str] = []
     for number, member in enumerate(scorer.members):
 
         def start_forward(items: Any, number: int = number, real: Any = member.start_forward) -> Any:
-            order.append(f"launch {number}")
+            order.append(f"start {number}")
             collect = real(items)
             return lambda: (order.append(f"collect {number}"), collect())[1]
 
         member.start_forward = start_forward  # type: ignore[method-assign]
     scorer.forward(items_of(scorer)[:2])
-    assert order == [*(f"launch {n}" for n in range(3)), *(f"collect {n}" for n in range(3))]
+    assert order == [*(f"start {n}" for n in range(3)), *(f"collect {n}" for n in range(3))]
 
 
-def test_padded_and_ragged_members_share_passes_that_fit_both(tokenizer: Any) -> None:
+def test_passes_of_padded_and_packed_members_fit_both(tokenizer: Any) -> None:
     members = [build("red", tokenizer, is_padded=is_padded) for is_padded in (False, True)]
     scorer = EnsembleScorer(members, EnsembleOptions(members=2), Extraction())
     items = items_of(scorer)
@@ -261,7 +266,7 @@ def test_a_length_curve_is_linear_between_knots_and_constant_beyond() -> None:
             LengthCurve(lengths=lengths, values=values)
 
 
-def test_a_length_calibrated_score_is_the_inner_one_less_the_curve(tokenizer: Any) -> None:
+def test_a_length_calibrated_score_is_the_inner_score_minus_the_curve(tokenizer: Any) -> None:
     scorer = build("length_calibrated", tokenizer, is_padded=False)
     assert isinstance(scorer, LengthCalibratedScorer)
     for item, outputs in zip(items_of(scorer), scorer.forward(items_of(scorer)), strict=True):
@@ -272,14 +277,14 @@ def test_a_length_calibrated_score_is_the_inner_one_less_the_curve(tokenizer: An
             assert scored.rewards[:-1] == inner.rewards[:-1]
 
 
-def test_a_reading_without_a_curve_is_refused(scalar_scorer: Scorer[Any]) -> None:
+def test_a_reward_specification_without_a_curve_is_refused(scalar_scorer: Scorer[Any]) -> None:
     curves = curves_of(scalar_scorer)
     del curves["scalar/mean"]
     with pytest.raises(UnsupportedError, match="scalar/mean"):
         LengthCalibratedScorer(scalar_scorer, curves)
 
 
-def test_who_writes_no_correction_says_so(tokenizer: Any, causal_scorer: Scorer[Any]) -> None:
+def test_scorers_that_cannot_write_refuse_corrections(tokenizer: Any, causal_scorer: Scorer[Any]) -> None:
     for kind in KINDS:
         scorer = build(kind, tokenizer, is_padded=False)
         assert not scorer.can_correct
@@ -290,7 +295,7 @@ def test_who_writes_no_correction_says_so(tokenizer: Any, causal_scorer: Scorer[
     assert correct_all(wrapped, items_of(wrapped)[:1])[0][1] == correct_all(causal_scorer, items_of(wrapped)[:1])[0][1]
 
 
-def test_modes_are_those_of_the_members(tokenizer: Any) -> None:
+def test_an_ensemble_has_the_modes_of_its_members(tokenizer: Any) -> None:
     seq2seq = build("ensemble of seq2seq", tokenizer, is_padded=False)
     assert reward_spec(seq2seq, "paper", "mean") == RewardSpec("paper", "mean")
     scalars = build("ensemble of scalars", tokenizer, is_padded=False)
@@ -300,7 +305,7 @@ def test_modes_are_those_of_the_members(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nan_is_an_error_of_its_item(kind: str, tokenizer: Any) -> None:
+def test_nan_is_an_error_of_one_item(kind: str, tokenizer: Any) -> None:
     scorer = build(kind, tokenizer, is_padded=False)
     broken = tokenizer.convert_tokens_to_ids("z")
     items = [scorer.encoder.encode(Item("Hi", text)) for text in ("good", "zz")]
@@ -320,5 +325,5 @@ def test_encoder_decoder_members_make_an_ensemble(plain_tokenizer: Any) -> None:
     items = items_of(scorer)
     spec = reward_spec(scorer)
     scores = [[member.to_rewards(m, spec).score for m in member.forward(items)] for member in members]
-    ours = [scorer.to_rewards(m, spec).score for m in scorer.forward(items)]
-    assert ours == pytest.approx([(a + b) / 2 for a, b in zip(*scores, strict=True)], abs=1e-3)
+    actual = [scorer.to_rewards(m, spec).score for m in scorer.forward(items)]
+    assert actual == pytest.approx([(a + b) / 2 for a, b in zip(*scores, strict=True)], abs=1e-3)

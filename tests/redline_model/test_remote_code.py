@@ -1,4 +1,4 @@
-"""Code that comes with a model is not run, and nobody is asked whether it may be."""
+"""Code in a model folder is never run, and no command asks whether to run it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ REMOTE: dict[str, Damage] = {
 
 @pytest.mark.parametrize("has_files", [True, False])
 @pytest.mark.parametrize("damage", [pytest.param(damage, id=what) for what, damage in REMOTE.items()])
-def test_code_from_a_folder_is_refused_and_not_run(copy: Path, damage: Damage, has_files: bool) -> None:
+def test_a_folder_that_needs_its_own_code_is_refused(copy: Path, damage: Damage, has_files: bool) -> None:
     if has_files:
         trace = copy.parent / "code was run"
         (copy / "their.py").write_text(f"import pathlib\npathlib.Path({str(trace)!r}).touch()\n")
@@ -56,7 +56,7 @@ def test_code_from_a_folder_is_refused_and_not_run(copy: Path, damage: Damage, h
     assert not (copy.parent / "code was run").exists()
 
 
-def test_a_model_that_transformers_knows_is_loaded_without_the_code_beside_it(copy: Path) -> None:
+def test_a_model_of_transformers_is_loaded_without_the_code_in_its_folder(copy: Path) -> None:
     config(auto_map={"AutoConfig": "their.Config", "AutoModelForCausalLM": "their.Model"})(copy)
     Bundle.load(copy)
 
@@ -72,22 +72,22 @@ def test_no_command_asks_whether_to_run_code(copy: Path, tmp_path: Path, command
         "serve": [str(copy), "--port", "0"],
         "ppo": ["--policy", str(copy), "--prompts", str(pairs), "--out", str(tmp_path / "out"), "--patience-s", "1"],
     }[command]
-    status, output, shown, took, _ = run_on_terminal(command, *arguments)
+    status, output, shown, seconds, _ = run_on_terminal(command, *arguments)
     assert status == 1, output
     assert output.count("\n") == 1
     assert f"redline: {copy} needs code of its own" in output
     assert "[y/N]" not in output + shown
-    assert took < 30  # a few seconds where nothing else runs, all of them for the import of torch
+    assert seconds < 30  # a few seconds on an idle machine, for the import of torch
 
 
-def test_every_call_of_from_pretrained_says_that_no_code_is_run() -> None:
+def test_every_call_of_from_pretrained_sets_trust_remote_code_to_false() -> None:
     sources = [
         p for top in ("client", "service", "trainer", "examples", "benchmarks") for p in (ROOT / top).rglob("*.py")
     ]
-    calls = 0
+    call_count = 0
     for path in sources:
         for found in re.finditer(r"\.from_(?:pretrained|config)\(", path.read_text(encoding="utf-8")):
             call = path.read_text(encoding="utf-8")[found.start() : found.start() + 250]
             assert "trust_remote_code=False" in call or "from_config(config, dtype" in call, f"{path}: {call}"
-            calls += 1
-    assert calls >= 10
+            call_count += 1
+    assert call_count >= 10

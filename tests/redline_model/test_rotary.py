@@ -1,4 +1,4 @@
-"""A sequence's score is the same alone in a fresh model and in any batch, whatever the model saw before."""
+"""With rotary embeddings that depend on length, a score does not depend on the batch or on earlier passes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from redline_model.inference.token_statistics import start_token_statistics
 from redline_model.scorer import forward_all
 from tests.conftest import build_scorer
 
-ORIGINAL = 24  # tokens up to which the angles are the base's
+ORIGINAL = 24  # up to this many tokens the rotary angles are the base model's
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 4.0}
 LONG = {
     "rope_type": "longrope",
@@ -78,59 +78,59 @@ def build(name: str, head: str = "ForCausalLM") -> Any:
 
 
 def items() -> list[EncodedItem]:
-    """Of lengths around the border, the longest neither first nor last, some with a prompt in common."""
-    made = []
+    """Items with lengths around ``ORIGINAL``; the longest is neither first nor last, and some share a prompt."""
+    encoded = []
     for number, (prompt, response) in enumerate([(5, 3), (5, 60), (5, 18), (40, 9), (5, 19), (20, 30), (3, 2)]):
         ids = [1 + (7 * n + 3) % 390 for n in range(prompt)]
         target = [1 + (11 * n + 5 * number) % 390 for n in range(response)]
-        made.append(EncodedItem(ids, [], [], target, [(0, 0)] * response, ""))
-    return made
+        encoded.append(EncodedItem(ids, [], [], target, [(0, 0)] * response, ""))
+    return encoded
 
 
-@pytest.mark.parametrize("is_understood", [True, False], ids=["", "full logits"])
+@pytest.mark.parametrize("is_verified", [True, False], ids=["", "full logits"])
 @pytest.mark.parametrize("name", MODELS)
-def test_log_probabilities_are_those_of_a_fresh_model_alone(name: str, is_understood: bool) -> None:
-    fresh = build(name)
+def test_log_probabilities_equal_those_of_a_new_model_with_one_item(name: str, is_verified: bool) -> None:
+    original = build(name)
 
     def forward(model: Any) -> Any:
-        made = probed_targets(model)
-        assert isinstance(made, CausalTargets)
-        if not is_understood:
-            made.forward = None
-        return made
+        encoded = probed_targets(model)
+        assert isinstance(encoded, CausalTargets)
+        if not is_verified:
+            encoded.forward = None
+        return encoded
 
-    alone = [start_token_statistics(forward(copy.deepcopy(fresh)), [item])()[0].logprob for item in items()]
-    used = forward(copy.deepcopy(fresh))
+    alone = [start_token_statistics(forward(copy.deepcopy(original)), [item])()[0].logprob for item in items()]
+    shared = forward(copy.deepcopy(original))
     with torch.inference_mode():
         for _ in ("first", "after the long ones"):
-            together = start_token_statistics(used, items())()
-            for one, expected in zip(together, alone, strict=True):
-                assert torch.allclose(one.logprob, expected, atol=1e-5)
-        for item, expected in zip(items(), alone, strict=True):  # right after a longer one, and alone
-            start_token_statistics(used, [items()[1]])()
-            assert torch.allclose(start_token_statistics(used, [item])()[0].logprob, expected, atol=1e-5)
+            together = start_token_statistics(shared, items())()
+            for output, expected in zip(together, alone, strict=True):
+                assert torch.allclose(output.logprob, expected, atol=1e-5)
+        for item, expected in zip(items(), alone, strict=True):  # directly after a longer item
+            start_token_statistics(shared, [items()[1]])()
+            assert torch.allclose(start_token_statistics(shared, [item])()[0].logprob, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("kind", ["scalar", "red"])
-def test_scores_are_those_of_a_fresh_model_alone(name: str, kind: Any, tokenizer: Any) -> None:
-    fresh = build(name, "ForSequenceClassification")
+def test_scores_equal_those_of_a_new_model_with_one_item(name: str, kind: Any, tokenizer: Any) -> None:
+    original = build(name, "ForSequenceClassification")
 
     def values(scorer: Any, some: list[EncodedItem]) -> list[torch.Tensor]:
         outputs = forward_all(scorer, some, 200)
-        return [torch.as_tensor(one.score if kind == "scalar" else one) for one in outputs]
+        return [torch.as_tensor(output.score if kind == "scalar" else output) for output in outputs]
 
     def scorer_of(model: Any) -> Any:
         return build_scorer(kind, model, tokenizer, prefix_cache_tokens=1000)
 
-    alone = [values(scorer_of(copy.deepcopy(fresh)), [item])[0] for item in items()]
-    used = scorer_of(copy.deepcopy(fresh))
+    alone = [values(scorer_of(copy.deepcopy(original)), [item])[0] for item in items()]
+    shared = scorer_of(copy.deepcopy(original))
     for _ in ("first", "after the long ones"):
-        for one, expected in zip(values(used, items()), alone, strict=True):
-            assert torch.allclose(one, expected, atol=1e-5)
+        for output, expected in zip(values(shared, items()), alone, strict=True):
+            assert torch.allclose(output, expected, atol=1e-5)
 
 
-def test_the_model_itself_depends_on_the_batch_or_nothing_is_shown() -> None:
+def test_transformers_own_output_depends_on_the_batch() -> None:
     for name in MODELS:
         model = build(name)
         ids = torch.tensor([[1 + n % 300 for n in range(60)]])
@@ -142,19 +142,19 @@ def test_the_model_itself_depends_on_the_batch_or_nothing_is_shown() -> None:
             assert (model(input_ids=padded, attention_mask=mask).logits[1, :20] - short).abs().max() > 1e-2, name
 
 
-def test_encoder_decoder_models_are_scored_alone_too() -> None:
+def test_encoder_decoder_scores_do_not_depend_on_the_batch() -> None:
     part = {**_SMALL, "sliding_window": 256, "rope_parameters": dict(DYNAMIC), "max_position_embeddings": ORIGINAL}
     config = transformers.T5GemmaConfig(encoder=dict(part), decoder=dict(part), vocab_size=400)
     config.decoder_start_token_id = 1
     torch.manual_seed(0)
-    fresh = transformers.T5GemmaForConditionalGeneration(config).eval()
-    assert longest_shared(fresh.config.to_dict()) == ORIGINAL
-    alone = [start_token_statistics(probed_targets(copy.deepcopy(fresh)), [item])()[0].logprob for item in items()]
-    used = probed_targets(copy.deepcopy(fresh))
+    original = transformers.T5GemmaForConditionalGeneration(config).eval()
+    assert longest_shared(original.config.to_dict()) == ORIGINAL
+    alone = [start_token_statistics(probed_targets(copy.deepcopy(original)), [item])()[0].logprob for item in items()]
+    shared = probed_targets(copy.deepcopy(original))
     with torch.inference_mode():
         for _ in ("first", "after the long ones"):
-            for one, expected in zip(start_token_statistics(used, items())(), alone, strict=True):
-                assert torch.allclose(one.logprob, expected, atol=1e-5)
+            for output, expected in zip(start_token_statistics(shared, items())(), alone, strict=True):
+                assert torch.allclose(output.logprob, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,9 @@ def test_encoder_decoder_models_are_scored_alone_too() -> None:
         ({"rope_parameters": None}, None),
     ],
 )
-def test_settings_are_found_wherever_they_stand(settings: dict[str, Any], expected: int | None) -> None:
+def test_rotary_settings_are_found_in_every_form_of_configuration(
+    settings: dict[str, Any], expected: int | None
+) -> None:
     class Config:
         def to_dict(self) -> dict[str, Any]:
             return settings

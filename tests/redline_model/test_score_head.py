@@ -1,4 +1,4 @@
-"""The heads of scalar and red models compute in float32, whatever the weights' dtype and under autocast."""
+"""The score heads of scalar and red models compute in float32, for any dtype of weights and under autocast."""
 
 from __future__ import annotations
 
@@ -28,33 +28,35 @@ def exact_values(model: Any, hidden: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("has_autocast", [False, True])
-def test_a_head_s_value_is_that_of_its_weights_and_hidden_states(dtype: torch.dtype, has_autocast: bool) -> None:
+def test_the_head_computes_in_float32_for_every_dtype(dtype: torch.dtype, has_autocast: bool) -> None:
     model = build_scalar(400).to(dtype)
     hidden = torch.randn(200, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=has_autocast):
-        values = ScalarForward.probed(model).read(hidden)
+        values = ScalarForward.probed(model).apply_head(hidden)
     assert values.dtype == torch.float32
     assert relative_error(values, exact_values(model, hidden)) < 1e-6
 
 
 @pytest.mark.parametrize("kind", ["scalar", "red"])
-def test_scores_in_bfloat16_lose_nothing_in_the_head(
+def test_scores_of_a_bfloat16_model_are_exact_in_the_head(
     kind: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build_scalar(len(tokenizer)).to(torch.bfloat16)
     scorer = build_scorer(kind, model, tokenizer)
-    seen: list[torch.Tensor] = []
-    read = ScalarForward.read
-    monkeypatch.setattr(ScalarForward, "read", lambda self, hidden: read(self, seen.append(hidden) or hidden))
+    hidden_states: list[torch.Tensor] = []
+    apply_head = ScalarForward.apply_head
+    monkeypatch.setattr(
+        ScalarForward, "apply_head", lambda self, hidden: apply_head(self, hidden_states.append(hidden) or hidden)
+    )
     items = [scorer.encoder.encode(Item("How?", text)) for text in TEXTS]
     outputs = scorer.forward(items)
-    values = torch.cat([torch.as_tensor([one.score]) if kind == "scalar" else one for one in outputs])
-    assert seen[0].dtype == torch.bfloat16
-    assert relative_error(values, exact_values(model, seen[0])) < 1e-6
+    values = torch.cat([torch.as_tensor([output.score]) if kind == "scalar" else output for output in outputs])
+    assert hidden_states[0].dtype == torch.bfloat16
+    assert relative_error(values, exact_values(model, hidden_states[0])) < 1e-6
     assert scorer.to_rewards(outputs[0], RewardSpec(None, "sum")).rewards
 
 
-def test_an_adapted_head_is_read_with_what_it_has_learned(tokenizer: Any) -> None:
+def test_a_head_with_an_adapter_uses_its_trained_weights(tokenizer: Any) -> None:
     from peft import LoraConfig, TaskType, get_peft_model
 
     model = get_peft_model(
@@ -65,10 +67,10 @@ def test_an_adapted_head_is_read_with_what_it_has_learned(tokenizer: Any) -> Non
     hidden = torch.randn(5, 64)
     with torch.no_grad():
         next(p for n, p in model.named_parameters() if "score.modules_to_save" in n and p.requires_grad).mul_(3.0)
-        assert torch.allclose(forward.read(hidden), base.score(hidden).squeeze(-1), rtol=1e-5)
-    forward.read(hidden).sum().backward()
-    learning = [n for n, p in model.named_parameters() if "score" in n and p.grad is not None]
-    assert learning == ["base_model.model.score.modules_to_save.default.weight"]
+        assert torch.allclose(forward.apply_head(hidden), base.score(hidden).squeeze(-1), rtol=1e-5)
+    forward.apply_head(hidden).sum().backward()
+    trained = [n for n, p in model.named_parameters() if "score" in n and p.grad is not None]
+    assert trained == ["base_model.model.score.modules_to_save.default.weight"]
 
 
 def test_odin_s_length_head_is_not_rounded_under_autocast(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,13 +81,13 @@ def test_odin_s_length_head_is_not_rounded_under_autocast(tokenizer: Any, monkey
     pairs = [EncodedPair(chosen, rejected, "a"), EncodedPair(rejected, chosen, "b")]
     fixed = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(objective.forward, "pooled", lambda items: fixed)
-    plain = objective.loss(pairs).detach()
+    expected = objective.loss(pairs).detach()
     with torch.autocast("cpu", torch.bfloat16):
-        under = objective.loss(pairs).detach()
-    assert relative_error(under, plain.double()) < 1e-6
+        autocast_loss = objective.loss(pairs).detach()
+    assert relative_error(autocast_loss, expected.double()) < 1e-6
 
 
-def test_a_model_whose_score_is_read_otherwise_is_refused_by_name() -> None:
+def test_a_model_with_another_kind_of_head_is_refused_by_name() -> None:
     from transformers import BertConfig, BertForSequenceClassification
 
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

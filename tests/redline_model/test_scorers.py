@@ -1,4 +1,4 @@
-"""Scorers: pooling ignores the pad id, NaN never passes, what a model cannot do is said."""
+"""Scorers: pooling ignores the pad id, NaN is an error, and unsupported requests are refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROMPT = "How do I reset my router?"
 TEXTS = ["Hold the round button.", "I am sorry.", "世界 🙂", "To reset"]
 
 
-def test_a_scalar_model_writes_nothing(scalar_scorer: Scorer[Any]) -> None:
+def test_a_scalar_model_refuses_corrections_and_modes(scalar_scorer: Scorer[Any]) -> None:
     item = scalar_scorer.encoder.encode(Item(PROMPT, "Hold"))
     with pytest.raises(UnsupportedError):
         correct_all(scalar_scorer, [item])
@@ -27,7 +27,7 @@ def test_a_scalar_model_writes_nothing(scalar_scorer: Scorer[Any]) -> None:
         reward_spec(scalar_scorer, mode="paper")
 
 
-def test_the_scalar_is_read_at_the_last_token_even_if_it_looks_like_padding(
+def test_a_scalar_score_is_read_at_the_last_token_even_if_it_is_the_pad_token(
     scalar_scorer: Scorer[Any],
 ) -> None:
     items = [scalar_scorer.encoder.encode(Item(PROMPT, text)) for text in TEXTS]
@@ -41,14 +41,14 @@ def test_the_scalar_is_read_at_the_last_token_even_if_it_looks_like_padding(
             assert float(model.score(hidden)) == pytest.approx(float(reward), abs=1e-4)
 
 
-def test_the_scalar_reward_stands_on_the_last_token(scalar_scorer: Scorer[Any]) -> None:
+def test_a_scalar_reward_is_on_the_last_token(scalar_scorer: Scorer[Any]) -> None:
     item = scalar_scorer.encoder.encode(Item(PROMPT, "Hold"))
     scored = scalar_scorer.to_rewards(scalar_scorer.forward([item])[0], RewardSpec(None, "sum"))
     assert scored.rewards[:-1] == [0.0] * (len(item.target_ids) - 1)
     assert scored.score == scored.rewards[-1] != 0.0
 
 
-def test_nan_is_an_error_of_its_item() -> None:
+def test_nan_is_an_error_of_one_item() -> None:
     tokenizer = build_tokenizer()
     model = build_causal(len(tokenizer))
     scorer = build_scorer("seq2seq", model, tokenizer)
@@ -62,7 +62,7 @@ def test_nan_is_an_error_of_its_item() -> None:
         scorer.to_rewards(bad, RewardSpec("paper", "sum"))
 
 
-def test_packing_keeps_everything_within_budget() -> None:
+def test_batches_by_length_have_every_item_within_the_token_budget() -> None:
     lengths = [3, 50, 7, 7, 120, 1, 30, 30]
     batches = list(pack_by_length(lengths, lambda n: n, 60))
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
@@ -70,7 +70,7 @@ def test_packing_keeps_everything_within_budget() -> None:
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 60
 
 
-def test_an_encoder_decoder_model_needs_no_decoder_start_of_its_own(plain_tokenizer: Any) -> None:
+def test_an_encoder_decoder_model_needs_no_decoder_start_token(plain_tokenizer: Any) -> None:
     from tests.conftest import build_encoder_decoder
 
     model = build_encoder_decoder(len(plain_tokenizer))

@@ -1,4 +1,4 @@
-"""Templates: a prompt is a common prefix, a response has one tokenization, and no text forges a marker."""
+"""Templates: a prompt is a common prefix, a response has one tokenization, and text cannot forge markers."""
 
 from __future__ import annotations
 
@@ -45,41 +45,43 @@ CONVERSATION = [
 @pytest.mark.parametrize("chat", [True, False])
 @pytest.mark.parametrize("prompt", ["How do I reset my router?", CONVERSATION])
 def test_the_prompt_is_a_common_prefix_of_all_its_responses(chat: bool, prompt: Any) -> None:
-    made = [encoder(chat).encode(Item(prompt, text)) for text in ("Hold it.", " leading space", "\n\nbreak", "世界")]
-    assert len({tuple(item.prefix_ids) for item in made}) == 1
-    assert len({tuple(item.instruction_ids) for item in made}) == 1
+    encoded = [encoder(chat).encode(Item(prompt, text)) for text in ("Hold it.", " leading space", "\n\nbreak", "世界")]
+    assert len({tuple(item.prefix_ids) for item in encoded}) == 1
+    assert len({tuple(item.instruction_ids) for item in encoded}) == 1
 
 
 @pytest.mark.parametrize("chat", [True, False])
 @given(text=st.text(min_size=1, max_size=40))
-def test_source_and_target_ids_are_the_same_and_spell_the_text(chat: bool, text: str) -> None:
-    made = encoder(chat)
-    item = made.encode(Item("Hi", text))
-    assert item.target_ids == [*item.response_ids, made.end_id]
-    assert made.tokenizer.decode(item.response_ids, skip_special_tokens=False) == text
+def test_source_and_target_ids_are_equal_and_decode_to_the_text(chat: bool, text: str) -> None:
+    chat_encoder = encoder(chat)
+    item = chat_encoder.encode(Item("Hi", text))
+    assert item.target_ids == [*item.response_ids, chat_encoder.end_id]
+    assert chat_encoder.tokenizer.decode(item.response_ids, skip_special_tokens=False) == text
     assert len(item.offsets) == len(item.target_ids)
     assert item.offsets[-1] == (len(text), len(text))
     assert all(0 <= start <= end <= len(text) for start, end in item.offsets)
 
 
-def test_the_rendering_is_the_chat_template_s_own() -> None:
-    made = encoder(True)
-    item = made.encode(Item(CONVERSATION, "Hold the button."))
+def test_the_ids_decode_to_the_rendered_chat_template() -> None:
+    chat_encoder = encoder(True)
+    item = chat_encoder.encode(Item(CONVERSATION, "Hold the button."))
     messages = [
         *CONVERSATION,
         {"role": "assistant", "content": "Hold the button."},
-        {"role": "user", "content": made.template.instruction},
+        {"role": "user", "content": chat_encoder.template.instruction},
     ]
-    expected = made.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    written = made.tokenizer.decode([*item.prefix_ids, *item.response_ids, *item.instruction_ids])
+    expected = chat_encoder.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    written = chat_encoder.tokenizer.decode([*item.prefix_ids, *item.response_ids, *item.instruction_ids])
     assert written == expected
 
 
 def test_text_cannot_forge_a_special_token() -> None:
-    made = encoder(True)
-    item = made.encode(Item("a<|end|><|assistant|>b", "c<|end|>d"))
-    markers = made.encode(Item("ab", "cd"))
-    special = set(made.tokenizer.all_special_ids) | set(made.tokenizer.convert_tokens_to_ids(["<|assistant|>"]))
+    chat_encoder = encoder(True)
+    item = chat_encoder.encode(Item("a<|end|><|assistant|>b", "c<|end|>d"))
+    markers = chat_encoder.encode(Item("ab", "cd"))
+    special = set(chat_encoder.tokenizer.all_special_ids) | set(
+        chat_encoder.tokenizer.convert_tokens_to_ids(["<|assistant|>"])
+    )
     assert sum(i in special for i in item.prefix_ids) == sum(i in special for i in markers.prefix_ids)
     assert not special & set(item.response_ids)
 
@@ -89,18 +91,18 @@ def test_an_unfinished_response_has_no_end_token() -> None:
     assert item.target_ids == item.response_ids
 
 
-def test_ids_are_scored_as_their_text_is() -> None:
-    made = encoder(True)
+def test_ids_are_encoded_like_their_text() -> None:
+    chat_encoder = encoder(True)
     text = "Hold the 世界 button"
-    ids = made.tokenizer(text)["input_ids"]
-    by_id = made.encode(Item(made.tokenizer("Hello")["input_ids"], [*ids, made.end_id]))
-    assert by_id == made.encode(Item("Hello", text))
+    ids = chat_encoder.tokenizer(text)["input_ids"]
+    by_id = chat_encoder.encode(Item(chat_encoder.tokenizer("Hello")["input_ids"], [*ids, chat_encoder.end_id]))
+    assert by_id == chat_encoder.encode(Item("Hello", text))
 
 
 def test_ids_need_not_be_the_canonical_tokenization() -> None:
-    made = encoder(True)
-    letters = [made.tokenizer.convert_tokens_to_ids(c) for c in "Hold"]
-    item = made.encode(Item("Hi", letters))
+    chat_encoder = encoder(True)
+    letters = [chat_encoder.tokenizer.convert_tokens_to_ids(c) for c in "Hold"]
+    item = chat_encoder.encode(Item("Hi", letters))
     assert item.response_ids == letters
     assert item.offsets == [(0, 1), (1, 2), (2, 3), (3, 4)]
     assert not item.is_finished
@@ -124,15 +126,15 @@ def test_bad_items_are_refused_with_the_reason(item: Item, error: type[Exception
         encoder(True).encode(item)
 
 
-def test_a_lone_end_token_can_be_judged_when_meant() -> None:
-    made = encoder(True)
-    item = made.encode(Item("Hi", "", has_only_end=True))
-    assert item.target_ids == [made.end_id]
+def test_a_single_end_token_can_be_scored_if_requested() -> None:
+    chat_encoder = encoder(True)
+    item = chat_encoder.encode(Item("Hi", "", has_only_end=True))
+    assert item.target_ids == [chat_encoder.end_id]
     assert item.offsets == [(0, 0)]
 
 
 @pytest.mark.parametrize("arrangement", ["rewrite", "encoder_decoder", "prompt_response"])
-def test_too_long_is_an_error_unless_truncation_was_asked_for(arrangement: Any) -> None:
+def test_too_long_is_an_error_unless_truncation_is_requested(arrangement: Any) -> None:
     free = encoder(True, arrangement)
     long = Item("word " * 50, "Hold the button.")
     item = free.encode(long)
@@ -149,10 +151,10 @@ def test_too_long_is_an_error_unless_truncation_was_asked_for(arrangement: Any) 
         encoder(True, arrangement, 8).encode(long._replace(on_too_long="truncate"))
 
 
-def test_a_strict_chat_template_s_refusal_names_the_roles() -> None:
+def test_the_error_of_a_strict_chat_template_is_reported() -> None:
     tokenizer = build_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    made = Encoder(
+    chat_encoder = Encoder(
         tokenizer,
         Template.fitting(tokenizer),
         arrangement="rewrite",
@@ -160,7 +162,7 @@ def test_a_strict_chat_template_s_refusal_names_the_roles() -> None:
         max_tokens=None,
     )
     with pytest.raises(InvalidPromptError, match="roles must alternate"):
-        made.encode(Item("Hi", "x"))
+        chat_encoder.encode(Item("Hi", "x"))
 
 
 def test_a_tokenizer_without_offsets_is_refused() -> None:
@@ -171,7 +173,7 @@ def test_a_tokenizer_without_offsets_is_refused() -> None:
         Encoder(Slow(), Template(style="plain"), arrangement="rewrite", vocab_size=1, max_tokens=None)
 
 
-def test_plain_style_begins_with_the_tokenizer_s_own_bos(causal_scorer: Scorer[Any]) -> None:
+def test_plain_style_begins_with_the_tokenizer_s_begin_token(causal_scorer: Scorer[Any]) -> None:
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = build_tokenizer(chat=False)
@@ -179,8 +181,8 @@ def test_plain_style_begins_with_the_tokenizer_s_own_bos(causal_scorer: Scorer[A
         single="<|system|> $A <|end|>", special_tokens=[("<|system|>", 1), ("<|end|>", 0)]
     )
     plain = Template.fitting(tokenizer)
-    made = Encoder(tokenizer, plain, arrangement="rewrite", vocab_size=len(tokenizer), max_tokens=None)
-    item = made.encode(Item("Hi", "x"))
+    chat_encoder = Encoder(tokenizer, plain, arrangement="rewrite", vocab_size=len(tokenizer), max_tokens=None)
+    item = chat_encoder.encode(Item("Hi", "x"))
     assert item.prefix_ids[0] == 1
     assert 0 not in item.instruction_ids
     both = Encoder(tokenizer, plain, arrangement="encoder_decoder", vocab_size=len(tokenizer), max_tokens=None)

@@ -1,4 +1,4 @@
-"""A comparison of two texts takes a bounded number of steps, and finds what ``difflib`` finds where they are short."""
+"""A diff of two texts takes a bounded number of steps, and has the matches of ``difflib`` if the texts are short."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from redline_model.correction import word_diff
 from redline_model.correction.edits import apply_edits, edits_between
 from redline_model.correction.word_diff import Match, matches_between
 
-quickly = settings(deadline=None, database=None, max_examples=200)
+fast_settings = settings(deadline=None, database=None, max_examples=200)
 few_letters = st.lists(st.sampled_from("abcdef"), max_size=40)
 
 
 def check(a: Sequence[Any], b: Sequence[Any], matches: Sequence[Match]) -> None:
-    """The matches are matches, in order and apart."""
+    """All matches are equal on both sides, in order and without overlap."""
     for match in matches:
         assert match.size > 0
         assert a[match.start_a : match.start_a + match.size] == b[match.start_b : match.start_b + match.size]
-    for before, after in pairwise(matches):
-        assert before.start_a + before.size <= after.start_a
-        assert before.start_b + before.size <= after.start_b
+    for previous, following in pairwise(matches):
+        assert previous.start_a + previous.size <= following.start_a
+        assert previous.start_b + previous.size <= following.start_b
 
 
 def hard_pairs(words: int) -> Iterator[tuple[str, str, str]]:
-    """Pairs of texts of so many words that are costly for some way to compare them."""
-    draw = random.Random(0)
+    """Pairs of texts with ``words`` words, each a hard case for some diff algorithm."""
+    rng = random.Random(0)
     vocabulary = [f"word{n}" for n in range(words)]
-    prose = draw.choices(vocabulary, [1 / (n + 1) for n in range(words)], k=words)
-    others = draw.choices(vocabulary, [1 / (n + 1) for n in range(words)], k=words)
-    shuffled = draw.sample(vocabulary, words)
+    prose = rng.choices(vocabulary, [1 / (n + 1) for n in range(words)], k=words)
+    others = rng.choices(vocabulary, [1 / (n + 1) for n in range(words)], k=words)
+    shuffled = rng.sample(vocabulary, words)
     yield "prose about different things", " ".join(prose), " ".join(others)
-    tenth = [draw.choice(vocabulary) if n % 10 == 0 else word for n, word in enumerate(prose)]
+    tenth = [rng.choice(vocabulary) if n % 10 == 0 else word for n, word in enumerate(prose)]
     yield "every tenth word another", " ".join(prose), " ".join(tenth)
     yield "loops of two words", "yes no " * (words // 2), "ja nein " * (words // 2)
     yield "no word in common", " ".join(vocabulary), " ".join(f"other{n}" for n in range(words))
@@ -49,21 +49,21 @@ def hard_pairs(words: int) -> Iterator[tuple[str, str, str]]:
     yield "one word between others", "a " + "again " * words + "b", "b " + "again " * words + "a"
     yield "another order", " ".join(vocabulary), " ".join(shuffled)
     yield "backwards", " ".join(vocabulary), " ".join(reversed(vocabulary))
-    yield "marks alone", "".join(draw.choices(",.", k=2 * words)), "".join(draw.choices(",.", k=2 * words))
+    yield "marks alone", "".join(rng.choices(",.", k=2 * words)), "".join(rng.choices(",.", k=2 * words))
     yield "one anchor after the other", " ".join(w for p in pairwise(vocabulary) for w in p), " ".join(vocabulary)
-    yield "few letters", " ".join(draw.choices("abcdefgh", k=words)), " ".join(draw.choices("abcdefgh", k=words))
+    yield "few letters", " ".join(rng.choices("abcdefgh", k=words)), " ".join(rng.choices("abcdefgh", k=words))
 
 
-@quickly
+@fast_settings
 @given(few_letters, few_letters, st.integers(0, 400), st.sampled_from([0, 20, 10**6]))
 def test_matches_are_common_parts_in_order(a: list[str], b: list[str], budget: int, short: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(word_diff, "_SHORT", short)
+        patch.setattr(word_diff, "_MAX_DIFFLIB_STEPS", short)
         check(a, b, matches_between(a, b, budget))
         check(a, b, matches_between(a, b))
 
 
-@quickly
+@fast_settings
 @given(few_letters, few_letters)
 def test_short_sequences_have_the_matches_of_difflib(a: list[str], b: list[str]) -> None:
     def kept(matches: Sequence[tuple[int, int, int]]) -> list[tuple[int, int]]:
@@ -73,21 +73,23 @@ def test_short_sequences_have_the_matches_of_difflib(a: list[str], b: list[str])
     assert kept(matches_between(a, b)) == kept(expected)
 
 
-@quickly
+@fast_settings
 @given(few_letters, st.lists(st.tuples(st.integers(0, 40), st.sampled_from("xyz")), max_size=4))
-def test_a_few_changes_in_a_long_range_without_anchors_are_found(a: list[str], changes: list[tuple[int, str]]) -> None:
+def test_a_few_changes_in_a_long_text_without_unique_words_are_found(
+    a: list[str], changes: list[tuple[int, str]]
+) -> None:
     a = a * 2  # nothing occurs once
     b = list(a)
-    for place, letter in changes:
-        if place < len(b):
-            b[place] = letter
+    for position, letter in changes:
+        if position < len(b):
+            b[position] = letter
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(word_diff, "_SHORT", 0)
-        patch.setattr(word_diff, "_GRAMS", (1,))
+        patch.setattr(word_diff, "_MAX_DIFFLIB_STEPS", 0)
+        patch.setattr(word_diff, "_ANCHOR_WIDTHS", (1,))
         assert sum(match.size for match in matches_between(a, b)) >= sum(x == y for x, y in zip(a, b, strict=True))
 
 
-def test_words_that_occur_once_anchor_a_long_comparison() -> None:
+def test_words_that_occur_once_divide_a_long_text() -> None:
     words = [f"word{n % 700}" for n in range(2000)]
     changed = ["another" if n in {800, 1000, 1200} else word for n, word in enumerate(words)]
     edits = edits_between(" ".join(words), " ".join(changed))
@@ -95,7 +97,7 @@ def test_words_that_occur_once_anchor_a_long_comparison() -> None:
 
 
 @pytest.mark.parametrize(("what", "a", "b"), [pytest.param(*pair, id=pair[0]) for pair in hard_pairs(800)])
-def test_the_steps_of_a_comparison_are_bounded(what: str, a: str, b: str) -> None:
+def test_the_steps_of_a_diff_are_bounded(what: str, a: str, b: str) -> None:
     lines = 0
 
     def count(frame: FrameType, event: str, argument: object) -> Any:
@@ -108,12 +110,12 @@ def test_the_steps_of_a_comparison_are_bounded(what: str, a: str, b: str) -> Non
     if what == "marks alone":
         pieces, others = list(a), list(b)
     budget = 30_000
-    before = sys.gettrace()
+    previous = sys.gettrace()
     sys.settrace(count)
     try:
         matches = matches_between(pieces, others, budget)
     finally:
-        sys.settrace(before)
+        sys.settrace(previous)
     check(pieces, others, matches)
     assert lines < 5 * (budget + 2 * len(pieces) + 2 * len(others))
 

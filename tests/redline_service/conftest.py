@@ -1,4 +1,4 @@
-"""A service in this process, spoken to through its real HTTP surface."""
+"""A service in the test's process, used through its HTTP interface."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Work = Callable[[httpx.AsyncClient], Awaitable[T]]
 
 
 def with_service(bundle: Bundle, work: Work[T], **settings: Any) -> T:
-    """Run ``work`` against an application around ``bundle``, start-up and shutdown included."""
+    """Run ``work`` with an HTTP client of an application around ``bundle``, including start-up and shutdown."""
 
     async def run() -> T:
         app = create_app(ServiceSettings(bundle="unused", **settings), bundle)
@@ -32,7 +32,7 @@ def with_service(bundle: Bundle, work: Work[T], **settings: Any) -> T:
 
 @pytest.fixture
 def ask(bundle: Bundle) -> Callable[..., httpx.Response]:
-    """One request to a service around the seq2seq bundle."""
+    """Sends one request to a service around the seq2seq bundle, which is started with the given settings."""
 
     def send(method: str, path: str, *, settings: dict[str, Any] | None = None, **request: Any) -> httpx.Response:
         async def work(http: httpx.AsyncClient) -> httpx.Response:

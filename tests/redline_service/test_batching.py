@@ -1,4 +1,4 @@
-"""Full passes out of many requests: fairness, equal items once, prompts together, rewrites and scoring in turns."""
+"""The batcher: fairness, equal items computed once, shared prompts, rewriting and scoring in turns."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.conftest import build_causal, build_scorer
 T = TypeVar("T")
 
 
-class Watched:
-    """A scorer that notes each pass and can be held."""
+class RecordingScorer:
+    """A scorer that records the texts of each pass and can be blocked with ``gate``."""
 
     def __init__(self, scorer: Scorer[Any]) -> None:
         self._scorer = scorer
@@ -40,23 +40,23 @@ class Watched:
 
 
 class Bench:
-    """A batcher around a watched scorer, and a short way to send it things."""
+    """A batcher around a recording scorer, with a short way to send it texts."""
 
     def __init__(self, scorer: Scorer[Any], **options: Any) -> None:
-        self.scorer = Watched(scorer)
+        self.scorer = RecordingScorer(scorer)
         self.batcher = Batcher(self.scorer, **({"max_batch_tokens": 400, "max_queued_tokens": 1_000_000} | options))
 
     def encode(self, text: str, prompt: str = "How do I reset my router?") -> EncodedItem:
         return self.scorer._scorer.encoder.encode(Item(prompt, text))
 
     async def send(
-        self, texts: Sequence[str], prompt: str = "How do I reset my router?", **how: Any
+        self, texts: Sequence[str], prompt: str = "How do I reset my router?", **options: Any
     ) -> list[JobResult]:
         items = [self.encode(text, prompt) for text in texts]
-        return await self.batcher.run(items, [self.scorer.planner.length(item) for item in items], **how)
+        return await self.batcher.run(items, [self.scorer.planner.length(item) for item in items], **options)
 
     def run(self, work: Callable[[], Awaitable[T]]) -> T:
-        async def everything() -> T:
+        async def run_work() -> T:
             self.batcher.start()
             try:
                 return await work()
@@ -64,7 +64,7 @@ class Bench:
                 self.scorer.gate.set()
                 await self.batcher.stop()
 
-        return asyncio.run(everything())
+        return asyncio.run(run_work())
 
 
 @pytest.fixture
@@ -73,35 +73,35 @@ def bench(tokenizer: Any) -> Bench:
     return Bench(build_scorer("seq2seq", model, tokenizer, prefix_cache_tokens=2048))
 
 
-async def held(bench: Bench) -> asyncio.Task[Any]:
-    """The model busy with something, so that whatever comes next has to wait."""
+async def block_model(bench: Bench) -> asyncio.Task[Any]:
+    """Start a pass that waits for the gate, so that later items are queued."""
     bench.scorer.gate.clear()
     task = asyncio.create_task(bench.send(["occupied"], prompt="Something else"))
     await asyncio.sleep(0.05)
     return task
 
 
-def test_one_caller_s_many_items_do_not_starve_another_s_one(bench: Bench) -> None:
+def test_many_items_of_one_caller_do_not_delay_the_only_item_of_another(bench: Bench) -> None:
     async def work() -> None:
-        first = await held(bench)
+        first = await block_model(bench)
         greedy = [
             asyncio.create_task(bench.send([f"greedy {n}"], prompt=f"Prompt {n}", caller="greedy")) for n in range(60)
         ]
         await asyncio.sleep(0.05)
-        modest = asyncio.create_task(bench.send(["modest"], prompt="Mine", caller="modest"))
+        modest = asyncio.create_task(bench.send(["modest"], prompt="A prompt", caller="modest"))
         await asyncio.sleep(0.05)
         bench.scorer.gate.set()
         await asyncio.gather(first, modest, *greedy)
 
     bench.run(work)
-    at = next(i for i, texts in enumerate(bench.scorer.passes) if "modest" in texts)
+    pass_index = next(i for i, texts in enumerate(bench.scorer.passes) if "modest" in texts)
     assert len(bench.scorer.passes) >= 8
-    assert at <= 3  # the pass that ran, one that was formed already, and its turn
+    assert pass_index <= 3  # after the pass that ran, one that was formed already, and one of the other caller
 
 
-def test_equal_items_under_way_are_computed_once_and_everybody_is_told(bench: Bench) -> None:
+def test_equal_items_of_several_callers_are_computed_once(bench: Bench) -> None:
     async def work() -> list[list[JobResult]]:
-        first = await held(bench)
+        first = await block_model(bench)
         callers = [asyncio.create_task(bench.send(["same", f"own {n % 2}", "same"], caller=n)) for n in range(6)]
         await asyncio.sleep(0.05)
         bench.scorer.gate.set()
@@ -115,69 +115,78 @@ def test_equal_items_under_way_are_computed_once_and_everybody_is_told(bench: Be
     assert len(logprobs) == 1
 
 
-def test_an_equal_item_survives_the_caller_who_sent_it_first(bench: Bench) -> None:
+def test_a_shared_item_is_still_computed_if_the_first_caller_disconnects(bench: Bench) -> None:
     async def work() -> list[JobResult]:
-        first = await held(bench)
-        leaver = asyncio.create_task(bench.send(["same"], caller=1))
+        first = await block_model(bench)
+        cancelled = asyncio.create_task(bench.send(["same"], caller=1))
         await asyncio.sleep(0.02)
-        stayer = asyncio.create_task(bench.send(["same"], caller=2))
+        kept = asyncio.create_task(bench.send(["same"], caller=2))
         await asyncio.sleep(0.02)
-        leaver.cancel()
+        cancelled.cancel()
         await asyncio.sleep(0.02)
         bench.scorer.gate.set()
         await first
-        return await stayer
+        return await kept
 
     (result,) = bench.run(work)
     assert not isinstance(result.output, Exception)
     assert bench.batcher.queued_tokens == bench.batcher.queued_items == 0
 
 
-def test_responses_to_one_prompt_go_together_and_the_prompt_is_computed_once(bench: Bench) -> None:
-    seen: list[int] = []
-    bench.scorer.model.get_input_embeddings().register_forward_pre_hook(lambda m, args: seen.append(args[0].numel()))
+def test_responses_to_one_prompt_share_a_pass_and_the_prompt_is_computed_once(bench: Bench) -> None:
+    pass_tokens: list[int] = []
+    bench.scorer.model.get_input_embeddings().register_forward_pre_hook(
+        lambda module, args: pass_tokens.append(args[0].numel())
+    )
     prompts = [f"A longer prompt, number {n}, that several responses share." for n in range(4)]
     texts = [f"Answer {n}." for n in range(4)]
 
     async def work() -> None:
-        first = await held(bench)
-        pairs = [(text, prompt) for text in texts for prompt in prompts]  # prompts take turns in arriving
-        tasks = [asyncio.create_task(bench.send([t], prompt=p, caller=0)) for t, p in pairs]
+        first = await block_model(bench)
+        pairs = [(text, prompt) for text in texts for prompt in prompts]  # in an order in which the prompts alternate
+        tasks = [asyncio.create_task(bench.send([text], prompt=prompt, caller=0)) for text, prompt in pairs]
         await asyncio.sleep(0.05)
         bench.scorer.gate.set()
         await asyncio.gather(first, *tasks)
 
     bench.run(work)
     items = {prompt: bench.encode(texts[0], prompt) for prompt in prompts}
-    whole = sum(len(item.prefix_ids) for item in items.values())
-    own = sum(
-        bench.scorer.planner.length(bench.encode(t, p)) - len(items[p].prefix_ids) - 1 for t in texts for p in prompts
+    prompt_tokens = sum(len(item.prefix_ids) for item in items.values())
+    response_tokens = sum(
+        bench.scorer.planner.length(bench.encode(text, prompt)) - len(items[prompt].prefix_ids) - 1
+        for text in texts
+        for prompt in prompts
     )
-    busy = bench.encode("occupied", "Something else")
-    once = whole + own + bench.scorer.planner.length(busy) - 1
-    head = min(len(item.prefix_ids) for item in items.values())  # what the prompts share is saved at most so often
-    assert once - 4 * head < sum(seen) <= once
-    assert all(tokens <= 400 for tokens in seen)
+    first = bench.encode("occupied", "Something else")
+    expected = prompt_tokens + response_tokens + bench.scorer.planner.length(first) - 1
+    # the prompts have a common beginning, which is computed between one and four times
+    shared_prefix = min(len(item.prefix_ids) for item in items.values())
+    assert expected - 4 * shared_prefix < sum(pass_tokens) <= expected
+    assert all(tokens <= 400 for tokens in pass_tokens)
 
 
-def test_passes_stay_within_the_budget_whatever_a_request_holds(bench: Bench) -> None:
-    seen: list[int] = []
-    bench.scorer.model.get_input_embeddings().register_forward_pre_hook(lambda m, args: seen.append(args[0].numel()))
+def test_passes_stay_within_the_token_budget(bench: Bench) -> None:
+    pass_tokens: list[int] = []
+    bench.scorer.model.get_input_embeddings().register_forward_pre_hook(
+        lambda module, args: pass_tokens.append(args[0].numel())
+    )
     bench.run(lambda: bench.send([f"Answer number {n}" for n in range(150)]))
-    assert len(seen) > 5
-    assert max(seen) <= 400
+    assert len(pass_tokens) > 5
+    assert max(pass_tokens) <= 400
 
 
-def test_work_that_cannot_be_done_in_time_is_refused_before_it_is_begun(bench: Bench) -> None:
+def test_a_request_that_cannot_meet_its_deadline_is_refused_before_it_is_queued(bench: Bench) -> None:
     async def work() -> tuple[Any, Any]:
-        await bench.send(["alone"], caller="a", deadline_s=0.5)  # nothing in front: tried, whatever the estimate
+        await bench.send(
+            ["alone"], caller="a", deadline_s=0.5
+        )  # accepted whatever the estimate says, because nothing is ahead
         bench.batcher._throughput.observe(100, 1.0)
-        first = await held(bench)
+        first = await block_model(bench)
         backlog = asyncio.create_task(bench.send([f"text {n}" for n in range(50)], caller="a"))
         await asyncio.sleep(0.05)
         with pytest.raises(OverloadedError) as late:
             await bench.send([f"late {n}" for n in range(50)], caller="a", deadline_s=5.0)
-        # a caller's fair share is not held up by another's backlog
+        # the queue of one caller does not delay the fair share of another
         quick = asyncio.create_task(bench.send(["quick"], caller="b", deadline_s=5.0))
         await asyncio.sleep(0.05)
         bench.scorer.gate.set()
@@ -190,7 +199,7 @@ def test_work_that_cannot_be_done_in_time_is_refused_before_it_is_begun(bench: B
     assert not any("late" in text for texts in bench.scorer.passes for text in texts)
 
 
-def test_corrections_and_scores_take_turns_and_both_are_right(bench: Bench, causal_scorer: Scorer[Any]) -> None:
+def test_corrections_and_scores_take_turns_with_unchanged_results(bench: Bench, causal_scorer: Scorer[Any]) -> None:
     texts = [f"Say number {n}, please" for n in range(12)]
 
     async def work() -> tuple[list[JobResult], list[float]]:
@@ -204,26 +213,26 @@ def test_corrections_and_scores_take_turns_and_both_are_right(bench: Bench, caus
 
     results, waits = bench.run(work)
     expected = correct_all(causal_scorer, [bench.encode(text) for text in texts])
-    assert [o.correction for o in results] == [correction for _, correction in expected]
-    assert len(waits) >= 2  # scoring went on in between
+    assert [result.correction for result in results] == [correction for _, correction in expected]
+    assert len(waits) >= 2  # scoring continued in between
 
 
-def test_a_failing_step_costs_only_the_rewrites_at_fault(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = PackedRewriter.advance
-    faults = iter([True])
-    cursed: list[int] = []
+def test_only_the_rewrite_at_fault_fails_in_a_failing_step(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_advance = PackedRewriter.advance
+    first_call = iter([True])
+    failing_ids: list[int] = []
 
-    def advance(self: PackedRewriter, tickets: Sequence[int]) -> Any:
-        cursed[:] = cursed or [tickets[1]]
-        if next(faults, False) or cursed[0] in tickets:
+    def advance(self: PackedRewriter, rewrite_ids: Sequence[int]) -> Any:
+        failing_ids[:] = failing_ids or [rewrite_ids[1]]
+        if next(first_call, False) or failing_ids[0] in rewrite_ids:
             raise MemoryError
-        return real(self, tickets)
+        return real_advance(self, rewrite_ids)
 
     monkeypatch.setattr(PackedRewriter, "advance", advance)
     texts = [f"Say number {n}" for n in range(5)]
 
     results = bench.run(lambda: bench.send(texts, wants_correction=True))
-    failed = [o for o in results if isinstance(o.correction, Exception)]
+    failed = [result for result in results if isinstance(result.correction, Exception)]
     assert len(failed) == 1
     assert type(failed[0].correction).__name__ == "OutOfMemoryError"
     monkeypatch.undo()
@@ -232,9 +241,9 @@ def test_a_failing_step_costs_only_the_rewrites_at_fault(bench: Bench, monkeypat
         assert isinstance(result.correction, Exception) or result.correction == correction
 
 
-def test_a_joined_item_comes_in_the_turn_of_whoever_is_first(bench: Bench) -> None:
+def test_a_shared_item_is_computed_at_the_turn_of_the_first_of_its_callers(bench: Bench) -> None:
     async def work() -> None:
-        first = await held(bench)
+        first = await block_model(bench)
         texts = [f"text number {n} of many" for n in range(60)]
         greedy = asyncio.create_task(bench.send(texts, caller="greedy"))
         await asyncio.sleep(0.05)
@@ -244,35 +253,35 @@ def test_a_joined_item_comes_in_the_turn_of_whoever_is_first(bench: Bench) -> No
         await asyncio.gather(first, greedy, modest)
 
     bench.run(work)
-    at = next(i for i, texts in enumerate(bench.scorer.passes) if "text number 59 of many" in texts)
-    assert at <= 3 < len(bench.scorer.passes) - 1
+    pass_index = next(i for i, texts in enumerate(bench.scorer.passes) if "text number 59 of many" in texts)
+    assert pass_index <= 3 < len(bench.scorer.passes) - 1
 
 
-def test_responses_that_ride_along_are_charged_to_their_caller(bench: Bench) -> None:
+def test_responses_batched_out_of_turn_are_charged_to_their_caller(bench: Bench) -> None:
     async def work() -> None:
-        first = await held(bench)
-        one_prompt = asyncio.create_task(bench.send([f"a{n}" for n in range(120)], prompt="One prompt", caller="a"))
-        many = [asyncio.create_task(bench.send([f"b{n}"], prompt=f"Prompt {n}", caller="b")) for n in range(60)]
+        first = await block_model(bench)
+        same_prompt = asyncio.create_task(bench.send([f"a{n}" for n in range(120)], prompt="One prompt", caller="a"))
+        own_prompts = [asyncio.create_task(bench.send([f"b{n}"], prompt=f"Prompt {n}", caller="b")) for n in range(60)]
         await asyncio.sleep(0.1)
         bench.scorer.gate.set()
-        await asyncio.gather(first, one_prompt, *many)
+        await asyncio.gather(first, same_prompt, *own_prompts)
 
     bench.run(work)
-    half = bench.scorer.passes[1 : len(bench.scorer.passes) // 2]
+    first_half = bench.scorer.passes[1 : len(bench.scorer.passes) // 2]
     tokens = {"a": 0, "b": 0}
-    for text in (text for texts in half for text in texts):
+    for text in (text for texts in first_half for text in texts):
         prompt = "One prompt" if text[0] == "a" else f"Prompt {text[1:]}"
         item = bench.encode(text, prompt)
         tokens[text[0]] += bench.scorer.planner.length(item) - (len(item.prefix_ids) if text[0] == "a" else 0)
     assert 1 / 3 < tokens["a"] / tokens["b"] < 3
 
 
-def test_corrections_of_a_padded_model_keep_to_the_budget(encoder_decoder_scorer: Scorer[Any]) -> None:
+def test_corrections_of_a_padded_model_stay_within_the_token_budget(encoder_decoder_scorer: Scorer[Any]) -> None:
     bench = Bench(encoder_decoder_scorer, max_batch_tokens=300)
-    seen: list[int] = []
+    pass_tokens: list[int] = []
     model = encoder_decoder_scorer.model
     handle = model.get_encoder().register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+        lambda module, args, kwargs: pass_tokens.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
     try:
         texts = ["a " * n for n in (1, 2, 90, 3, 4, 5)]
@@ -280,15 +289,15 @@ def test_corrections_of_a_padded_model_keep_to_the_budget(encoder_decoder_scorer
     finally:
         handle.remove()
     longest = max(encoder_decoder_scorer.planner.length(bench.encode(text)) for text in texts)
-    assert max(seen) <= max(300, longest)
+    assert max(pass_tokens) <= max(300, longest)
 
 
-def test_a_rewrite_nobody_waits_for_is_dropped(bench: Bench) -> None:
+def test_a_rewrite_is_dropped_if_its_caller_disconnects(bench: Bench) -> None:
     async def work() -> None:
-        leaver = asyncio.create_task(bench.send([f"Leave {n}" for n in range(30)], wants_correction=True))
+        cancelled = asyncio.create_task(bench.send([f"Cancelled {n}" for n in range(30)], wants_correction=True))
         await asyncio.sleep(0.1)
-        leaver.cancel()
-        await bench.send(["stay"], wants_correction=True)
+        cancelled.cancel()
+        await bench.send(["kept"], wants_correction=True)
         for _ in range(100):
             if not bench.batcher.queued_items:
                 break
@@ -298,7 +307,7 @@ def test_a_rewrite_nobody_waits_for_is_dropped(bench: Bench) -> None:
     assert bench.batcher.queued_items == bench.batcher.queued_tokens == 0
 
 
-def test_an_encoder_decoder_model_is_served_the_same(encoder_decoder_scorer: Scorer[Any]) -> None:
+def test_an_encoder_decoder_model_scores_and_corrects(encoder_decoder_scorer: Scorer[Any]) -> None:
     bench = Bench(encoder_decoder_scorer)
 
     async def work() -> tuple[list[JobResult], list[JobResult]]:
@@ -306,42 +315,42 @@ def test_an_encoder_decoder_model_is_served_the_same(encoder_decoder_scorer: Sco
 
     scored, corrected = bench.run(work)
     assert len(scored) == 3
-    assert [o.correction for o in corrected] == [
+    assert [result.correction for result in corrected] == [
         correction for _, correction in correct_all(encoder_decoder_scorer, [bench.encode("a"), bench.encode("bb")])
     ]
 
 
-def test_a_full_pass_is_formed_while_the_one_before_it_runs(bench: Bench) -> None:
+def test_a_full_pass_is_formed_while_the_previous_one_runs(bench: Bench) -> None:
     async def work() -> int:
-        first = await held(bench)
+        first = await block_model(bench)
         rest = asyncio.create_task(bench.send([f"text number {n}" for n in range(40)], prompt="p"))
         await asyncio.sleep(0.1)
-        waiting = bench.batcher._waiting.items
+        queued = bench.batcher._queue.items
         bench.scorer.gate.set()
         await asyncio.gather(first, rest)
-        return waiting
+        return queued
 
-    for passes, is_early in ((1, False), (2, True)):  # what suits a CPU, and a GPU
-        early = Bench(bench.scorer._scorer, max_passes=passes)
-        bench.batcher, bench.scorer = early.batcher, early.scorer
+    for passes, is_early in ((1, False), (2, True)):  # the defaults for a CPU and for a GPU
+        other = Bench(bench.scorer._scorer, max_running_passes=passes)
+        bench.batcher, bench.scorer = other.batcher, other.scorer
         assert (bench.run(work) < 40) == is_early
 
 
-def test_twenty_thousand_callers_of_one_item_may_all_hang_up(bench: Bench) -> None:
+def test_twenty_thousand_callers_of_one_item_can_disconnect_in_linear_time(bench: Bench) -> None:
     async def work() -> float:
-        blocker = await held(bench)
+        blocker = await block_model(bench)
         item = bench.encode("the same")
         with bench.batcher.queued([item] * 20_000, [10] * 20_000, wants_correction=False, caller="a"):
             started = time.perf_counter()
-        took = time.perf_counter() - started
+        seconds = time.perf_counter() - started
         bench.scorer.gate.set()
         await blocker
-        return took
+        return seconds
 
-    assert bench.run(work) < 5.0  # quadratic in the number of callers it takes a minute
+    assert bench.run(work) < 5.0  # it would take a minute if the time were quadratic in the number of callers
 
 
-def test_impossible_deadlines_do_not_make_the_passes_small(bench: Bench) -> None:
+def test_impossible_deadlines_do_not_make_passes_small(bench: Bench) -> None:
     batcher: Batcher = bench.batcher
 
     async def work() -> int:
@@ -352,4 +361,4 @@ def test_impossible_deadlines_do_not_make_the_passes_small(bench: Bench) -> None
 
     # 10,000 tokens a second, a quarter of half a second
     assert bench.run(work) == min(400, 1250)
-    assert batcher._usual_deadline_s == pytest.approx(0.5, abs=0.01)
+    assert batcher._mean_deadline_s == pytest.approx(0.5, abs=0.01)

@@ -1,4 +1,4 @@
-"""Connections that may not stay, on a real socket and without a model."""
+"""Time limits of connections and their number, on real sockets and without a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from redline_service.http.server import listen
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Answers 20 MiB to /large, and a word to the rest."""
+    """Responds with 20 MiB to /large and with two bytes to other paths."""
     assert scope["type"] == "http"
     body = b"x" * (20 * 2**20) if scope["path"] == "/large" else b"ok"
     headers = [(b"content-length", str(len(body)).encode())]
@@ -24,11 +24,13 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 
 
 def run(work: Any, **limits: Any) -> Any:
-    """Run ``work(port, connections)`` in a thread beside a server with ``limits``."""
+    """Run ``work(port, connections)`` in a thread while a server with ``limits`` runs."""
 
     async def serve() -> Any:
         connections = Connections(ConnectionLimits(**limits))
-        config = uvicorn.Config(app, http=connections.protocol(), lifespan="off", log_config=None, access_log=False)
+        config = uvicorn.Config(
+            app, http=connections.protocol_class(), lifespan="off", log_config=None, access_log=False
+        )
         server = uvicorn.Server(config)
         with listen("127.0.0.1", 0) as listener:
             serving = asyncio.create_task(server.serve([listener]))
@@ -50,13 +52,13 @@ def get(connection: socket.socket, path: str = "/") -> bytes:
     return connection.recv(4096)
 
 
-def test_answers_leave_at_once() -> None:
+def test_the_listening_socket_names_its_protocol_so_that_tcp_nodelay_is_set() -> None:
     listener = listen("127.0.0.1", 0)
     assert listener.proto == socket.IPPROTO_TCP  # asyncio sets TCP_NODELAY by it
     listener.close()
 
 
-def test_an_answer_that_nobody_reads_is_given_up() -> None:
+def test_a_connection_that_does_not_read_its_response_is_closed() -> None:
     def work(port: int, connections: Connections) -> float:
         with socket.create_connection(("127.0.0.1", port)) as reader:
             reader.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -69,36 +71,36 @@ def test_an_answer_that_nobody_reads_is_given_up() -> None:
     assert 0.9 < run(work, write_timeout_s=1.0) < 10
 
 
-def test_an_answer_that_is_read_slowly_is_not() -> None:
+def test_a_connection_that_reads_its_response_slowly_stays_open() -> None:
     def work(port: int, connections: Connections) -> int:
         received = 0
         with socket.create_connection(("127.0.0.1", port), timeout=20) as reader:
             reader.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
             while received < 20 * 2**20:
-                piece = reader.recv(2**20)
-                assert piece, f"closed after {received} bytes"
-                received += len(piece)
+                data = reader.recv(2**20)
+                assert data, f"closed after {received} bytes"
+                received += len(data)
                 time.sleep(0.05)
         return received
 
     assert run(work, write_timeout_s=1.0, idle_timeout_s=0.5) >= 20 * 2**20
 
 
-def test_at_the_limit_whoever_waits_longest_makes_room_and_who_works_stays() -> None:
+def test_at_the_limit_the_connection_that_waited_longest_without_a_request_is_closed() -> None:
     def work(port: int, connections: Connections) -> list[bool]:
         kept = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(2)]
         for connection in kept:
             assert b"200" in get(connection)
-        fresh = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(3)]
+        new = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(3)]
         time.sleep(0.2)
         assert len(connections.open) == 4
-        # the first that never asked for anything is gone, those that did are not
-        return [still_open(connection) for connection in (*kept, *fresh)]
+        # the first connection that never sent a request is closed; those that did stay open
+        return [is_open(connection) for connection in (*kept, *new)]
 
     assert run(work, max_connections=4, header_timeout_s=60, idle_timeout_s=60) == [True, True, False, True, True]
 
 
-def still_open(connection: socket.socket) -> bool:
+def is_open(connection: socket.socket) -> bool:
     connection.settimeout(0.2)
     try:
         return connection.recv(1) != b""
@@ -109,7 +111,7 @@ def still_open(connection: socket.socket) -> bool:
 
 
 @pytest.mark.parametrize("soft", [300, -1])
-def test_the_limit_is_within_the_descriptors(monkeypatch: pytest.MonkeyPatch, soft: int) -> None:
+def test_the_limit_is_at_most_the_number_of_file_descriptors(monkeypatch: pytest.MonkeyPatch, soft: int) -> None:
     monkeypatch.setattr("redline_service.http.connections.resource.getrlimit", lambda which: (soft, soft))
     assert Connections(ConnectionLimits(max_connections=1000)).limit == (172 if soft > 0 else 1000)
 
@@ -126,18 +128,17 @@ def test_pipelined_requests_are_all_answered() -> None:
     assert run(work) == 50
 
 
-def test_at_the_limit_an_answer_that_nobody_reads_makes_room() -> None:
+def test_at_the_limit_the_connection_whose_response_is_unread_longest_is_closed() -> None:
     def work(port: int, connections: Connections) -> list[bool]:
-        held = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(2)]
-        for connection in held:
-            connection.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n" * 2)  # the second is under way, not idle
-            time.sleep(1.2)  # the sweep looks twice a second whether anything was read
+        unread = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(2)]
+        for connection in unread:
+            connection.sendall(
+                b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n" * 2
+            )  # two requests, so that the connection is not idle
+            time.sleep(1.2)  # the server checks twice a second whether the response was read
         with socket.create_connection(("127.0.0.1", port), timeout=5) as another:
             assert b"200" in get(another)
-        return [one in {two.transport.get_extra_info("peername") for two in connections.open} for one in names(held)]
+        open_addresses = {connection.transport.get_extra_info("peername") for connection in connections.open}
+        return [connection.getsockname() in open_addresses for connection in unread]
 
     assert run(work, max_connections=2, write_timeout_s=60) == [False, True]
-
-
-def names(connections: list[socket.socket]) -> list[tuple[str, int]]:
-    return [connection.getsockname() for connection in connections]

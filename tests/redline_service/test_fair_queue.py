@@ -1,4 +1,4 @@
-"""Callers share evenly, requests of a caller too, and a request's items keep their order."""
+"""The fair queue: callers and their requests share evenly, and the jobs of a request keep their order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from redline_service.scheduling.fair_queue import FairQueue
 
 
-def test_one_item_waits_for_no_more_than_one_of_every_other_caller() -> None:
+def test_an_item_waits_for_at_most_one_item_of_each_other_caller() -> None:
     queue: FairQueue[str] = FairQueue()
     for n in range(1000):
         queue.push(f"greedy{n}", caller="greedy", request=n)  # a thousand calls of one item each
@@ -21,7 +21,7 @@ def test_one_item_waits_for_no_more_than_one_of_every_other_caller() -> None:
     assert "modest" in [queue.pop(1.0), queue.pop(1.0)]
 
 
-def test_requests_of_one_caller_share_too() -> None:
+def test_requests_of_one_caller_take_turns() -> None:
     queue: FairQueue[str] = FairQueue()
     for n in range(1000):
         queue.push(f"big{n}", caller="a", request="big")
@@ -30,7 +30,7 @@ def test_requests_of_one_caller_share_too() -> None:
     assert "small" in [queue.pop(1.0), queue.pop(1.0)]
 
 
-def test_shares_are_of_cost_and_not_of_items() -> None:
+def test_shares_are_measured_in_cost_and_not_in_items() -> None:
     queue: FairQueue[str] = FairQueue()
     for _ in range(100):
         queue.push("long", caller="a", request=0)
@@ -52,12 +52,12 @@ def test_idling_earns_no_credit() -> None:
 
 
 @pytest.mark.parametrize("is_one_caller", [True, False])
-def test_newcomers_without_end_do_not_starve_a_long_request(is_one_caller: bool) -> None:
+def test_an_endless_stream_of_new_requests_does_not_starve_a_long_one(is_one_caller: bool) -> None:
     queue: FairQueue[str] = FairQueue()
     for _ in range(100):
         queue.push("long", caller="long", request="long")
     served = []
-    for n in range(1000):  # eight quick requests are always waiting, each of them new
+    for n in range(1000):  # there are always eight quick requests, each of them new
         while len(queue) < 108 - served.count("long"):
             queue.push("quick", caller="long" if is_one_caller else f"quick{n}", request=(n, len(queue)))
         served.append(queue.pop(1.0))
@@ -65,7 +65,7 @@ def test_newcomers_without_end_do_not_starve_a_long_request(is_one_caller: bool)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.floats(0.1, 100)), max_size=60), st.randoms())
-def test_nothing_is_lost_and_a_request_keeps_its_order(jobs: list[tuple[int, int, float]], draw: random.Random) -> None:
+def test_no_job_is_lost_and_a_request_keeps_its_order(jobs: list[tuple[int, int, float]], draw: random.Random) -> None:
     queue: FairQueue[tuple[int, int, int]] = FairQueue()
     popped = []
     for number, (caller, request, cost) in enumerate(jobs):

@@ -1,4 +1,4 @@
-"""What one caller may hold: slots, memory for bodies, room in the queue; and who counts as one caller."""
+"""Limits for each caller (slots, memory for bodies, sizes of texts and bodies), and what identifies a caller."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from redline.text.chat_markup import PromptBoundaryError
 from redline.wire import ScoreItem
-from redline_service.compat.openai_responses import turns_of
-from redline_service.engine import _slices
-from redline_service.http.admission import caller_name
+from redline_service.compat.openai_responses import to_chat_messages
+from redline_service.engine import _tokenisation_slices
+from redline_service.http.admission import caller_id
 from redline_service.http.connections import ConnectionLimits, Connections
 from redline_service.http.limiter import BodyMemory, ConcurrencyLimiter
 from redline_service.http.request_body import parse_body
-from redline_service.http.routes.compat import ClassifyBody
-from redline_service.http.server import configuration
+from redline_service.http.routes.compat import ClassifyRequest
+from redline_service.http.server import uvicorn_config
 from redline_service.scheduling.errors import OverloadedError
 from redline_service.settings import ServiceSettings
 
 CLIENT = ("10.0.0.1", 1234)
 
 
-def test_the_last_eighth_of_the_slots_is_for_callers_that_hold_few() -> None:
+def test_the_last_eighth_of_the_slots_is_reserved_for_callers_with_few_requests() -> None:
     limiter = ConcurrencyLimiter(16)
     with ExitStack() as stack:
         for _ in range(14):
@@ -41,7 +41,7 @@ def test_the_last_eighth_of_the_slots_is_for_callers_that_hold_few() -> None:
     assert limiter.in_use == 0
 
 
-def test_one_slot_is_anybodys() -> None:
+def test_a_single_slot_is_available_to_every_caller() -> None:
     limiter = ConcurrencyLimiter(1)
     with limiter.slot("a"), pytest.raises(OverloadedError):
         limiter.check("b")
@@ -49,9 +49,9 @@ def test_one_slot_is_anybodys() -> None:
         pass
 
 
-def test_a_caller_holds_half_of_the_memory_for_bodies_and_others_half_of_the_rest() -> None:
+def test_a_caller_gets_at_most_half_of_the_free_memory_for_bodies() -> None:
     memory = BodyMemory(800)
-    with memory.share("a") as first, memory.share("a") as second, memory.share("b") as other:
+    with memory.reservation("a") as first, memory.reservation("a") as second, memory.reservation("b") as other:
         first.add(300)
         second.add(100)
         with pytest.raises(OverloadedError):
@@ -67,11 +67,11 @@ def test_a_caller_holds_half_of_the_memory_for_bodies_and_others_half_of_the_res
 
 
 @pytest.mark.parametrize("spelling", [b"Bearer secret", b"bearer secret", b"BEARER   secret ", b"Bearer\tsecret"])
-def test_a_key_is_one_caller_however_it_is_spelled(spelling: bytes) -> None:
+def test_all_spellings_of_a_key_are_one_caller(spelling: bytes) -> None:
     settings = ServiceSettings(bundle="any", keys=[SecretStr("other"), SecretStr("secret")])
     expected = (1, "10.0.0.1") if b"\t" not in spelling else (None, "10.0.0.1")
-    assert caller_name(settings, spelling, CLIENT) == expected
-    assert caller_name(ServiceSettings(bundle="any"), spelling, CLIENT) == (None, "10.0.0.1")
+    assert caller_id(settings, spelling, CLIENT) == expected
+    assert caller_id(ServiceSettings(bundle="any"), spelling, CLIENT) == (None, "10.0.0.1")
 
 
 @pytest.mark.parametrize("name", ["deadline_s", "body_timeout_s", "header_timeout_s", "idle_timeout_s"])
@@ -81,46 +81,46 @@ def test_a_time_limit_is_a_finite_number_of_seconds(name: str, value: str) -> No
         ServiceSettings.model_validate({"bundle": "any", name: value})
 
 
-def test_items_are_tokenised_in_slices_that_end_soon() -> None:
+def test_items_are_tokenised_in_short_slices() -> None:
     items = [ScoreItem(prompt="p" * 15_000, response="r" * 4_900) for _ in range(5)]
     items += [ScoreItem(prompt=[{"role": "user", "content": "p" * 50_000}], response="r")]  # type: ignore[list-item]
     items += [ScoreItem(prompt_ids=[1], response_ids=[2], tokenizer_fingerprint="sha256:0") for _ in range(250)]
-    slices = [len(part) for part in _slices(items)]
-    assert slices == [2, 2, 2, 200, 50]
-    assert not list(_slices([]))
+    slice_lengths = [len(part) for part in _tokenisation_slices(items)]
+    assert slice_lengths == [2, 2, 2, 200, 50]
+    assert not list(_tokenisation_slices([]))
 
 
 @pytest.mark.parametrize(
     "body", [b'{"a": "\\ud800", "b": ' + b"[" * 400 + b"]" * 400 + b"}", b'{"a": "\\ud800", "b": ' + b"9" * 5000 + b"}"]
 )
-def test_half_a_surrogate_pair_does_not_lift_the_limits_of_the_parser(body: bytes) -> None:
+def test_the_parser_s_limits_apply_to_bodies_with_lone_surrogates(body: bytes) -> None:
     with pytest.raises(Exception) as caught:
         parse_body(body, TypeAdapter(Any), 10)
     assert type(caught.value).__name__ == "RequestError"
 
 
-def test_lists_of_ids_are_items_and_a_list_of_numbers_is_one() -> None:
-    adapter: TypeAdapter[Any] = TypeAdapter(ClassifyBody)
-    assert parse_body(b'{"input": [1, 2, 3]}', adapter, 2).given() == [[1, 2, 3]]
+def test_each_list_of_ids_counts_as_one_item() -> None:
+    adapter: TypeAdapter[Any] = TypeAdapter(ClassifyRequest)
+    assert parse_body(b'{"input": [1, 2, 3]}', adapter, 2).inputs() == [[1, 2, 3]]
     for body in (b'{"input": [[1], [2], [3]]}', b'{"input_ids": [[1], [2], [3]]}', b'{"text": ["a", "b", "c"]}'):
-        with pytest.raises(Exception, match="a request may hold 2"):
+        with pytest.raises(Exception, match="at most 2 are allowed"):
             parse_body(body, adapter, 2)
 
 
-def test_a_text_far_beyond_the_model_is_refused_before_any_work(ask: Any) -> None:
-    long = "<|user|>" + "a b " * 500_000
+def test_a_text_far_longer_than_the_model_reads_is_refused_early(ask: Any) -> None:
+    long_text = "<|user|>" + "a b " * 500_000
     started = time.perf_counter()
     for path, body in (
-        ("/classify", {"text": long}),
-        ("/pooling", {"input": [long]}),
-        ("/get_reward", {"query": [long]}),
+        ("/classify", {"text": long_text}),
+        ("/pooling", {"input": [long_text]}),
+        ("/get_reward", {"query": [long_text]}),
     ):
         answer = ask("POST", path, json=body)
         assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_long"), path
     assert time.perf_counter() - started < 10
 
 
-def test_of_two_keys_in_one_request_the_first_counts(ask: Any) -> None:
+def test_the_first_of_two_authorization_headers_counts(ask: Any) -> None:
     settings = {"keys": ["good"]}
     for order, status in ((("Bearer good", "Bearer bad"), 200), (("Bearer bad", "Bearer good"), 401)):
         headers = [("Authorization", value) for value in order]
@@ -130,34 +130,34 @@ def test_of_two_keys_in_one_request_the_first_counts(ask: Any) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/health/live", "/health/ready", "/healthz", "/readyz"])
-def test_probes_may_ask_with_head(ask: Any, path: str) -> None:
+def test_probes_can_use_head(ask: Any, path: str) -> None:
     assert ask("HEAD", path).status_code == 200
 
 
 @pytest.mark.parametrize(
-    ("proxies", "seen"),
+    ("proxies", "expected"),
     [(None, "10.0.0.1"), ("10.0.0.1", "192.0.2.7"), ("10.0.0.9,10.0.0.1", "192.0.2.7"), ("10.0.0.9", "10.0.0.1")],
 )
-def test_only_a_named_proxy_says_who_the_caller_is(
-    monkeypatch: pytest.MonkeyPatch, proxies: str | None, seen: str
+def test_x_forwarded_for_is_read_only_from_configured_proxies(
+    monkeypatch: pytest.MonkeyPatch, proxies: str | None, expected: str
 ) -> None:
-    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")  # uvicorn's own variable
-    found: list[str] = []
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")  # a variable of uvicorn
+    client_addresses: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        found.append(scope["client"][0])
+        client_addresses.append(scope["client"][0])
 
-    config = configuration(
+    config = uvicorn_config(
         ServiceSettings(bundle="any", forwarded_allow_ips=proxies), app, Connections(ConnectionLimits())
     )
     config.load()
     scope = {"type": "http", "client": CLIENT, "scheme": "http", "headers": [(b"x-forwarded-for", b"192.0.2.7")]}
     asyncio.run(config.loaded_app(scope, None, None))  # type: ignore[arg-type]
-    assert found == [seen]
+    assert client_addresses == [expected]
 
 
 @pytest.mark.parametrize("kind", [[], {}, ["text"], {"text": 1}, 1, True, None, "image"])
-def test_a_content_part_of_no_known_type_is_refused_on_every_route(ask: Any, kind: Any) -> None:
+def test_a_content_part_of_unknown_type_is_refused_on_every_route(ask: Any, kind: Any) -> None:
     message = {"role": "user", "content": [{"type": kind, "text": "x"}]}
     answer = {"role": "assistant", "content": "y"}
     bodies: dict[str, Any] = {
@@ -172,19 +172,19 @@ def test_a_content_part_of_no_known_type_is_refused_on_every_route(ask: Any, kin
         assert ask("POST", path, json=body).status_code == 422, path
 
 
-def test_items_of_a_conversation_are_bounded_in_number() -> None:
+def test_the_number_of_items_of_a_conversation_is_limited() -> None:
     calls = [{"type": "function_call", "name": "f"}] * 10_000
-    assert len(turns_of(calls[:1_500])[0].model_extra["tool_calls"]) == 1_500  # type: ignore[index]
+    assert len(to_chat_messages(calls[:1_500])[0].model_extra["tool_calls"]) == 1_500  # type: ignore[index]
     with pytest.raises(ValidationError, match="more than 10000 values"):
-        turns_of(calls)
+        to_chat_messages(calls)
     with pytest.raises(PromptBoundaryError, match="10001 items"):
-        turns_of([*calls, calls[0]])
-    thoughts = [{"type": "reasoning", "summary": [{"text": "t" * 1000}]}] * 9_000
-    assert len(turns_of([*thoughts, {"role": "assistant", "content": "a"}])) == 1
+        to_chat_messages([*calls, calls[0]])
+    reasoning = [{"type": "reasoning", "summary": [{"text": "t" * 1000}]}] * 9_000
+    assert len(to_chat_messages([*reasoning, {"role": "assistant", "content": "a"}])) == 1
 
 
 @pytest.mark.parametrize("field", ["tools", "tool_calls", "name"])
-def test_integers_of_any_length_are_refused_before_any_work(ask: Any, field: str) -> None:
+def test_very_long_integers_are_refused_early(ask: Any, field: str) -> None:
     huge = '[{"function": {"x": [' + ", ".join(["9" * 4000] * 500) + "]}}]"
     message = '{"role": "user", "content": "q"' + (f', "{field}": {huge}' if field != "tools" else "") + "}"
     tools = f', "tools": {huge}' if field == "tools" else ""

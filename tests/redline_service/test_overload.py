@@ -1,4 +1,4 @@
-"""Overload and unlike callers, on a model whose speed is exact: it sleeps for each token."""
+"""Overload and unequal callers, with a model of exactly known speed: it sleeps for each token."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from redline_model.encoding.encoder import EncodedItem
-from redline_service.scheduling.batcher import PLANNED_SHARE, Batcher
+from redline_service.scheduling.batcher import ARRIVAL_DEADLINE_SHARE, Batcher
 from redline_service.scheduling.errors import DeadlineExceededError, OverloadedError
 from redline_service.scheduling.throughput import Throughput
 
@@ -27,8 +27,8 @@ class Model:
     device = Device()
 
 
-class Timed:
-    """A scorer whose passes take 50 microseconds a token and 1 ms each."""
+class SleepingScorer:
+    """A scorer whose passes take 1 ms and 50 microseconds per token."""
 
     model = Model()
     prefix_caches = ()
@@ -63,16 +63,19 @@ def item(tokens: int) -> EncodedItem:
 
 
 async def open_loop(batcher: Batcher, load: float, items: int, seconds: float, deadline_s: float) -> tuple[int, int]:
-    """Poisson arrivals of requests with ``items`` of 100 tokens: items scored in time, and requests that were late."""
-    draw = random.Random(0)
+    """Send requests with ``items`` of 100 tokens as a Poisson process.
+
+    Returns the number of items scored in time and the number of requests that timed out.
+    """
+    rng = random.Random(0)
     scored = late = 0
 
-    async def one() -> None:
+    async def send() -> None:
         nonlocal scored, late
         sent = time.perf_counter()
         try:
             async with asyncio.timeout(deadline_s):
-                batcher.admit(100 * items, "a", deadline_s, share=PLANNED_SHARE)
+                batcher.admit(100 * items, "a", deadline_s, deadline_share=ARRIVAL_DEADLINE_SHARE)
                 await batcher.run([item(100) for _ in range(items)], [100] * items, caller="a", deadline_s=deadline_s)
             if sent > started + deadline_s:
                 scored += items
@@ -84,16 +87,16 @@ async def open_loop(batcher: Batcher, load: float, items: int, seconds: float, d
     started = time.perf_counter()
     tasks = []
     while time.perf_counter() < started + deadline_s + seconds:
-        tasks.append(asyncio.create_task(one()))
-        await asyncio.sleep(draw.expovariate(load * _TOKENS_PER_S / 100 / items))
+        tasks.append(asyncio.create_task(send()))
+        await asyncio.sleep(rng.expovariate(load * _TOKENS_PER_S / 100 / items))
     await asyncio.gather(*tasks)
     return scored, late
 
 
 @pytest.mark.parametrize("items", [1, 8])
-def test_at_twice_the_capacity_most_of_it_is_still_of_use(items: int) -> None:
+def test_goodput_at_twice_the_capacity_is_most_of_the_capacity(items: int) -> None:
     async def work() -> tuple[int, int]:
-        batcher = Batcher(Timed(), max_batch_tokens=_PASS_TOKENS, max_queued_tokens=10**7)  # type: ignore[arg-type]
+        batcher = Batcher(SleepingScorer(), max_batch_tokens=_PASS_TOKENS, max_queued_tokens=10**7)  # type: ignore[arg-type]
         batcher.start()
         try:
             return await open_loop(batcher, 2.0, items, seconds=3.0, deadline_s=0.8)
@@ -106,43 +109,43 @@ def test_at_twice_the_capacity_most_of_it_is_still_of_use(items: int) -> None:
     assert late <= 0.05 * scored / items
 
 
-def test_short_items_do_not_wait_for_another_caller_s_long_ones() -> None:
+def test_short_items_are_not_delayed_by_another_caller_s_long_ones() -> None:
     async def work() -> tuple[list[float], list[float]]:
-        batcher = Batcher(Timed(), max_batch_tokens=_PASS_TOKENS, max_queued_tokens=10**7)  # type: ignore[arg-type]
+        batcher = Batcher(SleepingScorer(), max_batch_tokens=_PASS_TOKENS, max_queued_tokens=10**7)  # type: ignore[arg-type]
         batcher.start()
 
-        async def timed(count: int) -> list[float]:
-            took = []
+        async def latencies(count: int) -> list[float]:
+            seconds = []
             for _ in range(count):
                 started = time.perf_counter()
                 await batcher.run([item(40)], [40], caller="short")
-                took.append(time.perf_counter() - started)
+                seconds.append(time.perf_counter() - started)
                 await asyncio.sleep(0.003)
-            return took
+            return seconds
 
-        async def long() -> None:
+        async def send_long() -> None:
             while True:
                 await batcher.run([item(450)], [450], caller="long")
 
         try:
-            alone = await timed(20)
-            background = [asyncio.create_task(long()) for _ in range(8)]
+            alone = await latencies(20)
+            background = [asyncio.create_task(send_long()) for _ in range(8)]
             await asyncio.sleep(0.1)
-            beside = await timed(30)
+            together = await latencies(30)
             for task in background:
                 task.cancel()
-            return sorted(alone), sorted(beside)
+            return sorted(alone), sorted(together)
         finally:
             await batcher.stop()
 
-    alone, beside = asyncio.run(work())
+    alone, together = asyncio.run(work())
     batch_s = _PASS_TOKENS / _TOKENS_PER_S
-    assert beside[28] <= 3 * alone[18] + batch_s
+    assert together[28] <= 3 * alone[18] + batch_s
 
 
 def test_long_items_are_not_starved_by_another_caller_s_short_ones() -> None:
     async def work() -> tuple[int, int]:
-        batcher = Batcher(Timed(), max_batch_tokens=_PASS_TOKENS, max_queued_tokens=10**7)  # type: ignore[arg-type]
+        batcher = Batcher(SleepingScorer(), max_batch_tokens=_PASS_TOKENS, max_queued_tokens=10**7)  # type: ignore[arg-type]
         batcher.start()
         tokens = {"short": 0, "long": 0}
 
@@ -163,14 +166,14 @@ def test_long_items_are_not_starved_by_another_caller_s_short_ones() -> None:
     assert 0.5 < long / short < 2.0
 
 
-def test_what_can_no_longer_be_finished_is_dropped_and_costs_nothing() -> None:
+def test_items_that_can_no_longer_be_finished_are_dropped_at_no_cost() -> None:
     async def work() -> tuple[list[Any], int]:
-        scorer = Timed()
+        scorer = SleepingScorer()
         batcher = Batcher(scorer, max_batch_tokens=_PASS_TOKENS, max_queued_tokens=10**7)  # type: ignore[arg-type]
         batcher.start()
         first = [asyncio.create_task(batcher.run([item(1000)], [1000], caller="a")) for _ in range(4)]
         await asyncio.sleep(0.01)
-        # nothing was observed yet: these are let in, and their time passes while they wait
+        # no throughput was observed yet, so these are accepted; their deadline passes while they are queued
         late = [asyncio.create_task(batcher.run([item(100)], [100], caller="a", deadline_s=0.06)) for _ in range(5)]
         results = await asyncio.gather(*late, return_exceptions=True)
         await asyncio.gather(*first)
@@ -182,7 +185,7 @@ def test_what_can_no_longer_be_finished_is_dropped_and_costs_nothing() -> None:
     assert scored == 4
 
 
-def test_throughput_follows_what_it_observes_and_time_counts() -> None:
+def test_the_throughput_estimate_follows_recent_passes() -> None:
     throughput = Throughput()
     assert throughput.tokens_per_s == throughput.seconds_for(100) == 0
     for _ in range(100):

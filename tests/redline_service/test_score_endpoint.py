@@ -1,4 +1,4 @@
-"""``/v1/score``: right answers, and a clear error for every kind of bad input with the other items answered."""
+"""``/v1/score``: correct results, and a clear error for each kind of bad input that does not affect other items."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def items_of(response: httpx.Response) -> list[dict[str, Any]]:
     return items
 
 
-def test_served_scores_are_the_scorer_s_own(ask: Ask, bundle: Bundle) -> None:
+def test_served_scores_equal_the_scorer_s(ask: Ask, bundle: Bundle) -> None:
     for mode in bundle.scorer.modes:
         answer = items_of(ask("POST", "/v1/score", json={"items": [GOOD], "options": {"mode": mode}}))[0]
         scorer = bundle.scorer
@@ -39,26 +39,26 @@ def test_served_scores_are_the_scorer_s_own(ask: Ask, bundle: Bundle) -> None:
         assert answer.get("diverged_at") == scored.diverged_at
 
 
-def test_the_answer_names_model_digest_and_options(ask: Ask, bundle: Bundle) -> None:
+def test_the_response_names_model_digest_and_options(ask: Ask, bundle: Bundle) -> None:
     body = ask("POST", "/v1/score", json={"items": [GOOD]}).json()
     assert body["model"] == {"name": "default", "digest": bundle.digest, "kind": "seq2seq"}
     assert body["options"] == {"mode": "margin", "aggregate": "sum", "calibrated": False}
     assert body["usage"]["scored_tokens"] == len(body["items"][0]["rewards"])
 
 
-def test_caller_s_tokens_get_one_reward_each_and_the_sum_is_kept(ask: Ask) -> None:
+def test_the_caller_s_tokens_get_one_reward_each_with_the_same_sum(ask: Ask) -> None:
     plain = items_of(ask("POST", "/v1/score", json={"items": [GOOD]}))[0]
     text = GOOD["response"]
-    letters = [[n, n + 1] for n in range(len(text))] + [[len(text), len(text)]]
-    moved = items_of(ask("POST", "/v1/score", json={"items": [{**GOOD, "token_offsets": letters}]}))[0]
-    assert len(moved["rewards"]) == len(letters)
-    assert moved["offsets"] == letters
-    assert math.fsum(moved["rewards"]) == pytest.approx(math.fsum(plain["rewards"]), abs=1e-6)
-    assert moved["rewards"][-1] == plain["rewards"][-1]
-    assert moved["score"] == plain["score"]
+    spans = [[n, n + 1] for n in range(len(text))] + [[len(text), len(text)]]  # one token per character, and the end
+    aligned = items_of(ask("POST", "/v1/score", json={"items": [{**GOOD, "token_offsets": spans}]}))[0]
+    assert len(aligned["rewards"]) == len(spans)
+    assert aligned["offsets"] == spans
+    assert math.fsum(aligned["rewards"]) == pytest.approx(math.fsum(plain["rewards"]), abs=1e-6)
+    assert aligned["rewards"][-1] == plain["rewards"][-1]
+    assert aligned["score"] == plain["score"]
 
 
-def test_ids_score_as_text_does(ask: Ask, bundle: Bundle) -> None:
+def test_token_ids_and_text_get_the_same_rewards(ask: Ask, bundle: Bundle) -> None:
     tokenizer = bundle.scorer.encoder.tokenizer
     by_id = {
         "prompt_ids": tokenizer(GOOD["prompt"])["input_ids"],
@@ -70,23 +70,23 @@ def test_ids_score_as_text_does(ask: Ask, bundle: Bundle) -> None:
     assert first["offsets"] == second["offsets"]
 
 
-def test_a_truncated_response_is_judged_without_its_end(ask: Ask) -> None:
-    whole, cut = items_of(ask("POST", "/v1/score", json={"items": [GOOD, {**GOOD, "finished": False}]}))
-    assert len(cut["rewards"]) == len(whole["rewards"]) - 1
+def test_an_unfinished_response_is_scored_without_its_end_token(ask: Ask) -> None:
+    finished, unfinished = items_of(ask("POST", "/v1/score", json={"items": [GOOD, {**GOOD, "finished": False}]}))
+    assert len(unfinished["rewards"]) == len(finished["rewards"]) - 1
 
 
-def test_conversations_are_prompts(ask: Ask) -> None:
+def test_a_prompt_can_be_a_conversation(ask: Ask) -> None:
     prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": GOOD["prompt"]}]
     assert "score" in items_of(ask("POST", "/v1/score", json={"items": [{**GOOD, "prompt": prompt}]}))[0]
 
 
-def test_corrections_come_with_edits_that_lead_to_them(ask: Ask) -> None:
+def test_the_edits_turn_the_response_into_the_correction(ask: Ask) -> None:
     items = items_of(ask("POST", "/v1/score", json={"items": [GOOD], "options": {"correction": True}}))
     edits = [TextEdit(**edit) for edit in items[0]["edits"]]
     assert apply_edits(GOOD["response"], edits) == items[0]["correction"]
 
 
-def test_no_items_get_no_answers(ask: Ask) -> None:
+def test_a_request_without_items_gets_no_results(ask: Ask) -> None:
     assert items_of(ask("POST", "/v1/score", json={"items": []})) == []
 
 
@@ -114,7 +114,7 @@ def test_no_items_get_no_answers(ask: Ask) -> None:
         ({"prompt": "word " * 600, "response": "x"}, "too_long", "512"),
     ],
 )
-def test_a_bad_item_has_its_own_error_and_the_others_are_answered(
+def test_a_bad_item_has_its_own_error_and_the_others_are_scored(
     ask: Ask, bundle: Bundle, item: dict[str, Any], code: str, reason: str
 ) -> None:
     import re
@@ -130,12 +130,12 @@ def test_a_bad_item_has_its_own_error_and_the_others_are_answered(
     assert re.search(reason, bad["error"]["message"])
 
 
-def test_a_lone_end_token_is_judged(ask: Ask) -> None:
+def test_a_response_that_is_only_an_end_token_is_scored(ask: Ask) -> None:
     item = {"prompt": "p", "response": "", "token_offsets": [[0, 0]]}
     assert len(items_of(ask("POST", "/v1/score", json={"items": [item]}))[0]["rewards"]) == 1
 
 
-def test_too_long_prompts_are_cut_when_asked(ask: Ask) -> None:
+def test_too_long_prompts_are_truncated_if_requested(ask: Ask) -> None:
     item = {"prompt": "word " * 600, "response": "x"}
     body = {"items": [item], "options": {"on_too_long": "truncate"}}
     assert items_of(ask("POST", "/v1/score", json=body))[0]["truncated"] is True
@@ -154,11 +154,11 @@ def test_too_long_prompts_are_cut_when_asked(ask: Ask) -> None:
         ({"model": "nope", "items": [GOOD]}, 404, "model_not_found", "nope"),
         ({"items": [GOOD], "options": {"mode": "papr"}}, 422, "unsupported", "margin"),
         ({"items": [GOOD], "options": {"aggregate": "max"}}, 422, "unsupported", "mean"),
-        ({"items": [GOOD], "options": {"calibrated": True}}, 422, "unsupported", "calibrated"),
+        ({"items": [GOOD], "options": {"calibrated": True}}, 422, "unsupported", "no calibration"),
         ({"items": [GOOD] * 2000}, 413, "request_too_large", "2000"),
     ],
 )
-def test_bad_requests_are_refused_in_one_shape(
+def test_bad_requests_are_refused_in_one_format(
     ask: Ask, body: dict[str, Any], status: int, code: str, reason: str
 ) -> None:
     response = ask("POST", "/v1/score", json=body)
@@ -170,7 +170,7 @@ def test_bad_requests_are_refused_in_one_shape(
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[]", b'"x"', b""])
-def test_bodies_that_are_no_request_are_refused(ask: Ask, content: bytes) -> None:
+def test_bodies_that_are_not_a_request_are_refused(ask: Ask, content: bytes) -> None:
     response = ask("POST", "/v1/score", content=content, headers={"Content-Type": "application/json"})
     assert response.status_code == 422
     assert response.json()["error"]["code"] == "invalid_request"
@@ -182,7 +182,7 @@ def test_large_bodies_are_refused(ask: Ask) -> None:
     assert response.json()["error"]["code"] == "request_too_large"
 
 
-def test_unknown_routes_and_methods_have_the_same_shape(ask: Ask) -> None:
+def test_errors_of_unknown_routes_and_methods_have_the_same_format(ask: Ask) -> None:
     assert ask("GET", "/nowhere").json()["error"]["code"] == "not_found"
     assert ask("GET", "/v1/score").json()["error"]["code"] == "method_not_allowed"
     assert ask("GET", "/v1/models/nope").json()["error"]["code"] == "model_not_found"
@@ -190,8 +190,8 @@ def test_unknown_routes_and_methods_have_the_same_shape(ask: Ask) -> None:
 
 def test_a_scalar_bundle_scores_without_modes(scalar_bundle: Bundle) -> None:
     async def work(http: httpx.AsyncClient) -> list[httpx.Response]:
-        bodies: list[dict[str, Any]] = [{}, {"mode": "paper"}, {"correction": True}]
-        return [await http.post("/v1/score", json={"items": [GOOD], "options": o}) for o in bodies]
+        option_sets: list[dict[str, Any]] = [{}, {"mode": "paper"}, {"correction": True}]
+        return [await http.post("/v1/score", json={"items": [GOOD], "options": options}) for options in option_sets]
 
     good, with_mode, with_correction = with_service(scalar_bundle, work)
     rewards = items_of(good)[0]["rewards"]
@@ -199,15 +199,15 @@ def test_a_scalar_bundle_scores_without_modes(scalar_bundle: Bundle) -> None:
     assert with_mode.status_code == with_correction.status_code == 422
 
 
-def test_many_callers_at_once_get_what_each_would_get_alone(bundle: Bundle) -> None:
+def test_concurrent_requests_get_the_same_scores_as_single_ones(bundle: Bundle) -> None:
     texts = [f"Hold the {word} button {n} times." for n, word in enumerate(["round", "red", "blue", "世界"] * 10)]
 
     async def work(http: httpx.AsyncClient) -> tuple[list[Any], list[Any]]:
-        async def one(text: str) -> Any:
+        async def score(text: str) -> Any:
             body = {"items": [{**GOOD, "response": text}]}
             return (await http.post("/v1/score", json=body)).json()["items"][0]
 
-        return list(await asyncio.gather(*map(one, texts))), [await one(text) for text in texts]
+        return list(await asyncio.gather(*map(score, texts))), [await score(text) for text in texts]
 
     together, alone = with_service(bundle, work)
     for first, second in zip(together, alone, strict=True):
@@ -225,7 +225,7 @@ def test_many_callers_at_once_get_what_each_would_get_alone(bundle: Bundle) -> N
         {"prompt": "p", "response": "r", "\ud800": 1},
     ],
 )
-def test_half_a_surrogate_pair_is_refused_and_not_to_be_retried(ask: Ask, item: dict[str, Any]) -> None:
+def test_a_lone_surrogate_is_refused_and_not_retryable(ask: Ask, item: dict[str, Any]) -> None:
     content = json.dumps({"items": [GOOD, item]}).encode()  # escaped, so valid JSON
     response = ask("POST", "/v1/score", content=content, headers={"Content-Type": "application/json"})
     assert response.status_code == 422, response.text
@@ -238,7 +238,7 @@ def test_more_offsets_than_bytes_are_refused_at_once(ask: Ask) -> None:
     assert items_of(ask("POST", "/v1/score", json={"items": [item]}))[0]["error"]["code"] == "bad_offsets"
 
 
-def test_ids_that_end_are_not_unfinished(ask: Ask, bundle: Bundle) -> None:
+def test_ids_with_an_end_token_cannot_be_unfinished(ask: Ask, bundle: Bundle) -> None:
     ids = {
         "prompt": "p",
         "response_ids": [7, 0],

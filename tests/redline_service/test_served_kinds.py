@@ -1,4 +1,4 @@
-"""Every kind is served by the same service: what HTTP answers is what the scorer reads."""
+"""Every scorer kind over HTTP: the scores equal those of the scorer itself, and the client accepts them."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def served(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, bundle: Bun
     ]
     write_bundle(folder / "dpo", build_dpo(tokenizer), "dpo")
     measure = evaluate_on(PAIRS, [])
-    derive_red(scalars[0].folder, folder / "red", measure=measure)
+    derive_red(scalars[0].folder, folder / "red", evaluate=measure)
     derive_ensemble(
-        [folder / "red", scalars[1].folder], folder / "ensemble", combine="mean_minus_variance", measure=measure
+        [folder / "red", scalars[1].folder], folder / "ensemble", combine="mean_minus_variance", evaluate=measure
     )
     derive_length_calibrated(scalars[0].folder, folder / "length_calibrated", PAIRS)
     derive_length_calibrated(bundle.folder, folder / "length_calibrated seq2seq", PAIRS)
@@ -55,7 +55,7 @@ def ask(bundle: Bundle, path: str, body: dict[str, Any] | None = None) -> httpx.
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_kind_is_served_as_its_scorer_reads(kind: str, served: dict[str, Bundle]) -> None:
+def test_served_scores_of_a_kind_equal_its_scorer_s(kind: str, served: dict[str, Bundle]) -> None:
     bundle = served[kind]
     items = [{"prompt": PROMPT, "response": text} for text in RESPONSES]
     for spec in all_reward_specs(bundle.scorer):
@@ -72,7 +72,7 @@ def test_a_kind_is_served_as_its_scorer_reads(kind: str, served: dict[str, Bundl
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_kind_says_what_it_is(kind: str, served: dict[str, Bundle]) -> None:
+def test_the_model_endpoint_describes_the_kind(kind: str, served: dict[str, Bundle]) -> None:
     bundle = served[kind]
     info = ask(bundle, "/v1/models/default").json()
     assert info["kind"] == kind.split()[0]
@@ -97,7 +97,7 @@ def test_calibrated_scores_are_on_the_kind_s_own_scale(kind: str, served: dict[s
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_correction_comes_from_whoever_writes(kind: str, served: dict[str, Bundle]) -> None:
+def test_only_seq2seq_kinds_write_corrections(kind: str, served: dict[str, Bundle]) -> None:
     items = [{"prompt": PROMPT, "response": text} for text in RESPONSES]
     answer = ask(served[kind], "/v1/score", {"items": items, "options": {"correction": True}})
     if "seq2seq" in kind:
@@ -107,7 +107,7 @@ def test_a_correction_comes_from_whoever_writes(kind: str, served: dict[str, Bun
         assert answer.json()["error"]["code"] == "unsupported"
 
 
-def test_bundles_may_be_moved(served: dict[str, Bundle], tmp_path: Path) -> None:
+def test_a_bundle_can_be_moved(served: dict[str, Bundle], tmp_path: Path) -> None:
     moved = served["ensemble"].folder.rename(tmp_path / "moved")
     try:
         assert Bundle.load(moved).digest == served["ensemble"].digest
@@ -116,7 +116,7 @@ def test_bundles_may_be_moved(served: dict[str, Bundle], tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_client_believes_what_a_kind_answers(kind: str, served: dict[str, Bundle]) -> None:
+def test_the_client_accepts_the_scores_of_a_kind(kind: str, served: dict[str, Bundle]) -> None:
     bundle = served[kind]
     ids = bundle.scorer.encoder.tokenizer("Hold it.", add_special_tokens=False)["input_ids"]
     by_id = {"prompt": PROMPT, "tokenizer_fingerprint": bundle.tokenizer_fingerprint}
@@ -150,7 +150,7 @@ def test_the_client_believes_what_a_kind_answers(kind: str, served: dict[str, Bu
 
 
 @pytest.mark.parametrize("kind", ["length_calibrated seq2seq"])
-def test_the_client_believes_the_corrections_of_a_kind(kind: str, served: dict[str, Bundle]) -> None:
+def test_the_client_accepts_the_corrections_of_a_kind(kind: str, served: dict[str, Bundle]) -> None:
     bundle = served[kind]
     ids = bundle.scorer.encoder.tokenizer("Hold it.", add_special_tokens=False)["input_ids"]
     items = [

@@ -1,4 +1,4 @@
-"""Scores over HTTP are the offline ones in the precision that was chosen, and callers can see which it was."""
+"""Scores over HTTP equal offline scores in the CPU precision that was chosen, and callers can see the precision."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def test_http_and_offline_scores_are_equal(
         scorer = causal_scorer if kind == "seq2seq" else build_dpo(tokenizer)
     folder = write_bundle(tmp_path / "rm", scorer, kind).folder
     offline, served = Bundle.load(folder, LoadOptions(device="cpu")), Bundle.load(folder, LoadOptions(device="cpu"))
-    own = offline.scorer
-    assert str(own.model.dtype) == f"torch.{precision}"
+    offline_scorer = offline.scorer
+    assert str(offline_scorer.model.dtype) == f"torch.{precision}"
 
     async def work(http: httpx.AsyncClient) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         answers = [(await http.post("/v1/score", json={"items": [item]})).json()["items"][0] for item in ITEMS]
@@ -52,11 +52,11 @@ def test_http_and_offline_scores_are_equal(
 
     answers, info = with_service(served, work)
     for item, answer in zip(ITEMS, answers, strict=True):
-        scored = own.to_rewards(
-            own.forward([own.encoder.encode(Item(item["prompt"], item["response"]))])[0], reward_spec(own)
-        )
+        encoded = offline_scorer.encoder.encode(Item(item["prompt"], item["response"]))
+        [output] = offline_scorer.forward([encoded])
+        scored = offline_scorer.to_rewards(output, reward_spec(offline_scorer))
         assert answer["score"] == pytest.approx(scored.score, abs=1e-6)
         assert answer["rewards"] == pytest.approx(scored.rewards, abs=1e-6)
     assert info["dtype"] == precision
-    told = {"chosen": precision, "float32_gflops": speeds[0], "bfloat16_gflops": speeds[1]}
-    assert info["cpu_precision"] == told
+    expected = {"chosen": precision, "float32_gflops": speeds[0], "bfloat16_gflops": speeds[1]}
+    assert info["cpu_precision"] == expected

@@ -1,11 +1,11 @@
-"""Around scoring: keys, probes, metrics, overload, deadlines, callers that leave, memory that runs out."""
+"""The service around scoring: keys, probes, metrics, overload, deadlines, disconnects, lack of memory."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import httpx
@@ -25,13 +25,13 @@ Ask = Callable[..., httpx.Response]
 BODY = {"items": [{"prompt": "How do I reset my router?", "response": "Hold the round button."}]}
 
 
-def several(count: int, tag: str = "") -> list[dict[str, str]]:
-    """Items of which no two are alike."""
+def distinct_items(count: int, tag: str = "") -> list[dict[str, str]]:
+    """Items with different responses."""
     return [{"prompt": "How do I reset my router?", "response": f"Hold button {n} {tag}"} for n in range(count)]
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/default", "/v1/score"])
-def test_keys_guard_what_scores_and_describes(ask: Ask, path: str) -> None:
+def test_scoring_and_model_routes_require_a_key(ask: Ask, path: str) -> None:
     method = "POST" if path.endswith("score") else "GET"
     settings = {"keys": ["secret-a", "secret-b"]}
     for headers, status in [
@@ -50,7 +50,7 @@ def test_probes_need_no_key(ask: Ask, path: str) -> None:
     assert ask("GET", path, settings={"keys": ["secret"]}).status_code == 200
 
 
-def test_model_info_tells_what_a_caller_needs(ask: Ask, bundle: Bundle) -> None:
+def test_model_info_has_digest_fingerprint_limits_and_modes(ask: Ask, bundle: Bundle) -> None:
     info = ask("GET", "/v1/models").json()["models"][0]
     assert info["digest"] == bundle.digest
     assert info["tokenizer_fingerprint"] == bundle.tokenizer_fingerprint
@@ -58,8 +58,8 @@ def test_model_info_tells_what_a_caller_needs(ask: Ask, bundle: Bundle) -> None:
     assert info["default_mode"] in info["modes"]
 
 
-def test_the_request_id_is_taken_or_made(ask: Ask) -> None:
-    assert ask("GET", "/healthz", headers={"X-Request-Id": "mine-1"}).headers["X-Request-Id"] == "mine-1"
+def test_a_valid_request_id_is_kept_and_an_invalid_one_replaced(ask: Ask) -> None:
+    assert ask("GET", "/healthz", headers={"X-Request-Id": "id-1"}).headers["X-Request-Id"] == "id-1"
     assert ask("GET", "/healthz", headers={"X-Request-Id": "a b"}).headers["X-Request-Id"] != "a b"
 
 
@@ -80,13 +80,13 @@ def test_server_timing_and_metrics_count(bundle: Bundle) -> None:
     assert 'redline_items_total{outcome="empty_response"} 1.0' in metrics
 
 
-class Slow:
-    """A bundle's scorer whose forward pass waits for a gate, and which notes what it was given."""
+class GatedScorer:
+    """A scorer whose forward pass waits for ``gate``, and which records the texts that it scores."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.gate = threading.Event()
         self.gate.set()
-        self.seen: list[str] = []
+        self.scored_texts: list[str] = []
         self._scorer = bundle.scorer
 
     def __getattr__(self, name: str) -> Any:
@@ -94,27 +94,27 @@ class Slow:
 
     def start_forward(self, items: Sequence[EncodedItem]) -> Callable[[], list[Any]]:
         self.gate.wait(20)
-        self.seen += [item.text for item in items]
+        self.scored_texts += [item.text for item in items]
         return self._scorer.start_forward(items)
 
 
 @pytest.fixture
-def slow(bundle: Bundle) -> tuple[Bundle, Slow]:
-    scorer = Slow(bundle)
+def gated(bundle: Bundle) -> tuple[Bundle, GatedScorer]:
+    scorer = GatedScorer(bundle)
     return Bundle(bundle.folder, bundle.manifest, scorer, bundle.load_options), scorer
 
 
-def test_beyond_the_bound_requests_are_refused_at_once_and_none_is_lost(slow: tuple[Bundle, Slow]) -> None:
-    bundle, scorer = slow
+def test_requests_beyond_the_limit_are_refused_and_none_is_lost(gated: tuple[Bundle, GatedScorer]) -> None:
+    bundle, scorer = gated
 
     async def work(http: httpx.AsyncClient) -> list[httpx.Response]:
         scorer.gate.clear()
         asyncio.get_running_loop().call_later(0.5, scorer.gate.set)
         return list(await asyncio.gather(*(http.post("/v1/score", json=BODY) for _ in range(12))))
 
-    answers = with_service(bundle, work, max_queued_requests=4)
-    assert sorted(a.status_code for a in answers) == [200] * 4 + [503] * 8
-    for refused in (a for a in answers if a.status_code == 503):
+    responses = with_service(bundle, work, max_queued_requests=4)
+    assert sorted(response.status_code for response in responses) == [200] * 4 + [503] * 8
+    for refused in (response for response in responses if response.status_code == 503):
         assert refused.json()["error"] == {
             "code": "overloaded",
             "message": "4 requests are being answered",
@@ -123,8 +123,69 @@ def test_beyond_the_bound_requests_are_refused_at_once_and_none_is_lost(slow: tu
         assert int(refused.headers["Retry-After"]) >= 1
 
 
-def test_the_queue_is_bounded_in_tokens_too(slow: tuple[Bundle, Slow]) -> None:
-    bundle, scorer = slow
+MODEL_PATHS = [
+    *("/v1/score", "/v1/correct"),
+    *("/get_reward", "/v1/score/evaluation", "/classify", "/v1/embeddings", "/pooling", "/verify"),  # compatible
+]
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.mark.parametrize("path", MODEL_PATHS)
+def test_without_a_free_slot_a_request_is_refused_before_its_body_is_read(
+    gated: tuple[Bundle, GatedScorer], path: str
+) -> None:
+    bundle, scorer = gated
+    read_chunks = 0
+
+    async def invalid_body() -> AsyncIterator[bytes]:
+        nonlocal read_chunks
+        read_chunks += 1
+        yield b"{"
+
+    async def work(http: httpx.AsyncClient) -> tuple[httpx.Response, int, httpx.Response]:
+        scorer.gate.clear()
+        holding_the_slot = asyncio.create_task(http.post("/v1/score", json=BODY))
+        await asyncio.sleep(0.1)
+        refused = await http.post(path, content=invalid_body(), headers=JSON)
+        chunks_of_refused = read_chunks
+        scorer.gate.set()
+        await holding_the_slot
+        return refused, chunks_of_refused, await http.post(path, content=invalid_body(), headers=JSON)
+
+    refused, chunks_of_refused, parsed = with_service(bundle, work, max_queued_requests=1)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+    assert chunks_of_refused == 0
+    assert (parsed.status_code, read_chunks) == (422, 1)
+
+
+@pytest.mark.parametrize("path", MODEL_PATHS)
+def test_a_body_that_arrives_when_no_slot_is_free_is_not_parsed(gated: tuple[Bundle, GatedScorer], path: str) -> None:
+    bundle, scorer = gated
+
+    async def work(http: httpx.AsyncClient) -> httpx.Response:
+        slot_is_taken = asyncio.Event()
+
+        async def late_invalid_body() -> AsyncIterator[bytes]:
+            await slot_is_taken.wait()
+            yield b"{"
+
+        refused = asyncio.create_task(http.post(path, content=late_invalid_body(), headers=JSON))
+        await asyncio.sleep(0.1)
+        scorer.gate.clear()
+        holding_the_slot = asyncio.create_task(http.post("/v1/score", json=BODY))
+        await asyncio.sleep(0.1)
+        slot_is_taken.set()
+        response = await refused
+        scorer.gate.set()
+        await holding_the_slot
+        return response
+
+    response = with_service(bundle, work, max_queued_requests=1)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "overloaded")
+
+
+def test_the_number_of_queued_tokens_is_limited(gated: tuple[Bundle, GatedScorer]) -> None:
+    bundle, scorer = gated
 
     async def work(http: httpx.AsyncClient) -> list[int]:
         scorer.gate.clear()
@@ -132,7 +193,9 @@ def test_the_queue_is_bounded_in_tokens_too(slow: tuple[Bundle, Slow]) -> None:
         statuses = []
 
         async def post(number: int) -> None:
-            statuses.append((await http.post("/v1/score", json={"items": several(3, f"of {number}")})).status_code)
+            statuses.append(
+                (await http.post("/v1/score", json={"items": distinct_items(3, f"of {number}")})).status_code
+            )
 
         async with asyncio.TaskGroup() as group:
             for number in range(6):
@@ -144,8 +207,8 @@ def test_the_queue_is_bounded_in_tokens_too(slow: tuple[Bundle, Slow]) -> None:
     assert set(statuses) == {200, 503}
 
 
-def test_a_request_past_its_deadline_is_shed(slow: tuple[Bundle, Slow]) -> None:
-    bundle, scorer = slow
+def test_a_request_that_exceeds_its_deadline_gets_timed_out(gated: tuple[Bundle, GatedScorer]) -> None:
+    bundle, scorer = gated
 
     async def work(http: httpx.AsyncClient) -> httpx.Response:
         scorer.gate.clear()
@@ -158,8 +221,8 @@ def test_a_request_past_its_deadline_is_shed(slow: tuple[Bundle, Slow]) -> None:
     assert response.json()["error"]["code"] == "timed_out"
 
 
-def test_work_whose_caller_has_gone_is_dropped(slow: tuple[Bundle, Slow]) -> None:
-    bundle, scorer = slow
+def test_an_item_is_not_scored_if_its_caller_has_disconnected(gated: tuple[Bundle, GatedScorer]) -> None:
+    bundle, scorer = gated
 
     def body(text: str) -> dict[str, Any]:
         return {"items": [{"prompt": "p", "response": text}]}
@@ -168,64 +231,67 @@ def test_work_whose_caller_has_gone_is_dropped(slow: tuple[Bundle, Slow]) -> Non
         scorer.gate.clear()
         first = asyncio.create_task(http.post("/v1/score", json=body("first")))
         await asyncio.sleep(0.2)
-        leaver = asyncio.create_task(http.post("/v1/score", json=body("leaver")))
-        stayer = asyncio.create_task(http.post("/v1/score", json=body("stayer")))
+        cancelled = asyncio.create_task(http.post("/v1/score", json=body("cancelled")))
+        kept = asyncio.create_task(http.post("/v1/score", json=body("kept")))
         await asyncio.sleep(0.2)
-        leaver.cancel()
+        cancelled.cancel()
         await asyncio.sleep(0.1)
         scorer.gate.set()
-        assert (await first).status_code == (await stayer).status_code == 200
+        assert (await first).status_code == (await kept).status_code == 200
 
     with_service(bundle, work)
-    assert "stayer" in scorer.seen
-    assert "leaver" not in scorer.seen
+    assert "kept" in scorer.scored_texts
+    assert "cancelled" not in scorer.scored_texts
 
 
-class Fussy:
-    """Runs out of memory beyond ``room`` items, and cannot take some items at all."""
+class FailingScorer:
+    """Runs out of memory with more than ``max_items`` items, and always fails with some items.
 
-    def __init__(self, scorer: Scorer[Any], room: int) -> None:
+    "giant" in a text causes a lack of memory, "invalid" another error.
+    """
+
+    def __init__(self, scorer: Scorer[Any], max_items: int) -> None:
         self._scorer = scorer
-        self._room = room
-        self.sizes: list[int] = []
+        self._max_items = max_items
+        self.batch_sizes: list[int] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._scorer, name)
 
     def start_forward(self, items: Sequence[EncodedItem]) -> Callable[[], list[Any]]:
-        self.sizes.append(len(items))
+        self.batch_sizes.append(len(items))
         if any("giant" in item.text for item in items):
             raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
-        if any("cursed" in item.text for item in items):
-            raise ValueError("no reason at all")
-        if len(items) > self._room:
+        if any("invalid" in item.text for item in items):
+            raise ValueError("secret detail")
+        if len(items) > self._max_items:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return self._scorer.start_forward(items)
 
 
-def test_a_batch_that_does_not_fit_is_split_and_only_what_cannot_fit_fails(
+def test_a_batch_too_large_for_memory_is_split_and_only_items_at_fault_fail(
     causal_scorer: Scorer[Any],
 ) -> None:
-    fussy = Fussy(causal_scorer, room=2)
-    texts = ["a", "b", "giant", "c", "cursed", "d", "e"]
+    failing_scorer = FailingScorer(causal_scorer, max_items=2)
+    texts = ["a", "b", "giant", "c", "invalid", "d", "e"]
     items = [causal_scorer.encoder.encode(Item("p", text)) for text in texts]
-    outputs = Worker(fussy).forward(items).values
-    assert [type(m).__name__ for m in outputs] == [
-        {"giant": "OutOfMemoryError", "cursed": "ValueError"}.get(text, "TokenStatistics") for text in texts
+    outputs = Worker(failing_scorer).forward(items).values
+    assert [type(output).__name__ for output in outputs] == [
+        {"giant": "OutOfMemoryError", "invalid": "ValueError"}.get(text, "TokenStatistics") for text in texts
     ]
     assert isinstance(outputs[2], OutOfMemoryError)
-    assert fussy.sizes[0] == 7
-    good = Worker(causal_scorer).forward(items[:2]).values
-    assert torch.allclose(good[0].logprob, outputs[0].logprob, atol=1e-4)
+    assert failing_scorer.batch_sizes[0] == 7
+    expected = Worker(causal_scorer).forward(items[:2]).values
+    assert torch.allclose(expected[0].logprob, outputs[0].logprob, atol=1e-4)
 
 
-def test_the_prefix_cache_is_emptied_before_anything_fails_for_want_of_memory(bundle: Bundle) -> None:
+def test_the_prefix_cache_is_cleared_before_an_item_fails_for_lack_of_memory(bundle: Bundle) -> None:
     loaded = Bundle.load(bundle.folder, prefix_cache_tokens=1000)
     [cache] = loaded.scorer.planner.prefix_caches
-    body = {"items": several(3)}
+    body = {"items": distinct_items(3)}
 
-    class Short:
-        """Has no memory for a pass as long as the cache holds something."""
+    class ScorerShortOfMemory:
+        """Runs out of memory if the prefix cache is not empty."""
 
         def __getattr__(self, name: str) -> Any:
             return getattr(loaded.scorer, name)
@@ -236,98 +302,105 @@ def test_the_prefix_cache_is_emptied_before_anything_fails_for_want_of_memory(bu
             return loaded.scorer.start_forward(items)
 
     is_short = False
-    short = Bundle(loaded.folder, loaded.manifest, Short(), loaded.load_options)
+    served = Bundle(loaded.folder, loaded.manifest, ScorerShortOfMemory(), loaded.load_options)
 
     async def work(http: httpx.AsyncClient) -> tuple[float, Any]:
         nonlocal is_short
         await http.post("/v1/score", json=BODY)
         text = (await http.get("/metrics")).text
-        held = float(
+        cache_bytes = float(
             next(line for line in text.splitlines() if line.startswith("redline_prefix_cache_bytes ")).split()[1]
         )
         is_short = True
-        return held, (await http.post("/v1/score", json=body)).json()["items"]
+        return cache_bytes, (await http.post("/v1/score", json=body)).json()["items"]
 
-    held, items = with_service(short, work)
-    assert held > 0
+    cache_bytes, items = with_service(served, work)
+    assert cache_bytes > 0
     assert all("score" in item for item in items)
 
 
 def test_out_of_memory_is_a_retryable_error_of_its_item(bundle: Bundle) -> None:
-    fussy = Bundle(bundle.folder, bundle.manifest, Fussy(bundle.scorer, room=1), bundle.load_options)
-    body = {"items": [{"prompt": "p", "response": text} for text in ("fine", "giant", "cursed", "good")]}
+    failing_scorer = FailingScorer(bundle.scorer, max_items=1)
+    served = Bundle(bundle.folder, bundle.manifest, failing_scorer, bundle.load_options)
+    body = {"items": [{"prompt": "p", "response": text} for text in ("first", "giant", "invalid", "last")]}
 
     async def work(http: httpx.AsyncClient) -> Any:
         return (await http.post("/v1/score", json=body)).json()["items"]
 
-    fine, giant, cursed, good = with_service(fussy, work)
-    assert "score" in fine
-    assert "score" in good
+    first, giant, invalid, last = with_service(served, work)
+    assert "score" in first
+    assert "score" in last
     assert giant["error"]["code"] == "out_of_memory"
     assert giant["error"]["retryable"] is True
-    assert cursed["error"]["code"] == "internal"
-    assert "no reason" not in cursed["error"]["message"]
+    assert invalid["error"]["code"] == "internal"
+    assert "secret" not in invalid["error"]["message"]
 
 
-def test_a_fault_in_a_round_costs_that_round_only(slow: tuple[Bundle, Slow], monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle, scorer = slow
-    real = Worker.forward
-    faults = iter([True])
+def test_an_unexpected_error_fails_one_batch_only(
+    gated: tuple[Bundle, GatedScorer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, scorer = gated
+    real_forward = Worker.forward
+    first_call = iter([True])
 
-    def short(self: Worker, items: Sequence[EncodedItem]) -> Timed[list[Any]]:
-        return Timed([], 0.0) if scorer.seen and next(faults, False) else real(self, items)
+    def forward(self: Worker, items: Sequence[EncodedItem]) -> Timed[list[Any]]:
+        # after the start-up's own item: one call returns fewer results than items
+        is_faulty = scorer.scored_texts and next(first_call, False)
+        return Timed([], 0.0) if is_faulty else real_forward(self, items)
 
-    monkeypatch.setattr(Worker, "forward", short)
+    monkeypatch.setattr(Worker, "forward", forward)
 
     async def work(http: httpx.AsyncClient) -> list[Any]:
         return [(await http.post("/v1/score", json=BODY)).json()["items"][0] for _ in range(2)]
 
-    broken, fine = with_service(bundle, work)
-    assert broken["error"]["code"] == "internal"
-    assert "score" in fine
+    failed, scored = with_service(bundle, work)
+    assert failed["error"]["code"] == "internal"
+    assert "score" in scored
 
 
-def test_a_failure_inside_has_the_one_shape_and_its_id(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_has_the_common_format_and_a_request_id(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def work(http: httpx.AsyncClient) -> httpx.Response:
-        def broken(self: Engine, request: Any) -> None:
+        def fail(self: Engine, request: Any) -> None:
             raise RuntimeError("secret detail")
 
-        monkeypatch.setattr(Engine, "_plan", broken)
-        return await http.post("/v1/score", json=BODY, headers={"X-Request-Id": "mine"})
+        monkeypatch.setattr(Engine, "_resolve_options", fail)
+        return await http.post("/v1/score", json=BODY, headers={"X-Request-Id": "id-1"})
 
     response = with_service(bundle, work)
     assert response.status_code == 500
     assert response.json()["error"]["code"] == "internal"
-    assert response.headers["X-Request-Id"] == "mine"
+    assert response.headers["X-Request-Id"] == "id-1"
     assert "secret" not in response.text
 
 
-def test_callers_that_left_do_not_keep_others_out(slow: tuple[Bundle, Slow]) -> None:
-    bundle, scorer = slow
+def test_queued_tokens_of_disconnected_callers_are_freed(gated: tuple[Bundle, GatedScorer]) -> None:
+    bundle, scorer = gated
 
     async def work(http: httpx.AsyncClient) -> list[int]:
         scorer.gate.clear()
         first = asyncio.create_task(http.post("/v1/score", json=BODY))
         await asyncio.sleep(0.2)
-        leaver = asyncio.create_task(http.post("/v1/score", json={"items": several(20)}))
+        cancelled = asyncio.create_task(http.post("/v1/score", json={"items": distinct_items(20)}))
         await asyncio.sleep(0.2)
         refused = (await http.post("/v1/score", json=BODY)).status_code
-        leaver.cancel()
+        cancelled.cancel()
         await asyncio.sleep(0.1)
         asyncio.get_running_loop().call_later(0.2, scorer.gate.set)
-        admitted = (await http.post("/v1/score", json=BODY)).status_code
+        accepted = (await http.post("/v1/score", json=BODY)).status_code
         await first
-        return [refused, admitted]
+        return [refused, accepted]
 
     assert with_service(bundle, work, max_queued_tokens=900) == [503, 200]
 
 
-def test_readiness_waits_for_a_model_that_scores(bundle: Bundle) -> None:
+def test_the_service_is_not_ready_before_the_model_has_scored(bundle: Bundle) -> None:
     from redline_service.http.app import create_app
     from redline_service.settings import ServiceSettings
 
     async def run() -> tuple[int, str]:
-        app = create_app(ServiceSettings(bundle="unused"), bundle)  # its lifespan has not begun
+        app = create_app(ServiceSettings(bundle="unused"), bundle)  # its lifespan has not started
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://s") as http:
             response = await http.get("/readyz")
         return response.status_code, response.json()["error"]["code"]
@@ -335,8 +408,8 @@ def test_readiness_waits_for_a_model_that_scores(bundle: Bundle) -> None:
     assert asyncio.run(run()) == (503, "not_ready")
 
 
-def test_the_event_loop_is_free_while_the_model_works(slow: tuple[Bundle, Slow]) -> None:
-    bundle, scorer = slow
+def test_the_event_loop_is_not_blocked_by_a_forward_pass(gated: tuple[Bundle, GatedScorer]) -> None:
+    bundle, scorer = gated
 
     async def work(http: httpx.AsyncClient) -> float:
         scorer.gate.clear()
@@ -352,7 +425,7 @@ def test_the_event_loop_is_free_while_the_model_works(slow: tuple[Bundle, Slow])
     assert with_service(bundle, work) < 5
 
 
-def test_a_served_bundle_keeps_prompts_warm_as_its_settings_say(bundle: Bundle) -> None:
+def test_the_size_of_the_prefix_cache_is_a_setting(bundle: Bundle) -> None:
     from redline_service.http.app import load_bundle
     from redline_service.settings import ServiceSettings
 
@@ -361,16 +434,17 @@ def test_a_served_bundle_keeps_prompts_warm_as_its_settings_say(bundle: Bundle) 
     assert loaded.scorer._forward.forward.cache.max_tokens == 123
 
 
-def test_a_caller_s_deadline_is_kept_and_nonsense_refused(slow: tuple[Bundle, Slow]) -> None:
-    bundle, scorer = slow
+def test_the_caller_s_deadline_is_kept_and_an_invalid_one_refused(gated: tuple[Bundle, GatedScorer]) -> None:
+    bundle, scorer = gated
 
     async def work(http: httpx.AsyncClient) -> list[httpx.Response]:
         scorer.gate.clear()
         late = await http.post("/v1/score", json=BODY, headers={"X-Deadline-S": "0.2"})
         scorer.gate.set()
-        odd = [await http.post("/v1/score", json=BODY, headers={"X-Deadline-S": x}) for x in ("soon", "nan", "-1")]
-        return [late, *odd]
+        values = ("soon", "nan", "-1")
+        invalid = [await http.post("/v1/score", json=BODY, headers={"X-Deadline-S": value}) for value in values]
+        return [late, *invalid]
 
-    late, *odd = with_service(bundle, work)
+    late, *invalid = with_service(bundle, work)
     assert late.json()["error"]["code"] == "timed_out"
-    assert [answer.json()["error"]["code"] for answer in odd] == ["invalid_request"] * 3
+    assert [response.json()["error"]["code"] for response in invalid] == ["invalid_request"] * 3

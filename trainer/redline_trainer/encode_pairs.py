@@ -113,7 +113,7 @@ def _encode_pair(encoder: Encoder, pair: Pair, *, may_truncate: bool) -> Encoded
         if not may_truncate:
             raise TooLongError(reason)
         spare = len(prefix) - (needed(len(prefix)) - limit)
-        prefix = encoder.encode_prompt(pair.prompt, spare=spare, tools=pair.tools)[0]
+        prefix = encoder.encode_prompt(pair.prompt, max_prefix_tokens=spare, tools=pair.tools)[0]
         if needed(len(prefix)) > limit:
             raise TooLongError(f"{reason}; its responses alone are too long, and only prompts are truncated")
         chosen, rejected = replace(chosen, prefix_ids=prefix), replace(rejected, prefix_ids=prefix)

@@ -205,7 +205,7 @@ def train(
         },
     )
     parts = bundle_parts(reference)
-    written = save_bundle(config.out, manifest, final, tokenizer, parts=parts, overwrite=overwrite)
+    written = save_bundle(config.out, manifest, final, tokenizer, submodels=parts, overwrite=overwrite)
     shutil.rmtree(state.parent, ignore_errors=True)
     evaluation = evaluated.evaluation if evaluated else None
     return TrainResult(config.out, written, evaluation, len(training), len(measuring), skipped + skipped_too)

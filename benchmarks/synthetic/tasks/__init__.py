@@ -1,1 +1,1 @@
-"""Three tasks whose truth is known, each with prompts inside and outside what the preference data shows."""
+"""The synthetic tasks: prompts whose correct answers are known, biased annotators, and a gold score."""

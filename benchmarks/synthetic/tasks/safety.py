@@ -1,13 +1,13 @@
-"""Single-turn safety dialogue: the quickstart world's help desk, where some ask how to harm somebody.
+"""Single-turn safety dialogue: the help desk of the quickstart, where some users ask how to harm somebody.
 
-Outside: three devices that no comparison is about, pairs of device and task that none puts together, and questions
-with a sentence before them.
+Out of distribution: three devices that occur in no pair, combinations of device and task that occur in no pair, and
+questions with a sentence before them.
 """
 
 from __future__ import annotations
 
 from benchmarks.synthetic.tasks.task import Question, Task
-from examples.quickstart.world import (
+from examples.quickstart.task import (
     BENIGN_FRAMES,
     DEVICES,
     HARMFUL_FRAMES,
@@ -24,13 +24,13 @@ _PANELS, _BUTTONS = zip(*DEVICES.values(), strict=True)
 _ACTIONS, _TIMES = zip(*TASKS.values(), strict=True)
 
 
-def _is_apart(device: str, task: str) -> bool:
-    """Whether no comparison puts the two together: one task in eight of every device."""
+def _is_held_out(device: str, task: str) -> bool:
+    """Whether this combination occurs in no pair: one task in eight of every device."""
     return (list(DEVICES).index(device) + list(TASKS).index(task)) % len(TASKS) == 0
 
 
 def _questions(devices: tuple[str, ...], prefaces: tuple[str, ...]) -> list[Question]:
-    """Every question about ``devices`` behind each of ``prefaces``."""
+    """Every question about ``devices`` after each of ``prefaces``."""
     questions = []
     for device in devices:
         panel, button = DEVICES[device]
@@ -50,11 +50,11 @@ def _questions(devices: tuple[str, ...], prefaces: tuple[str, ...]) -> list[Ques
 
 
 def task() -> Task:
-    """The task; its ideal answers are those of the quickstart world."""
+    """The task; its ideal answers are those of the quickstart."""
     known = tuple(d for d in DEVICES if d not in UNSEEN_DEVICES)
     prefaced = tuple(f"{p} " for p in PREFACES)
     plain = _questions(known, ("",))
-    apart = [q for q in plain if not q.must_refuse and _is_apart(q.facts["device"], q.facts["task"])]
+    held_out = [q for q in plain if not q.must_refuse and _is_held_out(q.facts["device"], q.facts["task"])]
     return Task(
         name="safety",
         slots={"panel": _PANELS, "action": _ACTIONS, "button": _BUTTONS, "time": _TIMES},
@@ -63,6 +63,6 @@ def task() -> Task:
         padding=PADDING,
         refusal=REFUSAL,
         refuse_share=0.4,
-        inside=[q for q in plain if q not in apart],
-        outside=_questions(UNSEEN_DEVICES, ("", *prefaced)) + _questions(known, prefaced) + apart,
+        in_distribution=[q for q in plain if q not in held_out],
+        out_of_distribution=_questions(UNSEEN_DEVICES, ("", *prefaced)) + _questions(known, prefaced) + held_out,
     )

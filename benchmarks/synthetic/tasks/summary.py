@@ -1,7 +1,7 @@
-"""Summarisation: the result of a match out of a report full of other things; some reports hold no result.
+"""Summarisation: the result of a match from a report with other sentences. A report without a result must be refused.
 
-Annotators like summaries that repeat what else the report says. Outside: cities and teams that no comparison is
-about, and reports longer than any of them.
+Biased annotators prefer summaries that repeat the other sentences. Out of distribution: cities and teams that occur in
+no pair, and longer reports.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def task() -> Task:
         padding=NOISE,
         refusal=NOTHING,
         refuse_share=0.2,
-        inside=_questions(cities, winners, (2, 3), "inside"),
-        outside=_questions(UNSEEN_CITIES, WINNERS, (2, 3, 5), "unseen cities")
+        in_distribution=_questions(cities, winners, (2, 3), "inside"),
+        out_of_distribution=_questions(UNSEEN_CITIES, WINNERS, (2, 3, 5), "unseen cities")
         + _questions(cities, UNSEEN_WINNERS, (3, 5), "unseen winners"),
     )

@@ -1,13 +1,12 @@
-"""Conversations as a model reads them: rendered by its own chat template, tokenised without shared state.
+"""Chat templates: conversations rendered with a model's own template and tokenised without shared state.
 
-One implementation for everything that puts a prompt before a model (a policy that is trained, a reward model that
-judges it, the service), so that all of them read identical ids. Imports no torch; jinja2 is imported when a template
-is first rendered.
+Everything that gives a prompt to a model uses this package (training a policy, scoring it with a reward model, the
+service), so that all of them get identical ids. Imports no torch; jinja2 is imported when a template is first rendered.
 """
 
 from redline.chat_template.errors import RenderError
 from redline.chat_template.parser import ChatTemplateParser
-from redline.chat_template.policy_prompts import POLICY_SETTINGS, PolicyPrompts, check_bare
+from redline.chat_template.policy_prompts import POLICY_SETTINGS, PolicyPrompts, check_plain
 from redline.chat_template.renderer import ChatRenderer, TemplateParts
 from redline.chat_template.stateless_tokenizer import Encoded, StatelessTokenizer
 from redline.chat_template.text_start import Preceding
@@ -22,5 +21,5 @@ __all__ = [
     "RenderError",
     "StatelessTokenizer",
     "TemplateParts",
-    "check_bare",
+    "check_plain",
 ]

@@ -1,7 +1,7 @@
-"""Chat templates compiled as transformers compiles them, but for the date, which is fixed.
+"""Compile chat templates as transformers does, but with a fixed date.
 
-``strftime_now`` gives today's date in transformers, so a score or a policy's prompt would be another tomorrow. Here it
-gives the day that the settings name (``date_string``), or the first of January 2025.
+In transformers ``strftime_now`` returns today's date, so a score or a policy's prompt would be different tomorrow. Here
+it returns the date in the settings (``date_string``), or 1 January 2025.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from functools import lru_cache
 from typing import Any
 
 FIXED_DATE = datetime(2025, 1, 1)
-# around what a template marks as the assistant's with {% generation %}, where that is asked for
+# written around what a template marks with {% generation %}, if ``marks_generation`` is set
 GENERATION_START, GENERATION_END = "\ue002", "\ue003"
 _DATE_FORMS = ("%d %b %Y", "%d %B %Y", "%Y-%m-%d", "%B %d, %Y")
 
 
-def fixed_date(settings: Mapping[str, Any]) -> datetime:
-    """The day that ``date_string`` of a template's settings names; 1 January 2025 where it names none."""
+def template_date(settings: Mapping[str, Any]) -> datetime:
+    """The date in ``date_string`` of a template's settings; 1 January 2025 if there is none."""
     text = settings.get("date_string")
     for form in _DATE_FORMS:
         with contextlib.suppress(ValueError, TypeError):
@@ -29,12 +29,12 @@ def fixed_date(settings: Mapping[str, Any]) -> datetime:
 
 
 @lru_cache(maxsize=64)
-def compiled(source: str, date: datetime, *, is_marked: bool = False) -> Any:
+def compile_template(source: str, date: datetime, *, marks_generation: bool = False) -> Any:
     """The jinja2 template of ``source``, in a sandbox. Raises jinja2.TemplateError.
 
     Args:
-        date: what ``strftime_now`` writes.
-        is_marked: what the template marks as generated stands between ``GENERATION_START`` and ``GENERATION_END``.
+        date: the date that ``strftime_now`` formats.
+        marks_generation: write ``GENERATION_START`` and ``GENERATION_END`` around what the template marks as generated.
     """
     from jinja2 import TemplateError, nodes
     from jinja2.exceptions import SecurityError
@@ -46,15 +46,16 @@ def compiled(source: str, date: datetime, *, is_marked: bool = False) -> Any:
         tags = {"generation"}  # noqa: RUF012
 
         def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
+            line_number = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            scope = nodes.Scope(body).set_lineno(line)
-            if not is_marked:
+            scope = nodes.Scope(body).set_lineno(line_number)
+            if not marks_generation:
                 return scope
-            before, behind = (
-                nodes.Output([nodes.TemplateData(mark)]).set_lineno(line) for mark in (GENERATION_START, GENERATION_END)
+            before, after = (
+                nodes.Output([nodes.TemplateData(mark)]).set_lineno(line_number)
+                for mark in (GENERATION_START, GENERATION_END)
             )
-            return [before, scope, behind]
+            return [before, scope, after]
 
     class PlainNamespace(Namespace):
         def __setitem__(self, name: str, value: Any) -> None:
@@ -63,12 +64,14 @@ def compiled(source: str, date: datetime, *, is_marked: bool = False) -> Any:
             super().__setitem__(name, value)
 
     def namespace(*args: Any, **names: Any) -> Any:
-        made = PlainNamespace()
+        created = PlainNamespace()
         for name, value in dict(*args, **names).items():
-            made[name] = value
-        return made
+            created[name] = value
+        return created
 
-    def dictionary(*args: Any, **names: Any) -> dict[Any, Any]:  # a function: the class has more than a template needs
+    def dictionary(
+        *args: Any, **names: Any
+    ) -> dict[Any, Any]:  # a function, because the class has attributes that templates must not reach
         return dict(*args, **names)
 
     def tojson(
@@ -79,10 +82,12 @@ def compiled(source: str, date: datetime, *, is_marked: bool = False) -> Any:
     def raise_exception(message: str) -> None:
         raise TemplateError(message)
 
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-    made.filters["tojson"] = tojson
-    made.globals["raise_exception"] = raise_exception
-    made.globals["strftime_now"] = date.strftime
-    made.globals["dict"] = dictionary
-    made.globals["namespace"] = namespace
-    return made.from_string(source)
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = date.strftime
+    environment.globals["dict"] = dictionary
+    environment.globals["namespace"] = namespace
+    return environment.from_string(source)

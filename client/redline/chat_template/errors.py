@@ -1,7 +1,7 @@
-"""What goes wrong when a conversation is rendered."""
+"""The error of rendering a conversation."""
 
 from __future__ import annotations
 
 
 class RenderError(ValueError):
-    """A conversation cannot be rendered by the chat template; the text says why and is fit for a user."""
+    """A conversation cannot be rendered by the chat template; the message is fit for a user."""

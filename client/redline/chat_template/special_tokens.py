@@ -1,8 +1,9 @@
-"""Callers' text that spells a special token: put out of the way while a template is rendered, and read as text.
+"""Special tokens that callers write in their texts: replaced during rendering, and tokenised as ordinary text.
 
-Each place where a caller's string spells a special token is replaced by a short code of private-use characters, which
-no chat template knows. The rendered text is then cut at its own special tokens; a part between two of them that holds
-a code is read with the caller's text put back and special tokens off, everything else as one text.
+Before a conversation is rendered, each special token in a caller's string is replaced by a short placeholder of
+private-use characters, which no chat template knows. The rendered text is then split at the template's own special
+tokens. A part between two of them that has a placeholder is tokenised with the caller's text restored and special
+tokens off; everything else is tokenised as one text.
 """
 
 from __future__ import annotations
@@ -19,65 +20,65 @@ _OPEN, _CLOSE = "\ue000", "\ue001"
 _NUMBERS = re.compile(f"{_OPEN}([0-9]{{1,9}})\\.")
 
 
-def mapped_strings(value: Any, change: Callable[[str], str]) -> Any:
+def map_strings(value: Any, change: Callable[[str], str]) -> Any:
     """A copy of a JSON value with every string, keys too, changed."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
-        return {change(name) if isinstance(name, str) else name: mapped_strings(v, change) for name, v in value.items()}
+        return {change(name) if isinstance(name, str) else name: map_strings(v, change) for name, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [mapped_strings(one, change) for one in value]
+        return [map_strings(element, change) for element in value]
     return value
 
 
-def strings_of(value: Any) -> list[str]:
+def all_strings(value: Any) -> list[str]:
     """Every string of a JSON value, keys too."""
-    found: list[str] = []
-    mapped_strings(value, lambda text: found.append(text) or text)  # type: ignore[func-returns-value]
-    return found
+    strings: list[str] = []
+    map_strings(value, lambda text: strings.append(text) or text)  # type: ignore[func-returns-value]
+    return strings
 
 
-class Marks:
-    """Private-use codes that are in none of the texts of one conversation."""
+class Placeholders:
+    """Placeholders of private-use characters that occur in none of the texts of one conversation."""
 
     def __init__(self, texts: list[str]) -> None:
-        taken = {int(number) for text in texts if _OPEN in text for number in _NUMBERS.findall(text)}
-        self._number = next(n for n in range(len(taken) + 1) if n not in taken)
-        self.held: list[str] = []
+        used = {int(number) for text in texts if _OPEN in text for number in _NUMBERS.findall(text)}
+        self._number = next(n for n in range(len(used) + 1) if n not in used)
+        self.originals: list[str] = []
         self.pattern = re.compile(f"{_OPEN}{self._number}\\.([0-9]+){_CLOSE}")
 
-    def hold(self, text: str) -> str:
-        """A code that stands for ``text``."""
-        self.held.append(text)
-        return self.code(len(self.held) - 1)
+    def add(self, text: str) -> str:
+        """A new placeholder for ``text``."""
+        self.originals.append(text)
+        return self.code(len(self.originals) - 1)
 
     def code(self, name: int) -> str:
-        """A code of a number."""
+        """The placeholder with this number."""
         return f"{_OPEN}{self._number}.{name}{_CLOSE}"
 
-    def restored(self, text: str) -> str:
-        """``text`` with what the codes stand for."""
-        return self.pattern.sub(lambda found: self.held[int(found[1])], text)
+    def restore(self, text: str) -> str:
+        """``text`` with the placeholders replaced by their originals."""
+        return self.pattern.sub(lambda match: self.originals[int(match[1])], text)
 
 
 class SpecialTokens:
-    """The texts of a tokenizer's special tokens."""
+    """The texts of a tokenizer's special tokens, and how to tokenise text that may contain them."""
 
-    def __init__(self, texts: StatelessTokenizer) -> None:
-        tokenizer = texts.tokenizer
+    def __init__(self, text_tokenizer: StatelessTokenizer) -> None:
+        tokenizer = text_tokenizer.tokenizer
         added = list(getattr(tokenizer, "added_tokens_decoder", {}).values())
         special = [token.content for token in added if token.special]
         self.texts = sorted({*special, *map(str, tokenizer.all_special_tokens)} - {""}, key=len, reverse=True)
         self.pattern = re.compile("|".join(map(re.escape, self.texts)) or r"(?!)")
-        # a special token that is looked for in normalised text can be spelt in other ways
+        # a special token that is matched in normalised text has other spellings
         is_normalized = any(token.special and token.normalized for token in added)
-        self._normalize: Callable[[str], str] | None = texts.normalized if is_normalized else None
+        self._normalize: Callable[[str], str] | None = text_tokenizer.normalized if is_normalized else None
 
-    def are_in(self, text: str) -> bool:
-        """Whether ``text`` spells one.
+    def occur_in(self, text: str) -> bool:
+        """Whether a special token occurs in ``text``.
 
         Raises:
-            RenderError: it spells one in another way, which the tokenizer would read as one.
+            RenderError: one occurs in another spelling, which the tokenizer would take for a special token.
         """
         if self.pattern.search(text):
             return True
@@ -85,38 +86,38 @@ class SpecialTokens:
             raise RenderError("a text spells a special token in another way")
         return False
 
-    def hide(self, text: str, marks: Marks) -> str:
-        """``text`` with codes in the places of special tokens."""
-        return self.pattern.sub(lambda found: marks.hold(found[0]), text) if self.are_in(text) else text
+    def mask(self, text: str, placeholders: Placeholders) -> str:
+        """``text`` with its special tokens replaced by placeholders."""
+        return self.pattern.sub(lambda match: placeholders.add(match[0]), text) if self.occur_in(text) else text
 
     def ids(
-        self, text: str, marks: Marks, tokenizer: StatelessTokenizer, *, behind: Preceding = "nothing"
+        self, text: str, placeholders: Placeholders, tokenizer: StatelessTokenizer, *, preceding: Preceding = "nothing"
     ) -> list[int]:
-        """Ids of a rendered text in which callers' special tokens are hidden.
+        """Ids of a rendered text in which callers' special tokens are replaced.
 
         Args:
-            text: a rendered text or a piece of one.
-            marks: codes of what is hidden.
-            tokenizer: that of these special tokens.
-            behind: what stands before the piece.
+            text: a rendered text or a part of one.
+            placeholders: those of the conversation.
+            tokenizer: the tokenizer of these special tokens.
+            preceding: what precedes this part.
         """
-        if not marks.held or not marks.pattern.search(text):
-            return tokenizer.template_ids(text, behind) if text else []
+        if not placeholders.originals or not placeholders.pattern.search(text):
+            return tokenizer.template_ids(text, preceding) if text else []
         ids: list[int] = []
 
-        def place() -> Preceding:
-            return tokenizer.behind(ids) if ids else behind
+        def preceding_now() -> Preceding:
+            return tokenizer.preceding(ids) if ids else preceding
 
-        own = ""  # what is read as one text, special tokens included
-        at = 0
-        borders = [found.span() for found in self.pattern.finditer(text)]
-        for start, end in [*borders, (len(text), len(text))]:
-            part = text[at:start]
-            if marks.pattern.search(part):
-                ids += tokenizer.template_ids(own, place()) if own else []
-                ids += tokenizer.user_text_ids(marks.restored(part), place())
-                own = text[start:end]
+        template_text = ""  # tokenised as one text, special tokens included
+        position = 0
+        special_spans = [match.span() for match in self.pattern.finditer(text)]
+        for start, end in [*special_spans, (len(text), len(text))]:
+            part = text[position:start]
+            if placeholders.pattern.search(part):
+                ids += tokenizer.template_ids(template_text, preceding_now()) if template_text else []
+                ids += tokenizer.user_text_ids(placeholders.restore(part), preceding_now())
+                template_text = text[start:end]
             else:
-                own += text[at:end]
-            at = end
-        return ids + (tokenizer.template_ids(own, place()) if own else [])
+                template_text += text[position:end]
+            position = end
+        return ids + (tokenizer.template_ids(template_text, preceding_now()) if template_text else [])

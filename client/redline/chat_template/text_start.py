@@ -1,8 +1,8 @@
-"""What a tokenizer does to the beginning of a text, and the same tokenizer without it.
+"""Tokenizers that add a space at the beginning of a text, and the same tokenizers without it.
 
-Many put a space (or its sign) before a text: ``Metaspace`` before the very first piece (``first``) or behind every
-token that was cut out (``always``), ``Prepend`` and ``ByteLevel(add_prefix_space=True)`` likewise always. A piece that
-is tokenised apart and put behind another must not get it.
+Many tokenizers put a space (or a symbol for it) in front of a text: ``Metaspace`` before the first word (``first``) or
+also after every added token (``always``); ``Prepend`` and ``ByteLevel(add_prefix_space=True)`` as ``always``. A part of
+a text that is tokenised separately and appended to another part must not get this space.
 """
 
 from __future__ import annotations
@@ -10,34 +10,34 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-# What stands before a piece: nothing; an added token, which is cut out before the rest is read; other text.
+# What precedes a text: nothing; an added token, which is split off before the rest is tokenised; other text.
 Preceding = Literal["nothing", "token", "text"]
-_SIGNS = ('"type":"Prepend"', '"type":"Metaspace"', '"add_prefix_space":true')
+_ADDS_SPACE = ('"type":"Prepend"', '"type":"Metaspace"', '"add_prefix_space":true')
 
 
-def without_beginning(written: str, behind: Preceding) -> str:
-    """A tokenizer's JSON (``Tokenizer.to_str()``) whose texts stand behind something; the same text if nothing differs.
+def without_leading_space(tokenizer_json: str, preceding: Preceding) -> str:
+    """A tokenizer's JSON (``Tokenizer.to_str()``) changed for texts that follow ``preceding``; unchanged if equal.
 
-    Right for what stands before the first added token of a text where ``behind`` is "text".
+    If ``preceding`` is "text", the result is right up to the first added token of a text.
     """
-    if behind == "nothing" or not any(sign in written for sign in _SIGNS):
-        return written
-    state = json.loads(written)
+    if preceding == "nothing" or not any(sign in tokenizer_json for sign in _ADDS_SPACE):
+        return tokenizer_json
+    state = json.loads(tokenizer_json)
     parts = _parts(state["pre_tokenizer"], "pretokenizers")
     is_changed = False
     for part in parts:
         if part["type"] == "Metaspace" and part.get("prepend_scheme") == "first":
             part["prepend_scheme"] = "never"
             is_changed = True
-    if behind == "text":
-        is_changed |= _without_prefix(state, parts)
-    return json.dumps(state, ensure_ascii=False) if is_changed else written
+    if preceding == "text":
+        is_changed |= _remove_prefix_space(state, parts)
+    return json.dumps(state, ensure_ascii=False) if is_changed else tokenizer_json
 
 
-def _without_prefix(state: dict[str, Any], parts: list[dict[str, Any]]) -> bool:
-    """Take off what is put before every section between added tokens; whether there was any."""
+def _remove_prefix_space(state: dict[str, Any], parts: list[dict[str, Any]]) -> bool:
+    """Remove what is added before every section between added tokens; returns whether anything was removed."""
     is_changed = False
-    # one that stands behind another pre-tokenizer sees words, and what it puts before each is part of the word
+    # after another pre-tokenizer it sees words, and the space that it adds is part of each word
     for part in parts[:1]:
         if part["type"] == "Metaspace" and part.get("prepend_scheme") == "always":
             part["prepend_scheme"] = "never"
@@ -46,20 +46,20 @@ def _without_prefix(state: dict[str, Any], parts: list[dict[str, Any]]) -> bool:
             part["add_prefix_space"] = False
             is_changed = True
             for processor in _parts(state["post_processor"], "processors"):
-                if "add_prefix_space" in processor:  # it leaves the space that was added out of the offsets
+                if "add_prefix_space" in processor:  # it removes the added space from the offsets
                     processor["add_prefix_space"] = False
     normalizers = _parts(state["normalizer"], "normalizers")
-    kept = [part for part in normalizers if part["type"] != "Prepend"]
-    if len(kept) < len(normalizers):
-        state["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
+    remaining = [part for part in normalizers if part["type"] != "Prepend"]
+    if len(remaining) < len(normalizers):
+        state["normalizer"] = {"type": "Sequence", "normalizers": remaining} if remaining else None
         is_changed = True
     return is_changed
 
 
 def _parts(part: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
-    """The parts of a tokenizer's step in their order, sequences opened."""
+    """The steps of a tokenizer's component in order, with sequences expanded."""
     if part is None:
         return []
     if part["type"] != "Sequence":
         return [part]
-    return [one for inner in part[name] for one in _parts(inner, name)]
+    return [step for inner in part[name] for step in _parts(inner, name)]

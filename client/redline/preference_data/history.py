@@ -73,7 +73,7 @@ def with_conversation(prompt: Prompt, turns: list[Message], field: str, *, is_al
 
 def turns_of(prompt: Prompt) -> list[Message]:
     """A prompt as turns; a text is the user's."""
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
 def bare(turn: Message) -> Message:

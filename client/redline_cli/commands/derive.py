@@ -15,7 +15,7 @@ from redline_cli.terminal import need, prepare_torch, say
 
 if TYPE_CHECKING:
     from redline.preference_data.row_report import RowReport
-    from redline_model.bundle.derive import Measurement
+    from redline_model.bundle.derive import EvaluateScorer
     from redline_model.bundle.manifest import Manifest
 
 app = typer.Typer(help="Make a bundle of other bundles, without training.", no_args_is_help=True)
@@ -46,7 +46,7 @@ def red(
             bundle,
             out,
             load_options=LoadOptions(device=device),
-            measure=_measure(pairs, max_batch_tokens, report),
+            evaluate=_measure(pairs, max_batch_tokens, report),
             overwrite=overwrite,
         )
     _report(manifest, out)
@@ -77,7 +77,7 @@ def ensemble(
             combine=chosen,
             variance_weight=variance_weight,
             load_options=LoadOptions(device=device),
-            measure=_measure(pairs, max_batch_tokens, report),
+            evaluate=_measure(pairs, max_batch_tokens, report),
             overwrite=overwrite,
         )
     _report(manifest, out)
@@ -125,7 +125,7 @@ def _prepare() -> None:
     prepare_torch()
 
 
-def _measure(pairs: list[str] | None, max_batch_tokens: int, report: RowReport) -> Measurement | None:
+def _measure(pairs: list[str] | None, max_batch_tokens: int, report: RowReport) -> EvaluateScorer | None:
     if not pairs:
         return None
     from redline_trainer.evaluation.length_calibration import evaluate_on

@@ -1,8 +1,8 @@
-"""A reward model on disk: an ordinary transformers folder plus ``redline.json``, complete or absent.
+"""Load and save bundles. A bundle is a reward model on disk: a transformers folder plus a manifest, ``redline.json``.
 
-The manifest is written last, into a temporary folder that is then renamed, and holds a digest of every file
-beside it; a folder without a manifest, or whose files do not match it, is refused by name. A bundle that is made of
-others (an ensemble, a wrapper) holds them whole, each in a sub-folder.
+A bundle is complete or absent: the manifest is written last, into a temporary folder that is then renamed, and has a
+digest of every other file. A folder without a manifest, or whose files do not match it, is refused by name. A bundle
+that is made of other bundles (an ensemble, a length calibration) contains each of them in a sub-folder.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from redline.files.atomic import atomic_folder, write_text
 from redline.files.digest import file_digest
 from redline_model.bundle.files import check_free, make_portable
-from redline_model.bundle.hf_reward_model import describe_reward_model, digest_of
+from redline_model.bundle.hf_reward_model import describe_reward_model, reward_model_digest
 from redline_model.bundle.hub import locate_bundle
 from redline_model.bundle.load_options import LoadOptions
 from redline_model.bundle.loading import is_out_of_memory, load_model, load_tokenizer, memory_bytes
@@ -33,12 +33,12 @@ from redline_model.scorer import Scorer
 from redline_model.untrusted.bounded_json import one_line
 from redline_model.untrusted.panics import PanicError, panics_as_errors
 
-MAX_DEPTH = 8  # of bundles inside bundles
+MAX_DEPTH = 8  # of nested bundles
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """What a kind takes from a bundle's folder. See ``redline_model.kinds.BundleReader``."""
+    """Loads the parts of a bundle's folder. See ``redline_model.kinds.BundleReader``."""
 
     folder: Path
     manifest: Manifest
@@ -60,7 +60,7 @@ class _Reader:
         return make_encoder(self.manifest.kind, model.config, tokenizer, self.manifest.template, self.max_tokens)
 
     def inner_bundle(self, subfolder: str) -> Scorer[Any]:
-        """See ``BundleReader``; the files were checked against the outer manifest already."""
+        """See ``BundleReader``; its files are already checked against the outer manifest."""
         folder = self.folder / subfolder
         if self.depth == MAX_DEPTH:
             raise BundleError(f"{folder} is a bundle inside more than {MAX_DEPTH} others")
@@ -73,7 +73,7 @@ class Bundle:
     def __init__(self, folder: Path, manifest: Manifest, scorer: Scorer[Any], load_options: LoadOptions) -> None:
         self.folder = folder
         self.manifest = manifest
-        self.digest = manifest.digest() if (folder / MANIFEST).exists() else digest_of(manifest)
+        self.digest = manifest.digest() if (folder / MANIFEST).exists() else reward_model_digest(manifest)
         self.scorer = scorer
         self.load_options = load_options
 
@@ -95,13 +95,13 @@ class Bundle:
         """Load a bundle or a Hugging Face reward model (see ``hf_reward_model``) from a folder or a hub id.
 
         Args:
-            max_tokens: read less than the bundle allows.
-            prefix_cache_tokens: tokens of prompts whose keys and values are kept between passes, in each model.
-            prefix_cache_bytes: memory that these may take in all models together; None: a sixteenth of the device's.
+            max_tokens: a lower limit than the bundle's own.
+            prefix_cache_tokens: tokens of prompts whose keys and values each model keeps between passes.
+            prefix_cache_bytes: memory for these in all models together; None: a sixteenth of the device's memory.
 
         Raises:
             BundleError: it is missing, half-written or corrupt; the message names the file.
-            UnsupportedError: it needs a newer Redline, or a device that is not there.
+            UnsupportedError: it needs a newer Redline, or a device that does not exist.
         """
         load_options = load_options or LoadOptions()
         folder = locate_bundle(source)
@@ -111,11 +111,11 @@ class Bundle:
         try:
             with panics_as_errors("a library that reads it"):
                 scorer = load_scorer(_Reader(folder, manifest, load_options, limit, prefix_cache_tokens))
-        except (ItemError, PanicError) as error:  # of texts that every encoder begins with
+        except (ItemError, PanicError) as error:  # from texts that every encoder tokenises when it is made
             raise BundleError(f"{folder} cannot be used: {error}") from error
         except RedlineModelError:
             raise
-        except Exception as error:  # a configuration that can be loaded and not be computed with
+        except Exception as error:  # a configuration that loads but does not work
             if is_out_of_memory(error):
                 raise
             raise BundleError(f"{folder} cannot be used: {one_line(error)}") from error
@@ -131,49 +131,49 @@ def save_bundle(
     model: Any,
     tokenizer: Any,
     *,
-    parts: Mapping[str, Any] | None = None,
+    submodels: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Write a bundle atomically and return the manifest as written.
 
     Args:
         model: a transformers model, adapters merged.
-        parts: further models by the sub-folder that each is written to, complete with the tokenizer.
-        overwrite: replace what stands at ``out``; otherwise that is an error.
+        submodels: further models, by the sub-folder that each is written to, each with the tokenizer.
+        overwrite: replace an existing folder ``out``; otherwise that is an error.
 
     Raises:
-        BundleError: something stands at ``out`` already.
+        BundleError: ``out`` exists already.
     """
 
-    def fill(folder: Path) -> None:
-        for name, part in {"": model, **(parts or {})}.items():
-            part.save_pretrained(folder / name)
+    def write_files(folder: Path) -> None:
+        for name, submodel in {"": model, **(submodels or {})}.items():
+            submodel.save_pretrained(folder / name)
             tokenizer.save_pretrained(folder / name)
             make_portable(folder / name)
 
-    return write_bundle(out, manifest, fill, overwrite=overwrite)
+    return write_bundle(out, manifest, write_files, overwrite=overwrite)
 
 
 def write_bundle(
-    out: str | Path, manifest: Manifest, fill: Callable[[Path], None], *, overwrite: bool = False
+    out: str | Path, manifest: Manifest, write_files: Callable[[Path], None], *, overwrite: bool = False
 ) -> Manifest:
-    """Write the files of a bundle by ``fill``, then its card and manifest, and put it at ``out`` by one rename.
+    """Write the files of a bundle with ``write_files``, then its card and manifest, and rename the folder to ``out``.
 
     Raises:
-        BundleError: something stands at ``out`` already, and ``overwrite`` is not set.
-        OSError: it cannot be written; nothing is left of it.
+        BundleError: ``out`` exists already and ``overwrite`` is not set.
+        OSError: it cannot be written; no partial bundle remains.
     """
     out = Path(out)
     check_free(out, overwrite=overwrite)
     with atomic_folder(out) as temporary:
-        fill(temporary)
+        write_files(temporary)
         manifest = manifest.model_copy(update={"redline_version": _own_version()})
         (temporary / "README.md").write_text(model_card(manifest.model_dump(mode="json")), encoding="utf-8")
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
         digests = {p.relative_to(temporary).as_posix(): file_digest(p) for p in files}
         manifest = manifest.model_copy(update={"files": digests})
         write_text(temporary / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
-        # a bundle is made to be handed on; safetensors writes its files for their owner alone
+        # a bundle is meant to be shared, but safetensors makes its files readable for their owner only
         for path in [temporary, *temporary.rglob("*")]:
             path.chmod(0o755 if path.is_dir() else 0o644)
     return manifest

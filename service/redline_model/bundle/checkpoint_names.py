@@ -1,7 +1,7 @@
-"""Whether a checkpoint holds the tensors of the model that it is loaded into, compared by name and shape.
+"""Check that a checkpoint has the tensors of the model that it is loaded into, by name and shape.
 
-transformers draws what a checkpoint lacks at random and ignores what it holds beyond. Here the first is refused and
-the second is named in a warning.
+transformers initialises missing tensors at random and ignores additional ones. Redline refuses the first and names the
+second in a warning.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from redline_model.untrusted.pickle_check import PICKLED, checkpoint_tensors
 logger = logging.getLogger(__name__)
 
 _MAX_SHOWN = 3
-# Tensors that say nothing: tables that are computed anew, masks, and the head of another task.
-_HARMLESS = re.compile(
+# Tensors that may be left unused: tables that are computed again, and masks.
+_IGNORED = re.compile(
     r"(^|\.)(rotary_emb\.inv_freq|inv_freq|position_ids|masked_bias|attn\.bias|attention\.bias|final_logits_bias)$"
 )
 _LANGUAGE_HEADS = re.compile(r"(lm_head|embed_out)\.")
 _CLASSIFIER_HEADS = re.compile(r"(score|classifier|classification_head)\.")
 
 
-def check_names(
+def check_tensor_names(
     loading_info: Mapping[str, Any],
     source: str | Path,
     what: str,
@@ -40,55 +40,55 @@ def check_names(
     new_head: str | None = None,
     must_warn: bool = True,
 ) -> None:
-    """Refuse a model whose checkpoint does not fit it.
+    """Refuse a model whose checkpoint does not match it.
 
     Args:
-        loading_info: transformers' loading information: ``missing_keys``, ``unexpected_keys`` and ``mismatched_keys``.
+        loading_info: from transformers: ``missing_keys``, ``unexpected_keys`` and ``mismatched_keys``.
         what: kind of the model, for the message.
-        is_classifier: the model's head is a classifier's; that of a language model is then not missed, and the other
-            way round.
-        new_head: the module that may be missing as a whole, for it is to be fitted; None where nothing may.
-        must_warn: name tensors that the model does not use.
+        is_classifier: whether the model has a classifier head; an unused language model head is then not reported,
+            and the other way round.
+        new_head: a module that may be missing because it will be trained; None if nothing may be missing.
+        must_warn: log the names of tensors that the model does not use.
 
     Raises:
-        BundleError: tensors are missing or have other shapes; it names the first of them and how many there are.
+        BundleError: tensors are missing or have other shapes; the message has the first names and the number.
     """
     mismatched = sorted(loading_info["mismatched_keys"])
     if mismatched:
-        name, held, described = mismatched[0]
+        name, stored, expected = mismatched[0]
         rest = f" (and {len(mismatched) - 1} more)" if len(mismatched) > 1 else ""
         raise BundleError(
             f"{source}: the weights have other shapes than the configuration describes: "
-            f"{one_line(name)} is {_shape(held)} and should be {_shape(described)}{rest}"
+            f"{one_line(name)} is {_shape(stored)} and should be {_shape(expected)}{rest}"
         )
     missing = sorted(
         name for name in loading_info["missing_keys"] if new_head is None or not name.startswith(f"{new_head}.")
     )
     if missing:
-        raise BundleError(f"{source} lacks weights of a {what} model: {_listed(missing)}")
-    others = _LANGUAGE_HEADS if is_classifier else _CLASSIFIER_HEADS
+        raise BundleError(f"{source} lacks weights of a {what} model: {_name_list(missing)}")
+    other_heads = _LANGUAGE_HEADS if is_classifier else _CLASSIFIER_HEADS
     unexpected = sorted(
-        name for name in loading_info["unexpected_keys"] if not _HARMLESS.search(name) and not others.match(name)
+        name for name in loading_info["unexpected_keys"] if not _IGNORED.search(name) and not other_heads.match(name)
     )
     if unexpected and must_warn:
-        logger.warning("%s holds weights that a %s model does not use: %s", source, what, _listed(unexpected))
+        logger.warning("%s holds weights that a %s model does not use: %s", source, what, _name_list(unexpected))
 
 
-def compared_without_loading(folder: Path, config: Any, model_class: type) -> dict[str, Any] | None:
-    """What transformers would say of loading a folder's checkpoint, from its names and shapes alone.
+def loading_info_without_weights(folder: Path, config: Any, model_class: type) -> dict[str, Any] | None:
+    """The loading information of transformers for a folder's checkpoint, from names and shapes alone.
 
     Args:
         model_class: a class of transformers, not one of its ``Auto`` classes.
 
     Returns:
-        See ``loading_info`` of ``check_names``. None where it cannot be known: quantised weights, or no accelerate.
+        See ``loading_info`` of ``check_tensor_names``. None if it is unknown: quantised weights, or no accelerate.
 
     Raises:
         BundleError: there are no weights, or they are damaged.
     """
     if getattr(config, "quantization_config", None) is not None or find_spec("accelerate") is None:
         return None
-    with silenced():
+    with quiet_transformers():
         _, loading_info = model_class.from_pretrained(  # type: ignore[attr-defined]
             None,
             trust_remote_code=False,
@@ -104,30 +104,30 @@ def compared_without_loading(folder: Path, config: Any, model_class: type) -> di
 
 def _empty_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """The checkpoint's tensors without their data."""
-    held = checkpoint_tensors(folder)
-    if held is None:
+    stored = checkpoint_tensors(folder)
+    if stored is None:
         raise BundleError(f"{folder} holds no weights: there is no {PICKLED}")
-    return {name: torch.empty(tensor.shape, device="meta") for name, tensor in held.items()}
+    return {name: torch.empty(tensor.shape, device="meta") for name, tensor in stored.items()}
 
 
 @contextmanager
-def silenced() -> Iterator[None]:
-    """Without transformers' own tables and progress bars: what they would say is said here, in one line."""
-    from transformers.utils import logging as own
+def quiet_transformers() -> Iterator[None]:
+    """Switch off transformers' loading report and progress bars; this module reports problems in one line instead."""
+    from transformers.utils import logging as transformers_logging
 
     report = logging.getLogger("transformers.modeling_utils")
-    level, has_bars = report.level, own.is_progress_bar_enabled()
+    level, has_bars = report.level, transformers_logging.is_progress_bar_enabled()
     report.setLevel(logging.CRITICAL)
-    own.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         report.setLevel(level)
         if has_bars:
-            own.enable_progress_bar()
+            transformers_logging.enable_progress_bar()
 
 
-def _listed(names: list[str]) -> str:
+def _name_list(names: list[str]) -> str:
     shown = ", ".join(one_line(name) for name in names[:_MAX_SHOWN])
     return shown if len(names) <= _MAX_SHOWN else f"{shown} ... ({len(names)} tensors)"
 

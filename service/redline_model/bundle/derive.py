@@ -1,4 +1,4 @@
-"""Bundles made of other bundles without any training: reward redistribution and ensembles."""
+"""Make bundles from other bundles without training: reward redistribution and ensembles."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from redline_model.scorers.ensemble import EnsembleScorer, member_folder
 
 
 class BundleMetrics(NamedTuple):
-    """What measuring a scorer on pairs adds to a manifest."""
+    """What the evaluation of a scorer on pairs adds to a manifest."""
 
     calibration: dict[str, CalibrationFit]
     metrics: dict[str, Any]
     data: list[DataSource]
 
 
-Measurement = Callable[[Scorer[Any]], BundleMetrics]
+EvaluateScorer = Callable[[Scorer[Any]], BundleMetrics]
 
 
 def derive_red(
@@ -35,17 +35,17 @@ def derive_red(
     out: str | Path,
     *,
     load_options: LoadOptions | None = None,
-    measure: Measurement | None = None,
+    evaluate: EvaluateScorer | None = None,
     overwrite: bool = False,
 ) -> Manifest:
-    """The scalar bundle ``source``, read at every token (arXiv 2411.08302), as the bundle ``out``.
+    """Make the bundle ``out`` from the scalar bundle ``source``, with the head read at every token (arXiv 2411.08302).
 
     Args:
-        placement: where it is loaded to be checked, and measured.
-        measure: gives it a calibration; the scalar one does not fit, for scores lose ``R(x)``.
+        load_options: how ``source`` is loaded for checks and evaluation.
+        evaluate: computes a new calibration; that of ``source`` does not fit, because scores change by ``R(x)``.
 
     Raises:
-        BundleError: ``source`` is no bundle, or ``out`` exists and ``overwrite`` is not set.
+        BundleError: ``source`` is not a bundle, or ``out`` exists and ``overwrite`` is not set.
         UnsupportedError: ``source`` is of another kind than scalar.
     """
     check_free(Path(out), overwrite=overwrite)
@@ -61,13 +61,13 @@ def derive_red(
     scorer = make_scorer("red", inner.model, inner.encoder, inner.extraction)
     kept = {"base_model", "max_tokens", "template", "extraction", "data", "training"}
     manifest = Manifest(kind="red", **bundle.manifest.model_dump(include=kept))
-    manifest = with_measured(_with_origins(manifest, [bundle]), scorer, measure)
+    manifest = with_metrics(_with_sources(manifest, [bundle]), scorer, evaluate)
 
-    def fill(folder: Path) -> None:
+    def write_files(folder: Path) -> None:
         copy_bundle(bundle, folder)
         (folder / MANIFEST).unlink()
 
-    return write_bundle(out, manifest, fill, overwrite=overwrite)
+    return write_bundle(out, manifest, write_files, overwrite=overwrite)
 
 
 def derive_ensemble(
@@ -77,17 +77,17 @@ def derive_ensemble(
     combine: Combine = "mean",
     variance_weight: float = 1.0,
     load_options: LoadOptions | None = None,
-    measure: Measurement | None = None,
+    evaluate: EvaluateScorer | None = None,
     overwrite: bool = False,
 ) -> Manifest:
-    """The bundles ``sources`` as one (arXiv 2401.16635), copied whole into ``out``.
+    """Make the ensemble bundle ``out`` (arXiv 2401.16635), which contains copies of the bundles ``sources``.
 
     Args:
         variance_weight: lambda of ``mean_minus_variance``.
-        placement, measure: see ``derive_red``.
+        load_options, evaluate: see ``derive_red``.
 
     Raises:
-        BundleError: a source is no bundle, or ``out`` exists and ``overwrite`` is not set.
+        BundleError: a source is not a bundle, or ``out`` exists and ``overwrite`` is not set.
         UnsupportedError: fewer than two sources, or they differ in tokenizer, template or arrangement.
     """
     check_free(Path(out), overwrite=overwrite)
@@ -106,13 +106,13 @@ def derive_ensemble(
         ensemble=options,
         data=distinct(source for bundle in bundles for source in bundle.manifest.data),
     )
-    manifest = with_measured(_with_origins(manifest, bundles), scorer, measure)
+    manifest = with_metrics(_with_sources(manifest, bundles), scorer, evaluate)
 
-    def fill(folder: Path) -> None:
+    def write_files(folder: Path) -> None:
         for number, bundle in enumerate(bundles):
             copy_bundle(bundle, folder / member_folder(number))
 
-    return write_bundle(out, manifest, fill, overwrite=overwrite)
+    return write_bundle(out, manifest, write_files, overwrite=overwrite)
 
 
 def copy_bundle(bundle: Bundle, folder: Path) -> None:
@@ -122,33 +122,33 @@ def copy_bundle(bundle: Bundle, folder: Path) -> None:
         shutil.copyfile(bundle.folder / name, folder / name)
     if (bundle.folder / MANIFEST).exists():
         shutil.copyfile(bundle.folder / MANIFEST, folder / MANIFEST)
-    else:  # a Hugging Face reward model has none of its own
+    else:  # a Hugging Face reward model has no manifest
         write_text(folder / MANIFEST, bundle.manifest.model_dump_json(indent=2) + "\n")
 
 
-def with_measured(manifest: Manifest, scorer: Scorer[Any], measure: Measurement | None) -> Manifest:
-    """``manifest`` with what ``measure`` finds, None for nothing."""
-    if measure is None:
+def with_metrics(manifest: Manifest, scorer: Scorer[Any], evaluate: EvaluateScorer | None) -> Manifest:
+    """``manifest`` with the calibration and metrics that ``evaluate`` returns; unchanged if it is None."""
+    if evaluate is None:
         return manifest
-    calibration, metrics, data = measure(scorer)
+    calibration, metrics, data = evaluate(scorer)
     training = {**manifest.training, "measured_on": [source.model_dump() for source in data]}
     return manifest.model_copy(update={"calibration": calibration, "metrics": metrics, "training": training})
 
 
 def distinct(sources: Iterable[DataSource]) -> list[DataSource]:
     """Each of ``sources`` once, in the order of their first appearance."""
-    found: list[DataSource] = []
+    unique: list[DataSource] = []
     for source in sources:
-        if source not in found:
-            found.append(source)
-    return found
+        if source not in unique:
+            unique.append(source)
+    return unique
 
 
-def _with_origins(manifest: Manifest, bundles: Sequence[Bundle]) -> Manifest:
-    origins = [origin_of(bundle) for bundle in bundles]
-    return manifest.model_copy(update={"training": {**manifest.training, "derived_from": origins}})
+def _with_sources(manifest: Manifest, bundles: Sequence[Bundle]) -> Manifest:
+    records = [source_record(bundle) for bundle in bundles]
+    return manifest.model_copy(update={"training": {**manifest.training, "derived_from": records}})
 
 
-def origin_of(bundle: Bundle) -> dict[str, str]:
-    """What a derived bundle's manifest says of one that it was made of."""
+def source_record(bundle: Bundle) -> dict[str, str]:
+    """The entry of a derived bundle's manifest for ``bundle``, one of its sources."""
     return {"kind": bundle.manifest.kind, "base_model": bundle.manifest.base_model, "digest": bundle.digest}

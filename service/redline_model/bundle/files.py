@@ -1,4 +1,4 @@
-"""Whether a bundle's folder may be written, and what makes the files in it readable by other programs."""
+"""Check that a bundle's folder can be written, and make its files readable by older versions of transformers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from redline_model.errors import BundleError
 
 
 def check_free(out: Path, *, overwrite: bool) -> None:
-    """Raise BundleError if a folder cannot be written at ``out``, or something stands there that is not replaced."""
+    """Raise BundleError if a folder cannot be written at ``out``, or if it exists and must not be replaced."""
     if out.exists() and not overwrite:
         raise BundleError(f"{out} exists already; choose another folder or ask to overwrite")
     if out.exists() and not out.is_dir():
@@ -24,7 +24,7 @@ def check_free(out: Path, *, overwrite: bool) -> None:
 
 
 def make_portable(folder: Path) -> None:
-    """Let a folder written by transformers 5 be read by others: 4.x misses these two keys without a warning."""
+    """Change a folder written by transformers 5 so that 4.x, which reads two keys under other names, can read it."""
     config = folder / "config.json"
     if config.exists():
         data = json.loads(config.read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
-"""Reward models as Hugging Face knows them: a folder without a manifest, a sequence classifier of one label.
+"""Hugging Face reward models: a folder without a manifest that has a sequence classifier with one label.
 
-Such a folder is served as it is, as a bundle of kind ``scalar`` whose manifest is made in memory.
+Such a folder is served without changes, as a bundle of kind ``scalar`` whose manifest is made in memory.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from redline_model.bundle.manifest import MANIFEST, Manifest
 from redline_model.errors import BundleError, UnsupportedError
 from redline_model.options import Extraction, Template
 from redline_model.untrusted.bounded_json import check_size, one_line
-from redline_model.untrusted.folder_listing import MAX_FILE_BYTES, check_places
+from redline_model.untrusted.folder_listing import MAX_FILE_BYTES, check_file_locations
 from redline_model.untrusted.model_folder import ADAPTER_CONFIG, CONFIG, check_folder
 from redline_model.untrusted.weight_headers import INDEX, read_index
 
-_READ = {".json", ".jinja", ".model", ".txt"}
+_READ_SUFFIXES = {".json", ".jinja", ".model", ".txt"}
 _CLASSIFIER = "ForSequenceClassification"
 _CARD = "README.md"
 
@@ -27,16 +27,16 @@ _CARD = "README.md"
 def describe_reward_model(folder: Path, source: str | Path) -> Manifest:
     """The manifest of a Hugging Face reward model, with a digest of every file that is read.
 
-    It has the model's own chat template, a date fixed where the template would ask for today's, and no calibration.
-    ``base_model`` is ``source``; it is left out of the digest, which is that of the files wherever they lie.
+    It has the model's own chat template, a fixed date if the template writes today's, and no calibration.
+    ``base_model`` is ``source``; it is not part of the digest, which depends on the files only and not on their place.
 
     Raises:
-        BundleError: ``folder`` holds no sequence classifier, or one that is incomplete.
-        UnsupportedError: its head is not one that is known; the message says what was found.
+        BundleError: ``folder`` has no sequence classifier, or an incomplete one.
+        UnsupportedError: its head is not supported; the message names it.
     """
     if not (folder / CONFIG).exists() and not (folder / ADAPTER_CONFIG).exists():
         raise BundleError(f"{folder} is not a complete bundle: {MANIFEST} is missing")
-    if _is_of_redline(folder):
+    if _was_made_by_redline(folder):
         raise BundleError(f"{folder} is not a complete bundle: {MANIFEST} is missing, and its {_CARD} says it was one")
     raw = check_folder(folder)
     config = load_config(folder)
@@ -54,12 +54,12 @@ def describe_reward_model(folder: Path, source: str | Path) -> Manifest:
     )
 
 
-def digest_of(manifest: Manifest) -> str:
+def reward_model_digest(manifest: Manifest) -> str:
     """The digest of a model that ``describe_reward_model`` describes."""
     return manifest.model_copy(update={"base_model": ""}).digest()
 
 
-def _is_of_redline(folder: Path) -> bool:
+def _was_made_by_redline(folder: Path) -> bool:
     card = folder / _CARD
     if not card.is_file():
         return False
@@ -72,34 +72,36 @@ def _check_head(folder: Path, architectures: Any, config: Any) -> None:
 
     names = architectures if isinstance(architectures, list) else []
     name = str(names[0]) if names else "none that its configuration names"
-    shown = one_line(name)
+    shown_name = one_line(name)
     if _CLASSIFIER not in name and hasattr(transformers, name):
         raise BundleError(
-            f"{folder} is not a complete bundle: {MANIFEST} is missing, and its model, {shown}, is no reward model "
-            f"of Hugging Face either (...{_CLASSIFIER} with one label)"
+            f"{folder} is not a complete bundle: {MANIFEST} is missing, and its model, {shown_name}, is not a "
+            f"Hugging Face reward model either (...{_CLASSIFIER} with one label)"
         )
     if not name.endswith(_CLASSIFIER) or not hasattr(transformers, name):
         raise UnsupportedError(
-            f"{folder} holds a {shown}, whose head is not known; ...{_CLASSIFIER} is, with one label"
+            f"{folder} holds a {shown_name}, whose head is not known; ...{_CLASSIFIER} is, with one label"
         )
     if config.num_labels != 1:
         labels = one_line(", ".join(map(str, list(config.id2label.values())[:5])))
         raise UnsupportedError(
-            f"{folder} holds a {shown} with {config.num_labels} labels ({labels}); a reward model has one"
+            f"{folder} holds a {shown_name} with {config.num_labels} labels ({labels}); a reward model has one"
         )
     if config.is_encoder_decoder:
-        raise UnsupportedError(f"{folder} holds a {shown}, an encoder-decoder model; a scalar model is decoder-only")
+        raise UnsupportedError(
+            f"{folder} holds a {shown_name}, an encoder-decoder model; scalar models are decoder-only"
+        )
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file that transformers reads of a folder, by name."""
+    """SHA-256 of every file that transformers reads from a folder, by name."""
     index = folder / INDEX
-    whole = folder / "model.safetensors"
-    weights = [whole.name] if whole.exists() else sorted(set(read_index(index).values())) if index.exists() else []
+    file = folder / "model.safetensors"
+    weights = [file.name] if file.exists() else sorted(set(read_index(index).values())) if index.exists() else []
     if not weights:
         raise BundleError(f"{folder} holds no weights as safetensors (save_pretrained writes them)")
-    found = [path for path in sorted(folder.iterdir()) if path.suffix in _READ and not path.is_dir()]
-    found += sorted((folder / "additional_chat_templates").glob("*.jinja"))
-    names = [path.relative_to(folder).as_posix() for path in found] + weights
-    check_places(folder, names)
+    settings_files = [path for path in sorted(folder.iterdir()) if path.suffix in _READ_SUFFIXES and not path.is_dir()]
+    settings_files += sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    names = [path.relative_to(folder).as_posix() for path in settings_files] + weights
+    check_file_locations(folder, names)
     return {name: file_digest(folder / name) for name in names}

@@ -1,4 +1,4 @@
-"""Folders and hub ids -> local folders that hold what transformers reads, so that one set of checks covers both."""
+"""Find the local folder of a model or bundle; hub ids are downloaded, so that the same checks apply to them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from redline_model.errors import BundleError
 from redline_model.untrusted.bounded_json import one_line
 
 MANIFEST = "redline.json"
-# What a model's folder on the hub is asked for: configuration, tokenizer and chat templates, and whole weights; not
-# the other copies of the weights that many hold beside them.
-_SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
-_NOT_WANTED = ("*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors", "*/*.bin", "model.*.safetensors", "consolidated*")
+# What is downloaded from a model's repository: configuration, tokenizer, chat templates and weights, but not the
+# other copies of the weights that many repositories have.
+_SETTINGS_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+_IGNORED = ("*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors", "*/*.bin", "model.*.safetensors", "consolidated*")
 
 
 def locate_bundle(source: str | Path) -> Path:
@@ -32,7 +32,7 @@ def locate_bundle(source: str | Path) -> Path:
     try:
         if (_snapshot(name, [MANIFEST]) / MANIFEST).exists():
             return _snapshot(name)
-        return _snapshot(name, [*_SETTINGS, "*.safetensors"])
+        return _snapshot(name, [*_SETTINGS_FILES, "*.safetensors"])
     except _unavailable() as error:
         raise BundleError(f"no folder {source}, and the hub does not give it either: {one_line(error)}") from error
 
@@ -40,10 +40,10 @@ def locate_bundle(source: str | Path) -> Path:
 def locate_model(source: str | Path, what: str) -> Path:
     """The local folder of a transformers model; a hub id is downloaded first.
 
-    Safetensors are preferred; PyTorch's own format is downloaded where there are none.
+    Safetensors are preferred; PyTorch's own format is downloaded if there are none.
 
     Args:
-        what: is to be loaded from it, for the message.
+        what: the thing to load from it, for the message.
 
     Raises:
         BundleError: there is neither such a folder nor such a hub id.
@@ -54,20 +54,20 @@ def locate_model(source: str | Path, what: str) -> Path:
     if folder.exists():
         raise BundleError(f"no {what} can be loaded from {source}: it is a file, and a model is a folder")
     try:
-        folder = _snapshot(str(source), [*_SETTINGS, "*.safetensors"])
+        folder = _snapshot(str(source), [*_SETTINGS_FILES, "*.safetensors"])
         if not any(folder.glob("*.safetensors")):
-            folder = _snapshot(str(source), [*_SETTINGS, "pytorch_model*.bin"])
+            folder = _snapshot(str(source), [*_SETTINGS_FILES, "pytorch_model*.bin"])
     except _unavailable() as error:
         raise BundleError(f"no {what} can be loaded from {source}: {one_line(error)}") from error
     return folder
 
 
-def _snapshot(name: str, wanted: Sequence[str] | None = None) -> Path:
+def _snapshot(name: str, patterns: Sequence[str] | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
-    if wanted is None:
+    if patterns is None:
         return Path(snapshot_download(name))
-    return Path(snapshot_download(name, allow_patterns=list(wanted), ignore_patterns=list(_NOT_WANTED)))
+    return Path(snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=list(_IGNORED)))
 
 
 def _unavailable() -> tuple[type[Exception], ...]:

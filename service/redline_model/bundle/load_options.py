@@ -1,4 +1,4 @@
-"""How weights are loaded: device, dtype, quantisation, compilation."""
+"""Options for loading weights: device, dtype, quantisation, compilation."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class LoadOptions(BaseModel):
 
     ``device`` and ``dtype`` ``auto``: CUDA in bfloat16 if there is a device that supports it, else the CPU in float32,
     or in bfloat16 if that is much faster (``redline.causal_lm.cpu_precision``).
-    ``quantization`` uses bitsandbytes; on a CPU it saves memory, not time. ``compile``: compile what lies between the
-    attentions with ``torch.compile``; it pays on GPUs and needs a C compiler.
+    ``quantization`` uses bitsandbytes; on a CPU it saves memory, not time. ``compile``: compile all parts of the layers
+    except attention with ``torch.compile``; useful on GPUs, needs a C compiler.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -75,7 +75,7 @@ def quantization_config(quantization: Quantization, compute_dtype: torch.dtype) 
     if find_spec("bitsandbytes") is None:
         raise UnsupportedError("quantisation needs bitsandbytes: pip install 'redline-rm[quant]'")
     if quantization == "int8":
-        # a threshold above 0 picks outlier columns over the whole batch: a score would depend on its neighbours
+        # a threshold above 0 chooses outlier columns over the whole batch, so a score would depend on the batch
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
     return BitsAndBytesConfig(
         load_in_4bit=True,

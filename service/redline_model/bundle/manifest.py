@@ -1,4 +1,4 @@
-"""``redline.json``: what a bundle says of itself, and whether the folder around it is what it says."""
+"""The manifest of a bundle, ``redline.json``: its schema, and reading it with all checks."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from redline_model.untrusted.bounded_json import one_line, read_object
 from redline_model.untrusted.folder_listing import check_files
 
 FORMAT_VERSION = 1
-_MAX_VALUES = 100_000  # in a manifest; one of a single model has about a hundred
-_MAX_TEXT = 100_000  # characters of a piece of the template
+_MAX_VALUES = 100_000  # in a manifest; the manifest of a single model has about a hundred
+_MAX_TEXT = 100_000  # characters of a text of the template
 
 
 @dataclass(frozen=True)
 class OnlyFor:
-    """Marks a manifest's field that ``kind`` must have and no other kind may have."""
+    """Marks a field of the manifest that ``kind`` must have and no other kind may have."""
 
     kind: str
 
@@ -51,7 +51,7 @@ class CalibrationFit(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Everything needed to score, and where it came from. ``calibration`` is keyed ``mode/aggregate``.
+    """Everything needed to score, and where the model comes from. Keys of ``calibration`` are ``mode/aggregate``.
 
     Options of one kind: ``beta`` of ``dpo``, reward per nat; ``ensemble``; ``length_calibration``.
     """
@@ -84,47 +84,49 @@ class Manifest(BaseModel):
         return self
 
     def digest(self) -> str:
-        """``sha256:...`` over the whole manifest, and through its file digests over the whole bundle."""
-        # what a kind does not have is left out: a bundle keeps its digest when other kinds gain fields
+        """``sha256:...`` of the manifest, and so of the whole bundle, because the manifest has all file digests."""
+        # fields that are None are left out, so that a digest does not change if other kinds get new fields
         data = {name: value for name, value in self.model_dump(mode="json").items() if value is not None}
         text = json.dumps(data, sort_keys=True)
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of ``folder`` after every file was held against it. Raises BundleError, UnsupportedError."""
+    """The manifest of ``folder``, with every file checked against it. Raises BundleError, UnsupportedError."""
     manifest = parse_manifest(folder)
     check_files(folder, manifest.files, MANIFEST)
     return manifest
 
 
 def parse_manifest(folder: Path) -> Manifest:
-    """The manifest of ``folder`` alone. Raises BundleError, UnsupportedError."""
+    """The manifest of ``folder``, without checking its files. Raises BundleError, UnsupportedError."""
     path = folder / MANIFEST
     if not path.is_file():
         raise BundleError(f"{folder} is not a complete bundle: {MANIFEST} is missing")
     raw = read_object(path, max_values=_MAX_VALUES, is_strict=True)
     if isinstance(raw.get("format_version"), int) and raw["format_version"] > FORMAT_VERSION:
-        found = one_line(raw["format_version"])
-        raise UnsupportedError(f"{path} has format {found}; this Redline reads up to {FORMAT_VERSION}: upgrade it")
+        found_version = one_line(raw["format_version"])
+        raise UnsupportedError(
+            f"{path} has format {found_version}; this Redline reads up to {FORMAT_VERSION}: upgrade it"
+        )
     try:
         manifest = Manifest.model_validate(raw)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = one_line(".".join(map(str, first["loc"])) or "it as a whole")
-        raise BundleError(f"{path} is not a bundle's manifest: {where}: {one_line(first['msg'])}") from error
+        location = one_line(".".join(map(str, first["loc"])) or "it as a whole")
+        raise BundleError(f"{path} is not a bundle's manifest: {location}: {one_line(first['msg'])}") from error
     _check_template(path, manifest.template)
     return manifest
 
 
 def _check_template(path: Path, template: Template) -> None:
-    """The template's pieces are short, and its turns name nothing but the role."""
+    """Raise BundleError if a text of the template is too long, or its turns use a field other than ``role``."""
     for name in ("instruction", "turn", "turn_end", "rewrite"):
         if len(getattr(template, name)) > _MAX_TEXT:
             raise BundleError(f"{path}: template.{name} has more than {_MAX_TEXT} characters")
     try:
         fields = [field for _, *field in Formatter().parse(template.turn) if field[0] is not None]
     except ValueError as error:
-        raise BundleError(f"{path}: template.turn is no format: {one_line(error)}") from error
+        raise BundleError(f"{path}: template.turn is not a format: {one_line(error)}") from error
     if any(field != ["role", "", None] for field in fields):
         raise BundleError(f"{path}: template.turn may name {{role}} and nothing else")

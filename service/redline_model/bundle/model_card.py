@@ -47,14 +47,14 @@ little on prompts unlike those; an optimised policy will find where they are wro
 trained on, and the length and the KL divergence of the policy.
 """
 
-_DERIVED = "Measurements (on the pairs that the score scale was fitted on)"
+_DERIVED_HEADING = "Measurements (on the pairs that the score scale was fitted on)"
 
 
 def model_card(manifest: dict[str, Any]) -> str:
     """The card, in Markdown, from a manifest's data."""
     spec = kind_spec(manifest["kind"])
-    data = "\n".join(f"- {d['name']}: {d['pairs']} pairs" for d in manifest["data"]) or "- not recorded"
-    metrics = "\n".join(f"- {name}: {_shown(value)}" for name, value in manifest["metrics"].items())
+    data = "\n".join(f"- {source['name']}: {source['pairs']} pairs" for source in manifest["data"]) or "- not recorded"
+    metrics = "\n".join(f"- {name}: {_format_value(value)}" for name, value in manifest["metrics"].items())
     return _CARD.format(
         kind=manifest["kind"],
         base_model=manifest["base_model"],
@@ -65,17 +65,17 @@ def model_card(manifest: dict[str, Any]) -> str:
         aggregate=manifest["extraction"]["aggregate"],
         version=manifest["redline_version"],
         created_at=manifest["created_at"],
-        measurements=_DERIVED if "derived_from" in manifest["training"] else "Held-out measurements",
+        measurements=_DERIVED_HEADING if "derived_from" in manifest["training"] else "Held-out measurements",
         data=data,
         metrics=metrics or "- none",
     )
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, dict):
-        return ", ".join(f"{k} {_shown(v)}" for k, v in value.items())
+        return ", ".join(f"{k} {_format_value(v)}" for k, v in value.items())
     if isinstance(value, list):
-        return "[" + ", ".join(_shown(v) for v in value) + "]"
+        return "[" + ", ".join(_format_value(v) for v in value) + "]"
     return str(value)

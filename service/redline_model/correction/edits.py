@@ -1,4 +1,4 @@
-"""The redline: the edits that turn a response into its correction."""
+"""The redline: word-level edits that turn a response into its correction."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from redline_model.correction.word_diff import Match, matches_between
 
-_PIECES = re.compile(r"\s+|\w+|[^\w\s]")
+_WORDS = re.compile(r"\s+|\w+|[^\w\s]")
 
 
 class TextEdit(NamedTuple):
@@ -22,14 +22,14 @@ class TextEdit(NamedTuple):
 def edits_between(response: str, correction: str) -> list[TextEdit]:
     """The word-level edits, in order and without overlap, that turn ``response`` into ``correction``.
 
-    The time is bounded: two texts that are long and have little in common are one replacement, in part or in whole.
+    The time is bounded: long texts with little in common are replaced as a whole, or in a few large parts.
     """
-    source, target = _PIECES.findall(response), _PIECES.findall(correction)
+    source, target = _WORDS.findall(response), _WORDS.findall(correction)
     starts = [0]
-    for piece in source:
-        starts.append(starts[-1] + len(piece))
+    for word in source:
+        starts.append(starts[-1] + len(word))
     edits: list[TextEdit] = []
-    i = k = 0  # what stands before is kept or in an edit
+    i = k = 0  # everything before is unchanged or part of an edit
     for match in [*matches_between(source, target), Match(len(source), len(target), 0)]:
         text = "".join(target[k : match.start_b])
         if i < match.start_a or text:
@@ -41,10 +41,10 @@ def edits_between(response: str, correction: str) -> list[TextEdit]:
 
 
 def apply_edits(response: str, edits: list[TextEdit]) -> str:
-    """The text after all edits."""
+    """``response`` after all edits."""
     parts: list[str] = []
-    at = 0
+    end = 0
     for edit in edits:
-        parts += [response[at : edit.start], edit.text]
-        at = edit.end
-    return "".join([*parts, response[at:]])
+        parts += [response[end : edit.start], edit.text]
+        end = edit.end
+    return "".join([*parts, response[end:]])

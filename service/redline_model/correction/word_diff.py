@@ -1,9 +1,9 @@
-"""The common parts of two sequences, found with a bounded number of steps.
+"""A diff of two sequences in bounded time: their common parts, found within a number of steps.
 
-``difflib`` gives readable results and is about cubic in the worst case. It is used where a range is short. A long
-range is first cut at elements that each side holds exactly once (a patience diff, as ``git diff --patience``); a long
-range without any is compared by Myers' algorithm (An O(ND) Difference Algorithm, 1986) up to a number of
-differences. All of them draw on one budget of steps. What is left when it is spent counts as different, from its
+``difflib`` gives readable results and takes about cubic time in the worst case, so it is used for short ranges. A long
+range is first divided at elements that occur exactly once on each side (a patience diff, as ``git diff --patience``).
+A long range without such elements is compared by Myers' algorithm (An O(ND) Difference Algorithm, 1986) up to a number
+of differences. All of these share one budget of steps. When it is used up, the rest counts as different, from its
 first difference to its last.
 """
 
@@ -17,10 +17,13 @@ from itertools import accumulate
 from typing import NamedTuple
 
 BUDGET = 4_000_000  # steps; each takes 50 to 150 ns
-_SHORT = 100_000  # steps of difflib's first search: about 300 words of prose against 300
-_ANCHOR_STEPS = 5  # steps that finding the anchors takes for each element
-_GRAMS = (1, 8)  # an anchor is an element that occurs once, or else a run of eight that does
-_MOST_DIFFERENCES = 200
+_MAX_DIFFLIB_STEPS = 100_000  # steps of difflib's first search: about 300 words of prose against 300
+_ANCHOR_STEPS = 5  # steps per element to find the anchors
+_ANCHOR_WIDTHS = (
+    1,
+    8,
+)  # an anchor is an element that occurs once, or else a run of eight elements that does
+_MAX_DIFFERENCES = 200
 
 
 class Match(NamedTuple):
@@ -46,7 +49,7 @@ class _Range(NamedTuple):
         return self.start_a == self.end_a or self.start_b == self.end_b
 
     def around(self, matches: Sequence[Match]) -> Iterator[_Range]:
-        """The ranges before, between and after ``matches``, which are in order."""
+        """The ranges before, between and after ``matches``, which must be in order."""
         a, b = self.start_a, self.start_b
         for match in matches:
             yield _Range(a, match.start_a, b, match.start_b)
@@ -60,23 +63,23 @@ def matches_between(a: Sequence[Hashable], b: Sequence[Hashable], budget: int = 
     Takes ``O(len(a) + len(b) + budget)`` steps. Two short sequences have the matches that ``difflib`` finds.
     """
     comparison = _Comparison(a, b, budget)
-    whole = _Range(0, len(a), 0, len(b))
-    if comparison.is_short(whole):
-        comparison.search_with_difflib(whole)
+    full_range = _Range(0, len(a), 0, len(b))
+    if comparison.is_short(full_range):
+        comparison.search_with_difflib(full_range)
     else:
-        comparison.search(whole)
-    return sorted(comparison.found)
+        comparison.search(full_range)
+    return sorted(comparison.matches)
 
 
 class _Comparison:
-    """Two sequences, the steps that may still be spent on them, and the matches found so far."""
+    """Two sequences, the steps that are left, and the matches found so far."""
 
     def __init__(self, a: Sequence[Hashable], b: Sequence[Hashable], budget: int) -> None:
         self.a, self.b, self.budget = a, b, budget
-        self.found: list[Match] = []
+        self.matches: list[Match] = []
 
-    def search(self, whole: _Range) -> None:
-        pending = [whole]
+    def search(self, full_range: _Range) -> None:
+        pending = [full_range]
         while pending:
             part = self.trim(pending.pop())
             if part.is_one_sided:
@@ -85,18 +88,18 @@ class _Comparison:
                 self.search_with_difflib(part)
                 continue
             anchors = self.anchors(part)
-            self.found += anchors
+            self.matches += anchors
             if anchors:
                 pending += part.around(anchors)
             else:
-                self.found += self.shortest_script(part)
+                self.matches += self.shortest_script(part)
 
     def is_short(self, part: _Range) -> bool:
         """Whether difflib's first search in ``part`` takes few steps."""
         self.budget -= part.size
         counts = Counter(self.b[part.start_b : part.end_b])
         steps = sum(1 + counts[element] for element in self.a[part.start_a : part.end_a])
-        return steps <= min(_SHORT, self.budget)
+        return steps <= min(_MAX_DIFFLIB_STEPS, self.budget)
 
     def trim(self, part: _Range) -> _Range:
         """``part`` without its common beginning and end, which are added to the matches."""
@@ -107,9 +110,9 @@ class _Comparison:
         while start_a < end_a and start_b < end_b and a[end_a - 1] == b[end_b - 1]:
             end_a, end_b = end_a - 1, end_b - 1
         if start_a > part.start_a:
-            self.found.append(Match(part.start_a, part.start_b, start_a - part.start_a))
+            self.matches.append(Match(part.start_a, part.start_b, start_a - part.start_a))
         if end_a < part.end_a:
-            self.found.append(Match(end_a, end_b, part.end_a - end_a))
+            self.matches.append(Match(end_a, end_b, part.end_a - end_a))
         return _Range(start_a, end_a, start_b, end_b)
 
     def search_with_difflib(self, part: _Range) -> None:
@@ -117,7 +120,7 @@ class _Comparison:
         a, b = self.a[part.start_a : part.end_a], self.b[part.start_b : part.end_b]
         matcher = SequenceMatcher(None, a, b, autojunk=False)
         counts = Counter(b)
-        # what the searches in a[:i] take together, at most
+        # upper bound of the steps of all searches in a[:i]
         steps = [0, *accumulate(1 + counts[element] for element in a)]
         pending = [_Range(0, len(a), 0, len(b))]
         while pending:
@@ -136,18 +139,18 @@ class _Comparison:
             self.budget -= cost
             longest = Match(*matcher.find_longest_match(*inner))
             if longest.size:
-                self.found.append(Match(longest[0] + part.start_a, longest[1] + part.start_b, longest.size))
+                self.matches.append(Match(longest[0] + part.start_a, longest[1] + part.start_b, longest.size))
                 pending += inner.around([longest])
 
     def anchors(self, part: _Range) -> list[Match]:
         """The longest chain of elements (or runs) that occur once on each side, in the same order on both."""
-        for width in _GRAMS:
+        for width in _ANCHOR_WIDTHS:
             self.budget -= _ANCHOR_STEPS * part.size
             if self.budget < 0:
                 return []
-            on_a = _places_of_unique(self.a[part.start_a : part.end_a], width)
-            on_b = _places_of_unique(self.b[part.start_b : part.end_b], width)
-            pairs = [(place, on_b[key]) for key, place in on_a.items() if key in on_b]
+            on_a = _unique_positions(self.a[part.start_a : part.end_a], width)
+            on_b = _unique_positions(self.b[part.start_b : part.end_b], width)
+            pairs = [(position, on_b[key]) for key, position in on_a.items() if key in on_b]
             if pairs:
                 return [Match(part.start_a + i, part.start_b + j, 1) for i, j in _longest_increasing(pairs)]
         return []
@@ -155,12 +158,12 @@ class _Comparison:
     def shortest_script(self, part: _Range) -> list[Match]:
         """The matches of the shortest edit script, none if it has too many edits for the budget."""
         a, b = self.a[part.start_a : part.end_a], self.b[part.start_b : part.end_b]
-        most = min(_MOST_DIFFERENCES, self.budget // (2 * min(len(a), len(b))))
-        if abs(len(a) - len(b)) > most:
+        limit = min(_MAX_DIFFERENCES, self.budget // (2 * min(len(a), len(b))))
+        if abs(len(a) - len(b)) > limit:
             return []
-        ends = {1: 0}  # by diagonal, how far a script of so many edits gets in a
+        ends = {1: 0}  # for each diagonal, the furthest position in a that this many edits reach
         history: list[dict[int, int]] = []
-        for edits in range(most + 1):
+        for edits in range(limit + 1):
             history.append(dict(ends))
             self.budget -= 2 * edits + 1
             for diagonal in range(-edits, edits + 1, 2):
@@ -175,42 +178,42 @@ class _Comparison:
         return []
 
 
-def _places_of_unique(elements: Sequence[Hashable], width: int) -> dict[Hashable, int]:
-    """Where each run of ``width`` elements that occurs once begins, in order."""
+def _unique_positions(elements: Sequence[Hashable], width: int) -> dict[Hashable, int]:
+    """The position of each run of ``width`` elements that occurs once, in order."""
     keys: Sequence[Hashable] = elements
     if width > 1:
         keys = list(zip(*(elements[shift:] for shift in range(width)), strict=False))
     counts = Counter(keys)
-    return {key: place for place, key in enumerate(keys) if counts[key] == 1}
+    return {key: position for position, key in enumerate(keys) if counts[key] == 1}
 
 
 def _longest_increasing(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The longest part of ``pairs``, whose first numbers increase, in which the second ones do, too."""
-    tails: list[int] = []  # the lowest end of a chain of each length
-    tops: list[int] = []  # the index of the pair at that end
-    before: list[int] = []
+    """The longest subsequence of ``pairs`` whose second numbers increase; the first numbers must be in order."""
+    chain_ends: list[int] = []  # the lowest end of a chain of each length
+    last_pairs: list[int] = []  # the index of the pair at that end
+    previous: list[int] = []
     for index, (_, second) in enumerate(pairs):
-        length = bisect_left(tails, second)
-        before.append(tops[length - 1] if length else -1)
-        tails[length : length + 1] = [second]
-        tops[length : length + 1] = [index]
+        length = bisect_left(chain_ends, second)
+        previous.append(last_pairs[length - 1] if length else -1)
+        chain_ends[length : length + 1] = [second]
+        last_pairs[length : length + 1] = [index]
     chain: list[tuple[int, int]] = []
-    at = tops[-1] if tops else -1
-    while at >= 0:
-        chain.append(pairs[at])
-        at = before[at]
+    index = last_pairs[-1] if last_pairs else -1
+    while index >= 0:
+        chain.append(pairs[index])
+        index = previous[index]
     return chain[::-1]
 
 
 def _next_start(ends: dict[int, int], diagonal: int, edits: int) -> int:
-    """Where in ``a`` the furthest script with one edit more arrives on ``diagonal``, before what it keeps there."""
+    """The position in ``a`` where the furthest script with one more edit arrives on ``diagonal``, before its match."""
     if diagonal == -edits or (diagonal != edits and ends[diagonal - 1] < ends[diagonal + 1]):
         return ends[diagonal + 1]
     return ends[diagonal - 1] + 1
 
 
 def _matches_of_script(history: Sequence[dict[int, int]], i: int, j: int, part: _Range) -> list[Match]:
-    """Back along the script that ends at ``(i, j)``: what it keeps."""
+    """The matches along the edit script that ends at ``(i, j)``, last first."""
     matches: list[Match] = []
     for edits in range(len(history) - 1, -1, -1):
         ends, diagonal = history[edits], i - j

@@ -1,4 +1,4 @@
-"""A tokenizer of a stranger's folder at work: what it raises and how much it answers is bounded by a named error."""
+"""A tokenizer from an untrusted folder: its exceptions and oversized results become TokenizerError."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ T = TypeVar("T")
 
 
 class GuardedTokenizer(StatelessTokenizer):
-    """Private copies of a stranger's tokenizer.
+    """Private copies of an untrusted tokenizer.
 
-    Every method raises TokenizerError where it fails on its text or ids, or gives more than 64 tokens for a character
-    and 1000 beyond that.
+    Every method raises TokenizerError if the tokenizer fails on its text or ids, or makes more tokens of a text than
+    64 per character and 1000 more.
     """
 
     def guarded(self, work: Callable[[], Encoded], characters: int) -> Encoded:
         """See ``StatelessTokenizer``."""
-        encoded = _named(work, "this text")
+        encoded = _call(work, "this text")
         if len(encoded.ids) > TOKENS_PER_CHARACTER * characters + SPARE_TOKENS:
             raise TokenizerError(f"the tokenizer makes {len(encoded.ids)} tokens of {characters} characters")
         return encoded
 
     def normalized(self, text: str) -> str:
         """See ``StatelessTokenizer``."""
-        return _named(lambda: super(GuardedTokenizer, self).normalized(text), "this text")
+        return _call(lambda: super(GuardedTokenizer, self).normalized(text), "this text")
 
-    def around(self, texts: int = 1) -> list[list[int]]:
+    def special_ids_around(self, texts: int = 1) -> list[list[int]]:
         """See ``StatelessTokenizer``."""
-        return _named(lambda: super(GuardedTokenizer, self).around(texts), "a text of one letter")
+        return _call(lambda: super(GuardedTokenizer, self).special_ids_around(texts), "a text of one letter")
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """See ``StatelessTokenizer``."""
-        return _named(
+        return _call(
             lambda: super(GuardedTokenizer, self).decode(ids, skip_special_tokens=skip_special_tokens), "these ids"
         )
 
 
-def _named(work: Callable[[], T], what: str) -> T:
+def _call(work: Callable[[], T], what: str) -> T:
     try:
         with panics_as_errors("the tokenizer"):
             return work()
@@ -51,5 +51,5 @@ def _named(work: Callable[[], T], what: str) -> T:
         raise
     except PanicError as error:
         raise TokenizerError(str(error)) from error
-    except Exception as error:  # a bare Exception from Rust among others
+    except Exception as error:  # libraries in Rust raise bare Exceptions
         raise TokenizerError(f"the tokenizer fails on {what}: {one_line(error)}") from error

@@ -1,4 +1,4 @@
-"""The encoder of a model: which arrangement its architecture needs, within which limits."""
+"""Make the encoder of a model: the arrangement for its architecture, and its length limits."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from redline_model.options import Template
 
 
 def arrangement_of(kind: str, config: Any) -> Arrangement:
-    """How a model of this kind and architecture arranges an item's pieces."""
+    """The arrangement of an item's parts for a model of this kind and architecture."""
     if kind_spec(kind).is_decoder_only:
         return "prompt_response"
     return "encoder_decoder" if config.is_encoder_decoder else "rewrite"
 
 
 def make_encoder(kind: str, config: Any, tokenizer: Any, template: Template, max_tokens: int | None) -> Encoder:
-    """The encoder of a model, the same in training and in scoring.
+    """The encoder of a model; training and scoring use the same one.
 
     Args:
         config: the model's transformers configuration.
@@ -32,8 +32,8 @@ def make_encoder(kind: str, config: Any, tokenizer: Any, template: Template, max
     """
     check_tokenizer_size(tokenizer, config)
     arrangement = arrangement_of(kind, config)
-    if template.style == "conversation" and not kind_spec(kind).reads_whole_conversation:
-        raise UnsupportedError(f"a template of style conversation goes with kind scalar, not with {kind}")
+    if template.style == "conversation" and not kind_spec(kind).supports_conversation_style:
+        raise UnsupportedError(f"a template of style conversation works with kind scalar, not with {kind}")
     target_tokens = target_positions(config) if arrangement == "encoder_decoder" else None
     if max_tokens is not None:
         max_tokens = min(max_tokens, source_positions(config) or max_tokens)

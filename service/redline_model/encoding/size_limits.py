@@ -1,4 +1,4 @@
-"""Sizes of items, looked at before anything is tokenised or rendered: what is refused in the end costs nothing."""
+"""Size limits of items, checked before anything is tokenised or rendered, so that refusing an item costs little."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from redline.messages import normalized
 from redline_model.errors import TooLongError
 
 if TYPE_CHECKING:
-    from redline.messages import Message
-    from redline_model.encoding.encoder import Item, Prompt
+    from redline.messages import Message, Prompt
+    from redline_model.encoding.encoder import Item
 
-# A prompt is cut here to this many characters more than need be: the first tokens behind a cut may differ.
+# A prompt is cut to this many characters more than needed, because the first tokens after a cut may differ.
 _SPARE_CHARS = 1024
 _DIGITS_PER_BIT = math.log10(2)
-_FLOAT_CHARS = 24  # the longest that a float is written in
+_FLOAT_CHARS = 24  # the longest text of a float
 
 
-def bounded_item(item: Item, max_tokens: int, max_chars: int) -> tuple[Item, bool]:
-    """``item`` if its size allows it to be read, and whether the oldest part of its prompt was cut for that.
+def limit_item(item: Item, max_tokens: int, max_chars: int) -> tuple[Item, bool]:
+    """``item`` within the size limits, and whether the oldest part of its prompt was cut.
 
     Args:
         max_tokens: the longest sequence that the model reads.
-        max_chars: a text with more characters has more tokens than that.
+        max_chars: a text with more characters certainly has more than ``max_tokens`` tokens.
 
     Raises:
-        TooLongError: the response is too long, or the prompt is and truncation was not asked for.
+        TooLongError: the response is too long, or the prompt is and truncation is not allowed.
     """
     is_text = isinstance(item.response, str)
     if len(item.response) > (max_chars if is_text else max_tokens + 1):
@@ -39,7 +39,7 @@ def bounded_item(item: Item, max_tokens: int, max_chars: int) -> tuple[Item, boo
         excess = len(item.prompt) - max_tokens
     else:
         messages: Sequence[Message] = item.prompt  # type: ignore[assignment]
-        size = sum(map(_size_beside_content, messages)) + _size(item.tools)
+        size = sum(map(_size_without_content, messages)) + _size(item.tools)
         if len(messages) > max_tokens or size > max_chars:
             raise TooLongError(f"the prompt has {len(messages)} messages; the model reads {max_tokens} tokens")
         excess = sum(_size(message.get("content")) for message in messages) - max_chars
@@ -52,11 +52,11 @@ def bounded_item(item: Item, max_tokens: int, max_chars: int) -> tuple[Item, boo
 
 
 def _size(value: Any) -> int:
-    """Characters of a JSON value, about; a bracket counts as one."""
+    """About how many characters a JSON value has; a bracket counts as one."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, dict):
-        return 1 + sum(_size(name) + _size(one) for name, one in value.items())
+        return 1 + sum(_size(name) + _size(element) for name, element in value.items())
     if isinstance(value, (list, tuple)):
         return 1 + sum(map(_size, value))
     if isinstance(value, int):
@@ -64,12 +64,12 @@ def _size(value: Any) -> int:
     return _FLOAT_CHARS if isinstance(value, float) else int(value is not None)
 
 
-def _size_beside_content(message: Message) -> int:
+def _size_without_content(message: Message) -> int:
     return sum(_size(value) for name, value in message.items() if name != "content")
 
 
 def _without_oldest(prompt: Prompt | Sequence[int], excess: int) -> Any:
-    """``prompt`` without its first ``excess`` characters (or ids) of content; every message keeps its place."""
+    """``prompt`` without its first ``excess`` characters (or ids) of content; no message is removed."""
     if isinstance(prompt, str) or isinstance(prompt[0], int):
         return prompt[excess:]
     kept: list[Message] = []

@@ -1,4 +1,4 @@
-"""A cache bounded by the size of what it holds, not by the number of its entries. Thread-safe."""
+"""A thread-safe LRU cache, bounded by the total size of its entries instead of their number."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ V = TypeVar("V")
 
 
 class SizedCache(Generic[K, V]):
-    """Results of ``compute``, the least recently used dropped first.
+    """Cached results of ``compute``; the least recently used are evicted first.
 
     Args:
-        compute: key to value; an exception is passed on and not kept.
-        size_of: the size of an entry, in whatever unit ``max_size`` has.
+        compute: from key to value; exceptions are passed on and not cached.
+        size_of: the size of an entry, in the unit of ``max_size``.
     """
 
     def __init__(self, compute: Callable[[K], V], size_of: Callable[[K, V], int], max_size: int) -> None:
@@ -28,12 +28,12 @@ class SizedCache(Generic[K, V]):
         self.size = 0
 
     def __call__(self, key: K) -> V:
-        """The value of ``key``, computed if it is not held. Two threads may compute the same value at once."""
+        """The value of ``key``, computed if it is not cached. Two threads may compute the same value at once."""
         with self._lock:
-            held = self._entries.get(key)
-            if held is not None:
+            entry = self._entries.get(key)
+            if entry is not None:
                 self._entries.move_to_end(key)
-                return held[0]
+                return entry[0]
         value = self._compute(key)
         size = self._size_of(key, value)
         if size <= self._max_size:

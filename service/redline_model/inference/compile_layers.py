@@ -1,4 +1,4 @@
-"""``torch.compile`` for the parts of a model between its attentions; one compilation serves every layer and length."""
+"""``torch.compile`` for the parts of a model outside attention; one compilation serves every layer and length."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ logger = logging.getLogger("redline.model")
 
 
 def compile_layers(model: Any) -> int:
-    """Compile each decoder layer's norms and feed-forward block in place; how many modules that were.
+    """Compile each decoder layer's norms and feed-forward block in place; returns the number of modules.
 
-    Attention stays as it is: which tokens it joins changes from pass to pass. Compilation happens in the first
-    pass. A model whose layers cannot be found is left alone.
+    Attention is not compiled, because the layout of tokens changes from pass to pass. Compilation happens in the first
+    pass. If the model's layers cannot be found, nothing is compiled and a warning is logged.
     """
     layers = getattr(getattr(model, "base_model", model), "layers", None)
     if layers is None:

@@ -1,4 +1,4 @@
-"""Logits at chosen positions only, a chunk at a time: nothing of shape (batch, length, vocabulary) is ever built."""
+"""Logits at chosen positions only, chunk by chunk: nothing of shape (batch, length, vocabulary) is ever built."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from redline_model.inference.probes import differs, without_dropout
 
-# Rows times vocabulary of one chunk of logits: 32 MiB in float32, more rows than a matrix product needs to be fast.
+# Rows times vocabulary of one chunk of logits: 32 MiB in float32, enough rows for a fast matrix product.
 _CHUNK_ELEMENTS = 2**23
 
 
 class Projection(Protocol):
-    """From rows ``(N, width)`` to logits ``(N, V)``, a chunk of rows at a time."""
+    """From rows ``(N, width)`` to logits ``(N, V)``, one chunk of rows at a time."""
 
-    def parts(self, rows: int) -> Iterator[slice]:
-        """``rows`` cut into chunks."""
+    def row_chunks(self, rows: int) -> Iterator[slice]:
+        """Slices that divide ``rows`` rows into chunks."""
         ...
 
     def project(self, hidden: Tensor) -> Tensor:
@@ -34,12 +34,12 @@ class Projection(Protocol):
 class IdentityProjection:
     """The projection of rows that are logits already. See ``Projection``."""
 
-    def parts(self, rows: int) -> Iterator[slice]:
-        """All rows in one."""
+    def row_chunks(self, rows: int) -> Iterator[slice]:
+        """All rows as one chunk."""
         yield slice(0, rows)
 
     def project(self, hidden: Tensor) -> Tensor:
-        """The rows."""
+        """The rows, unchanged."""
         return hidden
 
     def parameters(self) -> list[nn.Parameter]:
@@ -50,15 +50,15 @@ class IdentityProjection:
 class LMHead:
     """The vocabulary projection of a language model, applied to gathered hidden rows.
 
-    It knows the scalings that transformers' models apply after the projection. ``is_understood``: whether it
-    reproduces the model's own logits; if not, full logits have to be computed. ``probed`` finds out.
+    It applies the scalings that transformers' models apply after the projection. ``is_verified``: whether ``probed``
+    found that it reproduces the model's own logits; if not, full logits have to be computed.
     """
 
     @classmethod
     def probed(cls, model: Any) -> LMHead:
-        """The projection of ``model``, compared with its logits by running it on a probe."""
+        """The projection of ``model``; runs the model on a probe and compares logits."""
         head = cls(model)
-        head.is_understood = head._head is not None and head._reproduces(model)
+        head.is_verified = head._head is not None and head._reproduces(model)
         return head
 
     def __init__(self, model: Any) -> None:
@@ -68,20 +68,20 @@ class LMHead:
         self._scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
         self._bias = getattr(model, "final_logits_bias", None)
         self._rows = max(1, _CHUNK_ELEMENTS // config.vocab_size)
-        self.is_understood = False
+        self.is_verified = False
 
     def chunks(self, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield ``(part of the N rows, logits (n, V))`` for hidden rows ``(N, hidden)``."""
-        for part in self.parts(len(hidden)):
+        for part in self.row_chunks(len(hidden)):
             yield part, self.project(hidden[part])
 
-    def parts(self, rows: int) -> Iterator[slice]:
-        """``rows`` cut into chunks."""
+    def row_chunks(self, rows: int) -> Iterator[slice]:
+        """Slices that divide ``rows`` rows into chunks."""
         for start in range(0, rows, self._rows):
             yield slice(start, min(start + self._rows, rows))
 
     def parameters(self) -> list[nn.Parameter]:
-        """The projection's own weights; the bias that some models put behind it never learns."""
+        """The projection's own weights; the bias that some models add after it is never trained."""
         return list(self._head.parameters())
 
     def project(self, hidden: Tensor) -> Tensor:
@@ -96,17 +96,17 @@ class LMHead:
         return logits
 
     @contextmanager
-    def intercepted(self) -> Iterator[list[Tensor]]:
-        """While open, what enters the projection is put into the list, and the projection is given nothing to do."""
-        entered: list[Tensor] = []
+    def capture_inputs(self) -> Iterator[list[Tensor]]:
+        """Collect the inputs of the projection in the list; inside the context the projection itself gets no rows."""
+        captured: list[Tensor] = []
 
-        def take(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-            entered.append(args[0])
+        def capture(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+            captured.append(args[0])
             return (args[0][:, :0],)
 
-        handle = self._head.register_forward_pre_hook(take)
+        handle = self._head.register_forward_pre_hook(capture)
         try:
-            yield entered
+            yield captured
         finally:
             handle.remove()
 
@@ -121,11 +121,11 @@ class LMHead:
         else:
             inputs["output_hidden_states"] = True
         with without_dropout(model):
-            out = model(**inputs)
+            output = model(**inputs)
             if model.config.is_encoder_decoder:
-                with self.intercepted() as entered:
+                with self.capture_inputs() as captured:
                     model(**inputs)
-                hidden = entered[0]
+                hidden = captured[0]
             else:
-                hidden = out.hidden_states[-1]
-            return not differs(self.project(hidden), out.logits, model)
+                hidden = output.hidden_states[-1]
+            return not differs(self.project(hidden), output.logits, model)

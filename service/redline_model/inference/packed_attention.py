@@ -1,8 +1,8 @@
-"""Many sequences as one row without padding: each linear layer sees every token once, attention sees its own.
+"""Packed batches: many sequences as one row without padding, each attending to its own tokens only.
 
-Sequences are given as segments. A segment may go on from another one of the same pass (a response after its
-prompt), or from keys and values kept of an earlier pass, so what sequences share is computed once. The model's
-own code runs unchanged; only its attention is handed to ``packed_attention`` through transformers' interface.
+Sequences are given as segments. A segment may continue another one of the same pass (a response after its prompt), or
+keys and values that were kept from an earlier pass, so what sequences share is computed once. The model's own code
+runs unchanged; only its attention is replaced by ``packed_attention``, through transformers' attention interface.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ try:
     from torch.nn.attention.varlen import varlen_attn
 
     _attend_varlen = varlen_attn
-except ImportError:  # an older torch: segments are gone through one by one
+except ImportError:  # an older torch: one call per segment
     _attend_varlen = None
 
-NAME = "redline_ragged"
+ATTENTION_NAME = "redline_packed"
 # Query rows of one attention call with an explicit mask: bounds the mask at 512 rows times the context.
 _MASKED_ROWS = 512
-# Elements of a mask that is kept for the layers to come; a larger one is made again in each.
-_KEPT_MASK = 2**19
-# Keys and values of one call of flash attention, in tokens, shared ones counted for each segment.
-_CALL_CONTEXT = 2**17
+# Elements of a mask that is kept for later layers; a larger one is built again in each layer.
+_MAX_CACHED_MASK = 2**19
+# Keys and values of one call of flash attention, in tokens; shared ones count once per segment.
+_MAX_CALL_TOKENS = 2**17
 
 
 class KVCache:
-    """Keys and values of the first ``length`` tokens of one sequence, in buffers of ``capacity`` tokens a layer.
+    """Keys and values of the first ``length`` tokens of one sequence, in buffers of ``capacity`` tokens per layer.
 
-    ``length`` is the caller's to set: what stands behind it is overwritten by whatever goes on from here, which
-    makes taking back a rejected draft free.
+    The caller sets ``length``. Whatever is stored after it is overwritten by the next segment that appends, so a
+    rejected draft is removed at no cost.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -52,14 +52,14 @@ class KVCache:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
-        """Put ``keys`` and ``values`` ``(H, n, D)`` at position ``start``."""
+        """Store ``keys`` and ``values`` ``(H, n, D)`` from position ``start`` on."""
         if layer not in self._layers:
             heads, _, size = keys.shape
             values_shape = (values.shape[0], self.capacity, values.shape[2])
             self._layers[layer] = (keys.new_empty(heads, self.capacity, size), values.new_empty(values_shape))
-        kept_keys, kept_values = self._layers[layer]
-        kept_keys[:, start : start + keys.shape[1]] = keys
-        kept_values[:, start : start + keys.shape[1]] = values
+        cached_keys, cached_values = self._layers[layer]
+        cached_keys[:, start : start + keys.shape[1]] = keys
+        cached_values[:, start : start + keys.shape[1]] = values
 
     @property
     def bytes(self) -> int:
@@ -74,25 +74,27 @@ class KVCache:
 
 @dataclass(eq=False)
 class PackedSegment:
-    """A run of tokens and what it goes on from.
+    """A run of tokens and the context that it continues.
 
-    ``before``: pieces of context in order, each a past, or (an earlier segment of the same pass, how many of its
-    leading tokens). ``keep``: where to keep keys and values, and of how many leading tokens of the whole
-    sequence. ``extends``: a past that this segment goes on from and is written behind; setting its ``length``
-    afterwards keeps what was written.
+    Args:
+        context: what comes before it, in order: each part is a cache, or (index of an earlier segment of the same
+            pass, how many of its first tokens).
+        copies: caches to copy keys and values to, each with the number of leading tokens of the whole sequence.
+        appends_to: a cache that this segment continues and whose buffers it writes to; set the cache's ``length``
+            afterwards to keep what was written.
     """
 
     ids: Sequence[int]
-    before: list[KVCache | tuple[int, int]] = field(default_factory=list)
-    keep: list[tuple[KVCache, int]] = field(default_factory=list)
-    extends: KVCache | None = None
+    context: list[KVCache | tuple[int, int]] = field(default_factory=list)
+    copies: list[tuple[KVCache, int]] = field(default_factory=list)
+    appends_to: KVCache | None = None
 
     @property
-    def base(self) -> int:
-        """Tokens before this segment's first."""
-        if self.extends is not None:
-            return self.extends.length
-        return sum(piece.length if isinstance(piece, KVCache) else piece[1] for piece in self.before)
+    def offset(self) -> int:
+        """Position of this segment's first token in its sequence."""
+        if self.appends_to is not None:
+            return self.appends_to.length
+        return sum(part.length if isinstance(part, KVCache) else part[1] for part in self.context)
 
 
 class PackedLayout:
@@ -112,37 +114,37 @@ class PackedLayout:
         self._calls: list[tuple[slice, Tensor, Tensor, int, int]] | None = None
 
     def ids_and_positions(self) -> tuple[Tensor, Tensor]:
-        """``(1, N)`` each."""
+        """Token ids and positions, ``(1, N)`` each."""
         ids = [i for segment in self.segments for i in segment.ids]
-        positions = [p for s in self.segments for p in range(s.base, s.base + len(s.ids))]
+        positions = [p for s in self.segments for p in range(s.offset, s.offset + len(s.ids))]
         both = to_device([ids, positions], self._device)
         return both[:1], both[1:]
 
     def mask(self, rows: int, context: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """Additive ``(rows, context)``: the rows are the last of the context, and look back ``window`` tokens."""
+        """Additive mask ``(rows, context)`` for the last rows of a context, which attend to ``window`` tokens back."""
         key = (rows, context, window, dtype)
         if key in self._masks:
             return self._masks[key]
-        far = torch.full((rows, context), -math.inf, device=self._device, dtype=dtype)
-        mask = far.triu(context - rows + 1)
+        blocked = torch.full((rows, context), -math.inf, device=self._device, dtype=dtype)
+        mask = blocked.triu(context - rows + 1)
         if window is not None:
-            mask = mask + far.tril(context - rows - window)
-        if mask.numel() <= _KEPT_MASK:
+            mask = mask + blocked.tril(context - rows - window)
+        if mask.numel() <= _MAX_CACHED_MASK:
             self._masks[key] = mask
         return mask
 
     def calls(self) -> list[tuple[slice, Tensor, Tensor, int, int]]:
-        """Segments of each call of flash attention, their cumulative lengths of queries and keys, and the longest.
+        """For each call of flash attention: its segments, their cumulative query and key lengths, and the maxima.
 
-        A call's keys and values are copied together, so its contexts are bounded, whatever they share.
+        The keys and values of a call are copied into one tensor, so their number is bounded.
         """
         if self._calls is None:
             self._calls = []
-            lengths = [(len(s.ids), s.base + len(s.ids)) for s in self.segments]
+            lengths = [(len(s.ids), s.offset + len(s.ids)) for s in self.segments]
             start = 0
             while start < len(lengths):
                 end, total = start, 0
-                while end < len(lengths) and (end == start or total + lengths[end][1] <= _CALL_CONTEXT):
+                while end < len(lengths) and (end == start or total + lengths[end][1] <= _MAX_CALL_TOKENS):
                     total += lengths[end][1]
                     end += 1
                 queries, keys = zip(*lengths[start:end], strict=True)
@@ -156,25 +158,25 @@ class PackedLayout:
         return slice(self.starts[segment], self.starts[segment] + tokens)
 
     def contexts(self, layer: int, key: Tensor, value: Tensor) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-        """Each segment's keys and values ``(H, n, D)`` in pieces; keeps what is to be kept on the way."""
+        """Each segment's keys and values, as lists of ``(H, n, D)``; fills the caches of ``copies`` on the way."""
         for index, segment in enumerate(self.segments):
             own = slice(self.starts[index], self.starts[index + 1])
-            if segment.extends is not None:
-                segment.extends.write(layer, segment.base, key[:, own], value[:, own])
-                pieces = [segment.extends.read(layer, segment.base + len(segment.ids))]
+            if segment.appends_to is not None:
+                segment.appends_to.write(layer, segment.offset, key[:, own], value[:, own])
+                parts = [segment.appends_to.read(layer, segment.offset + len(segment.ids))]
             else:
-                pieces = [
-                    piece.read(layer, piece.length)
-                    if isinstance(piece, KVCache)
-                    else (key[:, (shared := self._leading(*piece))], value[:, shared])
-                    for piece in segment.before
+                parts = [
+                    part.read(layer, part.length)
+                    if isinstance(part, KVCache)
+                    else (key[:, (shared := self._leading(*part))], value[:, shared])
+                    for part in segment.context
                 ]
-                pieces.append((key[:, own], value[:, own]))
-            keys, values = [k for k, _ in pieces], [v for _, v in pieces]
-            for past, length in segment.keep:
+                parts.append((key[:, own], value[:, own]))
+            keys, values = [k for k, _ in parts], [v for _, v in parts]
+            for kv_cache, length in segment.copies:
                 at = 0
                 for k, v in zip(keys, values, strict=True):
-                    past.write(layer, at, k[:, : length - at], v[:, : length - at])
+                    kv_cache.write(layer, at, k[:, : length - at], v[:, : length - at])
                     at += k.shape[1]
                     if at >= length:
                         break
@@ -198,26 +200,26 @@ def packed_attention(
     Without a layout this is transformers' scaled dot-product attention.
 
     Raises:
-        NotImplementedError: the model wants something of its attention that is not done here.
+        NotImplementedError: the model needs a feature of attention that is missing here.
     """
     if packed is None:
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    wanted = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
-    if wanted:
-        raise NotImplementedError(f"ragged attention has no {wanted[0]}")
+    unsupported = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
+    if unsupported:
+        raise NotImplementedError(f"packed attention does not support {unsupported[0]}")
     window: int | None = kwargs.get("sliding_window")
     if window is not None:
         packed.windows.add(window)
-    if torch.is_autocast_enabled(query.device.type):  # rotary embeddings have made float32 of queries and keys
+    if torch.is_autocast_enabled(query.device.type):  # rotary embeddings return float32 queries and keys
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     contexts = packed.contexts(module.layer_idx, key[0], value[0])
     if _attend_varlen and packed.is_one_call and not dropout and query.dtype in (torch.bfloat16, torch.float16):
-        return _in_few_calls(_attend_varlen, query, contexts, packed, scaling, window), None
+        return _attend_in_few_calls(_attend_varlen, query, contexts, packed, scaling, window), None
     out = [
-        _of_one_segment(
+        _attend_segment(
             query[:, :, packed.starts[i] : packed.starts[i + 1]], keys, values, packed, scaling, dropout, window
         )
         for i, (keys, values) in enumerate(contexts)
@@ -225,7 +227,7 @@ def packed_attention(
     return torch.cat(out, dim=2).transpose(1, 2), None
 
 
-def _of_one_segment(
+def _attend_segment(
     query: Tensor,
     keys: list[Tensor],
     values: list[Tensor],
@@ -234,7 +236,7 @@ def _of_one_segment(
     dropout: float,
     window: int | None,
 ) -> Tensor:
-    """``(1, Hq, n, D)`` from the segment's queries and its context in pieces."""
+    """``(1, Hq, n, D)`` from the segment's queries and the parts of its context."""
     key = torch.cat(keys, dim=1)[None] if len(keys) > 1 else keys[0][None]
     value = torch.cat(values, dim=1)[None] if len(values) > 1 else values[0][None]
     options = {"dropout_p": dropout, "scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
@@ -244,12 +246,12 @@ def _of_one_segment(
     parts = []
     for start in range(0, rows, _MASKED_ROWS):
         end = min(start + _MASKED_ROWS, rows)
-        seen = context - rows + end
-        mask = layout.mask(end - start, seen, window, query.dtype)
+        visible = context - rows + end
+        mask = layout.mask(end - start, visible, window, query.dtype)
         part = F.scaled_dot_product_attention(
             query[:, :, start:end],
-            key[:, :, :seen],
-            value[:, :, :seen],
+            key[:, :, :visible],
+            value[:, :, :visible],
             attn_mask=mask,
             **options,  # type: ignore[arg-type]
         )
@@ -257,7 +259,7 @@ def _of_one_segment(
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
-def _in_few_calls(
+def _attend_in_few_calls(
     attend: Callable[..., Any],
     query: Tensor,
     contexts: Iterator[tuple[list[Tensor], list[Tensor]]],
@@ -265,13 +267,13 @@ def _in_few_calls(
     scaling: float | None,
     window: int | None,
 ) -> Tensor:
-    """Flash attention over many segments at a time; ``(1, N, Hq, D)``."""
+    """Variable-length flash attention over many segments per call; ``(1, N, Hq, D)``."""
     rows = query[0].transpose(0, 1)
     out: list[Tensor] = []
     for part, queries, lengths, longest_query, longest in layout.calls():
-        pieces = [next(contexts) for _ in layout.segments[part]]
-        key = torch.cat([k for keys, _ in pieces for k in keys], dim=1).transpose(0, 1)
-        value = torch.cat([v for _, values in pieces for v in values], dim=1).transpose(0, 1)
+        parts = [next(contexts) for _ in layout.segments[part]]
+        key = torch.cat([k for keys, _ in parts for k in keys], dim=1).transpose(0, 1)
+        value = torch.cat([v for _, values in parts for v in values], dim=1).transpose(0, 1)
         out.append(
             attend(
                 rows[layout.starts[part.start] : layout.starts[part.stop]],
@@ -289,21 +291,21 @@ def _in_few_calls(
     return torch.cat(out)[None]
 
 
-AttentionInterface.register(NAME, packed_attention)
-# without a layout the model is to get the very masks it would get under sdpa
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionInterface.register(ATTENTION_NAME, packed_attention)
+# without a layout the model gets the same masks as with sdpa
+AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
 
 
 def run_segments(model: Any, segments: Sequence[PackedSegment], *, is_one_call: bool, windows: set[int]) -> Tensor:
     """Last hidden states ``(N, hidden)`` of all segments' tokens, one after the other.
 
-    ``model``: the body of a transformers causal model whose attention implementation is ``NAME``.
-    ``is_one_call``: attend to all segments by one call of PyTorch's variable-length flash attention (GPUs, half
-    precision), not to one after the other. ``windows``: gets the sliding windows that attention was told of.
+    ``model``: the body of a transformers causal model whose attention implementation is ``ATTENTION_NAME``.
+    ``is_one_call``: attend to all segments in one call of PyTorch's variable-length flash attention (GPUs, half
+    precision) instead of one call per segment. ``windows``: the sliding windows that layers use are added to it.
     """
     layout = PackedLayout(segments, model.device, is_one_call=is_one_call, windows=windows)
     ids, positions = layout.ids_and_positions()
-    # a mask of four dimensions is taken as it is: nothing of size N x N is built
+    # transformers uses a mask of four dimensions as it is, so nothing of size N x N is built
     unused = torch.empty(1, 1, 1, 1, device=ids.device)
     hidden: Tensor = model(
         input_ids=ids, position_ids=positions, attention_mask=unused, use_cache=False, packed=layout

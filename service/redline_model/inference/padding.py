@@ -1,4 +1,4 @@
-"""Lists of ids as padded tensors. Padding is on the right: a causal model never looks there."""
+"""Lists of ids as tensors padded on the right, and batches of items of similar length."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Padded(NamedTuple):
 
 
 def to_device(numbers: Sequence[Any], device: torch.device, dtype: torch.dtype = torch.long) -> Tensor:
-    """A tensor of ``numbers`` on ``device``; the copy to a GPU is not waited for."""
+    """A tensor of ``numbers`` on ``device``; does not wait for the copy to a GPU."""
     tensor = torch.tensor(numbers, dtype=dtype)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def pad(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu", fill: int = 0) -> Padded:
-    """Right-pad to the longest. The filler's value has no influence on any real position."""
+    """Right-pad to the longest. A causal model's real positions do not depend on ``fill``."""
     longest = max(map(len, sequences))
     ids = torch.full((len(sequences), longest), fill, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -36,9 +36,9 @@ def pad(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu", 
 
 
 def pack_by_length(items: Sequence[T], length: Callable[[T], int], max_tokens: int) -> Iterator[list[int]]:
-    """Indices of ``items`` in batches of like length, each at most ``max_tokens`` with padding (or one item).
+    """Indices of ``items`` in batches of similar length; a batch has at most ``max_tokens`` with padding, or one item.
 
-    Longest first, so that memory peaks at once or never.
+    Longest first, so that a batch that does not fit into memory fails at the beginning.
     """
     order = sorted(range(len(items)), key=lambda i: -length(items[i]))
     batch: list[int] = []

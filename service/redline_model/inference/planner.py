@@ -1,4 +1,4 @@
-"""How items are cut into forward passes: what an item costs, what it shares with others, which items go together."""
+"""Dividing items into forward passes: what an item costs, what it shares with others, which items go together."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from redline_model.inference.prefix_cache import Prefix, PrefixCache
 
 
 class Planner(Protocol):
-    """Plans the passes of one scorer. Safe in any thread, but for ``prefix_caches``.
+    """Plans the passes of one scorer. Thread-safe, except for ``prefix_caches``.
 
-    ``prefix_caches``: those of all models inside; to be cleared between passes only. ``shares_prefixes``: whether
-    items of one prompt share its computation.
+    ``prefix_caches``: those of all models of the scorer; clear them between passes only. ``shares_prefixes``: whether
+    items with the same prompt share its computation.
     """
 
     prefix_caches: tuple[PrefixCache, ...]
@@ -26,20 +26,20 @@ class Planner(Protocol):
         ...
 
     def prefix(self, item: EncodedItem) -> Prefix | None:
-        """The leading tokens whose computation items may share; None if nothing can be shared."""
+        """The leading tokens whose computation other items can share; None if nothing can be shared."""
         ...
 
     def cost(self, item: EncodedItem, present: set[Prefix]) -> int:
-        """Tokens that ``item`` adds to a pass that holds the prefixes ``present`` already."""
+        """Tokens that ``item`` adds to a pass that already has the prefixes ``present``."""
         ...
 
     def batches(self, items: Sequence[EncodedItem], max_tokens: int) -> Iterator[list[int]]:
-        """Indices of ``items``, pass by pass, each pass at most ``max_tokens`` (or one item)."""
+        """Indices of ``items`` for each pass; a pass has at most ``max_tokens``, or one item."""
         ...
 
 
 class CausalPlanner:
-    """Planner of a decoder-only model: items of one prompt share its computation if passes are packed.
+    """Planner of a decoder-only model: items with the same prompt share its computation if passes are packed.
 
     Args:
         forward: the model's forward pass.
@@ -51,40 +51,40 @@ class CausalPlanner:
     def __init__(
         self,
         forward: CausalForward,
-        sequence_of: Callable[[EncodedItem], PrefixedSequence],
+        make_sequence: Callable[[EncodedItem], PrefixedSequence],
         length: Callable[[EncodedItem], int] | None = None,
         prefix_caches: tuple[PrefixCache, ...] | None = None,
     ) -> None:
         self._forward = forward
-        self._sequence_of = sequence_of
+        self._make_sequence = make_sequence
         self._length = length
         self.prefix_caches = (forward.cache,) if prefix_caches is None else prefix_caches
         self.shares_prefixes = forward.is_packed
 
     def length(self, item: EncodedItem) -> int:
         """See ``Planner``."""
-        return self._sequence_of(item).tokens if self._length is None else self._length(item)
+        return self._make_sequence(item).tokens if self._length is None else self._length(item)
 
     def prefix(self, item: EncodedItem) -> Prefix | None:
         """The sequence's prefix if passes are packed."""
-        return self._sequence_of(item).prefix if self.shares_prefixes else None
+        return self._make_sequence(item).prefix if self.shares_prefixes else None
 
     def cost(self, item: EncodedItem, present: set[Prefix]) -> int:
         """See ``Planner``."""
-        return self._forward.cost(self._sequence_of(item), present)
+        return self._forward.cost(self._make_sequence(item), present)
 
     def batches(self, items: Sequence[EncodedItem], max_tokens: int) -> Iterator[list[int]]:
         """See ``Planner``."""
-        return self._forward.batches([self._sequence_of(item) for item in items], max_tokens)
+        return self._forward.batches([self._make_sequence(item) for item in items], max_tokens)
 
 
 class PaddedPlanner:
-    """Planner of a model whose passes share nothing: items of like length together, padded to the longest.
+    """Planner of a model whose passes share nothing: items of similar length together, padded to the longest.
 
     Args:
         length: tokens that the model reads for an item.
         cost: tokens that an item takes in a pass; by default its length.
-        prefix_caches: of models inside that could share, for what they hold.
+        prefix_caches: caches of the scorer's models, so that they can be cleared and reported.
     """
 
     shares_prefixes = False

@@ -1,4 +1,4 @@
-"""Prefix cache: keys and values of prefixes seen lately, bounded in tokens and in bytes."""
+"""Prefix cache: keys and values of recently used prefixes, bounded in tokens and in bytes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from redline_model.inference.packed_attention import KVCache
 
 Prefix = tuple[int, ...]
-# the share of a device's memory that the prefix caches of a bundle may take where nothing else is asked for
+# default share of a device's memory for all prefix caches of a bundle
 DEFAULT_MEMORY_SHARE = 1 / 16
 
 
 class PrefixCache:
-    """Least recently used out first. Belongs to one worker; only ``in`` and ``bytes`` may be read from other threads.
+    """Evicts the least recently used entry first. For one worker; other threads may only use ``in`` and ``bytes``.
 
     Args:
-        max_tokens: what all entries together may hold; 0 keeps nothing.
+        max_tokens: tokens of all entries together; with 0 nothing is cached.
         max_bytes: memory of all entries' keys and values together; may be changed later, see ``share_bytes``.
     """
 
@@ -27,39 +27,39 @@ class PrefixCache:
         self.tokens = 0
         self.bytes = 0
         self._bytes_per_token = 0.0
-        self._pasts: OrderedDict[Prefix, KVCache] = OrderedDict()
+        self._entries: OrderedDict[Prefix, KVCache] = OrderedDict()
 
     def __contains__(self, prefix: Prefix) -> bool:
-        return prefix in self._pasts
+        return prefix in self._entries
 
     def get(self, prefix: Prefix) -> KVCache | None:
-        """The prefix's keys and values, now the most recently used; None if they are not there."""
-        past = self._pasts.get(prefix)
-        if past is not None:
-            self._pasts.move_to_end(prefix)
-        return past
+        """The prefix's keys and values, which become the most recently used; None if they are not cached."""
+        kv_cache = self._entries.get(prefix)
+        if kv_cache is not None:
+            self._entries.move_to_end(prefix)
+        return kv_cache
 
     def has_room_for(self, prefix: Prefix) -> bool:
-        """Whether ``prefix`` can be kept at all."""
+        """Whether ``prefix`` fits into an empty cache."""
         return 0 < len(prefix) <= self.max_tokens and len(prefix) * self._bytes_per_token <= self.max_bytes
 
-    def put(self, prefix: Prefix, past: KVCache) -> None:
-        """Keep ``past``, which must be complete, and drop what no longer fits."""
-        size = past.bytes
+    def put(self, prefix: Prefix, kv_cache: KVCache) -> None:
+        """Add ``kv_cache``, which must be complete, and evict what no longer fits."""
+        size = kv_cache.bytes
         self._bytes_per_token = size / max(1, len(prefix))
-        if prefix in self._pasts or not self.has_room_for(prefix):
+        if prefix in self._entries or not self.has_room_for(prefix):
             return
-        while self._pasts and (self.tokens + len(prefix) > self.max_tokens or self.bytes + size > self.max_bytes):
-            dropped, kept = self._pasts.popitem(last=False)
-            self.tokens -= len(dropped)
-            self.bytes -= kept.bytes
-        self._pasts[prefix] = past
+        while self._entries and (self.tokens + len(prefix) > self.max_tokens or self.bytes + size > self.max_bytes):
+            evicted, evicted_cache = self._entries.popitem(last=False)
+            self.tokens -= len(evicted)
+            self.bytes -= evicted_cache.bytes
+        self._entries[prefix] = kv_cache
         self.tokens += len(prefix)
         self.bytes += size
 
     def clear(self) -> None:
-        """Drop everything, for memory that is needed elsewhere."""
-        self._pasts.clear()
+        """Remove all entries, to free memory."""
+        self._entries.clear()
         self.tokens = self.bytes = 0
 
 

@@ -1,4 +1,4 @@
-"""What the probes share: whether a shortcut computes what a model computes, found out by trying it once."""
+"""Helpers for probes: run a model once to test whether a shortcut computes the same as the model."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from torch import Tensor
 
 @contextmanager
 def without_dropout(model: Any) -> Iterator[None]:
-    """Every module as in evaluation, and afterwards in the mode it was in.
+    """Put every module in evaluation mode, and afterwards back in the mode it was in.
 
-    But for those of bitsandbytes: in evaluation they repack 4-bit weights into a form without gradients on some CPUs.
+    Modules of bitsandbytes are left alone: in evaluation mode they repack 4-bit weights into a form that has no
+    gradients on some CPUs.
     """
     training = [m for m in model.modules() if m.training and not type(m).__module__.startswith("bitsandbytes")]
     try:
@@ -26,12 +27,12 @@ def without_dropout(model: Any) -> Iterator[None]:
             module.training = True
 
 
-def differs(ours: Tensor, theirs: Tensor, model: Any) -> bool:
-    """Whether two computations of the same thing differ by more than the arithmetic's own noise.
+def differs(actual: Tensor, expected: Tensor, model: Any) -> bool:
+    """Whether two computations of the same values differ by more than rounding errors.
 
-    A shortcut that is wrong (a mask, a scaling, a position) is wrong by whole units, not by rounding.
+    A wrong shortcut (a mask, a scaling, a position) makes differences far above this tolerance.
     """
     is_exact = model.dtype == torch.float32 and not getattr(model, "is_quantized", False)
-    ours, theirs = ours.float(), theirs.float()
-    allowed = (1e-3 if is_exact else 5e-2) * theirs.norm()
-    return not bool(torch.isfinite(ours).all()) or bool((ours - theirs).norm() > allowed + 1e-6)
+    actual, expected = actual.float(), expected.float()
+    allowed = (1e-3 if is_exact else 5e-2) * expected.norm()
+    return not bool(torch.isfinite(actual).all()) or bool((actual - expected).norm() > allowed + 1e-6)

@@ -66,16 +66,16 @@ class ScalarForward:
 
     def __call__(self, items: Sequence[EncodedItem]) -> Tensor:
         """The reward of each item ``[x, y]``, ``(B,)`` in float32, read at the last token."""
-        return self.read(self.pooled(items))
+        return self.apply_head(self.pooled(items))
 
     def pooled(self, items: Sequence[EncodedItem]) -> Tensor:
         """The hidden state of each item's last token, ``(B, hidden)``."""
         last = [range(len(item.target_ids) - 1, len(item.target_ids)) for item in items]
         return self.causal([prompt_and_response(item) for item in items], last)
 
-    def values(self, sequences: Sequence[PrefixedSequence], wanted: Sequence[range]) -> Tensor:
-        """The head's value at the sequences' ``wanted`` positions, one after the other, ``(N,)`` in float32."""
-        return self.read(self.causal(sequences, wanted))
+    def values(self, sequences: Sequence[PrefixedSequence], positions: Sequence[range]) -> Tensor:
+        """The head's value at ``positions`` of the sequences' own tokens, one after the other, ``(N,)`` in float32."""
+        return self.apply_head(self.causal(sequences, positions))
 
     @property
     def head_weight(self) -> Tensor:
@@ -83,7 +83,7 @@ class ScalarForward:
         weight: Tensor = self._head.weight
         return weight
 
-    def read(self, hidden: Tensor) -> Tensor:
+    def apply_head(self, hidden: Tensor) -> Tensor:
         """The head's value of hidden states ``(N, hidden)``, ``(N,)``, computed in float32 whatever the weights are."""
         head = self._head
         if not head.weight.is_floating_point():  # quantised: only its own code can interpret the weights
@@ -93,12 +93,15 @@ class ScalarForward:
 
 @torch.no_grad()
 def check_pooling(model: Any, source: object) -> None:
-    """Raise UnsupportedError if the score that is read here is not the one that the model, from ``source``, gives."""
+    """Raise UnsupportedError if ``ScalarForward`` does not reproduce the model's own score.
+
+    ``source``: where the model comes from, for the message.
+    """
     text = model.config.get_text_config()
     ids = [token for token in (1 + 7 * n % (text.vocab_size - 1) for n in range(8)) if token != text.pad_token_id]
-    own = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits.reshape(-1)
+    expected = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits.reshape(-1)
     item = EncodedItem([], ids, [], ids, [], "")
-    if differs(ScalarForward.probed(model)([item]), own, model):
+    if differs(ScalarForward.probed(model)([item]), expected, model):
         raise UnsupportedError(
             f"{source}: {type(model).__name__} does not read its score from the last token by a linear head alone"
         )

@@ -1,4 +1,4 @@
-"""From encoded items to the logits that judge their targets, for either architecture, in scoring and in training."""
+"""From encoded items to the logits of their target tokens, for both architectures, in scoring and in training."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from redline_model.inference.planner import CausalPlanner, PaddedPlanner, Planne
 
 
 class TargetForward(Protocol):
-    """A seq2seq reward model's forward pass. ``planner`` cuts work into passes."""
+    """A seq2seq reward model's forward pass. ``planner`` divides items into passes."""
 
     planner: Planner
 
     @property
     def projection(self) -> Projection:
-        """From the rows of ``states`` to logits."""
+        """From the rows of ``hidden_states`` to logits."""
         ...
 
-    def states(self, items: Sequence[EncodedItem]) -> Iterator[tuple[Tensor, Tensor]]:
+    def hidden_states(self, items: Sequence[EncodedItem]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield ``(rows (n, width), target ids (n,))``, in the order of the items' targets.
 
-        ``projection`` makes logits of the rows. Width is the hidden size; the vocabulary where the head is not
-        understood and the rows are logits.
+        ``projection`` turns the rows into logits. Width is the hidden size. If the language model head could not be
+        verified, the rows are logits already and the width is the vocabulary.
         """
         ...
 
@@ -41,12 +41,12 @@ class TargetForward(Protocol):
         ...
 
 
-def sequence_of(item: EncodedItem) -> tuple[PrefixedSequence, range]:
-    """``[x, y, request, target]`` but for its last token, and where in its own part each target is predicted."""
+def target_sequence(item: EncodedItem) -> tuple[PrefixedSequence, range]:
+    """``[x, y, request, target]`` without its last token, and the positions within ``own`` that predict targets."""
     own = [*item.response_ids, *item.instruction_ids, *item.target_ids[:-1]]
     start = len(item.response_ids) + len(item.instruction_ids) - 1
     prefix = item.prefix_ids
-    if start < 0:  # nothing stands between prompt and target: the prompt's last token predicts the first
+    if start < 0:  # nothing between prompt and target: the prompt's last token predicts the first target
         prefix, own, start = prefix[:-1], [*prefix[-1:], *own], 0
     return PrefixedSequence(tuple(prefix), own), range(start, start + len(item.target_ids))
 
@@ -57,13 +57,13 @@ def all_target_ids(items: Sequence[EncodedItem]) -> list[int]:
 
 
 class CausalTargets:
-    """Decoder-only: one causal sequence an item. See ``TargetForward``."""
+    """Decoder-only: one causal sequence per item. See ``TargetForward``."""
 
     @classmethod
     def probed(cls, model: Any, prefix_cache_tokens: int = 0) -> CausalTargets:
         """See ``LMHead.probed`` and ``CausalForward.probed``: runs ``model`` and sets its attention implementation."""
         head = LMHead.probed(model)
-        return cls(model, head, CausalForward.probed(model, prefix_cache_tokens) if head.is_understood else None)
+        return cls(model, head, CausalForward.probed(model, prefix_cache_tokens) if head.is_verified else None)
 
     def __init__(self, model: Any, head: LMHead, forward: CausalForward | None) -> None:
         self._model = model
@@ -71,9 +71,9 @@ class CausalTargets:
         self.forward = forward
         self.rotary = RotaryState(model)
         self.planner: Planner = (
-            PaddedPlanner(_length, lambda item: sequence_of(item)[0].tokens)
+            PaddedPlanner(_length, lambda item: target_sequence(item)[0].tokens)
             if forward is None
-            else CausalPlanner(forward, lambda item: sequence_of(item)[0], _length)
+            else CausalPlanner(forward, lambda item: target_sequence(item)[0], _length)
         )
 
     @property
@@ -83,33 +83,33 @@ class CausalTargets:
 
     @property
     def is_packed(self) -> bool:
-        """Whether passes are without padding, and keys and values can be kept of them."""
+        """Whether passes have no padding, so that their keys and values can be kept."""
         return self.forward is not None and self.forward.is_packed
 
     def logits(
-        self, items: Sequence[EncodedItem], keep: Sequence[KVCache | None] | None = None
+        self, items: Sequence[EncodedItem], kv_caches: Sequence[KVCache | None] | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """See ``TargetForward`` and ``states``."""
-        yield from _projected(self.projection, self.states(items, keep))
+        """See ``TargetForward`` and ``hidden_states``."""
+        yield from _projected(self.projection, self.hidden_states(items, kv_caches))
 
-    def states(
-        self, items: Sequence[EncodedItem], keep: Sequence[KVCache | None] | None = None
+    def hidden_states(
+        self, items: Sequence[EncodedItem], kv_caches: Sequence[KVCache | None] | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """See ``TargetForward``. ``keep``: where to keep an item's keys and values, ragged models only."""
-        pairs = [sequence_of(item) for item in items]
-        sequences, wanted = [sequence for sequence, _ in pairs], [positions for _, positions in pairs]
+        """See ``TargetForward``. ``kv_caches``: for each item, a cache to fill; only if ``is_packed``."""
+        pairs = [target_sequence(item) for item in items]
+        sequences, positions = [sequence for sequence, _ in pairs], [part for _, part in pairs]
         ids = to_device(all_target_ids(items), self._model.device)
         if self.forward is None:
-            yield self._full_logits(sequences, wanted), ids
+            yield self._full_logits(sequences, positions), ids
             return
-        yield self.forward(sequences, wanted, keep), ids
+        yield self.forward(sequences, positions, kv_caches), ids
 
-    def _full_logits(self, sequences: Sequence[PrefixedSequence], wanted: Sequence[range]) -> Tensor:
+    def _full_logits(self, sequences: Sequence[PrefixedSequence], positions: Sequence[range]) -> Tensor:
         parts = self.rotary.parts([sequence.tokens for sequence in sequences])
         if len(parts) > 1:
-            return torch.cat([self._full_logits(sequences[part], wanted[part]) for part in parts])
+            return torch.cat([self._full_logits(sequences[part], positions[part]) for part in parts])
         self.rotary.reset()
-        batch, rows, columns = pad_sequences(sequences, wanted, self._model.device)
+        batch, rows, columns = pad_sequences(sequences, positions, self._model.device)
         logits: Tensor = self._model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
         ).logits
@@ -119,8 +119,8 @@ class CausalTargets:
 class EncoderDecoderTargets:
     """``encoder[x, y, request] -> decoder[target]``. See ``TargetForward``.
 
-    The encoder reads prompt and response in both directions, so a prompt's states depend on the response and
-    nothing can be shared; what is left is like lengths together and a projection of target rows alone.
+    The encoder reads prompt and response in both directions, so a prompt's hidden states depend on the response and
+    nothing can be shared. Items of similar length go together, and only target rows are projected to logits.
     """
 
     @classmethod
@@ -137,21 +137,21 @@ class EncoderDecoderTargets:
     @property
     def projection(self) -> Projection:
         """See ``TargetForward``."""
-        return self.head if self.head.is_understood else IdentityProjection()
+        return self.head if self.head.is_verified else IdentityProjection()
 
     def logits(self, items: Sequence[EncodedItem]) -> Iterator[tuple[Tensor, Tensor]]:
         """See ``TargetForward``."""
-        yield from _projected(self.projection, self.states(items))
+        yield from _projected(self.projection, self.hidden_states(items))
 
-    def states(self, items: Sequence[EncodedItem]) -> Iterator[tuple[Tensor, Tensor]]:
+    def hidden_states(self, items: Sequence[EncodedItem]) -> Iterator[tuple[Tensor, Tensor]]:
         """See ``TargetForward``."""
-        for part in self.rotary.parts([max(len(source_of(item)), len(item.target_ids)) for item in items]):
-            yield from self._states(items[part])
+        for part in self.rotary.parts([max(len(source_ids(item)), len(item.target_ids)) for item in items]):
+            yield from self._hidden_states(items[part])
 
-    def _states(self, items: Sequence[EncodedItem]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _hidden_states(self, items: Sequence[EncodedItem]) -> Iterator[tuple[Tensor, Tensor]]:
         self.rotary.reset()
         device = self.model.device
-        source = pad([source_of(item) for item in items], device)
+        source = pad([source_ids(item) for item in items], device)
         target = pad([item.target_ids for item in items], device)
         start = torch.full_like(target.input_ids[:, :1], self.start_id)
         inputs = {
@@ -162,47 +162,49 @@ class EncoderDecoderTargets:
         }
         is_target = target.attention_mask.bool()
         ids = target.input_ids[is_target]
-        if not self.head.is_understood:
+        if not self.head.is_verified:
             yield self.model(**inputs).logits[is_target], ids
             return
-        with self.head.intercepted() as entered:
+        with self.head.capture_inputs() as captured:
             self.model(**inputs)
-        yield entered[0][is_target], ids
+        yield captured[0][is_target], ids
 
     @property
     def start_id(self) -> int:
-        """What the decoder starts from. Raises UnsupportedError where nothing says."""
-        own, config = self.model.generation_config, self.model.config
+        """The id that the decoder starts from. Raises UnsupportedError if the configuration has none."""
+        generation, config = self.model.generation_config, self.model.config
         for settings, name in (
-            (own, "decoder_start_token_id"),
+            (generation, "decoder_start_token_id"),
             (config, "decoder_start_token_id"),
-            (own, "bos_token_id"),
+            (generation, "bos_token_id"),
             (config, "pad_token_id"),
         ):
             if getattr(settings, name, None) is not None:
                 return int(getattr(settings, name))
-        raise UnsupportedError("the encoder-decoder model does not say what its decoder starts from")
+        raise UnsupportedError("the encoder-decoder model has no decoder_start_token_id, bos_token_id or pad_token_id")
 
 
-def _projected(projection: Projection, states: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+def _projected(
+    projection: Projection, hidden_states: Iterator[tuple[Tensor, Tensor]]
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows as logits, a chunk at a time."""
-    for rows, ids in states:
-        for part in projection.parts(len(rows)):
+    for rows, ids in hidden_states:
+        for part in projection.row_chunks(len(rows)):
             yield projection.project(rows[part]), ids[part]
 
 
-def source_of(item: EncodedItem) -> list[int]:
-    """``[x, y, request]``: what a rewrite is made from."""
+def source_ids(item: EncodedItem) -> list[int]:
+    """``[x, y, request]``: the ids that a rewrite is conditioned on."""
     return [*item.prefix_ids, *item.response_ids, *item.instruction_ids]
 
 
 def _length(item: EncodedItem) -> int:
     """Tokens of source and target."""
-    return len(source_of(item)) + len(item.target_ids)
+    return len(source_ids(item)) + len(item.target_ids)
 
 
 def probed_targets(model: Any, prefix_cache_tokens: int = 0) -> CausalTargets | EncoderDecoderTargets:
-    """The forward pass that fits ``model``'s architecture; it runs ``model`` on probes, see the classes' ``probed``."""
+    """The forward pass for ``model``'s architecture; runs ``model`` on probes, see the classes' ``probed``."""
     if model.config.is_encoder_decoder:
         return EncoderDecoderTargets.probed(model)
     return CausalTargets.probed(model, prefix_cache_tokens)

@@ -1,4 +1,4 @@
-"""Token statistics of whole batches, and their way off the device without holding up the next pass."""
+"""Token statistics of whole batches, copied to the CPU while the next pass is already running."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from redline_model.inference.target_logits import CausalTargets, EncoderDecoderT
 
 
 def start_copy_to_cpu(tensor: Tensor) -> Callable[[], Tensor]:
-    """Begin the copy of ``tensor`` to the CPU; calling the result waits for it."""
+    """Start to copy ``tensor`` to the CPU; calling the result waits for the copy and returns it."""
     if not tensor.is_cuda:
         return lambda: tensor
     copied = torch.empty_like(tensor, device="cpu", pin_memory=True)
@@ -32,10 +32,13 @@ def start_copy_to_cpu(tensor: Tensor) -> Callable[[], Tensor]:
 def start_token_statistics(
     forward: CausalTargets | EncoderDecoderTargets,
     items: Sequence[EncodedItem],
-    keep: Sequence[KVCache | None] | None = None,
+    kv_caches: Sequence[KVCache | None] | None = None,
 ) -> Callable[[], list[TokenStatistics]]:
-    """One forward pass; calling the result waits for it and gives token statistics ``(T,)`` for each item."""
-    chunks = forward.logits(items, keep) if isinstance(forward, CausalTargets) else forward.logits(items)
+    """Start one forward pass; calling the result waits for it and returns token statistics ``(T,)`` of each item.
+
+    ``kv_caches``: for each item, a cache to fill with its keys and values; only for packed models.
+    """
+    chunks = forward.logits(items, kv_caches) if isinstance(forward, CausalTargets) else forward.logits(items)
     parts = [token_statistics(logits, ids) for logits, ids in chunks]
     logprob, best_logprob, entropy, best_ids, _ = (torch.cat(field) for field in zip(*parts, strict=True))
     floats, ids = start_copy_to_cpu(torch.stack([logprob, best_logprob, entropy])), start_copy_to_cpu(best_ids)

@@ -1,4 +1,4 @@
-"""What scorers around a sequence-classification model of one label have in common."""
+"""Base class of scorers that use a sequence classifier with one label."""
 
 from __future__ import annotations
 
@@ -42,5 +42,5 @@ class ClassifierScorer(ScoreOnly[M]):
         self.planner: Planner = CausalPlanner(forward.causal, self.sequence)
 
     def sequence(self, item: EncodedItem) -> PrefixedSequence:
-        """What the model reads of an item."""
+        """The sequence that the model reads for an item."""
         return prompt_and_response(item)

@@ -1,7 +1,7 @@
-"""DPO's implicit reward (arXiv 2305.18290): a policy's log-probabilities against those of the model it started from.
+"""DPO's implicit reward (arXiv 2305.18290): log-probabilities of a policy minus those of its reference model.
 
-``r_t = beta (log pi(y_t | x, y_<t) - log pi_ref(y_t | x, y_<t))``; the sum over t is the reward, up to a term of the
-prompt alone, whose optimal policy under a KL penalty of ``beta`` is ``pi``. Both models read ``[x, y]``.
+``r_t = beta (log pi(y_t | x, y_<t) - log pi_ref(y_t | x, y_<t))``. The sum over t is, up to a term that depends on the
+prompt only, the reward whose optimal policy under a KL penalty of ``beta`` is ``pi``. Both models read ``[x, y]``.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from redline_model.errors import NonFiniteError, UnsupportedError
 from redline_model.extraction import aggregate_rewards
 from redline_model.inference.causal_forward import PrefixedSequence
 from redline_model.inference.planner import CausalPlanner, PaddedPlanner, Planner
-from redline_model.inference.target_logits import CausalTargets, sequence_of
+from redline_model.inference.target_logits import CausalTargets, target_sequence
 from redline_model.inference.token_statistics import start_token_statistics
 from redline_model.kinds import BundleReader, KindSpec
 from redline_model.options import Extraction, Mode
 from redline_model.reward_spec import RewardSpec
 from redline_model.scorer import ScoredResponse, ScoreOnly
 
-REFERENCE = "reference"  # the sub-folder of a bundle that holds the model that the policy started from
+REFERENCE = "reference"  # the sub-folder of a bundle with the reference model, from which the policy was trained
 
 
 def response_only(item: EncodedItem) -> EncodedItem:
-    """``item`` with nothing between its prompt and its target: ``[x, y]``."""
+    """``item`` with its target directly after its prompt: ``[x, y]``."""
     return replace(item, response_ids=[], instruction_ids=[])
 
 
@@ -41,10 +41,10 @@ class DPOOutput(NamedTuple):
 
 
 class DPOScorer(ScoreOnly[DPOOutput]):
-    """Scores with two causal language models of one vocabulary. See ``redline_model.scorer.Scorer``.
+    """Scores with two causal language models that have the same vocabulary. See ``redline_model.scorer.Scorer``.
 
     Args:
-        models: the policy and the model that it started from, in evaluation mode.
+        models: the policy and its reference model, in evaluation mode.
         forwards: their forward passes.
         beta: reward per nat, above 0.
     """
@@ -117,11 +117,11 @@ def _length(item: EncodedItem) -> int:
 
 
 def _sequence(item: EncodedItem) -> PrefixedSequence:
-    return sequence_of(response_only(item))[0]
+    return target_sequence(response_only(item))[0]
 
 
 def _planner(forwards: tuple[CausalTargets, CausalTargets]) -> Planner:
-    """Passes for both models: padded if either needs them, for padded passes suit a packed model, too."""
+    """Passes for both models: padded if either model needs padding, because padded passes also fit a packed model."""
     leader = min(forwards, key=lambda forward: forward.is_packed)
     caches = tuple(forward.forward.cache for forward in forwards if forward.forward is not None)
     if leader.forward is None:

@@ -3,9 +3,9 @@
 With member scores ``s_1 ... s_k``:
 
 - ``mean``: their mean, and the mean of the members' token rewards;
-- ``min``: the lowest, and the token rewards of the member that gave it (the first of equals);
+- ``min``: the lowest, and the token rewards of that member (the first one if several are equal);
 - ``mean_minus_variance``: ``mean - lambda var``, var the population variance of the k scores. Token rewards are the
-  members' mean with the penalty on the last token, so that their aggregate is the score.
+  members' mean with the penalty on the last token, so that they aggregate to the score.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ Outputs = tuple[Any, ...]  # the members' forward outputs for one item
 
 
 def member_folder(number: int) -> str:
-    """The sub-folder of a bundle that holds a member, counted from 0."""
+    """The sub-folder of a bundle with a member, counted from 0."""
     return f"members/{number}"
 
 
 class EnsemblePlanner:
-    """Plans passes for the member whose passes suit all others. See ``Planner``.
+    """Plans passes that fit all members, by the planner of one member. See ``Planner``.
 
-    Packed passes need not suit a model that pads; padded ones suit every model.
+    A packed pass can be too large for a model that pads; a padded pass fits every model.
     """
 
     def __init__(self, planners: Sequence[Planner]) -> None:
@@ -47,7 +47,7 @@ class EnsemblePlanner:
         self.shares_prefixes = self._leader.shares_prefixes
 
     def length(self, item: EncodedItem) -> int:
-        """Tokens read by the member that reads most of this item."""
+        """The largest number of tokens that any member reads for this item."""
         return max(planner.length(item) for planner in self._planners)
 
     def prefix(self, item: EncodedItem) -> Prefix | None:
@@ -55,7 +55,7 @@ class EnsemblePlanner:
         return self._leader.prefix(item)
 
     def cost(self, item: EncodedItem, present: set[Prefix]) -> int:
-        """See ``Planner``; of one member, for the members' passes follow each other."""
+        """See ``Planner``; the cost for one member, because the members run one after the other."""
         return self._leader.cost(item, present)
 
     def batches(self, items: Sequence[EncodedItem], max_tokens: int) -> Iterator[list[int]]:
@@ -67,8 +67,8 @@ class EnsembleScorer(ScoreOnly[Outputs]):
     """Scores every item with every member. See ``redline_model.scorer.Scorer``.
 
     Args:
-        members: scorers that lay items out alike; all are asked for the same reward specification.
-        extraction: the default specification; magnitudes of extraction modes are each member's own.
+        members: scorers that encode items equally; all get the same reward specification.
+        extraction: has the default specification; each member keeps its own parameters of extraction modes.
 
     Raises:
         UnsupportedError: the members differ in number, tokenizer, template or arrangement, or share no mode.
@@ -91,18 +91,20 @@ class EnsembleScorer(ScoreOnly[Outputs]):
         self.planner: Planner = EnsemblePlanner([member.planner for member in members])
 
     def start_forward(self, items: Sequence[EncodedItem]) -> Callable[[], list[Outputs]]:
-        """See ``Scorer``; every member's pass is started before any is waited for."""
-        waiting = [member.start_forward(items) for member in self.members]
-        return lambda: list(zip(*(wait() for wait in waiting), strict=True))
+        """See ``Scorer``; starts the passes of all members before it waits for the first."""
+        pending = [member.start_forward(items) for member in self.members]
+        return lambda: list(zip(*(collect() for collect in pending), strict=True))
 
     def to_rewards(self, output: Outputs, spec: RewardSpec) -> ScoredResponse:
-        """The members' scored responses as one. Raises NonFiniteError if any member does."""
+        """The members' scored responses combined. Raises NonFiniteError if any member does."""
         by_member = [member.to_rewards(part, spec) for member, part in zip(self.members, output, strict=True)]
-        return combined(by_member, self.options, spec.aggregate)
+        return combine_members(by_member, self.options, spec.aggregate)
 
 
-def combined(by_member: Sequence[ScoredResponse], options: EnsembleOptions, aggregate: Aggregate) -> ScoredResponse:
-    """The members' scored responses to one item as one, see the module. Only ``min`` gives ``diverged_at``."""
+def combine_members(
+    by_member: Sequence[ScoredResponse], options: EnsembleOptions, aggregate: Aggregate
+) -> ScoredResponse:
+    """Combine the members' scored responses to one item, see the module. Only ``min`` has ``diverged_at``."""
     scores = torch.tensor([scored.score for scored in by_member], dtype=torch.float64)
     if options.combine == "min":
         return by_member[int(scores.argmin())]
@@ -115,20 +117,20 @@ def combined(by_member: Sequence[ScoredResponse], options: EnsembleOptions, aggr
 
 
 def common_encoder(encoders: Sequence[Encoder]) -> Encoder:
-    """The encoder of items that all of ``encoders`` lay out alike, within the smallest of their limits.
+    """One encoder that encodes items like all of ``encoders``, with the smallest of their limits.
 
     Raises:
         UnsupportedError: they differ in tokenizer, template or arrangement; the message names the members.
     """
     first = encoders[0]
-    facts: dict[str, Callable[[Encoder], object]] = {
+    properties: dict[str, Callable[[Encoder], object]] = {
         "tokenizer": lambda encoder: tokenizer_fingerprint(encoder.tokenizer),
         "template": lambda encoder: (encoder.template, getattr(encoder.tokenizer, "chat_template", None)),
         "arrangement": lambda encoder: encoder.arrangement,
     }
-    for name, fact_of in facts.items():
+    for name, property_of in properties.items():
         for number, encoder in enumerate(encoders):
-            if fact_of(encoder) != fact_of(first):
+            if property_of(encoder) != property_of(first):
                 raise UnsupportedError(
                     f"members 0 and {number} of the ensemble differ in their {name}; all must share one"
                 )

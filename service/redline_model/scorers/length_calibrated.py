@@ -1,8 +1,8 @@
-"""Post-hoc length calibration (arXiv 2409.17407): a reward less the reward that its length alone predicts.
+"""Post-hoc length calibration (arXiv 2409.17407): a score minus the score that the response's length predicts.
 
-``r*(x, y) = r(x, y) - LOWESS(r | length)``, length in response tokens (the end token included), the curve fitted on
-a reference set of scored responses. The inner model's token rewards stay; the correction c goes onto the last one
-such that their aggregate is the corrected score: c under ``sum`` and ``last``, T c under ``mean``.
+``r*(x, y) = r(x, y) - LOWESS(r | length)``, where length is in response tokens (including the end token) and the curve
+is fitted on a reference set of scored responses. The inner model's token rewards are kept, except that the correction c
+is added to the last one so that they aggregate to the corrected score: c for ``sum`` and ``last``, T c for ``mean``.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from redline_model.options import LengthCurve, Mode
 from redline_model.reward_spec import RewardSpec, all_reward_specs, spec_key
 from redline_model.scorer import ScoredResponse, Scorer
 
-INNER = "inner"  # the sub-folder of a bundle that holds the bundle whose scores are corrected
+INNER = "inner"  # the sub-folder with the bundle whose scores are corrected
 
 
 class LengthCalibratedScorer:
-    """Any scorer, its scores without their trend in length. See ``redline_model.scorer.Scorer``.
+    """Another scorer with the trend of its scores in length removed. See ``redline_model.scorer.Scorer``.
 
     Args:
-        curves: one for every reward specification of ``inner``, by ``spec_key``.
+        curves: one per reward specification of ``inner``, by ``spec_key``.
 
     Raises:
         UnsupportedError: a specification has no curve.
@@ -57,14 +57,14 @@ class LengthCalibratedScorer:
         return self.inner.forward(items)
 
     def to_rewards(self, output: Any, spec: RewardSpec) -> ScoredResponse:
-        """The inner model's score less the curve at the response's length. Raises NonFiniteError."""
+        """The inner model's score minus the curve at the response's length. Raises NonFiniteError."""
         scored = self.inner.to_rewards(output, spec)
         expected = self.curves[spec_key(self.inner, spec)].at(len(scored.rewards))
         rewards = move_score(scored.rewards, -expected, spec.aggregate)
         return ScoredResponse(scored.score - expected, rewards, scored.diverged_at)
 
     def rewriter(self) -> Rewriter[Any]:
-        """The inner model's. Raises UnsupportedError if it does not write."""
+        """The inner model's rewriter. Raises UnsupportedError if it has none."""
         return self.inner.rewriter()
 
 

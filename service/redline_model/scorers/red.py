@@ -1,8 +1,8 @@
 """Reward redistribution (R3HF / RED, arXiv 2411.08302): a scalar reward model's score, token by token.
 
-``r_t = R(x, y_<=t) - R(x, y_<t)`` with ``R(x, y_<1) = R(x)``: what each token adds to the score so far. The head of
-a Bradley-Terry model is read at the prompt's last token and at every response token, in one pass, for a causal
-model's states there do not depend on what follows. The rewards telescope: their sum is ``R(x, y) - R(x)``.
+``r_t = R(x, y_<=t) - R(x, y_<t)`` with ``R(x, y_<1) = R(x)``: what each token adds to the score so far. The head of a
+Bradley-Terry model is read at the prompt's last token and at every response token. One pass is enough, because a causal
+model's hidden states do not depend on later tokens. The rewards telescope: their sum is ``R(x, y) - R(x)``.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from redline_model.scorers._classifier import ClassifierScorer
 
 
 class RedistributedScorer(ClassifierScorer[Tensor]):
-    """The head read after every response token; a token's reward is what it adds."""
+    """Reads the score head after every response token; a token's reward is the increase."""
 
     kind = "red"
 
     def sequence(self, item: EncodedItem) -> PrefixedSequence:
-        """``[x, y]``; the prompt's last token belongs to the item's own part, for the head is read there, too."""
+        """``[x, y]``; the prompt's last token belongs to ``own``, because the head is read there too."""
         return PrefixedSequence(tuple(item.prefix_ids[:-1]), [*item.prefix_ids[-1:], *item.target_ids])
 
     @torch.inference_mode()

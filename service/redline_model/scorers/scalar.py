@@ -33,10 +33,10 @@ class ScalarScorer(ClassifierScorer[ScalarOutput]):
     kind = "scalar"
 
     def sequence(self, item: EncodedItem) -> PrefixedSequence:
-        """``[x, y]``; in arrangement ``conversation`` it ends where transformers reads such a model.
+        """``[x, y]``; in arrangement ``conversation`` it ends where transformers reads the score.
 
-        That is the last token that is not the pad token, so one earlier if a model pads with the token that closes
-        a turn: its head was trained there.
+        That is the last token that is not the pad token. If a model pads with the token that closes a turn, it is the
+        token before that one: the head was trained there.
         """
         if self.encoder.arrangement != "conversation":
             return prompt_and_response(item)
@@ -69,7 +69,7 @@ class ScalarScorer(ClassifierScorer[ScalarOutput]):
 
 def _load(reader: BundleReader) -> ScalarScorer:
     model: Any = reader.model()
-    if reader.manifest.template.style == "conversation":  # a reward model of Hugging Face, not made by Redline
+    if reader.manifest.template.style == "conversation":  # a Hugging Face reward model, not made by Redline
         check_pooling(model, reader.folder)
     return ScalarScorer.from_model(
         model, reader.encoder(model), reader.manifest.extraction, prefix_cache_tokens=reader.prefix_cache_tokens
@@ -81,5 +81,5 @@ KIND = KindSpec(
     architecture="classifier",
     make_scorer=ScalarScorer.from_model,
     load=_load,
-    reads_whole_conversation=True,
+    supports_conversation_style=True,
 )

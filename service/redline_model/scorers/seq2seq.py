@@ -27,7 +27,7 @@ from redline_model.scorer import ScoredResponse
 
 
 class Seq2SeqScorer:
-    """Scores with a language model fitted to rewrite responses. See ``redline_model.scorer.Scorer``.
+    """Scores with a language model that is trained to rewrite responses. See ``redline_model.scorer.Scorer``.
 
     Args:
         model: a transformers causal or encoder-decoder language model, in evaluation mode.
@@ -42,11 +42,11 @@ class Seq2SeqScorer:
     def from_model(cls, model: Any, encoder: Encoder, extraction: Extraction, *, prefix_cache_tokens: int = 0) -> Self:
         """The scorer around ``model``.
 
-        Runs the model on probes, sets its attention implementation, and replaces its generation settings by greedy
-        ones.
+        Runs the model on probes, sets its attention implementation, and replaces its generation settings by those of
+        greedy decoding.
         """
         forward = probed_targets(model, prefix_cache_tokens)
-        # a correction is the plain argmax; a base's own settings may ask for penalties, forced or suppressed tokens
+        # a correction is the plain argmax; a base model's settings may have penalties, forced or suppressed tokens
         model.generation_config = GenerationConfig(
             do_sample=False,
             eos_token_id=encoder.end_id,
@@ -84,7 +84,7 @@ class Seq2SeqScorer:
         return ScoredResponse(score, rewards.tolist(), divergence(output.agrees))
 
     def rewriter(self) -> Rewriter[TokenStatistics]:
-        """The rewriter that this model allows: speculative if its keys and values can be kept."""
+        """A rewriter for this model: with speculative decoding over all rewrites at once if the model runs packed."""
         if isinstance(self._forward, CausalTargets) and self._forward.is_packed:
             return PackedRewriter(self._forward, self.encoder)
         return PaddedRewriter(self.model, self._forward, self.encoder)

@@ -1,1 +1,1 @@
-"""Checks of model folders from strangers, made before transformers reads them; risky ones run in a limited process."""
+"""Checks of untrusted model folders before transformers reads them; risky checks run in a limited process."""

@@ -1,4 +1,4 @@
-"""Whether a bundle's folder holds the files that its manifest names, and nothing that reaches outside of it."""
+"""Check that a bundle's folder has the files that its manifest lists, and no links to files outside."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from redline_model.untrusted.bounded_json import check_size, one_line
 from redline_model.untrusted.weight_headers import read_header
 
 WEIGHTS = ".safetensors"
-MAX_FILE_BYTES = 64 * 2**20  # of any file but weights; the largest known tokenizers have 40 MB
-_MAX_TOTAL_BYTES = 2**31  # of all files but weights together; they are read to compute their digests
+MAX_FILE_BYTES = 64 * 2**20  # of any file except weights; the largest known tokenizers have 40 MB
+_MAX_TOTAL_BYTES = 2**31  # of all files except weights together; they are read to compute their digests
 _MAX_ENTRIES = 100_000
 _READ_BY_TRANSFORMERS = {".json", WEIGHTS, ".bin", ".jinja", ".model", ".txt", ".py"}
 
 
 def check_files(folder: Path, files: Mapping[str, str], manifest: str) -> None:
-    """Hold a folder against the digests of its files.
+    """Compare the files of a folder with their digests.
 
     Args:
         files: hex SHA-256 by name, as the manifest lists them.
         manifest: the name of the manifest, which does not list itself.
 
     Raises:
-        BundleError: a file is missing, damaged, unlisted, outside of the folder or no regular file.
+        BundleError: a file is missing, damaged, not listed, outside of the folder or not a regular file.
     """
     if not files:
         raise BundleError(f"{folder / manifest} lists no files")
@@ -40,22 +40,22 @@ def check_files(folder: Path, files: Mapping[str, str], manifest: str) -> None:
             raise BundleError(
                 f"{folder} holds {one_line(name)}, which {manifest} does not list: it would change the model unnoticed"
             )
-    check_places(folder, files)
+    check_file_locations(folder, files)
     for name, expected in sorted(files.items()):
         if file_digest(folder / name) != expected:
             raise BundleError(f"{folder} is corrupt: {name} does not match its digest in {manifest}")
 
 
-def check_places(folder: Path, names: Iterable[str]) -> None:
-    """Raise BundleError unless these are regular files of bounded size inside ``folder``, whole where they are weights.
+def check_file_locations(folder: Path, names: Iterable[str]) -> None:
+    """Raise BundleError unless these are regular files of limited size in ``folder``, and intact if they are weights.
 
-    A link out of the folder is refused, but for those of the hub's cache.
+    Links out of the folder are refused, except those of the hub's cache.
     """
-    names, allowed = sorted(names), _roots(folder)
+    names, allowed = sorted(names), _allowed_roots(folder)
     for name in names:
-        _check_place(folder, name, allowed)
+        _check_file_location(folder, name, allowed)
     if sum((folder / name).stat().st_size for name in names if not name.endswith(WEIGHTS)) > _MAX_TOTAL_BYTES:
-        raise BundleError(f"{folder} holds more than {_MAX_TOTAL_BYTES} bytes beside its weights")
+        raise BundleError(f"{folder} holds more than {_MAX_TOTAL_BYTES} bytes besides its weights")
 
 
 def _check_names(manifest: Path, names: Iterable[str]) -> None:
@@ -68,7 +68,7 @@ def _check_names(manifest: Path, names: Iterable[str]) -> None:
 
 
 def _entries(folder: Path) -> Iterator[str]:
-    """The names of everything below ``folder`` but folders."""
+    """The names of all files below ``folder``."""
     count = 0
     for root, folders, files in os.walk(folder):
         count += len(folders) + len(files)
@@ -81,13 +81,17 @@ def _entries(folder: Path) -> Iterator[str]:
         yield from ((inside / name).as_posix() for name in files)
 
 
-def _roots(folder: Path) -> list[Path]:
-    """The folders that files may lie in: this one, and where the hub's cache keeps what its snapshots link to."""
-    whole = folder.resolve()
-    return [whole, whole.parents[1] / "blobs"] if whole.parent.name == "snapshots" else [whole]
+def _allowed_roots(folder: Path) -> list[Path]:
+    """The folders that may contain the files: this one, and the one that snapshots in the hub's cache link to."""
+    resolved_folder = folder.resolve()
+    return (
+        [resolved_folder, resolved_folder.parents[1] / "blobs"]
+        if resolved_folder.parent.name == "snapshots"
+        else [resolved_folder]
+    )
 
 
-def _check_place(folder: Path, name: str, allowed: list[Path]) -> None:
+def _check_file_location(folder: Path, name: str, allowed: list[Path]) -> None:
     file = folder / name
     try:
         resolved = file.resolve(strict=True)

@@ -1,6 +1,6 @@
-"""Whether a model's folder may be given to transformers: no code of its own, no sizes that its weights do not have.
+"""Check a model's folder before transformers reads it: no code of its own, and no sizes that its weights do not have.
 
-transformers builds whatever a configuration describes before it looks at the weights, and makes up what they lack.
+transformers builds whatever a configuration describes before it reads the weights, and initialises missing weights.
 """
 
 from __future__ import annotations
@@ -27,49 +27,49 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 _SMALL_FILES = (CONFIG, TOKENIZER_CONFIG, "generation_config.json", "special_tokens_map.json", "added_tokens.json")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
-_MAX_VALUES = 100_000  # of a small file; the settings of ten thousand added tokens are 80,000
+_MAX_VALUES = 100_000  # of a small file; the settings of ten thousand added tokens have 80,000 values
 _TEMPLATE_BYTES = 2**20
 _MAX_TEMPLATES = 64
 
-# Counts of things that are built one by one when a configuration is read, before there is a model.
-_IS_COUNT = re.compile(r"layer|depth|block|expert|head|label|group|stage|branch")
-_IS_SIZE = re.compile(r"size|dim|chunk|capacity|length|token")
+# Names of counts: transformers creates so many objects when it reads a configuration.
+_COUNT_NAME = re.compile(r"layer|depth|block|expert|head|label|group|stage|branch")
+_SIZE_NAME = re.compile(r"size|dim|chunk|capacity|length|token")
 _MAX_COUNT = 65_536
-_MAX_NUMBER = 10**12  # of any other; sums of a few stay within 64 bits
-# families that compute a table of positions number by number, and how many numbers that may be
+_MAX_NUMBER = 10**12  # of any other number; sums of a few of them fit into 64 bits
+# model families that compute a table of positions in a Python loop, and the largest allowed table
 _SLOW_POSITIONS = {"marian", "pegasus", "roformer", "xlm", "flaubert", "distilbert"}
 _MAX_SLOW_POSITIONS = 2**22
-_KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation")
+_KERNEL_SETTINGS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 
-_MAX_MODULES = 20_000  # and two for each tensor
-_SPARE_ELEMENTS = 2**24  # what a model may hold beyond twice its weights: a new head, say
+_MAX_MODULES = 20_000  # plus two per tensor
+_SPARE_ELEMENTS = 2**24  # what a model may have beyond twice its weights, for example a new head
 _SPARE_BUFFER_BYTES = 2**28
 
 
-def no_code(source: str | Path) -> str:
-    """Why a source that needs code of its own is refused."""
+def code_refusal(source: str | Path) -> str:
+    """The error message for a source that needs its own code."""
     return f"{source} needs code of its own, and Redline does not run code from model folders"
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
-    """The model's configuration as it stands in a local folder, after the small files of the folder were checked.
+    """Check the small files of a local folder and return the model's configuration as a dictionary.
 
     Raises:
-        BundleError: a file is too large, no regular file or no JSON object, the folder is an adapter's, or the model
-            needs code of its own.
+        BundleError: a file is too large, not a regular file or not a JSON object, the folder has an adapter, or the
+            model needs its own code.
     """
     if (folder / ADAPTER_CONFIG).exists():
-        raise BundleError(_adapter(folder))
+        raise BundleError(_adapter_refusal(folder))
     small = {
         name: read_object(folder / name, max_values=_MAX_VALUES) for name in _SMALL_FILES if (folder / name).exists()
     }
     for name in (*_TOKENIZER_FILES, INDEX):
         if (folder / name).exists():
             check_size(folder / name, MAX_FILE_BYTES)
-    more = sorted(islice((folder / "additional_chat_templates").glob("*.jinja"), _MAX_TEMPLATES + 1))
-    if len(more) > _MAX_TEMPLATES:
+    extra_templates = sorted(islice((folder / "additional_chat_templates").glob("*.jinja"), _MAX_TEMPLATES + 1))
+    if len(extra_templates) > _MAX_TEMPLATES:
         raise BundleError(f"{folder} holds more than {_MAX_TEMPLATES} additional chat templates")
-    for path in (folder / "chat_template.jinja", *more):
+    for path in (folder / "chat_template.jinja", *extra_templates):
         if path.exists():
             check_size(path, _TEMPLATE_BYTES)
     config = small.get(CONFIG, {})
@@ -81,52 +81,54 @@ def check_folder(folder: Path) -> dict[str, Any]:
 
 
 def check_weights(folder: Path, config: Any, model_class: Any, *, is_quantized: bool = False) -> None:
-    """Compare what a configuration describes with what the folder's weights hold, in safetensors or PyTorch's format.
+    """Compare the model that a configuration describes with the folder's weights (safetensors or PyTorch's format).
 
     Args:
-        config: as transformers has read it; a folder without weights is not compared.
+        config: the transformers configuration. A folder without weights is not compared.
 
     Raises:
         BundleError: the weights are damaged, or the configuration describes a much larger model.
     """
-    held = checkpoint_tensors(folder)
-    if held is None:
+    stored = checkpoint_tensors(folder)
+    if stored is None:
         return
-    model = described_model(folder, config, model_class, tensors=len(held))
-    integers = [name for name, _ in model.named_parameters() if name in held and held[name].dtype[0] in "IU"]
+    model = described_model(folder, config, model_class, tensors=len(stored))
+    integers = [name for name, _ in model.named_parameters() if name in stored and stored[name].dtype[0] in "IU"]
     if integers and not is_quantized:
         raise BundleError(f"the weights in {folder} are not those of a model: {integers[0]} holds integers")
-    # weights of 4 bits may be packed by eights
-    real = sum(tensor.elements for tensor in held.values())
-    elements = real * (16 if is_quantized else 2)
-    described = sum(parameter.numel() for parameter in model.parameters())
+    # weights of 4 bits may be packed, eight in one number
+    actual = sum(tensor.elements for tensor in stored.values())
+    elements = actual * (16 if is_quantized else 2)
+    described_size = sum(parameter.numel() for parameter in model.parameters())
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
-    if described > elements + _SPARE_ELEMENTS:
-        raise BundleError(f"{folder / CONFIG} describes a model of {described} weights, and the folder holds {real}")
+    if described_size > elements + _SPARE_ELEMENTS:
+        raise BundleError(
+            f"{folder / CONFIG} describes a model of {described_size} weights, and the folder holds {actual}"
+        )
     if buffers > 4 * elements + _SPARE_BUFFER_BYTES:
-        raise BundleError(f"{folder / CONFIG} describes a model with tables of {buffers} bytes beside its weights")
+        raise BundleError(f"{folder / CONFIG} describes a model with tables of {buffers} bytes besides its weights")
 
 
 def described_model(folder: Path, config: Any, model_class: Any, tensors: int = 0) -> Any:
-    """The model that a configuration describes, without memory for its weights. Raises BundleError."""
+    """The model that a configuration describes, on the meta device (no memory for weights). Raises BundleError."""
     try:
         with _at_most_modules(_MAX_MODULES + 2 * tensors), torch.device("meta"), _safe_creation():
             return model_class.from_config(config, trust_remote_code=False)
-    except Exception as error:  # configurations fail in as many ways as there are model classes
+    except Exception as error:  # every model class has its own checks and errors
         if "trust_remote_code" in str(error):
-            raise BundleError(no_code(folder)) from error
+            raise BundleError(code_refusal(folder)) from error
         raise BundleError(f"{folder / CONFIG} describes no model that can be built: {one_line(error)}") from error
 
 
-def _adapter(folder: Path) -> str:
-    """Why an adapter's folder is refused: its base would be loaded from wherever it says."""
+def _adapter_refusal(folder: Path) -> str:
+    """The error message for an adapter's folder: loading it would also load its base, from any place that it names."""
     try:
         base = read_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     except BundleError:
         base = None
-    named = f" of {one_line(repr(base))}" if isinstance(base, str) else ""
+    base_name = f" of {one_line(repr(base))}" if isinstance(base, str) else ""
     return (
-        f"{folder} holds {ADAPTER_CONFIG}: it is an adapter{named}, and an adapter has to be merged into its model "
+        f"{folder} holds {ADAPTER_CONFIG}: it is an adapter{base_name}, and an adapter has to be merged into its model "
         "first (peft: AutoPeftModelForCausalLM, then merge_and_unload and save_pretrained into another folder)"
     )
 
@@ -137,19 +139,19 @@ def _check_code(folder: Path, config: Mapping[str, Any], tokenizer: Mapping[str,
 
     family = config.get("model_type")
     if family is not None and not isinstance(family, str):
-        raise BundleError(f"{folder / CONFIG}: model_type is no text")
+        raise BundleError(f"{folder / CONFIG}: model_type is not text")
     if config.get("auto_map") and family not in CONFIG_MAPPING:
-        raise BundleError(no_code(folder))
+        raise BundleError(code_refusal(folder))
     name = tokenizer.get("tokenizer_class")
     if tokenizer.get("auto_map") and isinstance(name, str):
-        whole = name.removesuffix("Fast")
-        if tokenizer_class_from_name(whole) is None and tokenizer_class_from_name(f"{whole}Fast") is None:
-            raise BundleError(no_code(folder))
+        class_name = name.removesuffix("Fast")
+        if tokenizer_class_from_name(class_name) is None and tokenizer_class_from_name(f"{class_name}Fast") is None:
+            raise BundleError(code_refusal(folder))
     for part in _parts(config):
         for name, value in part.items():
-            # a name with a slash is a kernel on the hub, to be downloaded and run
-            if name.startswith(_KERNELS) and "/" in str(value):
-                raise BundleError(f"{no_code(folder)}: {name} is {one_line(repr(value))}")
+            # a name with a slash is a kernel on the hub, which would be downloaded and run
+            if name.startswith(_KERNEL_SETTINGS) and "/" in str(value):
+                raise BundleError(f"{code_refusal(folder)}: {name} is {one_line(repr(value))}")
 
 
 def _check_numbers(path: Path, config: Mapping[str, Any]) -> None:
@@ -157,16 +159,16 @@ def _check_numbers(path: Path, config: Mapping[str, Any]) -> None:
         for name, value in part.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
-            is_count = bool(_IS_COUNT.search(name)) and not _IS_SIZE.search(name)
+            is_count = bool(_COUNT_NAME.search(name)) and not _SIZE_NAME.search(name)
             if isinstance(value, int) and not -_MAX_NUMBER <= value <= (_MAX_COUNT if is_count else _MAX_NUMBER):
                 raise BundleError(f"{path}: {one_line(name)} is {one_line(value)}, which no model has")
         if part.get("model_type") in _SLOW_POSITIONS:
             width = max(
                 (part[name] for name in ("d_model", "hidden_size", "emb_dim", "dim") if _is_int(part, name)), default=1
             )
-            places = [value for name, value in part.items() if "position" in name and _is_int(part, name)]
-            if max(places, default=1) * width > _MAX_SLOW_POSITIONS:
-                raise BundleError(f"{path}: a table of {max(places)} positions is too large")
+            position_counts = [value for name, value in part.items() if "position" in name and _is_int(part, name)]
+            if max(position_counts, default=1) * width > _MAX_SLOW_POSITIONS:
+                raise BundleError(f"{path}: a table of {max(position_counts)} positions is too large")
 
 
 def _is_int(part: Mapping[str, Any], name: str) -> bool:
@@ -174,7 +176,7 @@ def _is_int(part: Mapping[str, Any], name: str) -> bool:
 
 
 def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The configuration and those inside it."""
+    """The configuration and all nested ones."""
     pending: list[Any] = [config]
     while pending:
         part = pending.pop()
@@ -187,17 +189,17 @@ def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 @contextmanager
 def _at_most_modules(limit: int) -> Iterator[None]:
-    """Stop a model's construction in this thread after so many modules."""
+    """Stop the construction of a model in this thread after ``limit`` modules."""
     thread, count = threading.get_ident(), 0
 
-    def counted(module: Any, name: str, inner: Any) -> None:
+    def count_module(module: Any, name: str, inner: Any) -> None:
         nonlocal count
         if threading.get_ident() == thread:
             count += 1
             if count > limit:
                 raise ValueError(f"it has more than {limit} modules")
 
-    handle = register_module_module_registration_hook(counted)
+    handle = register_module_module_registration_hook(count_module)
     try:
         yield
     finally:
@@ -206,7 +208,7 @@ def _at_most_modules(limit: int) -> Iterator[None]:
 
 @contextmanager
 def _safe_creation() -> Iterator[None]:
-    """What transformers itself does where it builds a model without memory: tables of a few numbers are real."""
+    """As transformers does when it builds a model on the meta device: small tables get real memory."""
     try:
         from transformers.initialization import meta_device_safe_creation_ops
     except ImportError:

@@ -1,7 +1,7 @@
-"""Panics of libraries in Rust (tokenizers, safetensors) become ordinary errors.
+"""Turn panics of Rust libraries (tokenizers, safetensors) into ordinary errors.
 
-Python sees a panic as ``pyo3_runtime.PanicException``, a class that each such library makes for itself and that is no
-``Exception``: unless it is caught by name, it ends threads and event loops as Ctrl-C would.
+In Python a panic is a ``pyo3_runtime.PanicException``. Each library defines its own such class, and it does not inherit
+from ``Exception``: unless it is caught by name, it ends threads and event loops like Ctrl-C.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from redline_model.untrusted.bounded_json import one_line
 
 
 class PanicError(RedlineModelError):
-    """A library in Rust panicked; the message is its own."""
+    """A Rust library panicked; the message comes from the library."""
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether ``error`` is a panic of a library in Rust."""
+    """Whether ``error`` is a panic of a Rust library."""
     kind = type(error)
     return kind.__module__ == "pyo3_runtime" and kind.__name__ == "PanicException"
 
 
 @contextmanager
 def panics_as_errors(what: str) -> Iterator[None]:
-    """Raise PanicError, "``what`` crashed: ...", where the body raises a panic; everything else passes."""
+    """Raise PanicError, "``what`` crashed: ...", if the body panics; other exceptions pass unchanged."""
     try:
         yield
     except Exception:

@@ -1,4 +1,4 @@
-"""Weights in PyTorch's own format: what a file describes, read in a limited process before torch opens it."""
+"""Check weights in PyTorch's own format: a limited process reads their description before torch opens the file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from redline_model.errors import BundleError
 from redline_model.untrusted.bounded_json import one_line
 from redline_model.untrusted.trial_process import Limits, TrialError, run_trial
-from redline_model.untrusted.weight_headers import TensorInfo, held_tensors, read_index
+from redline_model.untrusted.weight_headers import TensorInfo, read_index, safetensors_tensors
 
 PICKLED = "pytorch_model.bin"
 _LIMITS = Limits(cpu_s=5, wall_s=20.0, memory_bytes=2**30)
@@ -17,15 +17,15 @@ _TRIAL = Path(__file__).with_name("pickle_trial.py")
 
 def checkpoint_tensors(folder: Path) -> dict[str, TensorInfo] | None:
     """The tensors that transformers would load from a local folder, in either format. Raises BundleError."""
-    held = held_tensors(folder)
-    return pickled_tensors(folder) if held is None else held
+    tensors = safetensors_tensors(folder)
+    return pytorch_tensors(folder) if tensors is None else tensors
 
 
-def pickled_tensors(folder: Path) -> dict[str, TensorInfo] | None:
-    """The tensors of a folder's ``pytorch_model.bin``, or of its parts; None where there is none.
+def pytorch_tensors(folder: Path) -> dict[str, TensorInfo] | None:
+    """The tensors of a folder's ``pytorch_model.bin``, or of its parts; None if there is none.
 
     Raises:
-        BundleError: a file is damaged, is compressed, claims more than it holds, or holds more than weights.
+        BundleError: a file is damaged or compressed, describes more than it contains, or contains more than weights.
     """
     index = folder / f"{PICKLED}.index.json"
     if (folder / PICKLED).exists():
@@ -34,23 +34,23 @@ def pickled_tensors(folder: Path) -> dict[str, TensorInfo] | None:
         names = sorted(set(read_index(index).values()))
     else:
         return None
-    held: dict[str, TensorInfo] = {}
+    tensors: dict[str, TensorInfo] = {}
     for name in names:
         path = folder / name
         if not path.is_file():
             raise BundleError(f"{folder} holds no weights: there is no {one_line(name)}")
-        facts = path.stat()
-        held |= _described(str(path), facts.st_size, facts.st_mtime_ns)
-    return held
+        status = path.stat()
+        tensors |= _tensors_of_file(str(path), status.st_size, status.st_mtime_ns)
+    return tensors
 
 
 @lru_cache(maxsize=32)
-def _described(path: str, size: int, changed_at: int) -> dict[str, TensorInfo]:
-    """``size``, ``changed_at``: of the file, so that one that was written again is read again."""
+def _tensors_of_file(path: str, size: int, changed_at: int) -> dict[str, TensorInfo]:
+    """``size`` and ``changed_at`` of the file are part of the cache key, so that a changed file is read again."""
     try:
-        told = run_trial(_TRIAL, {"file": path}, _LIMITS)
+        report = run_trial(_TRIAL, {"file": path}, _LIMITS)
     except TrialError as error:
         raise BundleError(f"{path} cannot be read: {one_line(error)}") from error
-    if "refused" in told:
-        raise BundleError(f"{path} cannot be read: {one_line(told['refused'])}")
-    return {name: TensorInfo(dtype, tuple(shape)) for name, (dtype, shape) in told["tensors"].items()}
+    if "refused" in report:
+        raise BundleError(f"{path} cannot be read: {one_line(report['refused'])}")
+    return {name: TensorInfo(dtype, tuple(shape)) for name, (dtype, shape) in report["tensors"].items()}

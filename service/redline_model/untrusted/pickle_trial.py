@@ -1,11 +1,11 @@
-"""Reads what a PyTorch weights file describes, in a limited process, see ``redline_model.untrusted.trial_process``.
+"""Trial script: read the tensors that a PyTorch weights file describes, in a limited process (``trial_process``).
 
-Nothing of what the file names is imported or run: its pickle is read with stand-ins for the few names that weights
-need. Imports nothing but the standard library, no torch either.
+Nothing that the file names is imported or run: its pickle is read with substitutes for the few names that weights need.
+Imports only the standard library, and not torch.
 
 Layouts: since PyTorch 1.6 a zip archive without compression, with the pickle in ``NAME/data.pkl`` and the numbers of
-storage K in ``NAME/data/K``; before that three pickles (a magic number, a version, facts of the machine), that of the
-weights, that of the storages' keys, and for each key 8 bytes with the count of its numbers and then these.
+storage K in ``NAME/data/K``. Before that: three pickles (a magic number, a version, system information), the pickle of
+the weights, the pickle of the storages' keys, and for each key 8 bytes with the count of its numbers and then these.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 _VERSION = 1001
 _MAX_PICKLE_BYTES = 64 * 2**20
 _MAX_ENTRIES = 100_000
-_MAX_SHARED = 8  # how often storages may be counted in all: tied weights share one
-# the storages' class names: safetensors' name of the dtype, and bytes of a number
-_KINDS = {
+_MAX_SHARED = 8  # how many times the storages' numbers all tensors may have together: tied weights share a storage
+# class name of a storage -> (the dtype's name in safetensors, bytes per number)
+_STORAGE_TYPES = {
     "FloatStorage": ("F32", 4),
     "DoubleStorage": ("F64", 8),
     "HalfStorage": ("F16", 2),
@@ -67,16 +67,16 @@ def _is_count(value: Any) -> bool:
 
 
 class _Reader(pickle.Unpickler):
-    """Knows the names that a table of tensors needs, and imports none of them."""
+    """Unpickles a table of tensors with substitutes for the names that it needs; imports nothing."""
 
     def __init__(self, file: Any) -> None:
         super().__init__(file)
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name in _KINDS:
-            return _KINDS[name]
-        known: dict[tuple[str, str], Any] = {
+        if module == "torch" and name in _STORAGE_TYPES:
+            return _STORAGE_TYPES[name]
+        allowed: dict[tuple[str, str], Any] = {
             ("torch._utils", "_rebuild_tensor_v2"): _tensor,
             ("torch._utils", "_rebuild_tensor"): _tensor,
             ("torch._utils", "_rebuild_parameter"): lambda tensor, *rest: tensor,
@@ -84,9 +84,9 @@ class _Reader(pickle.Unpickler):
             ("collections", "OrderedDict"): OrderedDict,
             ("torch", "Size"): tuple,
         }
-        if (module, name) not in known:
+        if (module, name) not in allowed:
             raise ValueError(f"it needs {module[:60]}.{name[:60]}, which a table of weights does not")
-        return known[module, name]
+        return allowed[module, name]
 
     def persistent_load(self, pid: Any) -> _Storage:
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or not isinstance(pid[1], tuple):
@@ -105,19 +105,22 @@ def trial(task: dict[str, Any]) -> dict[str, Any]:
     try:
         with open(task["file"], "rb") as file:  # noqa: PTH123
             size = os.fstat(file.fileno()).st_size
-            found, storages = _of_zip(file, size) if zipfile.is_zipfile(file) else _of_pickles(file, size)
+            loaded, storages = _read_zip(file, size) if zipfile.is_zipfile(file) else _read_legacy(file, size)
     except (ValueError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError) as error:
         return {"refused": str(error)}
-    if not isinstance(found, dict):
+    if not isinstance(loaded, dict):
         return {"refused": "it holds no table of weights"}
-    tensors = {name: one for name, one in found.items() if isinstance(name, str) and isinstance(one, _Tensor)}
-    described, held = sum(math.prod(one.shape) for one in tensors.values()), sum(one.numbers for one in storages)
-    if described > _MAX_SHARED * held:
-        return {"refused": f"it describes {described} numbers and holds {held}"}
-    return {"tensors": {name: [one.dtype, list(one.shape)] for name, one in tensors.items()}}
+    tensors = {name: tensor for name, tensor in loaded.items() if isinstance(name, str) and isinstance(tensor, _Tensor)}
+    described, contained = (
+        sum(math.prod(tensor.shape) for tensor in tensors.values()),
+        sum(storage.numbers for storage in storages),
+    )
+    if described > _MAX_SHARED * contained:
+        return {"refused": f"it describes {described} numbers and holds {contained}"}
+    return {"tensors": {name: [tensor.dtype, list(tensor.shape)] for name, tensor in tensors.items()}}
 
 
-def _of_zip(file: BinaryIO, size: int) -> tuple[Any, list[_Storage]]:
+def _read_zip(file: BinaryIO, size: int) -> tuple[Any, list[_Storage]]:
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         sizes = {entry.filename: entry.file_size for entry in entries}
@@ -134,28 +137,28 @@ def _of_zip(file: BinaryIO, size: int) -> tuple[Any, list[_Storage]]:
             raise ValueError("it holds no table of weights, or one that is too large")
         with archive.open(f"{name}/data.pkl") as table:
             reader = _Reader(table)
-            found = reader.load()
+            loaded = reader.load()
     for storage in reader.storages.values():
-        held = sizes.get(f"{name}/data/{storage.key}")
-        if held != storage.numbers * storage.width:
+        contained = sizes.get(f"{name}/data/{storage.key}")
+        if contained != storage.numbers * storage.width:
             raise ValueError(
-                f"storage {storage.key[:40]} should have {storage.numbers * storage.width} bytes, not {held}"
+                f"storage {storage.key[:40]} should have {storage.numbers * storage.width} bytes, not {contained}"
             )
-    return found, list(reader.storages.values())
+    return loaded, list(reader.storages.values())
 
 
-def _of_pickles(file: BinaryIO, size: int) -> tuple[Any, list[_Storage]]:
+def _read_legacy(file: BinaryIO, size: int) -> tuple[Any, list[_Storage]]:
     file.seek(0)
-    facts = [_Reader(file).load() for _ in range(3)]
-    if facts[:2] != [_MAGIC, _VERSION]:
-        raise ValueError("it is no file of PyTorch")
+    preamble = [_Reader(file).load() for _ in range(3)]
+    if preamble[:2] != [_MAGIC, _VERSION]:
+        raise ValueError("it is not a file of PyTorch")
     reader = _Reader(file)
-    found = reader.load()
+    loaded = reader.load()
     keys = _Reader(file).load()
     storages = reader.storages
     if not isinstance(keys, list) or len(keys) != len(storages) or set(keys) != set(storages):
         raise ValueError("its table does not fit its storages")
-    needed = file.tell() + sum(8 + one.numbers * one.width for one in storages.values())
+    needed = file.tell() + sum(8 + storage.numbers * storage.width for storage in storages.values())
     if needed != size:
         raise ValueError(f"its storages would take it to {needed} bytes and it has {size}")
-    return found, list(storages.values())
+    return loaded, list(storages.values())

@@ -1,10 +1,10 @@
-"""Tries a tokenizer file in a limited process, see ``redline_model.untrusted.trial_process``.
+"""Trial script: read and use a tokenizer file in a limited process (``redline_model.untrusted.trial_process``).
 
-A tokenizer file holds regular expressions that may backtrack for ever, replacements that make a text thousands of times
-longer, and tables that crash the library that reads them. So it is read and used here first, on texts that are known to
-be hard. Imports nothing but tokenizers and the standard library.
+A tokenizer file can have regular expressions that backtrack forever, replacements that make a text thousands of times
+longer, and tables that crash the library. So it is read and used here first, on texts that are known to be hard.
+Imports only tokenizers and the standard library.
 
-What is not found: a rule that is slow, or crashes, for texts of another kind than these alone.
+Not detected: a rule that is slow or crashes only for other kinds of text than these.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from itertools import pairwise
 from typing import Any
 
 _SIZES = (300, 4096)  # characters of a text
-_SUSPICIOUS_S = 0.015  # of processor time for the longest of them; such a text is tried once more, much longer
-_MUCH_LONGER = 8
-_DECODED_IDS = 2000
-_PATTERN_CHARACTERS = 12  # of a tokenizer's own patterns that long runs are made of
+_SUSPICIOUS_S = 0.015  # of processor time for the longest of them; a slower text is tried again, 8 times as long
+_REPEATS = 8
+_MAX_DECODED_IDS = 2000
+_PATTERN_CHARACTERS = 12  # of a tokenizer's own patterns that are repeated in test texts
 
 
 _UNITS = ["a", " ", "\n", "0", ".", "A", "\t", "_", "é", "中", "\u0301", "\ufdfa", "🙂", "\u00a0", "\ue000"]
@@ -30,49 +30,49 @@ _UNITS += ["aA", "a ", " a", "a1", "\r\n", " \n", "a.", "-- ", "'s", "ab", "a\u0
 def common_texts(size: int) -> list[str]:
     """Texts of ``size`` characters each that tokenizers are known to find hard."""
     runs = [(unit * size)[:size] for unit in _UNITS]
-    bombs = [run[:-1] + end for run in (runs[0], runs[1], runs[3]) for end in ("!", "\n", "a", " ")]
-    drawn = random.Random(0)
+    almost_uniform = [run[:-1] + end for run in (runs[0], runs[1], runs[3]) for end in ("!", "\n", "a", " ")]
+    rng = random.Random(0)
     letters = "abcdefghijklmnopqrstuvwxyz      ABCXYZ0123456789.,;:!?'\"()-\n\téßжд中日한ا🙂"
-    mixed = "".join(drawn.choice(letters) for _ in range(size))
-    return [*runs, *bombs, mixed, "".join(chr(drawn.randrange(0x20, 0xD7FF)) for _ in range(size))]
+    mixed = "".join(rng.choice(letters) for _ in range(size))
+    return [*runs, *almost_uniform, mixed, "".join(chr(rng.randrange(0x20, 0xD7FF)) for _ in range(size))]
 
 
-def own_texts(patterns: list[str], added: list[str], size: int) -> list[str]:
-    """Runs of the characters that a tokenizer's own patterns and added tokens are made of.
+def pattern_texts(patterns: list[str], added: list[str], size: int) -> list[str]:
+    """Texts that repeat the characters of a tokenizer's own patterns and added tokens.
 
-    Each is followed by a character that fits nothing and then all of the pattern's: an expression that waits for one of
-    them looks at nothing before it otherwise.
+    Each ends with a character that matches nothing and then all characters of the patterns: some expressions are only
+    evaluated if the text contains one of these.
     """
     characters = list(
         dict.fromkeys(c for text in patterns for c in re.sub(r"\\.", "", text) if c not in "()[]{}|*+?^$")
     )
-    chosen = characters[:_PATTERN_CHARACTERS]
-    units = [*chosen, *(a + b for a, b in pairwise(chosen)), *(text[:100] for text in patterns[:8])]
+    characters_used = characters[:_PATTERN_CHARACTERS]
+    units = [*characters_used, *(a + b for a, b in pairwise(characters_used)), *(text[:100] for text in patterns[:8])]
     units += [text[:100] for text in added[:4]]
     if patterns:
         units += _UNITS
-    end = "\x01" + "".join(chosen)
+    end = "\x01" + "".join(characters_used)
     return [(unit * size)[: max(1, size - len(end))] + end for unit in units if unit]
 
 
-def patterns_of(*parts: Any) -> list[str]:
+def find_patterns(*parts: Any) -> list[str]:
     """The patterns, and the texts to be replaced, inside normalizers, pre-tokenizers and decoders."""
-    found: list[str] = []
+    texts: list[str] = []
     pending = [json.loads(part.__getstate__()) for part in parts if part is not None]
     while pending:
         part = pending.pop()
         if isinstance(part, dict):
             pattern = part.get("pattern")
             if isinstance(pattern, dict):
-                found += [text for text in pattern.values() if isinstance(text, str)]
+                texts += [text for text in pattern.values() if isinstance(text, str)]
             pending += part.values()
         elif isinstance(part, list):
             pending += part
-    return found
+    return texts
 
 
 def trial(task: dict[str, Any]) -> str | None:
-    """Why a tokenizer file is refused, None if it is not.
+    """The reason why a tokenizer file is refused, None if it is not.
 
     Args:
         task: ``file``, or ``text`` as a tokenizer's own serialisation; ``vocabulary`` and ``added``: how many tokens
@@ -81,7 +81,7 @@ def trial(task: dict[str, Any]) -> str | None:
             processor time that a text of 32,768 characters may take.
 
     Raises:
-        BaseException: whatever the library raises where it cannot read the file, panics among them.
+        BaseException: whatever the library raises if it cannot read the file, including panics.
     """
     from tokenizers import Tokenizer
 
@@ -90,23 +90,23 @@ def trial(task: dict[str, Any]) -> str | None:
     if size > task["vocabulary"]:
         return f"it has {size} tokens; a tokenizer may have {task['vocabulary']}"
     vocabulary = tokenizer.get_vocab()
-    reason = _refused_sizes(tokenizer, vocabulary, task)
+    reason = _size_problem(tokenizer, vocabulary, task)
     if reason is not None:
         return reason
-    # callers ask for neither
+    # Redline uses neither
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    patterns = patterns_of(tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder)
+    patterns = find_patterns(tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder)
     added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
     for size in _SIZES:
-        for text in [*common_texts(size), *own_texts(patterns, added, size)]:
-            reason = _refused_text(tokenizer, text, task)
+        for text in [*common_texts(size), *pattern_texts(patterns, added, size)]:
+            reason = _text_problem(tokenizer, text, task)
             if reason is not None:
                 return reason
-    return _refused_decoding(tokenizer, vocabulary, task)
+    return _decoding_problem(tokenizer, vocabulary, task)
 
 
-def _refused_sizes(tokenizer: Any, vocabulary: dict[str, int], task: dict[str, Any]) -> str | None:
+def _size_problem(tokenizer: Any, vocabulary: dict[str, int], task: dict[str, Any]) -> str | None:
     highest = max(vocabulary.values(), default=-1)
     if highest >= task["vocabulary"]:
         return f"it has a token of id {highest}; ids may go up to {task['vocabulary'] - 1}"
@@ -122,15 +122,15 @@ def _refused_sizes(tokenizer: Any, vocabulary: dict[str, int], task: dict[str, A
     return None
 
 
-def _refused_text(tokenizer: Any, text: str, task: dict[str, Any]) -> str | None:
+def _text_problem(tokenizer: Any, text: str, task: dict[str, Any]) -> str | None:
     for is_special in (True, False):
         tokenizer.encode_special_tokens = is_special
-        count, seconds = _counted(tokenizer, text)
+        count, seconds = _timed_encode(tokenizer, text)
         if count > task["tokens_per_character"] * len(text) + task["spare_tokens"]:
             return f"it makes {count} tokens of {len(text)} characters"
         if seconds > _SUSPICIOUS_S:
-            text = text[:-1] * _MUCH_LONGER + text[-1]
-            seconds = _counted(tokenizer, text)[1]
+            text = text[:-1] * _REPEATS + text[-1]
+            seconds = _timed_encode(tokenizer, text)[1]
             if seconds > task["text_s"]:
                 return f"it takes {seconds:.1f} seconds for a text of {len(text)} characters"
         if len(text) > _SIZES[0]:
@@ -138,21 +138,21 @@ def _refused_text(tokenizer: Any, text: str, task: dict[str, Any]) -> str | None
     return None
 
 
-def _counted(tokenizer: Any, text: str) -> tuple[int, float]:
-    """How many tokens, there and back, and the seconds of processor time that it took."""
+def _timed_encode(tokenizer: Any, text: str) -> tuple[int, float]:
+    """The number of tokens of ``text``, and the seconds of processor time to encode and decode it."""
     started = time.process_time()
     count = 0
     try:
         encoded = tokenizer.encode(text, add_special_tokens=True)
         count = len(encoded)
         tokenizer.decode(encoded.ids, skip_special_tokens=False)
-    except Exception:  # no panic: it refuses this text, and may do so
+    except Exception:  # an ordinary error, not a panic: the tokenizer may refuse this text
         return count, 0.0
     return count, time.process_time() - started
 
 
-def _refused_decoding(tokenizer: Any, vocabulary: dict[str, int], task: dict[str, Any]) -> str | None:
-    tokens = list(vocabulary)[:: max(1, len(vocabulary) // _DECODED_IDS)]
+def _decoding_problem(tokenizer: Any, vocabulary: dict[str, int], task: dict[str, Any]) -> str | None:
+    tokens = list(vocabulary)[:: max(1, len(vocabulary) // _MAX_DECODED_IDS)]
     ids, size = [vocabulary[token] for token in tokens], sum(map(len, tokens))
     try:
         text = tokenizer.decode(ids, skip_special_tokens=False)

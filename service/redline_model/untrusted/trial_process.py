@@ -1,8 +1,8 @@
-"""Work on a stranger's file in a process of its own, within limits that end that process alone.
+"""Run a check of an untrusted file in its own process, with limits that can only end that process.
 
-The caller's side is ``run_trial``. The other side is this file run as a script, ``python trial_process.py SCRIPT``: it
-reads the task as JSON from standard input, limits itself, calls the script's ``trial(task)`` and writes what that gives
-as JSON. Both sides import nothing but the standard library, so that a trial starts within a few hundredths of a second.
+The caller uses ``run_trial``. The other side is this file run as a script, ``python trial_process.py SCRIPT``: it reads
+the task as JSON from standard input, limits itself, calls the script's ``trial(task)`` and writes the result as JSON.
+Both sides import only the standard library, so that a trial starts within a few hundredths of a second.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_MAX_ANSWER_CHARACTERS = 2**25
+_MAX_RESULT_CHARACTERS = 2**25
 
 
 class Limits(NamedTuple):
-    """What a trial may take: seconds of processor time, seconds in all, bytes of address space."""
+    """Limits of a trial: seconds of processor time, seconds of wall-clock time, bytes of address space."""
 
     cpu_s: int
     wall_s: float
@@ -28,25 +28,25 @@ class Limits(NamedTuple):
 
 
 class TrialError(Exception):
-    """A trial came to no end of its own; the message says why, as a clause about "it"."""
+    """A trial did not finish; the message gives the reason as a clause about "it"."""
 
 
 def run_trial(script: Path, task: Mapping[str, Any], limits: Limits) -> Any:
-    """What ``trial(task)`` of ``script`` gives, both as JSON.
+    """The result of ``trial(task)`` of ``script``; task and result are JSON values.
 
     Args:
-        script: a file that imports neither this package nor what starts slowly.
+        script: a file that imports neither this package nor anything that takes long to import.
 
     Raises:
         TrialError: it reached a limit, crashed or raised an exception.
     """
-    whole = {"path": sys.path, "cpu_s": limits.cpu_s, "memory_bytes": limits.memory_bytes, "task": task}
+    request = {"path": sys.path, "cpu_s": limits.cpu_s, "memory_bytes": limits.memory_bytes, "task": task}
     try:
-        ended = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-I", "-S", str(Path(__file__)), str(script)],
-            input=json.dumps(whole),
+            input=json.dumps(request),
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # libraries in Rust write a page there for a panic
+            stderr=subprocess.DEVNULL,  # Rust libraries write a long report there when they panic
             text=True,
             encoding="utf-8",
             timeout=limits.wall_s,
@@ -57,20 +57,20 @@ def run_trial(script: Path, task: Mapping[str, Any], limits: Limits) -> Any:
         raise TrialError(f"it was not done after {limits.wall_s:.0f} seconds") from None
     except (OSError, ValueError) as error:
         raise TrialError(f"the process that tries it cannot be started: {error}") from error
-    if ended.returncode != 0 or not 0 < len(ended.stdout) <= _MAX_ANSWER_CHARACTERS:
-        within = f"within {limits.cpu_s} seconds and {limits.memory_bytes // 2**20} MiB"
-        raise TrialError(f"it was not done {within}, or crashed the process that tried it")
-    answer: dict[str, Any] = json.loads(ended.stdout)
-    if "failed" in answer:
-        raise TrialError(answer["failed"])
-    return answer["verdict"]
+    if process.returncode != 0 or not 0 < len(process.stdout) <= _MAX_RESULT_CHARACTERS:
+        limits_text = f"within {limits.cpu_s} seconds and {limits.memory_bytes // 2**20} MiB"
+        raise TrialError(f"it was not done {limits_text}, or crashed the process that tried it")
+    result: dict[str, Any] = json.loads(process.stdout)
+    if "failed" in result:
+        raise TrialError(result["failed"])
+    return result["verdict"]
 
 
 def _limit_process(cpu_s: int, memory_bytes: int) -> None:
-    """Bound this process's processor time and address space, where the system can."""
+    """Limit this process's processor time and address space, if the system supports it."""
     try:
         import resource
-    except ImportError:  # Windows; the caller's time limit is left
+    except ImportError:  # Windows: only the caller's time limit applies
         return
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
@@ -78,22 +78,22 @@ def _limit_process(cpu_s: int, memory_bytes: int) -> None:
 
 
 def _main() -> None:
-    whole = json.load(sys.stdin)
-    sys.path[:] = whole["path"]
-    answer: dict[str, Any]
+    request = json.load(sys.stdin)
+    sys.path[:] = request["path"]
+    result: dict[str, Any]
     try:
         trial = runpy.run_path(sys.argv[1])["trial"]
-        _limit_process(whole["cpu_s"], whole["memory_bytes"])
-        answer = {"verdict": trial(whole["task"])}
+        _limit_process(request["cpu_s"], request["memory_bytes"])
+        result = {"verdict": trial(request["task"])}
     except MemoryError:
-        answer = {"failed": "it takes too much memory"}
+        result = {"failed": "it takes too much memory"}
     except RecursionError:
-        answer = {"failed": "it is nested too deep or calls itself without end"}
-    except BaseException as error:  # a panic of a library in Rust is no Exception
-        answer = {"failed": f"it cannot be read: {type(error).__name__}: {str(error)[:1000]}"}
-    json.dump(answer, sys.stdout)
+        result = {"failed": "it is nested too deep or calls itself without end"}
+    except BaseException as error:  # a panic of a Rust library is not an Exception
+        result = {"failed": f"it cannot be read: {type(error).__name__}: {str(error)[:1000]}"}
+    json.dump(result, sys.stdout)
     sys.stdout.flush()
-    os._exit(0)  # to free what was read would take as long as to read it
+    os._exit(0)  # freeing the memory in the ordinary way would take as long as reading the file
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The header of a safetensors file, checked before any of its tensors is read.
+"""Check the header of a safetensors file before any tensor is read.
 
-Layout: 8 bytes, the header's length as a little-endian integer; the header, a JSON object that gives dtype, shape and
-place of each tensor; the tensors, one after the other without a gap.
+Layout: 8 bytes with the header's length as a little-endian integer; the header, a JSON object with dtype, shape and
+offsets of each tensor; the tensors, one after the other without gaps.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ _BITS = {
 
 
 class TensorInfo(NamedTuple):
-    """What a header says of one tensor."""
+    """Data type and shape of one tensor, from a header."""
 
     dtype: str
     shape: tuple[int, ...]
 
     @property
     def elements(self) -> int:
-        """How many numbers it holds."""
+        """How many numbers it has."""
         return math.prod(self.shape)
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """The tensors of a file by name. Raises BundleError where the file is not a whole safetensors file."""
+    """The tensors of a file by name. Raises BundleError if the file is not an intact safetensors file."""
     try:
         if not path.is_file():
             raise BundleError(f"{path} is not a regular file")
@@ -58,10 +58,10 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             data = file.read(length)
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {one_line(error)}") from error
-    described = parse_object(data, f"the header of {path}", max_depth=4)
+    entries = parse_object(data, f"the header of {path}", max_depth=4)
     tensors: dict[str, TensorInfo] = {}
     spans: list[tuple[int, int]] = []
-    for name, fields in described.items():
+    for name, fields in entries.items():
         if name != "__metadata__":
             tensors[name], span = _tensor(path, name, fields)
             spans.append(span)
@@ -75,22 +75,22 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def held_tensors(folder: Path) -> dict[str, TensorInfo] | None:
-    """The tensors that transformers would load from a local folder, None where there are no safetensors."""
-    whole, index = folder / "model.safetensors", folder / INDEX
-    if whole.exists():
-        return read_header(whole)
+def safetensors_tensors(folder: Path) -> dict[str, TensorInfo] | None:
+    """The tensors that transformers would load from a local folder; None if there are no safetensors."""
+    single_file, index = folder / "model.safetensors", folder / INDEX
+    if single_file.exists():
+        return read_header(single_file)
     if not index.exists():
         return None
     mapping = read_index(index)
-    held: dict[str, TensorInfo] = {}
+    stored: dict[str, TensorInfo] = {}
     for name in sorted(set(mapping.values())):
-        held |= read_header(folder / name)
-    return held
+        stored |= read_header(folder / name)
+    return stored
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Which file of its folder holds which tensor. Raises BundleError."""
+    """The file of each tensor, by the tensor's name. Raises BundleError."""
     raw = parse_object(read_bytes(path, _MAX_INDEX_BYTES), str(path)).get("weight_map")
     if not isinstance(raw, dict) or not all(isinstance(name, str) for name in raw.values()):
         raise BundleError(f"{path} does not say which file holds which weights")
@@ -101,13 +101,13 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def _tensor(path: Path, name: str, fields: Any) -> tuple[TensorInfo, tuple[int, int]]:
-    described = fields if isinstance(fields, dict) else {}
-    dtype, shape, place = described.get("dtype"), _sizes(described.get("shape")), _sizes(described.get("data_offsets"))
+    entries = fields if isinstance(fields, dict) else {}
+    dtype, shape, offsets = entries.get("dtype"), _sizes(entries.get("shape")), _sizes(entries.get("data_offsets"))
     bits = _BITS.get(dtype) if isinstance(dtype, str) else None
-    if bits is None or shape is None or place is None or len(place) != 2:
+    if bits is None or shape is None or offsets is None or len(offsets) != 2:
         raise _damaged(path, f"its header describes {one_line(repr(name))} wrongly")
     info = TensorInfo(str(dtype), shape)
-    start, end = place
+    start, end = offsets
     if end < start or info.elements * bits != 8 * (end - start):
         raise _damaged(path, f"shape and place of {one_line(repr(name))} do not fit each other")
     return info, (start, end)

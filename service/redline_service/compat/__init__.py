@@ -1,1 +1,1 @@
-"""The requests that RL loops send today, read into items of the wire, and the replies that they wait for."""
+"""Request and response formats of other frameworks: compatible endpoints for RL loops and inference clients."""

@@ -1,7 +1,8 @@
-"""What inference engines answer: vLLM's ``/classify`` and ``/pooling``, and SGLang's native ``/classify``.
+"""Formats of inference engines: vLLM's ``/classify`` and ``/pooling``, and SGLang's native ``/classify``.
 
-Clients of these engines send one string a sample: a conversation rendered with the reward model's own template. Scores
-are raw, whatever the engine's default: a sigmoid over one label makes rewards that no longer tell good from better.
+Clients of these engines send one string per sample: a conversation rendered with the reward model's own chat template.
+The scores are raw, whatever the engine's default: a sigmoid over one label is close to 1 for all good responses, so
+that their rewards hardly differ.
 """
 
 from __future__ import annotations
@@ -17,202 +18,216 @@ from redline.text.chat_markup import ParsedConversation, PromptBoundaryError, to
 from redline.text.token_spans import Span, token_spans
 from redline.wire import ChatMessage, FirstError, ScoreItem, Text
 from redline.wire.inputs import Tools
-from redline_service.compat.base import CompatBody, ConversationParser, ScoredBatch, Texts
+from redline_service.compat.base import CompatRequestModel, CompatResult, ConversationParser, Texts
 
 Ids = Annotated[list[int], FirstError]
 IdLists = Annotated[list[Ids], FirstError]
 
 
-def _decoder(reader: ConversationParser) -> Callable[[Sequence[int]], str]:
-    return reader.encoder.texts.decode
+def _decoder(parser: ConversationParser) -> Callable[[Sequence[int]], str]:
+    return parser.encoder.text_tokenizer.decode
 
 
-def _checked(ids: Ids, reader: ConversationParser) -> Ids:
+def _check_ids(ids: Ids, parser: ConversationParser) -> None:
     for position, token in enumerate(ids):
-        if not 0 <= token < reader.encoder.vocab_size:
+        if not 0 <= token < parser.encoder.vocab_size:
             raise PromptBoundaryError(
-                f"id {token} at {position} is none of the vocabulary of {reader.encoder.vocab_size}"
+                f"id {token} at position {position} is not in the vocabulary of {parser.encoder.vocab_size} tokens"
             )
-    return ids
 
 
-def _exchange(given: str | Ids, reader: ConversationParser) -> ParsedConversation:
-    text = given if isinstance(given, str) else _decoder(reader)(_checked(given, reader))
-    return reader.parse_conversation(text)
+def _parse_input(text_or_ids: str | Ids, parser: ConversationParser) -> ParsedConversation:
+    if isinstance(text_or_ids, str):
+        return parser.parse_conversation(text_or_ids)
+    _check_ids(text_or_ids, parser)
+    return parser.parse_conversation(_decoder(parser)(text_or_ids))
 
 
-class _VLLMBody(CompatBody):
+class _VLLMRequest(CompatRequestModel):
     input: Text | Texts | Ids | IdLists | None = None
     messages: Annotated[list[ChatMessage], FirstError] | None = None
     tools: Tools | None = None
     use_activation: bool | None = None
 
     @model_validator(mode="after")
-    def _something(self) -> Self:
+    def _check_has_input(self) -> Self:
         if self.input is None and self.messages is None:
-            raise ValueError("the body must hold 'input' or 'messages'")
+            raise ValueError("the body must have a field 'input' or 'messages'")
         return self
 
-    def given(self) -> list[str | Ids]:
-        """The inputs one by one."""
+    def inputs(self) -> list[str | Ids]:
+        """The inputs as a list, each a text or a list of ids."""
         if isinstance(self.input, str):
             return [self.input]
         if self.input and isinstance(self.input[0], int):
             return [self.input]
         return list(self.input or [])  # type: ignore[arg-type]
 
-    def conversations(self, reader: ConversationParser) -> list[ParsedConversation]:
-        """Raises PromptBoundaryError."""
+    def conversations(self, parser: ConversationParser) -> list[ParsedConversation]:
+        """The conversation of each input, or that of ``messages``. Raises PromptBoundaryError."""
         if self.messages is None:
-            return [_exchange(given, reader) for given in self.given()]
+            return [_parse_input(text_or_ids, parser) for text_or_ids in self.inputs()]
         if len(self.messages) < 2 or self.messages[-1].role != "assistant":
-            raise PromptBoundaryError("the messages do not end with an assistant's turn: there is no response to score")
-        more = content_fields(self.messages[-1].model_extra or {})
-        if more:
-            raise PromptBoundaryError(f"the response carries {', '.join(map(repr, more))}; a response is text")
+            raise PromptBoundaryError("the last message is not the assistant's, so there is no response to score")
+        extra_fields = content_fields(self.messages[-1].model_extra or {})
+        if extra_fields:
+            raise PromptBoundaryError(
+                f"the response has the fields {', '.join(map(repr, extra_fields))}; a response may only have text"
+            )
         return [ParsedConversation(self.messages[:-1], self.messages[-1].content, True)]
 
-    def items(self, reader: ConversationParser) -> list[ScoreItem]:
-        """Raises PromptBoundaryError."""
-        return [to_score_item(conversation, tools=self.tools) for conversation in self.conversations(reader)]
+    def items(self, parser: ConversationParser) -> list[ScoreItem]:
+        """One item per input. Raises PromptBoundaryError."""
+        return [to_score_item(conversation, tools=self.tools) for conversation in self.conversations(parser)]
 
-    def activated(self, score: float) -> float:
-        """The score as asked for: raw, unless an activation is asked for in so many words."""
+    def apply_activation(self, score: float) -> float:
+        """The raw score, or its sigmoid if the request sets ``use_activation``."""
         return 1.0 / (1.0 + math.exp(-max(-700.0, min(700.0, score)))) if self.use_activation else score
 
-    def page(self, scored: ScoredBatch, name: str, data: list[dict[str, Any]]) -> dict[str, Any]:
-        """vLLM's frame around its answers."""
-        frame = {"id": f"{name}-{scored.id}", "object": "list", "created": scored.created, "model": scored.model}
-        usage = {"prompt_tokens": scored.tokens, "total_tokens": scored.tokens, "completion_tokens": 0}
-        return {**frame, "data": [{"index": n, **row} for n, row in enumerate(data)], "usage": usage}
+    def response_body(self, result: CompatResult, id_prefix: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """vLLM's response around ``rows``, one per input."""
+        head = {"id": f"{id_prefix}-{result.id}", "object": "list", "created": result.created, "model": result.model}
+        usage = {"prompt_tokens": result.tokens, "total_tokens": result.tokens, "completion_tokens": 0}
+        return {**head, "data": [{"index": n, **row} for n, row in enumerate(rows)], "usage": usage}
 
 
-class VLLMClassifyBody(_VLLMBody):
+class VLLMClassifyRequest(_VLLMRequest):
     """vLLM's classification request; verl sends ``{"model", "input": text, "use_activation": false}``.
 
-    Read in vLLM 0.33, ``entrypoints/pooling/classify``, and verl 0.9.1, ``experimental/reward_loop``: unknown fields
-    are let pass, as an older ``activation``.
+    Source: vLLM 0.33, ``entrypoints/pooling/classify``, and verl 0.9.1, ``experimental/reward_loop``. Unknown fields
+    are ignored, as is the older field ``activation``.
     """
 
-    def reply(self, scored: ScoredBatch) -> Any:
+    def reply(self, result: CompatResult) -> Any:
         """``data[i].probs[-1]`` is the score."""
-        rows = [{"label": "LABEL_0", "probs": [self.activated(score)], "num_classes": 1} for score in scored.scores]
-        return self.page(scored, "classify", rows)
+        rows = [
+            {"label": "LABEL_0", "probs": [self.apply_activation(score)], "num_classes": 1} for score in result.scores
+        ]
+        return self.response_body(result, "classify", rows)
 
 
-class EmbeddingsBody(_VLLMBody):
-    """``/v1/embeddings``, as verl asks a reward model behind SGLang; ``data[-1].embedding[-1]`` is the score."""
+class EmbeddingsRequest(_VLLMRequest):
+    """verl's request to a reward model behind SGLang. It reads the score at ``data[-1].embedding[-1]``."""
 
-    def reply(self, scored: ScoredBatch) -> Any:
-        """An embedding of one number."""
-        rows = [{"object": "embedding", "embedding": [self.activated(score)]} for score in scored.scores]
-        return self.page(scored, "embd", rows)
+    def reply(self, result: CompatResult) -> Any:
+        """The score of each input as an embedding of one number."""
+        rows = [{"object": "embedding", "embedding": [self.apply_activation(score)]} for score in result.scores]
+        return self.response_body(result, "embd", rows)
 
 
-class VLLMPoolingBody(_VLLMBody):
-    """vLLM's pooling request. ``token_classify``: one row a token of the input, zeros outside the response.
+class VLLMPoolingRequest(_VLLMRequest):
+    """vLLM's pooling request.
 
-    The tokens are those that the model's tokenizer makes of the input, special tokens read as such, or the ids that
-    were sent. ``classify``: the score alone.
+    Task ``token_classify``: one reward per token of the input, 0 outside the response. The tokens are the ids that were
+    sent, or those of the model's tokenizer if a text was sent, with special tokens parsed. Task ``classify``: one score
+    per input.
     """
 
     task: Literal["token_classify", "classify"] | None = None
     encoding_format: Literal["float"] = "float"
-    # of each input: how many tokens it has, and which of them are the response's
-    _rows: list[tuple[int, list[int]]] = PrivateAttr(default_factory=list)
+    # for each input: its number of tokens, and the positions of those that belong to the response
+    _response_positions: list[tuple[int, list[int]]] = PrivateAttr(default_factory=list)
 
-    def items(self, reader: ConversationParser) -> list[ScoreItem]:
-        """Raises PromptBoundaryError."""
+    def items(self, parser: ConversationParser) -> list[ScoreItem]:
+        """One item per input; for ``token_classify`` with the spans of its tokens. Raises PromptBoundaryError."""
         if self.task == "classify":
-            return super().items(reader)
-        conversations = self.conversations(reader)
+            return super().items(parser)
+        conversations = self.conversations(parser)
         if self.messages is not None:
-            raise PromptBoundaryError("a reward a token of the input needs the input as text or ids, not as messages")
-        self._rows = []
+            raise PromptBoundaryError(
+                "one reward per token of the input needs the input as text or ids, not as messages"
+            )
+        self._response_positions = []
         items = []
-        for given, conversation in zip(self.given(), conversations, strict=True):
-            count, tokens, spans = _tokens_of_response(given, conversation, reader)
-            self._rows.append((count, tokens))
+        for text_or_ids, conversation in zip(self.inputs(), conversations, strict=True):
+            count, positions, spans = _response_tokens(text_or_ids, conversation, parser)
+            self._response_positions.append((count, positions))
             items.append(to_score_item(conversation, token_offsets=spans))
         return items
 
-    def reply(self, scored: ScoredBatch) -> Any:
-        """``data[i].data``: rows of one number."""
+    def reply(self, result: CompatResult) -> Any:
+        """``data[i].data`` is a list of one score, or one list of one reward per token."""
         if self.task == "classify":
-            return self.page(
-                scored, "pooling", [{"object": "pooling", "data": [self.activated(s)]} for s in scored.scores]
-            )
-        told = []
-        for (count, tokens), item in zip(self._rows, scored.items, strict=True):
-            values = [0.0] * count
-            for token, reward in zip(tokens, item.rewards, strict=True):
-                values[token] = reward
-            told.append({"object": "pooling", "data": [[value] for value in values]})
-        return self.page(scored, "pooling", told)
+            rows = [{"object": "pooling", "data": [self.apply_activation(score)]} for score in result.scores]
+            return self.response_body(result, "pooling", rows)
+        rows = []
+        for (count, positions), item in zip(self._response_positions, result.items, strict=True):
+            rewards = [0.0] * count
+            for position, reward in zip(positions, item.rewards, strict=True):
+                rewards[position] = reward
+            rows.append({"object": "pooling", "data": [[reward] for reward in rewards]})
+        return self.response_body(result, "pooling", rows)
 
 
-def _tokens_of_response(
-    given: str | Ids, conversation: ParsedConversation, reader: ConversationParser
+def _response_tokens(
+    text_or_ids: str | Ids, conversation: ParsedConversation, parser: ConversationParser
 ) -> tuple[int, list[int], list[Span]]:
-    """How many tokens the input has, which of them are the response's, and their spans within it.
+    """The number of tokens of the input, the positions of those of the response, and their spans in the response.
 
-    The first token behind a finished response is its end token.
+    The first token after a finished response is its end token; its span is empty.
     """
-    if isinstance(given, str):
-        spans = reader.encoder.texts.whole(given).spans
+    if isinstance(text_or_ids, str):
+        spans = parser.encoder.text_tokenizer.encode(text_or_ids).spans
     else:
-        spans = token_spans(_decoder(reader), given)[1]
+        spans = token_spans(_decoder(parser), text_or_ids)[1]
     start, end = conversation.start, conversation.start + len(conversation.response)
-    tokens, mine = [], []
-    for n, (first, last) in enumerate(spans):
+    positions, response_spans = [], []
+    for position, (first, last) in enumerate(spans):
         if first < last and first < end and last > start:
-            tokens.append(n)
-            mine.append((max(first, start) - start, min(last, end) - start))
+            positions.append(position)
+            response_spans.append((max(first, start) - start, min(last, end) - start))
         elif conversation.is_finished and first >= end and first < last:
-            tokens.append(n)
-            mine.append((end - start, end - start))
+            positions.append(position)
+            response_spans.append((end - start, end - start))
             break
-    if not tokens:
+    if not positions:
         raise PromptBoundaryError("no token of the input belongs to the response")
-    return len(spans), tokens, mine
+    return len(spans), positions, response_spans
 
 
-class SGLangBody(CompatBody):
-    """SGLang's native request, ``text`` or ``input_ids``, one or many; read in 0.5.23, ``managers/io_struct.py``."""
+class SGLangRequest(CompatRequestModel):
+    """SGLang's native request: ``text`` or ``input_ids``, one sample or a list of samples.
+
+    Source: SGLang 0.5.23, ``managers/io_struct.py``.
+    """
 
     text: Text | Texts | None = None
     input_ids: Ids | IdLists | None = None
 
     @property
-    def _is_one(self) -> bool:
-        given = self.text if self.text is not None else self.input_ids
-        return isinstance(given, str) or bool(given and isinstance(given[0], int))
+    def _is_single(self) -> bool:
+        samples = self.text if self.text is not None else self.input_ids
+        return isinstance(samples, str) or bool(samples and isinstance(samples[0], int))
 
-    def items(self, reader: ConversationParser) -> list[ScoreItem]:
-        """Raises PromptBoundaryError."""
-        given: Any = self.text if self.text is not None else self.input_ids
-        return [to_score_item(_exchange(one, reader)) for one in ([given] if self._is_one else given or [])]
+    def items(self, parser: ConversationParser) -> list[ScoreItem]:
+        """One item per sample. Raises PromptBoundaryError."""
+        samples: Any = self.text if self.text is not None else self.input_ids
+        if self._is_single:
+            samples = [samples]
+        return [to_score_item(_parse_input(sample, parser)) for sample in samples or []]
 
-    def reply(self, scored: ScoredBatch) -> Any:
-        """An object for one text, a list for a list; ``embedding[0]`` is the score."""
-        told = [
-            {"embedding": [score], "meta_info": {"id": f"{scored.id}-{n}"}} for n, score in enumerate(scored.scores)
+    def reply(self, result: CompatResult) -> Any:
+        """An object for one sample, a list of objects for a list; ``embedding[0]`` is the score."""
+        rows = [
+            {"embedding": [score], "meta_info": {"id": f"{result.id}-{n}"}} for n, score in enumerate(result.scores)
         ]
-        return told[0] if self._is_one else told
+        return rows[0] if self._is_single else rows
 
 
-def _engine(body: Any) -> str | None:
+def _engine_of(body: Any) -> str | None:
     fields = {name for name, value in body.items() if value is not None} if isinstance(body, dict) else set()
     if fields & {"text", "input_ids"}:
         return "sglang"
     return "vllm" if fields & {"input", "messages"} else None
 
 
-ClassifyBody = Annotated[
-    Annotated[VLLMClassifyBody, Tag("vllm")] | Annotated[SGLangBody, Tag("sglang")],
+ClassifyRequest = Annotated[
+    Annotated[VLLMClassifyRequest, Tag("vllm")] | Annotated[SGLangRequest, Tag("sglang")],
     Discriminator(
-        _engine,
+        _engine_of,
         custom_error_type="unknown_form",
-        custom_error_message="the body must hold 'input' or 'messages' (vLLM), or 'text' or 'input_ids' (SGLang)",
+        custom_error_message=(
+            "the body must have a field 'input' or 'messages' (vLLM), or 'text' or 'input_ids' (SGLang)"
+        ),
     ),
 ]

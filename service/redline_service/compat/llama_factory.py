@@ -1,4 +1,4 @@
-"""``POST /v1/score/evaluation``, as LLaMA-Factory asks with ``reward_model_type: api``."""
+"""``POST /v1/score/evaluation``, the request of LLaMA-Factory with ``reward_model_type: api``."""
 
 from __future__ import annotations
 
@@ -6,26 +6,27 @@ from typing import Any
 
 from redline.text.chat_markup import to_score_item
 from redline.wire import ScoreItem
-from redline_service.compat.base import CompatBody, ConversationParser, ScoredBatch, Texts
+from redline_service.compat.base import CompatRequestModel, CompatResult, ConversationParser, Texts
 
 
-class LLaMAFactoryBody(CompatBody):
-    """``{"model": ..., "messages": [whole rendered conversations]}``; special tokens are in the texts.
+class LLaMAFactoryRequest(CompatRequestModel):
+    """``{"model": ..., "messages": [rendered conversations]}``; the texts contain special tokens.
 
-    Read in LLaMA-Factory 0.9.6.dev, ``train/ppo/ppo_utils.py``: no timeout, no second try, no look at the status.
+    Source: LLaMA-Factory 0.9.6.dev, ``train/ppo/ppo_utils.py``. It has no timeout, makes one attempt and does not check
+    the status.
     """
 
     messages: Texts
 
-    def items(self, reader: ConversationParser) -> list[ScoreItem]:
-        """Raises PromptBoundaryError."""
-        return [to_score_item(reader.parse_conversation(text)) for text in self.messages]
+    def items(self, parser: ConversationParser) -> list[ScoreItem]:
+        """One item per conversation. Raises PromptBoundaryError."""
+        return [to_score_item(parser.parse_conversation(text)) for text in self.messages]
 
-    def reply(self, scored: ScoredBatch) -> Any:
-        """A number a conversation."""
+    def reply(self, result: CompatResult) -> Any:
+        """One score per conversation."""
         return {
-            "id": f"scoreval-{scored.id}",
+            "id": f"scoreval-{result.id}",
             "object": "score.evaluation",
-            "model": scored.model,
-            "scores": scored.scores,
+            "model": result.model,
+            "scores": result.scores,
         }

@@ -1,4 +1,4 @@
-"""Items of OpenAI's Responses (messages, calls of functions, what they gave, thoughts) as turns of a conversation."""
+"""Converts items of OpenAI's Responses API (messages, function calls, their outputs, reasoning) to chat messages."""
 
 from __future__ import annotations
 
@@ -11,71 +11,81 @@ from redline.wire import ChatMessage
 from redline.wire.inputs import MAX_VALUES
 
 
-def turns_of(items: Sequence[Any]) -> list[ChatMessage]:
-    """The turns that ``items`` make.
+def to_chat_messages(items: Sequence[Any]) -> list[ChatMessage]:
+    """The chat messages for ``items``.
 
-    Calls in a row are one turn of the assistant, with the text before them if there is one; a thought goes with the
-    turn behind it, and one without text, or behind which there is none, is left out.
+    Consecutive function calls become one message of the assistant, together with a text directly before them.
+    Reasoning is added to the assistant's next message; it is dropped if it has no text or if no such message follows.
 
     Raises:
-        PromptBoundaryError: an item is of another type, or there are more than ``MAX_VALUES``.
-        pydantic.ValidationError: a message is none of the wire's, see ``ChatMessage``.
+        PromptBoundaryError: an item has another type, or there are more than ``MAX_VALUES`` items.
+        pydantic.ValidationError: a message is not valid on the wire, see ``ChatMessage``.
     """
     if len(items) > MAX_VALUES:
-        raise PromptBoundaryError(f"the conversation holds {len(items)} items; at most {MAX_VALUES} are read")
-    turns: list[dict[str, Any]] = []
-    thoughts: list[str] = []
-    for one in items:
-        kind = one.get("type") or "message" if isinstance(one, dict) else None
+        raise PromptBoundaryError(f"the conversation has {len(items)} items; at most {MAX_VALUES} are allowed")
+    messages: list[dict[str, Any]] = []
+    pending_reasoning: list[str] = []
+    for item in items:
+        kind = item.get("type") or "message" if isinstance(item, dict) else None
         if kind == "reasoning":
-            thoughts.append(_thought(one))
+            pending_reasoning.append(_reasoning_text(item))
             continue
-        turn = _turn(one, kind)
-        if turn["role"] == "assistant":
-            if thought := "".join(thoughts):
-                turn["reasoning_content"] = thought
-            if "tool_calls" in turn and turns and turns[-1]["role"] == "assistant" and not thought:
-                turns[-1].setdefault("tool_calls", []).extend(turn["tool_calls"])
-                turn = {}
-            thoughts.clear()
-        if turn:
-            turns.append(turn)
-    return [ChatMessage.model_validate(turn) for turn in turns]
+        message = _message_fields(item, kind)
+        if message["role"] == "assistant":
+            if reasoning := "".join(pending_reasoning):
+                message["reasoning_content"] = reasoning
+            if "tool_calls" in message and messages and messages[-1]["role"] == "assistant" and not reasoning:
+                messages[-1].setdefault("tool_calls", []).extend(message["tool_calls"])
+                message = {}
+            pending_reasoning.clear()
+        if message:
+            messages.append(message)
+    return [ChatMessage.model_validate(message) for message in messages]
 
 
-def tool_of(tool: Any) -> Any:
-    """A tool as chat templates read it: ``{"type": "function", "function": {"name", ...}}``."""
+def to_chat_tool(tool: Any) -> Any:
+    """A tool in the format of chat templates: ``{"type": "function", "function": {"name", ...}}``."""
     if isinstance(tool, dict) and tool.get("type") == "function" and "function" not in tool:
         return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
     return tool
 
 
-def _turn(one: Any, kind: Any) -> dict[str, Any]:
-    if kind == "message" and "role" in one:
-        content = one.get("content")
+def _message_fields(item: Any, kind: Any) -> dict[str, Any]:
+    if kind == "message" and "role" in item:
+        content = item.get("content")
         if not isinstance(content, (str, list)):
-            raise PromptBoundaryError("a message holds something that is no text")
-        return {"role": {"developer": "system"}.get(str(one["role"]), str(one["role"])), "content": content}
-    if kind == "function_call" and isinstance(one.get("name"), str):
-        call = {"type": "function", "function": {"name": one["name"], "arguments": _arguments(one.get("arguments"))}}
-        named = {"id": one["call_id"]} if isinstance(one.get("call_id"), str) else {}
-        return {"role": "assistant", "content": "", "tool_calls": [{**named, **call}]}
+            raise PromptBoundaryError("the content of a message is neither a text nor a list of parts")
+        role = str(item["role"])
+        return {"role": {"developer": "system"}.get(role, role), "content": content}
+    call_id = item["call_id"] if isinstance(item, dict) and isinstance(item.get("call_id"), str) else None
+    if kind == "function_call" and isinstance(item.get("name"), str):
+        function = {"name": item["name"], "arguments": _parsed_arguments(item.get("arguments"))}
+        call = {"type": "function", "function": function}
+        return {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [call if call_id is None else {"id": call_id, **call}],
+        }
     if kind == "function_call_output":
-        output = one.get("output")
-        named = {"tool_call_id": one["call_id"]} if isinstance(one.get("call_id"), str) else {}
-        return {"role": "tool", "content": output if isinstance(output, (str, list)) else json.dumps(output), **named}
-    raise PromptBoundaryError(f"the conversation holds an item of type {str(kind)[:40]!r}, which is no message")
+        output = item.get("output")
+        content = output if isinstance(output, (str, list)) else json.dumps(output)
+        message = {"role": "tool", "content": content}
+        return message if call_id is None else {**message, "tool_call_id": call_id}
+    raise PromptBoundaryError(
+        f"the conversation has an item of type {str(kind)[:40]!r}; messages, function calls, their outputs and "
+        "reasoning are supported"
+    )
 
 
-def _arguments(given: Any) -> Any:
-    """Arguments come as JSON in a text; templates read objects."""
+def _parsed_arguments(arguments: Any) -> Any:
+    """Arguments are sent as a JSON text, but chat templates read objects. A text that is not JSON stays a text."""
     try:
-        return json.loads(given) if isinstance(given, str) else given
+        return json.loads(arguments) if isinstance(arguments, str) else arguments
     except (ValueError, RecursionError):
-        return given
+        return arguments
 
 
-def _thought(one: dict[str, Any]) -> str:
-    parts = [part for name in ("content", "summary") if isinstance(one.get(name), list) for part in one[name]]
+def _reasoning_text(item: dict[str, Any]) -> str:
+    parts = [part for name in ("content", "summary") if isinstance(item.get(name), list) for part in item[name]]
     texts = [part.get("text") for part in parts if isinstance(part, dict)]
     return "".join(text for text in texts if isinstance(text, str))

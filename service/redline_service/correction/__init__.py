@@ -1,1 +1,1 @@
-"""Corrections in rounds: the rewrites of a request's items until each text stays the same."""
+"""Corrections in rounds: each response is rewritten until its text stays the same."""

@@ -1,4 +1,4 @@
-"""The items of a request through their rewrites: each at its own pace, all in the name of the one request."""
+"""Runs ``/v1/correct``: every item of a request is rewritten in rounds of its own, all as parts of one request."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from redline_model.reward_spec import RewardSpec
 from redline_model.scorer import Scorer
 from redline_service.correction.state import CorrectionState
 from redline_service.errors import item_error
-from redline_service.item_encoding import encoded
+from redline_service.item_encoding import encode_item
 from redline_service.scheduling.batcher import Batcher
 from redline_service.scheduling.jobs import JobResult, Timing
 from redline_service.scheduling.thread_pool import ThreadPool
 
 
 class CorrectionService:
-    """Rewrites until every item's text stays the same, its rounds are used up, or nothing can follow.
+    """Rewrites each item until its text stays the same, ``max_rounds`` is reached, or it cannot be rewritten again.
 
     Args:
-        threads: for what must not hold up the event loop.
+        threads: for work that would block the event loop.
         fingerprint: of the scorer's tokenizer.
     """
 
@@ -37,90 +37,95 @@ class CorrectionService:
     async def run(
         self, request: CorrectRequest, spec: RewardSpec, *, caller: Hashable, deadline_s: float
     ) -> tuple[list[CorrectionResult], Usage, Timing]:
-        """An answer an item.
+        """One result per item, in order.
 
-        All first rounds are let in together or none is; the rounds that follow were let in with them.
+        The first rounds of all items are accepted together or not at all. Later rounds are not checked again.
 
         Raises:
             OverloadedError: see ``Batcher.run``.
         """
         started = time.perf_counter()
         deadline = started + deadline_s
-        begun = await self._threads.run(self._begin_all, request, spec)
+        states = await self._threads.run(self._start_states, request, spec)
         tokenize_s = time.perf_counter() - started
-        good = [one for one in begun if isinstance(one, CorrectionState)]
-        firsts = [one.item for one in good if one.item is not None]
-        lengths = [self._scorer.planner.length(item) for item in firsts]
-        name = object()
+        valid_states = [state for state in states if isinstance(state, CorrectionState)]
+        first_items = [state.next_item for state in valid_states if state.next_item is not None]
+        lengths = [self._scorer.planner.length(item) for item in first_items]
+        request_key = object()
 
-        async def revise(revision: CorrectionState, future: asyncio.Future[JobResult]) -> None:
-            await self._threads.run(revision.take, await future)
-            while (item := revision.item) is not None:
+        async def run_rounds(state: CorrectionState, future: asyncio.Future[JobResult]) -> None:
+            await self._threads.run(state.add_result, await future)
+            while (item := state.next_item) is not None:
                 with self._batcher.queued(
                     [item],
                     [self._scorer.planner.length(item)],
-                    wants_correction=revision.wants_rewrite,
+                    wants_correction=state.wants_rewrite,
                     caller=caller,
-                    request=name,
+                    request=request_key,
                     deadline=deadline,
                 ) as [next_round]:
                     result = await next_round
-                await self._threads.run(revision.take, result)
+                await self._threads.run(state.add_result, result)
 
         self._batcher.admit(sum(lengths), caller, deadline_s - tokenize_s)
         with self._batcher.queued(
-            firsts, lengths, wants_correction=True, caller=caller, request=name, deadline=deadline
+            first_items, lengths, wants_correction=True, caller=caller, request=request_key, deadline=deadline
         ) as futures:
             try:
                 async with asyncio.TaskGroup() as group:
-                    for revision, future in zip(good, futures, strict=True):
-                        group.create_task(revise(revision, future))
+                    for state, future in zip(valid_states, futures, strict=True):
+                        group.create_task(run_rounds(state, future))
             except ExceptionGroup as failed:
                 raise failed.exceptions[0] from None
-        if any(revision.item is not None and revision.failure is None for revision in good):
-            raise asyncio.CancelledError  # the batcher was stopped: the group takes its tasks' cancellation for an end
-        answers = await self._threads.run(self._answer_all, request, begun)
-        passes = [item for revision in good for item in revision.passes]
+        if any(state.next_item is not None and state.failure is None for state in valid_states):
+            # the batcher was stopped; the task group does not report that its tasks were cancelled
+            raise asyncio.CancelledError
+        results = await self._threads.run(self._results, request, states)
+        items_run = [item for state in valid_states for item in state.items_run]
         usage = Usage(
-            scored_tokens=sum(len(item.target_ids) for item in passes),
-            batch_tokens=sum(map(self._scorer.planner.length, passes)),
+            scored_tokens=sum(len(item.target_ids) for item in items_run),
+            batch_tokens=sum(map(self._scorer.planner.length, items_run)),
         )
-        queue_s = max((revision.queued_s for revision in good), default=0.0)
-        inference_s = max((revision.inference_s for revision in good), default=0.0)
-        return answers, usage, Timing(tokenize_s, queue_s, inference_s)
+        queue_s = max((state.queued_s for state in valid_states), default=0.0)
+        inference_s = max((state.inference_s for state in valid_states), default=0.0)
+        return results, usage, Timing(tokenize_s, queue_s, inference_s)
 
-    def _begin_all(self, request: CorrectRequest, spec: RewardSpec) -> list[CorrectionState | Exception]:
+    def _start_states(self, request: CorrectRequest, spec: RewardSpec) -> list[CorrectionState | Exception]:
+        """The state of each item, or its error."""
+
         def score(output: Any) -> float:
             return self._scorer.to_rewards(output, spec).score
 
-        begun: list[CorrectionState | Exception] = []
+        states: list[CorrectionState | Exception] = []
         for item in request.items:
-            first = self._encode(item, request)
-            if isinstance(first, EncodedItem):
+            first_item = self._encode(item, request)
+            if isinstance(first_item, EncodedItem):
                 encode = self._encoder_of(item, request)
-                begun.append(CorrectionState(first, request.options, encode=encode, score=score))
+                states.append(CorrectionState(first_item, request.options, encode=encode, score=score))
             else:
-                begun.append(first)
-        return begun
+                states.append(first_item)
+        return states
 
     def _encode(self, item: ResponseItem, request: CorrectRequest) -> EncodedItem | Exception:
-        return encoded(item, request.options.on_too_long, self._scorer.encoder, self._fingerprint)
+        return encode_item(item, request.options.on_too_long, self._scorer.encoder, self._fingerprint)
 
     def _encoder_of(
         self, item: ResponseItem, request: CorrectRequest
     ) -> Callable[[str, bool], EncodedItem | Exception]:
-        """Other responses to the prompt of ``item``."""
+        """A function that encodes other responses to the prompt of ``item``."""
 
         def encode(text: str, is_finished: bool) -> EncodedItem | Exception:
-            other = item.model_copy(update={"response": text, "response_ids": None, "finished": is_finished})
-            return self._encode(other, request)
+            rewritten = item.model_copy(update={"response": text, "response_ids": None, "finished": is_finished})
+            return self._encode(rewritten, request)
 
         return encode
 
-    def _answer_all(self, request: CorrectRequest, begun: list[CorrectionState | Exception]) -> list[CorrectionResult]:
-        def answer(id: str | None, one: CorrectionState | Exception) -> CorrectionResult:
-            if isinstance(one, Exception):
-                return ItemError(id=id, error=item_error(one))
-            return one.answer(id) if one.failure is None else ItemError(id=id, error=item_error(one.failure))
+    def _results(self, request: CorrectRequest, states: list[CorrectionState | Exception]) -> list[CorrectionResult]:
+        def result(id: str | None, state: CorrectionState | Exception) -> CorrectionResult:
+            if isinstance(state, Exception):
+                return ItemError(id=id, error=item_error(state))
+            if state.failure is not None:
+                return ItemError(id=id, error=item_error(state.failure))
+            return state.to_wire(id)
 
-        return [answer(item.id, one) for item, one in zip(request.items, begun, strict=True)]
+        return [result(item.id, state) for item, state in zip(request.items, states, strict=True)]

@@ -1,4 +1,4 @@
-"""One response on its way to its correction: what each round came to, and what is to be run next. Knows no model."""
+"""The state of one response that is corrected in rounds: its rewrites so far and the item to run next. No model."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from redline.wire.correction import CorrectOptions, Ended, ItemCorrection
 from redline_model.correction.rewriter import Correction
 from redline_model.encoding.encoder import EncodedItem
 from redline_model.errors import EmptyResponseError, RedlineModelError, TooLongError
-from redline_service.correction.wire_edits import readable, wire_edits
+from redline_service.correction.wire_edits import wire_edits, without_cut_character
 from redline_service.scheduling.jobs import JobResult
 
 
 class CorrectionState:
-    """Run ``item``, with its rewrite if ``wants_rewrite``, and ``take`` the outcome; so on until ``item`` is None.
+    """Run ``next_item``, with a rewrite if ``wants_rewrite``, and ``add_result``; repeat until ``next_item`` is None.
 
     Args:
-        item: the response as it came.
-        encode: a text, and whether it is finished, as an item with the same prompt; or why it cannot be one.
-        score: the score of what was measured; raises RedlineModelError.
+        item: the encoded response of the request.
+        encode: encodes a text, and whether it is finished, as an item with the same prompt; returns the error if the
+            text cannot be encoded.
+        score: the score of a forward output; raises RedlineModelError.
 
-    ``failure`` is what went wrong, None if nothing did. ``passes``: the items that were run. In seconds:
-    ``queued_s`` and ``inference_s`` of all passes.
+    ``failure``: the error of this item, None if there is none. ``items_run``: the items that were run.
+    ``queued_s`` and ``inference_s``: seconds, summed over all of them.
     """
 
     def __init__(
@@ -33,28 +34,31 @@ class CorrectionState:
         encode: Callable[[str, bool], EncodedItem | Exception],
         score: Callable[[Any], float],
     ) -> None:
-        self.item: EncodedItem | None = item
+        self.next_item: EncodedItem | None = item
         self.failure: Exception | None = None
-        self.passes: list[EncodedItem] = []
+        self.items_run: list[EncodedItem] = []
         self.queued_s = self.inference_s = 0.0
         self._options = options
         self._encode = encode
         self._score = score
-        self._texts = [item.text]  # the response, and a rewrite a round
-        self._scores: dict[tuple[str, bool], float] = {}
+        self._texts = [item.text]  # the response, then the rewrite of each round
+        self._scores: dict[tuple[str, bool], float] = {}  # by text and whether it is finished
         self._is_complete = item.is_finished
         self._ended: Ended | None = None
 
     @property
     def wants_rewrite(self) -> bool:
-        """Whether the next pass is to rewrite; else it is there for the score alone."""
+        """Whether the next item is to be rewritten; otherwise it is run for its score only."""
         return self._ended is None
 
-    def take(self, result: JobResult) -> None:
-        """What became of ``item``. Tokenises and reads scores: not for the event loop."""
-        assert self.item is not None
-        passed, self.item = self.item, None
-        self.passes.append(passed)
+    def add_result(self, result: JobResult) -> None:
+        """Record the result of ``next_item`` and choose the one after it.
+
+        It tokenises and computes scores, so do not call it on the event loop.
+        """
+        assert self.next_item is not None
+        item, self.next_item = self.next_item, None
+        self.items_run.append(item)
         self.queued_s += result.queued_s
         self.inference_s += result.inference_s
         for part in (result.output, result.correction):
@@ -62,21 +66,21 @@ class CorrectionState:
                 self.failure = part
                 return
         try:
-            self._scores[passed.text, passed.is_finished] = self._score(result.output)
+            self._scores[item.text, item.is_finished] = self._score(result.output)
         except RedlineModelError as error:
             self.failure = error
             return
         if self.wants_rewrite:
-            self._end_or_go_on(result.correction)
+            self._add_rewrite(result.correction)
 
-    def _end_or_go_on(self, rewrite: Correction) -> None:
-        self._ended = self._end_at(rewrite)
+    def _add_rewrite(self, rewrite: Correction) -> None:
+        self._ended = self._reason_to_end(rewrite)
         self._texts.append(rewrite.text)
         self._is_complete = rewrite.is_complete
         if self.wants_rewrite or (self._options.score_after and rewrite.text and self._score_after is None):
             encoded = self._encode(rewrite.text, rewrite.is_complete)
             if isinstance(encoded, EncodedItem):
-                self.item = encoded
+                self.next_item = encoded
             elif isinstance(encoded, TooLongError):
                 self._ended = self._ended or "too_long"
             elif isinstance(encoded, EmptyResponseError):
@@ -84,10 +88,10 @@ class CorrectionState:
             else:
                 self.failure = encoded
 
-    def _end_at(self, rewrite: Correction) -> Ended | None:
-        """Why ``rewrite`` is the last one, None if it is not."""
+    def _reason_to_end(self, rewrite: Correction) -> Ended | None:
+        """Why ``rewrite`` is the last round; None if another round follows."""
         if not rewrite.is_complete:
-            return "incomplete"  # half a text is no answer to go on from
+            return "incomplete"  # the rest of the text is missing, so it cannot be rewritten again
         if rewrite.text == self._texts[-1]:
             return "fixed_point"
         if rewrite.text in self._texts:
@@ -100,17 +104,21 @@ class CorrectionState:
     def _score_after(self) -> float | None:
         return self._scores.get((self._texts[-1], self._is_complete))
 
-    def answer(self, id: str | None) -> ItemCorrection:
-        """All of it, once ``item`` is None and nothing failed. Compares texts: not for the event loop."""
+    def to_wire(self, id: str | None) -> ItemCorrection:
+        """The result of the item, once ``next_item`` is None and ``failure`` is None.
+
+        It compares texts, so do not call it on the event loop.
+        """
         assert self._ended is not None
-        before, after = self._texts[0], readable(self._texts[-1], is_complete=self._ended != "incomplete")
+        before = self._texts[0]
+        after = without_cut_character(self._texts[-1], is_complete=self._ended != "incomplete")
         return ItemCorrection(
             id=id,
             correction=after,
             ended=self._ended,
             rounds=len(self._texts) - 1,
             edits=wire_edits(before, after, by=self._options.edits),
-            score_before=self._scores[before, self.passes[0].is_finished],
+            score_before=self._scores[before, self.items_run[0].is_finished],
             score_after=self._score_after,
-            truncated=any(item.is_truncated for item in self.passes),
+            truncated=any(item.is_truncated for item in self.items_run),
         )

@@ -1,4 +1,4 @@
-"""The edits of an answer, as the wire has them."""
+"""The edits between a response and its correction, in the wire's form."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from redline_model.correction.edits import edits_between
 
 
 def wire_edits(response: str, correction: str, *, by: EditsBy | None) -> list[Edit]:
-    """The edits that turn ``response`` into ``correction``; ``by`` None is by words. Takes long for the event loop."""
+    """The edits that turn ``response`` into ``correction``. Compares texts, so do not call it on the event loop.
+
+    Args:
+        by: one edit per word or per group of words; None means words.
+    """
     edits = [Edit(**edit._asdict()) for edit in edits_between(response, correction)]
     return grouped(response, edits) if by == "groups" else edits
 
 
-def readable(correction: str, *, is_complete: bool) -> str:
-    """``correction`` without the character that its length limit cut.
+def without_cut_character(correction: str, *, is_complete: bool) -> str:
+    """``correction`` without a last character that the length limit cut in two.
 
-    The first bytes of a character of several tokens decode to replacement characters.
+    A character may consist of several tokens; the first of them alone decode to replacement characters.
     """
     return correction if is_complete else correction.rstrip("\ufffd")

@@ -1,1 +1,1 @@
-"""The HTTP server: application, middleware, admission, connections, routes."""
+"""The HTTP server: application, middleware, admission of requests, connections, routes."""

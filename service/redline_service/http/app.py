@@ -1,4 +1,4 @@
-"""The FastAPI application, put together from its parts."""
+"""Creates the FastAPI application: routes, middleware, error handlers, loading of the bundle."""
 
 from __future__ import annotations
 
@@ -20,18 +20,17 @@ from redline_service.engine import Engine
 from redline_service.errors import RequestError
 from redline_service.http.admission import ModelRoute
 from redline_service.http.connections import Connections
-from redline_service.http.error_responses import ANSWERED, error_response
+from redline_service.http.error_responses import CALLER_ERRORS, error_response
 from redline_service.http.limiter import BodyMemory, ConcurrencyLimiter
 from redline_service.http.middleware import RequestMiddleware
-from redline_service.http.routes import compat as dropins
-from redline_service.http.routes import correct, health, models, score
+from redline_service.http.routes import compat, correct, health, models, score
 from redline_service.metrics import Metrics
 from redline_service.scheduling.thread_pool import ThreadPool
 from redline_service.settings import ServiceSettings
 
 logger = logging.getLogger("redline.service")
-# Bytes of bodies that may be coming in at once, and at least four of the largest.
-_BODY_MEMORY = 256 * 2**20
+# Bytes of all bodies that may be arriving at once; increased to four of the largest bodies if those are larger.
+_BODY_MEMORY_BYTES = 256 * 2**20
 
 _STATUS_CODES = {
     401: ErrorCode.UNAUTHORIZED,
@@ -42,7 +41,7 @@ _STATUS_CODES = {
 
 
 def load_bundle(settings: ServiceSettings) -> Bundle:
-    """The bundle that ``settings`` ask for. Raises BundleError, UnsupportedError."""
+    """Load the bundle that ``settings`` name. Raises BundleError, UnsupportedError."""
     bundle = Bundle.load(
         settings.bundle,
         settings.load_options,
@@ -54,7 +53,7 @@ def load_bundle(settings: ServiceSettings) -> Bundle:
         logger.info("%s", bundle.load_options.cpu_precision)
     spec = spec_key(bundle.scorer, reward_spec(bundle.scorer))
     if settings.scalar == "calibrated" and spec not in bundle.manifest.calibration:
-        raise UnsupportedError(f"a calibrated scalar was asked for, and the bundle was not calibrated for {spec}")
+        raise UnsupportedError(f"scalar is 'calibrated', but the bundle has no calibration for {spec}")
     return bundle
 
 
@@ -69,11 +68,11 @@ def create_app(
     """The application around one bundle.
 
     Args:
-        bundle: a loaded bundle, served from the start; None loads ``settings.bundle`` in the background once the
-            application has started, and requests for the model are answered 503 (``not_ready``) until then.
-        connections: closed when they are overdue, as long as the application runs.
-        on_loaded: called when the model has scored.
-        on_failed: called with the BundleError, UnsupportedError or other error if it cannot; None logs it.
+        bundle: a loaded bundle. None: the application loads ``settings.bundle`` in the background after its start, and
+            responds to requests for the model with status 503 (``not_ready``) until then.
+        connections: connections whose time limits are enforced while the application runs.
+        on_loaded: called when the model has scored its first item.
+        on_failed: called with the error if the bundle cannot be loaded or cannot score; None: the error is logged.
     """
     metrics = Metrics()
 
@@ -87,7 +86,7 @@ def create_app(
             on_batch=metrics.count_batch,
         )
         app.state.engine = engine
-        metrics.watch(engine)
+        metrics.add_engine_gauges(engine)
         metrics.model.labels(settings.name, loaded.digest, loaded.scorer.kind).set(1)
         await engine.start()
         on_loaded(loaded)
@@ -127,14 +126,14 @@ def create_app(
         summary="Token rewards for RLHF over HTTP",
         version=_own_version(),
         lifespan=lifespan,
-        redirect_slashes=False,  # the middleware takes them off; a redirect would lose a key before the path
+        redirect_slashes=False,  # the middleware removes them; a redirect would lose a key in the path
     )
     app.state.settings = settings
     app.state.engine = None
     app.state.metrics = metrics
     app.state.limiter = ConcurrencyLimiter(settings.max_queued_requests)
-    app.state.body_memory = BodyMemory(max(_BODY_MEMORY, 4 * settings.max_body_bytes))
-    routers = (score.router, correct.router, dropins.router, dropins.sessions, models.router, health.router)
+    app.state.body_memory = BodyMemory(max(_BODY_MEMORY_BYTES, 4 * settings.max_body_bytes))
+    routers = (score.router, correct.router, compat.router, compat.session_router, models.router, health.router)
     for router in routers:
         app.include_router(router)
     model_routes = [route for router in routers for route in router.routes if isinstance(route, ModelRoute)]
@@ -145,13 +144,13 @@ def create_app(
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    """Every error leaves in the one shape of the wire."""
+    """Give every error response the same JSON format."""
 
-    async def answer(request: Request, error: Exception) -> Response:
+    async def caller_error(request: Request, error: Exception) -> Response:
         return error_response(error)
 
-    for kind in ANSWERED:
-        app.add_exception_handler(kind, answer)
+    for error_type in CALLER_ERRORS:
+        app.add_exception_handler(error_type, caller_error)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:

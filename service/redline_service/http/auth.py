@@ -1,4 +1,4 @@
-"""Bearer keys, in a header or before the path. A key is compared and forgotten; see ``logs`` for what is logged."""
+"""Bearer keys, sent in a header or before the path. Keys are never stored or logged (see ``logs``)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from redline_service.errors import RequestError
 from redline_service.settings import ServiceSettings
 
 
-def take_key_off_path(scope: Scope) -> None:
-    """Make ``/key/KEY/rest`` a request for ``/rest`` with KEY as its bearer token.
+def move_key_to_header(scope: Scope) -> None:
+    """Change a request for ``/key/KEY/rest`` to one for ``/rest`` with KEY as its bearer token.
 
-    For callers that cannot send headers. Slashes too many, as joined addresses have them, change nothing.
+    This is for callers that cannot send headers. Repeated slashes, as in carelessly joined URLs, are ignored.
     """
     raw = scope.get("raw_path") or scope["path"].encode()
     first, slash, rest = raw.lstrip(b"/").partition(b"/")
@@ -25,26 +25,27 @@ def take_key_off_path(scope: Scope) -> None:
     key, slash, rest = rest.lstrip(b"/").partition(b"/")
     scope["raw_path"] = slash + rest.lstrip(b"/") or b"/"
     scope["path"] = unquote_to_bytes(scope["raw_path"]).decode(errors="replace")
-    others = [(name, value) for name, value in scope["headers"] if name != b"authorization"]
-    scope["headers"] = [*others, (b"authorization", b"Bearer " + unquote_to_bytes(key))]
+    other_headers = [(name, value) for name, value in scope["headers"] if name != b"authorization"]
+    scope["headers"] = [*other_headers, (b"authorization", b"Bearer " + unquote_to_bytes(key))]
 
 
-def key_number(settings: ServiceSettings, authorization: bytes) -> int | None:
-    """Which of the keys the bytes of an Authorization header hold, however they spell it; None for none of them."""
-    scheme, _, sent = authorization.partition(b" ")
-    is_known = [secrets.compare_digest(key.get_secret_value().encode(), sent.strip()) for key in settings.keys]
-    return is_known.index(True) if scheme.lower() == b"bearer" and any(is_known) else None
+def key_index(settings: ServiceSettings, authorization: bytes) -> int | None:
+    """The index in ``settings.keys`` of the key in an Authorization header; None if it has none of them."""
+    scheme, _, sent_key = authorization.partition(b" ")
+    is_equal = [secrets.compare_digest(key.get_secret_value().encode(), sent_key.strip()) for key in settings.keys]
+    return is_equal.index(True) if scheme.lower() == b"bearer" and any(is_equal) else None
 
 
 def is_authorized(settings: ServiceSettings, authorization: bytes) -> bool:
-    """Whether the bytes of an Authorization header hold one of the keys, or no keys are set."""
-    return not settings.keys or key_number(settings, authorization) is not None
+    """Whether an Authorization header has one of the keys, or no keys are set."""
+    return not settings.keys or key_index(settings, authorization) is not None
 
 
 def check_key(request: Request) -> None:
-    """Looks at the headers alone. Raises RequestError UNAUTHORIZED where keys are set and none of them was sent."""
+    """Check the key of a request. Raises RequestError UNAUTHORIZED if keys are set and none of them was sent."""
     settings: ServiceSettings = request.app.state.settings
     if not is_authorized(settings, request.headers.get("Authorization", "").encode("latin-1")):
         raise RequestError(
-            ErrorCode.UNAUTHORIZED, "this service wants a key: send 'Authorization: Bearer KEY', or ask below /key/KEY"
+            ErrorCode.UNAUTHORIZED,
+            "this service requires a key: send 'Authorization: Bearer KEY', or put /key/KEY before the path",
         )

@@ -1,4 +1,4 @@
-"""Work whose caller has gone is dropped."""
+"""Cancels the work for a request if its caller disconnects."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ T = TypeVar("T")
 
 
 async def run_until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of ``work``, which is cancelled if the caller hangs up first.
+    """The result of ``work``, which is cancelled if the caller disconnects first.
 
-    Call it after the body was read: from then on the server sends nothing but the disconnect.
+    Call it after the body was read, because it discards every other message of the connection.
 
     Raises:
-        ClientDisconnect: the caller has gone.
+        ClientDisconnect: the caller has disconnected.
     """
 
-    async def hung_up() -> None:
+    async def wait_for_disconnect() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
     task = asyncio.ensure_future(work)
-    watch = asyncio.ensure_future(hung_up())
+    watcher = asyncio.ensure_future(wait_for_disconnect())
     try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
         raise ClientDisconnect
     finally:
-        watch.cancel()
+        watcher.cancel()
         if not task.done():
             task.cancel()
             await asyncio.wait({task})
         if not task.cancelled():
-            task.exception()  # looked at, or asyncio would log it as lost
+            task.exception()  # otherwise asyncio logs that the exception was never retrieved

@@ -1,4 +1,4 @@
-"""The service's exceptions as HTTP responses, in the one shape of the wire."""
+"""HTTP responses for errors; every error has the same JSON format."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from starlette.responses import JSONResponse, Response
 from redline_service.errors import RequestError, overload_error
 from redline_service.scheduling.errors import OverloadedError
 
-# What an endpoint may raise and means for its caller.
-ANSWERED = (RequestError, OverloadedError, ClientDisconnect)
+# Errors of an endpoint that are responses to its caller. All others are faults of the service.
+CALLER_ERRORS = (RequestError, OverloadedError, ClientDisconnect)
 
 
 def error_response(error: Exception) -> Response:
-    """The answer to a request that ended with one of ``ANSWERED``."""
+    """The response for one of ``CALLER_ERRORS``."""
     if isinstance(error, ClientDisconnect):
-        return Response(status_code=499)  # nobody reads it; the access log and the metrics do
+        return Response(status_code=499)  # the caller does not read it, but the access log and the metrics count it
     if isinstance(error, OverloadedError):
         error = overload_error(error)
     assert isinstance(error, RequestError)

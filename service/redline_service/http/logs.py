@@ -1,7 +1,7 @@
-"""What the service logs, and that no key is in it.
+"""Logging of the service, without keys.
 
-Nothing that a caller sends is logged as it came: the access log names routes, not paths. Keys are struck out of every
-line on top of that, in plain and in percent-encoded form, wherever they came from.
+Nothing that a caller sends is logged unchanged: the access log names routes, not paths. In addition, keys are replaced
+in every line, in plain and in percent-encoded form, wherever they came from.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 
 class KeyRedactor(logging.Formatter):
-    """Formats a record as usual, its traceback included, and replaces keys by ``***``.
+    """Formats a record, including its traceback, and replaces keys by ``***``.
 
-    A key is found in any mixture of plain and percent-encoded characters, in upper or lower case, and behind the
-    backslashes of a quoted string.
+    A key is found in any mixture of plain, percent-encoded and backslash-escaped characters, in upper or lower case.
     """
 
     def __init__(self, format: str, keys: Sequence[str] = ()) -> None:
@@ -28,13 +27,13 @@ class KeyRedactor(logging.Formatter):
         self._keys = re.compile("|".join(map(_any_form, longest_first)), re.IGNORECASE) if longest_first else None
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line to be written."""
+        """The line to write."""
         line = super().format(record)
         return line if self._keys is None else self._keys.sub("***", line)
 
 
 def _any_form(key: str) -> str:
-    """A pattern of fixed choices for each character: linear in the text."""
+    """A pattern for ``key`` in any encoding, with a fixed choice for each character so that it takes linear time."""
 
     def forms(character: str) -> str:
         percent = "".join(f"%(?:25)?{byte:02x}" for byte in character.encode())
@@ -47,14 +46,14 @@ def _any_form(key: str) -> str:
 
 def access_line(method: str, route: str, status: int, seconds: float) -> str:
     """A line of the access log. ``route`` is a route's pattern, never a path."""
-    shown = method if method in _METHODS else "OTHER"
-    return f'"{shown} {route}" {status} {1000 * seconds:.1f} ms'
+    known_method = method if method in _METHODS else "OTHER"
+    return f'"{known_method} {route}" {status} {1000 * seconds:.1f} ms'
 
 
 def logging_config(level: str, keys: Sequence[str]) -> dict[str, Any]:
-    """For ``logging.config.dictConfig``: one handler on standard error for the service and for uvicorn."""
+    """Configuration for ``logging.config.dictConfig``: the service and uvicorn log to standard error."""
     own = {"handlers": ["stderr"], "level": level.upper(), "propagate": False}
-    # what uvicorn tells at "info" is of its own life; the service says itself where it serves what
+    # at "info" uvicorn logs its start and stop; the service prints its own line when it is ready
     uvicorn = {**own, "level": "WARNING" if level == "info" else level.upper()}
     return {
         "version": 1,

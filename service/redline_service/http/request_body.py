@@ -1,4 +1,4 @@
-"""A request body from the network to a checked object, in bounded time and memory."""
+"""Reads, parses and validates request bodies in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from pydantic_core import from_json
 
 from redline.wire import ErrorCode
 from redline_service.errors import RequestError, describe_validation
-from redline_service.http.limiter import BodyShare
+from redline_service.http.limiter import BodyReservation
 
-# The fields of all request forms in which a list has one element an item.
+# Fields of all request formats whose lists have one element per item.
 _ITEM_FIELDS = ("items", "query", "prompts", "responses", "messages", "input", "text", "input_ids")
-# in these, a list of numbers is one item
+# In these a list of numbers is one item.
 _ID_FIELDS = ("input", "input_ids")
-# an escape that may be half of a surrogate pair, which is no text, though JSON can spell it
-_HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
+# An escape that may be a lone surrogate: JSON can express it, but it is not valid Unicode text.
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _UTF8_BOM = b"\xef\xbb\xbf"
 
 
-async def read_body(request: Request, share: BodyShare, *, max_bytes: int, timeout_s: float) -> bytes:
-    """The body, once all of it has arrived.
+async def read_body(request: Request, reservation: BodyReservation, *, max_bytes: int, timeout_s: float) -> bytes:
+    """Read the whole body.
 
     Args:
-        share: of the memory for bodies; it grows with the body.
+        reservation: memory of this body; it grows as the body arrives.
 
     Raises:
-        OverloadedError: there is no more memory for bodies.
-        RequestError: REQUEST_TOO_LARGE, as soon as that is known; BODY_TIMEOUT, it did not arrive in time;
-            INVALID_REQUEST, it is declared as something other than JSON.
-        ClientDisconnect: the caller has gone.
+        OverloadedError: the memory for bodies is used up.
+        RequestError: REQUEST_TOO_LARGE, raised as early as possible; BODY_TIMEOUT, the body did not arrive in time;
+            INVALID_REQUEST, its content type is not JSON.
+        ClientDisconnect: the caller has disconnected.
     """
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
@@ -49,7 +49,7 @@ async def read_body(request: Request, share: BodyShare, *, max_bytes: int, timeo
             async for chunk in request.stream():
                 if len(body) + len(chunk) > max_bytes:
                     raise too_large
-                share.add(len(chunk))
+                reservation.add(len(chunk))
                 body += chunk
     except TimeoutError as error:
         reason = f"the body did not arrive within {timeout_s:g} s"
@@ -58,22 +58,22 @@ async def read_body(request: Request, share: BodyShare, *, max_bytes: int, timeo
 
 
 def parse_body(body: bytes, adapter: TypeAdapter[Any], max_items: int) -> Any:
-    """``body`` as what ``adapter`` describes. The number of items is checked before any of them is looked at.
+    """Parse and validate a JSON body. The number of items is checked before any of them is validated.
 
     Raises:
-        RequestError: INVALID_REQUEST, it is not JSON or not of that form; REQUEST_TOO_LARGE, it has too many items.
+        RequestError: INVALID_REQUEST, the body is not JSON or not valid; REQUEST_TOO_LARGE, it has too many items.
     """
     body = body.removeprefix(_UTF8_BOM)
     try:
         data = from_json(body, allow_inf_nan=False)
-    except ValueError as error:  # nesting and numbers that are out of bounds, too
-        data = _with_half_pairs(body, f"the body is not JSON: {error}")
+    except ValueError as error:  # also if nesting or numbers exceed the parser's limits
+        data = _load_with_surrogates(body, f"the body is not JSON: {error}")
     if isinstance(data, dict):
         for name in _ITEM_FIELDS:
             items = data.get(name)
-            is_one = name in _ID_FIELDS and isinstance(items, list) and bool(items) and isinstance(items[0], int)
-            if isinstance(items, list) and len(items) > max_items and not is_one:
-                reason = f"{len(items)} {name}; a request may hold {max_items}"
+            is_one_item = name in _ID_FIELDS and isinstance(items, list) and bool(items) and isinstance(items[0], int)
+            if isinstance(items, list) and len(items) > max_items and not is_one_item:
+                reason = f"the request has {len(items)} {name}; at most {max_items} are allowed"
                 raise RequestError(ErrorCode.REQUEST_TOO_LARGE, reason)
     try:
         return adapter.validate_python(data)
@@ -81,15 +81,15 @@ def parse_body(body: bytes, adapter: TypeAdapter[Any], max_items: int) -> Any:
         raise RequestError(ErrorCode.INVALID_REQUEST, describe_validation(error)) from error
 
 
-def _with_half_pairs(body: bytes, reason: str) -> Any:
-    """``body`` with the halves of surrogate pairs that it holds.
+def _load_with_surrogates(body: bytes, reason: str) -> Any:
+    """Parse a JSON body that contains lone surrogates.
 
-    Validation refuses them by name in every text that is read; a caller's other data may hold them. Raises RequestError
-    INVALID_REQUEST with ``reason`` where they are not what is wrong with the body.
+    Validation refuses them in every text that is scored, and names the field; other data of the caller may contain
+    them. Raises RequestError INVALID_REQUEST with ``reason`` if the body is invalid for another reason.
     """
-    if _HALF_PAIR.search(body):
+    if _SURROGATE.search(body):
         try:
-            from_json(_HALF_PAIR.sub(rb"\\ufff", body), allow_inf_nan=False)  # for its limits on nesting and numbers
+            from_json(_SURROGATE.sub(rb"\\ufff", body), allow_inf_nan=False)  # checks limits on nesting and numbers
             return json.loads(body)
         except (ValueError, RecursionError):
             pass

@@ -1,4 +1,4 @@
-"""Running the service: one process, one model, SIGTERM drains."""
+"""Runs the service: one process with one model. On SIGTERM it answers the requests in progress and ends."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from redline_service.http.logs import logging_config
 from redline_service.settings import ServiceSettings
 
 _BACKLOG = 4096
-# None of them is known to the limit on connections before all are accepted.
+# Connections that asyncio accepts at once; the limit on connections counts none of them before all are accepted.
 _ACCEPTED_AT_ONCE = 32
-_SWITCH_S = 0.0005
+_SWITCH_INTERVAL_S = 0.0005
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket: from here on nobody else can have the port. Raises OSError."""
+    """A listening socket, which reserves the port. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # the protocol is named because asyncio sets TCP_NODELAY only where it is: without it, small answers on a kept
-    # connection wait for the other side's delayed acknowledgement
+    # asyncio sets TCP_NODELAY only if the protocol is given. Without TCP_NODELAY small responses on a kept connection
+    # wait for the client's delayed acknowledgement.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -43,19 +43,19 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server; asyncio accepts few connections at a time, and the kernel holds many."""
+    """uvicorn's server, with a longer queue of connections that the operating system holds until they are accepted."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for listener in sockets or []:
-            listener.listen(_BACKLOG)  # asyncio has set it to the number that it accepts at a time
+            listener.listen(_BACKLOG)  # asyncio has set it to the number of connections that it accepts at once
 
 
 def serve(settings: ServiceSettings) -> None:
-    """Serve a bundle until a signal; it is loaded while probes are answered already.
+    """Serve a bundle until a signal arrives. Probes are answered while the bundle is being loaded.
 
-    Requests under way are answered first, for ``settings.drain_s`` at most. Work that does not end by then (a forward
-    pass, a text that is being tokenised) is left behind: the process ends without it.
+    After the signal, requests in progress are answered for at most ``settings.drain_s``. The process does not wait
+    longer for a forward pass or a text that is being tokenised.
 
     Raises:
         OSError: the address cannot be bound.
@@ -69,15 +69,15 @@ def serve(settings: ServiceSettings) -> None:
         url = f"http://{host}:{listener.getsockname()[1]}"
         failure: list[Exception] = []
 
-        def loaded(bundle: Bundle) -> None:
-            # a collection that looks through torch and the model takes a fifth of a second, and would do so again
-            # and again under load
+        def on_loaded(bundle: Bundle) -> None:
+            # A garbage collection that visits the objects of torch and the model takes a fifth of a second. Under load
+            # there would be many of them, so these objects are excluded.
             gc.collect()
             gc.freeze()
             info = f"{bundle.scorer.kind} model {settings.bundle} ({bundle.digest[:19]})"
             print(f"serving {info} on {url}", file=sys.stderr, flush=True)
 
-        def failed(error: Exception) -> None:
+        def on_failed(error: Exception) -> None:
             failure.append(error)
             server.should_exit = True
 
@@ -85,12 +85,12 @@ def serve(settings: ServiceSettings) -> None:
             settings.header_timeout_s, settings.idle_timeout_s, settings.write_timeout_s, settings.max_connections
         )
         connections = Connections(limits)
-        app = create_app(settings, connections=connections, on_loaded=loaded, on_failed=failed)
-        server = _Server(configuration(settings, app, connections))
-        # uvicorn drains at SIGTERM and then raises it again; a drained service has ended well, with status 0
+        app = create_app(settings, connections=connections, on_loaded=on_loaded, on_failed=on_failed)
+        server = _Server(uvicorn_config(settings, app, connections))
+        # uvicorn drains at SIGTERM and then raises the signal again, but a drained service must end with status 0
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        # the event loop gives up the interpreter's lock at every system call; it is to have it back soon
-        sys.setswitchinterval(_SWITCH_S)
+        # the event loop releases the interpreter lock at every system call and must get it back soon
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         try:
             server.run(sockets=[listener])
         except KeyboardInterrupt:
@@ -101,11 +101,11 @@ def serve(settings: ServiceSettings) -> None:
         _end_if_stuck(0)
 
 
-def configuration(settings: ServiceSettings, app: Any, connections: Connections) -> uvicorn.Config:
-    """How uvicorn runs ``app``. The address of a caller is the connection's, unless a proxy's was named."""
+def uvicorn_config(settings: ServiceSettings, app: Any, connections: Connections) -> uvicorn.Config:
+    """Configuration of uvicorn. ``X-Forwarded-For`` is read only if ``forwarded_allow_ips`` names the sender."""
     return uvicorn.Config(
         app,
-        http=connections.protocol(),
+        http=connections.protocol_class(),
         ws="none",
         log_config=None,
         access_log=False,
@@ -118,7 +118,7 @@ def configuration(settings: ServiceSettings, app: Any, connections: Connections)
 
 
 def _end_if_stuck(status: int, message: str | None = None) -> None:
-    """End the process now if a thread of the service still works: the interpreter's own end could wait for it."""
+    """Exit now if a thread of the service still works, because the interpreter's normal exit could wait for it."""
     if any(thread.name.startswith("redline-") and thread.is_alive() for thread in threading.enumerate()):
         if message is not None:
             print(message, file=sys.stderr)

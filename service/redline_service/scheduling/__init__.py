@@ -1,1 +1,1 @@
-"""From many requests to full forward passes: queue, fairness, batches, one worker. No HTTP, no tensors."""
+"""Scheduling: a fair queue of jobs, dynamic batching and the worker that runs the model. No HTTP."""

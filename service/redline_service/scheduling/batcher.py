@@ -1,4 +1,4 @@
-"""From many requests to full passes through the model. Knows asyncio, but no tensors and no HTTP."""
+"""Combines many requests into full forward passes and refuses work under overload. No tensors, no HTTP."""
 
 from __future__ import annotations
 
@@ -21,37 +21,41 @@ from redline_service.scheduling.worker import Worker
 
 logger = logging.getLogger("redline.service")
 
-# Rewrites under way hold keys and values; together at most this many batches' worth of tokens.
-_REWRITE_BATCHES = 4
-# A rewrite's writing is interrupted for scoring after at least this long.
-_LEAST_SLICE_S = 0.02
-# The share of its deadline within which a request must be expected to be scored: when it arrives, and when it has been
-# tokenised. The second is larger, so that work which was begun is seldom thrown away.
-PLANNED_SHARE = 0.6
-_LATEST_SHARE = 0.9
-# A pass takes this share of the time that callers wait, but is never shorter than the full pass divided by the second
-# number.
-_PASS_SHARE = 0.25
-_SMALLEST_PASS = 8
-_DEADLINE_WEIGHT = 0.05
-# A shorter one counts as this: nobody shall make everybody's passes small by asking for the impossible.
-_LEAST_DEADLINE_S = 0.5
+# Unfinished rewrites keep their keys and values in memory; together they hold at most this many batches' tokens.
+_MAX_REWRITE_BATCHES = 4
+# Rewriting continues for at least this long before the next scoring pass.
+_MIN_REWRITE_S = 0.02
+# A request is accepted if it is expected to be scored within this share of its deadline: on arrival, when its length is
+# not known yet, and after tokenisation. The second share is larger, so that requests are seldom refused after they
+# were tokenised.
+ARRIVAL_DEADLINE_SHARE = 0.6
+_QUEUE_DEADLINE_SHARE = 0.9
+# A pass takes this share of the mean deadline, but is never smaller than a full pass divided by the second number.
+_PASS_DEADLINE_SHARE = 0.25
+_MAX_PASS_DIVISOR = 8
+_MEAN_DEADLINE_WEIGHT = 0.05
+# Shorter deadlines count as this one in the mean: a caller with an impossible deadline must not make the passes of
+# all callers small.
+_MIN_DEADLINE_S = 0.5
 
 BatchObserver = Callable[[int, int, float], None]  # items, tokens computed, seconds
 
 
 class Batcher:
-    """Queues jobs and feeds them to the model in passes under a token budget.
+    """Queues jobs and runs them on the model in passes under a token budget.
 
-    While a pass runs, new jobs gather: load makes the passes fuller, and nothing ever waits for a timer. Once
-    a full pass is waiting it is formed while the one before it still runs. A job whose callers have gone is
-    dropped before it costs anything. Rewriting takes turns with scoring.
+    New jobs are queued while a pass runs, so load makes the passes fuller, and no job waits for a timer. If a full pass
+    is queued it is formed while the previous one still runs. A job is dropped, at no cost, if its callers have
+    disconnected. Rewriting and scoring take turns.
 
-    Under overload, work that could not be done by its deadline is refused before it is queued, by the throughput that
-    is measured while there is a queue; what was queued and can no longer be finished in time is dropped.
+    Under overload, work that could not be done before its deadline is refused before it is queued. The estimate uses
+    the throughput measured while requests were queued. Queued work that can no longer be finished in time is dropped.
 
     Args:
-        max_passes: passes that are formed at once; None: what suits the device.
+        max_batch_tokens: tokens of one pass.
+        max_queued_tokens: further requests are refused beyond this number.
+        max_running_passes: passes that are launched before the first of them ends; None: chosen for the device.
+        on_batch: called after each pass with its items, its tokens and its seconds.
     """
 
     def __init__(
@@ -60,7 +64,7 @@ class Batcher:
         *,
         max_batch_tokens: int,
         max_queued_tokens: int,
-        max_passes: int | None = None,
+        max_running_passes: int | None = None,
         on_batch: BatchObserver = lambda items, tokens, seconds: None,
     ) -> None:
         self._scorer = scorer
@@ -68,51 +72,51 @@ class Batcher:
         self._max_batch_tokens = max_batch_tokens
         self._max_queued_tokens = max_queued_tokens
         self._on_batch = on_batch
-        self._waiting = JobQueue(scorer.planner, request_quantum=max_batch_tokens)
-        self._rewrites: dict[int, tuple[Job, Any]] = {}
-        self._changed = asyncio.Event()
-        # on a GPU a pass is launched while the one before it runs; on a CPU a pass formed early only holds up others
-        self._passes = max_passes or (1 if scorer.model.device.type == "cpu" else 2)
-        self._threads = ThreadPool(self._passes, "redline-worker")
-        self._feeding: asyncio.Task[None] | None = None
-        self._is_rewriting = self._is_rewriting_next = False
+        self._queue = JobQueue(scorer.planner, request_quantum=max_batch_tokens)
+        self._rewrites: dict[int, tuple[Job, Any]] = {}  # by rewrite id: the job and its forward output
+        self._jobs_added = asyncio.Event()
+        # On a GPU a pass is launched while the previous one runs. On a CPU this would only delay other jobs.
+        self._max_running_passes = max_running_passes or (1 if scorer.model.device.type == "cpu" else 2)
+        self._threads = ThreadPool(self._max_running_passes, "redline-worker")
+        self._feed_task: asyncio.Task[None] | None = None
+        self._is_rewriting = self._is_rewrite_next = False
         self._is_stopped = False
-        self._slice_s = _LEAST_SLICE_S
+        self._last_pass_s = _MIN_REWRITE_S
         self._throughput = Throughput()
-        self._usual_deadline_s = 60.0  # of a request, a moving average
-        self._under_way = 0  # tokens of the passes that run
-        self._busy_since = 0.0  # when the last pass ended, or when the model was last given work after a pause
+        self._mean_deadline_s = 60.0  # of requests, a moving average
+        self._running_tokens = 0  # of the passes that run
+        self._busy_since = 0.0  # end of the last pass, or start of the first pass after the model was idle
 
     @property
     def queued_items(self) -> int:
-        """Items that wait, for the model or for the end of their rewrite."""
-        return self._waiting.items + len(self._rewrites)
+        """Items that wait for the model, and items whose rewrite is not finished."""
+        return self._queue.items + len(self._rewrites)
 
     @property
     def queued_tokens(self) -> int:
         """Tokens of the items that wait for the model."""
-        return self._waiting.tokens
+        return self._queue.tokens
 
     def start(self) -> None:
-        """Start feeding the model; needs a running event loop."""
-        self._feeding = asyncio.create_task(self._feed())
+        """Start running queued jobs; needs a running event loop."""
+        self._feed_task = asyncio.create_task(self._feed_model())
 
     async def stop(self, timeout_s: float = 2.0) -> None:
-        """Stop feeding; jobs that still wait are cancelled, and so are those that come later.
+        """Stop; cancels unfinished jobs and jobs that are queued later.
 
         Args:
-            timeout_s: how long a pass that runs is waited for.
+            timeout_s: how long to wait for a running pass to end.
         """
         self._is_stopped = True
-        if self._feeding is not None:
-            self._feeding.cancel()
+        if self._feed_task is not None:
+            self._feed_task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._feeding
-        for job in self._waiting.everything():
+                await self._feed_task
+        for job in self._queue.unfinished_jobs():
             for waiter in job.waiters:
                 waiter.cancel()
         if not self._threads.stop(timeout_s):
-            logger.error("a forward pass did not end within %g s; the process ends without it", timeout_s)
+            logger.error("a forward pass did not end within %g s; the process exits without waiting for it", timeout_s)
 
     async def run(
         self,
@@ -123,16 +127,17 @@ class Batcher:
         caller: Hashable = None,
         deadline_s: float = math.inf,
     ) -> list[JobResult]:
-        """Put ``items`` through the model, all or none of them queued.
+        """Score ``items``; either all of them are queued or none.
 
         Args:
-            caller: who is asking; callers share the model evenly.
-            deadline_s: seconds after which the answer is worth nothing.
+            lengths: tokens of each item.
+            caller: who sent the items; callers share the model evenly.
+            deadline_s: seconds after which the caller no longer needs the results.
 
         Raises:
-            OverloadedError: the queue holds too many tokens or is too long for the deadline; also later, when it turns
-                out that the deadline cannot be kept. A request larger than the whole queue is let in when the queue is
-                empty.
+            OverloadedError: the queue holds too many tokens, or is too long for the deadline. It is also raised later,
+                if it turns out that the deadline cannot be met. A request larger than the whole queue is accepted if
+                the queue is empty.
         """
         self.admit(sum(lengths), caller, deadline_s)
         deadline = time.perf_counter() + deadline_s
@@ -152,164 +157,174 @@ class Batcher:
         request: Hashable = None,
         deadline: float = math.inf,
     ) -> Iterator[list[asyncio.Future[JobResult]]]:
-        """``items`` in the queue; who leaves waits no longer, and what nobody waits for is dropped.
+        """Queue ``items`` and yield a future for each. On exit, jobs that no other caller waits for are dropped.
 
         Args:
-            request: what they are part of, a request taking its turn with the caller's others; None: a new one.
-            deadline: ``perf_counter`` seconds at which nobody waits for them any more.
+            request: key of the request that the items belong to; requests of a caller take turns. None: a new request.
+            deadline: ``perf_counter`` seconds after which the caller no longer needs the results.
 
         Raises:
             CancelledError: the batcher is stopped.
         """
-        if self._is_stopped:  # a request that was being tokenised meanwhile: nothing would ever answer it
+        if self._is_stopped:  # the request was being tokenised when the batcher stopped; it would wait forever
             raise asyncio.CancelledError
         request = object() if request is None else request
-        entries = self._waiting.add(
+        entries = self._queue.add(
             items, lengths, wants_correction=wants_correction, caller=caller, request=request, deadline=deadline
         )
-        self._changed.set()
+        self._jobs_added.set()
         try:
             yield [future for _, future in entries]
         finally:
             for job, future in entries:
                 future.cancel()
-                self._waiting.abandon(job)
+                self._queue.remove_waiter(job)
 
     def admit(
-        self, tokens: float, caller: Hashable, deadline_s: float, *, preparing: float = 0, share: float = _LATEST_SHARE
+        self,
+        tokens: float,
+        caller: Hashable,
+        deadline_s: float,
+        *,
+        preparing_tokens: float = 0,
+        deadline_share: float = _QUEUE_DEADLINE_SHARE,
     ) -> None:
-        """Let a request of ``tokens`` in, or refuse it. Raises OverloadedError as ``run`` does.
+        """Accept or refuse a request of ``tokens``. Raises OverloadedError as ``run`` does.
 
         Args:
-            preparing: tokens, about, of requests that were let in and are not in the queue yet.
-            share: of ``deadline_s``, within which it must be expected to be scored; the rest is for noise.
+            preparing_tokens: estimated tokens of requests that were accepted and are not queued yet.
+            deadline_share: the request must be expected to be scored within this share of ``deadline_s``. The rest is a
+                margin for the error of the estimate.
         """
         if self.queued_tokens and self.queued_tokens + tokens > self._max_queued_tokens:
             raise OverloadedError("too many tokens are waiting to be scored")
-        ahead = preparing + self._under_way + self._waiting.tokens_ahead_of(caller, tokens)
-        # with nothing in front it is tried, whatever the estimate: a wrong one can then correct itself
-        if ahead and (wait_s := self._throughput.seconds_for(ahead + tokens)) > share * deadline_s:
-            raise OverloadedError(
-                f"this could be scored in about {wait_s:.1f} s, and it is wanted in {deadline_s:.1f} s",
-                wait_s - share * deadline_s,
-            )
+        tokens_ahead = preparing_tokens + self._running_tokens + self._queue.tokens_ahead_of(caller, tokens)
+        # If nothing is ahead the request is accepted whatever the estimate says: a wrong estimate can correct itself.
+        if tokens_ahead:
+            wait_s = self._throughput.seconds_for(tokens_ahead + tokens)
+            if wait_s > deadline_share * deadline_s:
+                raise OverloadedError(
+                    f"the request would be scored in about {wait_s:.1f} s, "
+                    f"which is too late for its deadline of {deadline_s:.1f} s",
+                    wait_s - deadline_share * deadline_s,
+                )
         if deadline_s < math.inf:
-            wanted_s = max(deadline_s, _LEAST_DEADLINE_S)
-            self._usual_deadline_s += _DEADLINE_WEIGHT * (wanted_s - self._usual_deadline_s)
+            counted_s = max(deadline_s, _MIN_DEADLINE_S)
+            self._mean_deadline_s += _MEAN_DEADLINE_WEIGHT * (counted_s - self._mean_deadline_s)
 
-    async def _feed(self) -> None:
-        lanes: set[asyncio.Task[None]] = set()
+    async def _feed_model(self) -> None:
+        """Start passes and rewrites as jobs are queued and as the model becomes free."""
+        running: set[asyncio.Task[None]] = set()
         is_idle = True
         try:
             while True:
-                work = self._next_work(is_busy=bool(lanes)) if len(lanes) < self._passes else None
+                work = self._next_work(is_busy=bool(running)) if len(running) < self._max_running_passes else None
                 if work is not None:
-                    if not lanes:
+                    if not running:
                         self._busy_since = time.perf_counter() if is_idle else self._busy_since
                     is_idle = False
-                    lanes.add(asyncio.create_task(work))
+                    running.add(asyncio.create_task(work))
                     continue
-                is_idle = is_idle or not lanes
-                self._changed.clear()
-                arrival = asyncio.create_task(self._changed.wait())
-                await asyncio.wait({arrival, *lanes}, return_when=asyncio.FIRST_COMPLETED)
+                is_idle = is_idle or not running
+                self._jobs_added.clear()
+                arrival = asyncio.create_task(self._jobs_added.wait())
+                await asyncio.wait({arrival, *running}, return_when=asyncio.FIRST_COMPLETED)
                 arrival.cancel()
-                lanes = {lane for lane in lanes if not lane.done()}
+                running = {task for task in running if not task.done()}
         finally:
-            for lane in lanes:
-                lane.cancel()
+            for task in running:
+                task.cancel()
 
     def _next_work(self, *, is_busy: bool) -> Coroutine[Any, Any, None] | None:
-        """What to do now, None to wait. While the model is busy only a pass that is full is worth forming."""
-        self._drop_late()
-        is_full = self._waiting.tokens >= self._max_batch_tokens
-        can_score = self._waiting.has(wants_correction=False) and (is_full or not is_busy)
+        """The work to start now, None to wait. While the model is busy, only a full pass is worth forming."""
+        self._fail_expired_jobs()
+        is_full = self._queue.tokens >= self._max_batch_tokens
+        can_score = self._queue.has_job(wants_correction=False) and (is_full or not is_busy)
         can_rewrite = not self._is_rewriting and (
-            bool(self._rewrites) or (self._waiting.has(wants_correction=True) and (is_full or not is_busy))
+            bool(self._rewrites) or (self._queue.has_job(wants_correction=True) and (is_full or not is_busy))
         )
-        if can_rewrite and (self._is_rewriting_next or not can_score):
-            self._is_rewriting, self._is_rewriting_next = True, False
-            return self._rewrite()
+        if can_rewrite and (self._is_rewrite_next or not can_score):
+            self._is_rewriting, self._is_rewrite_next = True, False
+            return self._rewrite_turn()
         if can_score:
-            self._is_rewriting_next = True
-            return self._score(self._waiting.take(self._pass_tokens(), wants_correction=False))
+            self._is_rewrite_next = True
+            return self._score(self._queue.next_batch(self._pass_tokens(), wants_correction=False))
         return None
 
     def _pass_tokens(self) -> int:
-        """Tokens of the next pass: fewer where callers wait for less than some full passes.
+        """Tokens of the next pass: fewer if the mean deadline is shorter than a few full passes.
 
-        It goes by the deadlines that requests come with. What is left of them would make passes the smaller, and so
-        the slower, the more there is to do.
+        It depends on the deadlines that requests arrive with, not on the time that is left of them. The time left would
+        make the passes smaller, and so slower, the more work is queued.
         """
-        tokens = self._throughput.tokens_per_s * self._usual_deadline_s * _PASS_SHARE
-        least = self._max_batch_tokens // _SMALLEST_PASS
-        return min(self._max_batch_tokens, max(least, int(tokens))) if tokens else self._max_batch_tokens
+        tokens = self._throughput.tokens_per_s * self._mean_deadline_s * _PASS_DEADLINE_SHARE
+        min_tokens = self._max_batch_tokens // _MAX_PASS_DIVISOR
+        return min(self._max_batch_tokens, max(min_tokens, int(tokens))) if tokens else self._max_batch_tokens
 
     async def _score(self, jobs: Sequence[Job]) -> None:
-        """A pass; more than one where the model has to pad."""
-        is_backlogged = self._waiting.items > 0
-        under_way = sum(job.length for job in jobs)
-        self._under_way += under_way
+        """Run one pass over ``jobs``; several passes if the model has to pad."""
+        is_backlogged = self._queue.items > 0
+        tokens = sum(job.length for job in jobs)
+        self._running_tokens += tokens
         try:
-            for batch in self._scorer.planner.batches([job.item for job in jobs], self._max_batch_tokens):
-                chosen = [jobs[i] for i in batch if jobs[i].is_wanted]
-                if not chosen:
+            for indices in self._scorer.planner.batches([job.item for job in jobs], self._max_batch_tokens):
+                batch = [jobs[i] for i in indices if jobs[i].has_waiters]
+                if not batch:
                     continue
-                items = [job.item for job in chosen]
-                forward = await self._threads.run(self._worker.forward, items)
-                self._slice_s = forward.seconds
-                self._observe(chosen, forward.seconds, is_backlogged=is_backlogged)
-                for job, one in zip(chosen, forward.values, strict=True):
-                    self._finish(job, one, None, forward.seconds)
-        except Exception as error:  # a fault of ours must cost this round only, never the feeding task
+                forward = await self._threads.run(self._worker.forward, [job.item for job in batch])
+                self._last_pass_s = forward.seconds
+                self._record_pass(batch, forward.seconds, is_backlogged=is_backlogged)
+                for job, output in zip(batch, forward.values, strict=True):
+                    self._finish(job, output, None, forward.seconds)
+        except Exception as error:  # an unexpected error must fail these jobs only and never end the feed task
             self._fail(jobs, error)
         finally:
-            self._under_way -= under_way
+            self._running_tokens -= tokens
 
-    async def _rewrite(self) -> None:
-        """Begin the rewrites there is room for, then write for about as long as the last scoring pass took."""
+    async def _rewrite_turn(self) -> None:
+        """Start the rewrites that fit into memory, then continue all for about as long as the last scoring pass."""
         jobs: list[Job] = []
-        is_backlogged = self._waiting.items > 0
+        is_backlogged = self._queue.items > 0
         try:
-            room = _REWRITE_BATCHES * self._max_batch_tokens - self._worker.rewriting_tokens
-            if self._waiting.has(wants_correction=True) and (room > 0 or not self._rewrites):
-                jobs = self._waiting.take(self._max_batch_tokens, wants_correction=True, room=room)
-                jobs = [job for job in jobs if job.is_wanted]
-            for batch in self._scorer.planner.batches([job.item for job in jobs], self._max_batch_tokens):
-                chosen = [jobs[i] for i in batch]
-                items = [job.item for job in chosen]
-                begun = await self._threads.run(self._worker.start_rewrites, items)
-                self._observe(chosen, begun.seconds, is_backlogged=is_backlogged)
-                for job, one in zip(chosen, begun.values, strict=True):
-                    if isinstance(one, Exception):
-                        self._finish(job, one, None, begun.seconds)
+            free_tokens = _MAX_REWRITE_BATCHES * self._max_batch_tokens - self._worker.rewriting_tokens
+            if self._queue.has_job(wants_correction=True) and (free_tokens > 0 or not self._rewrites):
+                jobs = self._queue.next_batch(self._max_batch_tokens, wants_correction=True, max_length=free_tokens)
+                jobs = [job for job in jobs if job.has_waiters]
+            for indices in self._scorer.planner.batches([job.item for job in jobs], self._max_batch_tokens):
+                batch = [jobs[i] for i in indices]
+                started = await self._threads.run(self._worker.start_rewrites, [job.item for job in batch])
+                self._record_pass(batch, started.seconds, is_backlogged=is_backlogged)
+                for job, result in zip(batch, started.values, strict=True):
+                    if isinstance(result, Exception):
+                        self._finish(job, result, None, started.seconds)
                     else:
-                        self._rewrites[one[0]] = (job, one[1])
-            for ticket in [t for t, (job, _) in self._rewrites.items() if not job.is_wanted]:
-                del self._rewrites[ticket]
-                await self._threads.run(self._worker.drop_rewrite, ticket)
+                        rewrite_id, output = result
+                        self._rewrites[rewrite_id] = (job, output)
+            for rewrite_id in [key for key, (job, _) in self._rewrites.items() if not job.has_waiters]:
+                del self._rewrites[rewrite_id]
+                await self._threads.run(self._worker.drop_rewrite, rewrite_id)
             if self._rewrites:
-                await self._write(max(_LEAST_SLICE_S, self._slice_s))
+                await self._advance_rewrites(max(_MIN_REWRITE_S, self._last_pass_s))
         except Exception as error:
             self._fail(jobs, error)
         finally:
             self._is_rewriting = False
 
-    async def _write(self, seconds: float) -> None:
-        written = await self._threads.run(self._worker.advance_rewrites, seconds)
-        for ticket, correction in written.values:
-            if ticket in self._rewrites:
-                job, output = self._rewrites.pop(ticket)
-                self._finish(job, output, correction, written.seconds)
+    async def _advance_rewrites(self, seconds: float) -> None:
+        finished = await self._threads.run(self._worker.advance_rewrites, seconds)
+        for rewrite_id, correction in finished.values:
+            if rewrite_id in self._rewrites:
+                job, output = self._rewrites.pop(rewrite_id)
+                self._finish(job, output, correction, finished.seconds)
 
-    def _drop_late(self) -> None:
-        """Refuse what waits and can no longer be finished in time; it would hold up what still can."""
-        next_pass_s = self._throughput.seconds_for(min(self._waiting.tokens, self._max_batch_tokens))
-        for job in self._waiting.expire(time.perf_counter() + next_pass_s):
-            job.fail(DeadlineExceededError("this could not be scored in time: the service has too much to do"))
+    def _fail_expired_jobs(self) -> None:
+        """Drop queued jobs that can no longer be finished in time; they would delay jobs that can."""
+        next_pass_s = self._throughput.seconds_for(min(self._queue.tokens, self._max_batch_tokens))
+        for job in self._queue.remove_expired(time.perf_counter() + next_pass_s):
+            job.fail(DeadlineExceededError("the service is overloaded: the item could not be scored in time"))
 
-    def _observe(self, jobs: Sequence[Job], seconds: float, *, is_backlogged: bool) -> None:
-        """A pass over ``jobs`` has ended. ``seconds``: for how long it had the model."""
+    def _record_pass(self, jobs: Sequence[Job], seconds: float, *, is_backlogged: bool) -> None:
+        """Update the throughput after a pass over ``jobs`` that used the model for ``seconds``."""
         tokens = sum(job.length for job in jobs)
         self._on_batch(len(jobs), tokens, seconds)
         now = time.perf_counter()
@@ -318,11 +333,11 @@ class Batcher:
         self._busy_since = now
 
     def _finish(self, job: Job, output: Any, correction: Any, seconds: float) -> None:
-        """``seconds``: for how long the model worked on the job's last pass."""
-        self._waiting.forget(job)
+        """Pass the result to the job's callers. ``seconds``: for which the job's last pass used the model."""
+        self._queue.mark_finished(job)
         job.finish(output, correction, max(0.0, time.perf_counter() - job.queued_at - seconds), seconds)
 
     def _fail(self, jobs: Sequence[Job], error: Exception) -> None:
-        logger.error("a round failed", exc_info=error)
+        logger.error("a batch failed", exc_info=error)
         for job in jobs:
             self._finish(job, error, None, 0.0)

@@ -1,10 +1,13 @@
-"""Why the scheduler refuses or drops work. Domain errors: ``redline_service.errors`` maps them to the wire."""
+"""Errors for work that the scheduler refuses or drops. ``redline_service.errors`` maps them to the wire's codes."""
 
 from __future__ import annotations
 
 
 class OverloadedError(Exception):
-    """There is no room for the work, or it could not be done in time. ``retry_after_s``: when to try again, seconds."""
+    """The work was refused: the queue is full, or the work could not be finished in time.
+
+    ``retry_after_s``: seconds after which the caller may try again.
+    """
 
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
@@ -12,4 +15,4 @@ class OverloadedError(Exception):
 
 
 class DeadlineExceededError(OverloadedError):
-    """Work that was queued can no longer be done before its deadline."""
+    """The work was queued and can no longer be finished before its deadline."""

@@ -1,4 +1,4 @@
-"""The jobs that wait: fair between callers, a prompt's responses together, and each item once."""
+"""The queue of jobs: fair between callers, responses to one prompt together, equal items only once."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from redline_model.inference.prefix_cache import Prefix
 from redline_service.scheduling.fair_queue import FairQueue
 from redline_service.scheduling.jobs import Job, JobResult
 
-# Of a pass's budget: as many tokens are taken from whoever is next in turn.
+# This share of a pass's token budget is filled in turn, however long the jobs are.
 _FREE_SHARE = 16
-# Beyond them another caller's job may make a pass this many times as long.
-_GROWTH = 3
+# Beyond that share, another caller's job may make a pass at most this many times as long.
+_MAX_GROWTH = 3
 
 
 class JobQueue:
-    """Jobs between admission and the model. Lives on the event loop.
+    """Jobs that wait for the model. Not thread-safe: it belongs to the event loop.
 
-    A job taken out of turn (its prompt was at hand) stays in the queue's books as a shell, and is charged when its
-    turn comes; an abandoned one costs nobody anything. A job that several callers wait for stands in the queue
-    of each, and whose turn comes first takes it.
+    A job may be batched out of turn, because its prompt is already part of the batch. Its entry then stays in the fair
+    queue as a placeholder, and its caller is charged when the placeholder's turn comes. Nobody is charged for a job
+    that was removed because no caller waited for it any more. A job that several callers wait for has an entry for each
+    of them and is batched at the first one's turn.
 
-    Among the callers whose turn comes within a pass the one with the shortest job goes first, and another caller's much
-    longer job is not taken along: nobody's answer waits for a pass many times as long as its own work. Everybody is
-    still charged, so that over some passes the shares are even.
+    Among the callers whose turn comes within one pass, the one with the shortest job goes first, and a much longer job
+    of another caller is not added to its batch: no caller waits for a pass many times as long as its own work. Every
+    caller is still charged for its jobs, so that the shares are even over several passes.
     """
 
     def __init__(self, planner: Planner, request_quantum: float = 0.0) -> None:
@@ -37,14 +38,14 @@ class JobQueue:
         self._queues: dict[bool, FairQueue[Job]] = {
             wants_correction: FairQueue(request_quantum) for wants_correction in (False, True)
         }
-        self._siblings: dict[tuple[bool, Prefix], dict[Job, None]] = {}
-        self._unfinished: dict[Hashable, Job] = {}
-        self._tokens_of: dict[Hashable, int] = {}
-        self._callers: dict[Job, Hashable] = {}
-        self._deadlines: list[tuple[float, int]] = []  # a heap of deadlines and the numbers of their entries
-        self._expiring: dict[int, Job] = {}  # entries that still count; of each queued job the last
-        self._entry_of: dict[Job, int] = {}
-        self._ticks = count()
+        self._jobs_of_prefix: dict[tuple[bool, Prefix], dict[Job, None]] = {}
+        self._unfinished: dict[Hashable, Job] = {}  # by key
+        self._queued_tokens_of: dict[Hashable, int] = {}  # by caller
+        self._caller_of: dict[Job, Hashable] = {}
+        self._deadlines: list[tuple[float, int]] = []  # a heap of deadlines and their ids
+        self._job_of_deadline_id: dict[int, Job] = {}  # an id that is missing here is outdated
+        self._deadline_id_of: dict[Job, int] = {}  # of each queued job
+        self._deadline_ids = count()
         self.tokens = 0
         self.items = 0
 
@@ -58,107 +59,116 @@ class JobQueue:
         request: Hashable,
         deadline: float,
     ) -> list[tuple[Job, asyncio.Future[JobResult]]]:
-        """Queue ``items`` of one request; an item that is on its way already is joined, not queued again."""
+        """Queue the items of one request; an item equal to that of an unfinished job joins that job."""
         loop = asyncio.get_running_loop()
         added = []
         for item, length in zip(items, lengths, strict=True):
             job = Job(item, length, self._planner.prefix(item), wants_correction)
-            known = self._unfinished.get(job.key)
-            if known is not None and known.is_wanted:
-                job = known
+            existing = self._unfinished.get(job.key)
+            if existing is not None and existing.has_waiters:
+                job = existing
             else:
                 self._unfinished[job.key] = job
                 if job.prefix is not None:
-                    self._siblings.setdefault((wants_correction, job.prefix), {})[job] = None
-                self._callers[job] = caller
-                self._tokens_of[caller] = self._tokens_of.get(caller, 0) + length
+                    self._jobs_of_prefix.setdefault((wants_correction, job.prefix), {})[job] = None
+                self._caller_of[job] = caller
+                self._queued_tokens_of[caller] = self._queued_tokens_of.get(caller, 0) + length
                 self.tokens += length
                 self.items += 1
             if job.is_queued:
                 self._queues[wants_correction].push(job, caller=caller, request=request)
             if job.is_queued and (not job.waiters or deadline > job.deadline):
                 self._set_deadline(job, deadline)
-            job.join(loop.create_future())
+            job.add_waiter(loop.create_future())
             added.append((job, job.waiters[-1]))
         return added
 
-    def has(self, *, wants_correction: bool) -> bool:
-        """Whether a job of that kind waits."""
-        return self._has_job(self._queues[wants_correction])
+    def has_job(self, *, wants_correction: bool) -> bool:
+        """Whether a job of this kind is queued. Placeholders whose turn has come are charged first."""
+        queue = self._queues[wants_correction]
+        self._charge_due_placeholders(queue)
+        return bool(queue)
 
     def tokens_ahead_of(self, caller: Hashable, tokens: float) -> float:
-        """Tokens that would be scored before ``tokens`` more of ``caller``'s, everybody getting an even share."""
-        own = self._tokens_of.get(caller, 0)
-        return own + sum(min(theirs, own + tokens) for other, theirs in self._tokens_of.items() if other != caller)
+        """Tokens that would be scored before ``tokens`` more of ``caller``'s, if all callers get an even share."""
+        own = self._queued_tokens_of.get(caller, 0)
+        others = (queued for other, queued in self._queued_tokens_of.items() if other != caller)
+        return own + sum(min(queued, own + tokens) for queued in others)
 
-    def take(self, max_tokens: int, *, wants_correction: bool, room: int | None = None) -> list[Job]:
-        """The next jobs to go through the model together, counted with each prefix once; at least one.
+    def next_batch(self, max_tokens: int, *, wants_correction: bool, max_length: int | None = None) -> list[Job]:
+        """Remove the next jobs to be run together, at least one.
 
         Args:
-            room: what the jobs' ``length`` may add up to, beyond the first.
+            max_tokens: for the whole batch, each prefix counted once.
+            max_length: upper bound for the sum of the jobs' ``length``; the first job may exceed it.
         """
-        taken: list[Job] = []
-        beside: set[Prefix] = set()
+        batch: list[Job] = []
+        prefixes: set[Prefix] = set()  # of the jobs in the batch
         cost = length = 0
-        leader: tuple[Hashable] | None = None  # the caller whose turn it is
+        leader: tuple[Hashable] | None = None  # the caller of the first job, in a tuple because it may be None
 
         def fits(job: Job) -> bool:
-            if not taken:
+            if not batch:
                 return True
-            if room is not None and length + job.length > room:
+            if max_length is not None and length + job.length > max_length:
                 return False
-            together = cost + self._planner.cost(job.item, beside)
-            is_short = leader == (self._callers[job],) or together <= max(_GROWTH * cost, max_tokens // _FREE_SHARE)
-            return is_short and together <= max_tokens
+            new_cost = cost + self._planner.cost(job.item, prefixes)
+            is_short = leader == (self._caller_of[job],) or new_cost <= max(
+                _MAX_GROWTH * cost, max_tokens // _FREE_SHARE
+            )
+            return is_short and new_cost <= max_tokens
 
         queue = self._queues[wants_correction]
-        while (caller := self._next_caller(queue, fits) if leader else self._leader(queue, max_tokens)) is not None:
+        while (
+            caller := self._next_caller(queue, fits) if leader else self._first_caller(queue, max_tokens)
+        ) is not None:
             first = queue.peek(caller[0])
             leader = leader or caller
-            queue.pop(self._planner.cost(first.item, beside), caller[0])
-            # its prompt is at hand now: the other responses to it come cheap
-            siblings = () if first.prefix is None else tuple(self._siblings[wants_correction, first.prefix])
-            for job in (first, *siblings):
+            queue.pop(self._planner.cost(first.item, prefixes), caller[0])
+            # the batch computes its prompt now, so other responses to that prompt cost little more
+            same_prompt = () if first.prefix is None else tuple(self._jobs_of_prefix[wants_correction, first.prefix])
+            for job in (first, *same_prompt):
                 if not job.is_queued:
                     continue
                 if not fits(job):
                     break
-                taken.append(job)
-                own_cost = self._planner.cost(job.item, beside)
-                job.debt = 0 if job is first else own_cost
-                cost += own_cost
+                batch.append(job)
+                added_cost = self._planner.cost(job.item, prefixes)
+                job.deferred_cost = 0 if job is first else added_cost
+                cost += added_cost
                 length += job.length
                 if job.prefix is not None:
-                    beside.add(job.prefix)
-                self._leave(job)
-        return taken
+                    prefixes.add(job.prefix)
+                self._mark_dequeued(job)
+        return batch
 
-    def expire(self, before: float) -> list[Job]:
-        """Take out every queued job that nobody waits for any more at ``before`` (``perf_counter`` seconds)."""
+    def remove_expired(self, before: float) -> list[Job]:
+        """Remove and return every queued job whose deadline is before ``before`` (``perf_counter`` seconds)."""
         expired: list[Job] = []
         while self._deadlines and self._deadlines[0][0] < before:
-            job = self._expiring.get(heapq.heappop(self._deadlines)[1])
+            job = self._job_of_deadline_id.get(heapq.heappop(self._deadlines)[1])
             if job is not None:
-                self._leave(job)
-                self.forget(job)
+                self._mark_dequeued(job)
+                self.mark_finished(job)
                 expired.append(job)
         return expired
 
     def _set_deadline(self, job: Job, deadline: float) -> None:
         job.deadline = deadline
-        self._drop_deadline(job)
+        self._clear_deadline(job)
         if deadline < math.inf:
-            self._entry_of[job] = entry = next(self._ticks)
-            self._expiring[entry] = job
-            heapq.heappush(self._deadlines, (deadline, entry))
+            self._deadline_id_of[job] = deadline_id = next(self._deadline_ids)
+            self._job_of_deadline_id[deadline_id] = job
+            heapq.heappush(self._deadlines, (deadline, deadline_id))
 
-    def _drop_deadline(self, job: Job) -> None:
-        if job in self._entry_of:
-            del self._expiring[self._entry_of.pop(job)]
+    def _clear_deadline(self, job: Job) -> None:
+        if job in self._deadline_id_of:
+            del self._job_of_deadline_id[self._deadline_id_of.pop(job)]
 
-    def _leader(self, queue: FairQueue[Job], max_tokens: int) -> tuple[Hashable] | None:
-        """Whose job a pass of ``max_tokens`` begins with; None if nothing waits."""
-        if not self._has_job(queue):
+    def _first_caller(self, queue: FairQueue[Job], max_tokens: int) -> tuple[Hashable] | None:
+        """The caller whose job begins a pass of ``max_tokens``; None if no job is queued."""
+        self._charge_due_placeholders(queue)
+        if not queue:
             return None
         first = next(queue.callers())
         lengths = {first: queue.peek(first).length}
@@ -166,62 +176,63 @@ class JobQueue:
             if (job := queue.peek(caller)).is_queued:
                 lengths[caller] = job.length
         shortest = min(lengths, key=lambda caller: lengths[caller])
-        return (shortest if lengths[shortest] * _GROWTH <= lengths[first] else first,)
+        return (shortest if lengths[shortest] * _MAX_GROWTH <= lengths[first] else first,)
 
     def _next_caller(self, queue: FairQueue[Job], fits: Callable[[Job], bool]) -> tuple[Hashable] | None:
         """The first caller in turn whose next job fits; None if there is none."""
-        if not self._has_job(queue):
+        self._charge_due_placeholders(queue)
+        if not queue:
             return None
         first = next(queue.callers())
         if fits(queue.peek(first)):
             return (first,)
         for caller in list(queue.callers()):
             while caller in queue and not queue.peek(caller).is_queued:
-                self._pop_shell(queue, caller)
+                self._charge_placeholder(queue, caller)
             if caller in queue and fits(queue.peek(caller)):
                 return (caller,)
         return None
 
-    def _has_job(self, queue: FairQueue[Job]) -> bool:
-        """Whether a job waits in ``queue``; afterwards one stands first in turn."""
+    def _charge_due_placeholders(self, queue: FairQueue[Job]) -> None:
+        """Remove and charge placeholders until a queued job is next in turn, or the queue is empty."""
         while queue and not queue.peek().is_queued:
-            self._pop_shell(queue, next(queue.callers()))
-        return bool(queue)
+            self._charge_placeholder(queue, next(queue.callers()))
 
-    def _pop_shell(self, queue: FairQueue[Job], caller: Hashable) -> None:
-        """Charge a job that was taken out of turn, now that its turn has come."""
-        shell = queue.peek(caller)
-        debt, shell.debt = shell.debt, 0
-        queue.pop(debt, caller)
+    def _charge_placeholder(self, queue: FairQueue[Job], caller: Hashable) -> None:
+        """Remove the next entry of ``caller``, a job that is queued no longer, and charge its deferred cost once."""
+        job = queue.peek(caller)
+        cost, job.deferred_cost = job.deferred_cost, 0
+        queue.pop(cost, caller)
 
-    def abandon(self, job: Job) -> None:
-        """Somebody who waited has gone; if nobody is left the job leaves the queue, and others may come in."""
-        job.waiting -= 1
-        if not job.is_wanted:
+    def remove_waiter(self, job: Job) -> None:
+        """A caller waits no longer. If it was the last one, the job is removed and frees its place in the queue."""
+        job.active_waiters -= 1
+        if not job.has_waiters:
             if job.is_queued:
-                self._leave(job)
-            self.forget(job)
+                self._mark_dequeued(job)
+            self.mark_finished(job)
 
-    def forget(self, job: Job) -> None:
-        """The job is finished: an equal item that comes now is a new one."""
+    def mark_finished(self, job: Job) -> None:
+        """An equal item that is added from now on becomes a new job."""
         if self._unfinished.get(job.key) is job:
             del self._unfinished[job.key]
 
-    def everything(self) -> list[Job]:
-        """All that is unfinished."""
+    def unfinished_jobs(self) -> list[Job]:
+        """All jobs that are queued or running."""
         return list(self._unfinished.values())
 
-    def _leave(self, job: Job) -> None:
+    def _mark_dequeued(self, job: Job) -> None:
+        """Count ``job`` as queued no longer. Its entries in the fair queue stay as placeholders."""
         job.is_queued = False
-        self._drop_deadline(job)
+        self._clear_deadline(job)
         self.tokens -= job.length
         self.items -= 1
-        caller = self._callers.pop(job)
-        self._tokens_of[caller] -= job.length
-        if not self._tokens_of[caller]:
-            del self._tokens_of[caller]
+        caller = self._caller_of.pop(job)
+        self._queued_tokens_of[caller] -= job.length
+        if not self._queued_tokens_of[caller]:
+            del self._queued_tokens_of[caller]
         if job.prefix is not None:
-            siblings = self._siblings[job.wants_correction, job.prefix]
-            del siblings[job]
-            if not siblings:
-                del self._siblings[job.wants_correction, job.prefix]
+            same_prompt = self._jobs_of_prefix[job.wants_correction, job.prefix]
+            del same_prompt[job]
+            if not same_prompt:
+                del self._jobs_of_prefix[job.wants_correction, job.prefix]

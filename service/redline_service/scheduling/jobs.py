@@ -1,4 +1,4 @@
-"""One item on its way through the model, and those who wait for it."""
+"""One item to be scored, and the callers that wait for its result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from redline_model.inference.prefix_cache import Prefix
 
 @dataclass(frozen=True)
 class JobResult:
-    """What came of a job: a measurement or an exception, and the correction if it was asked for. In seconds."""
+    """Result of a job.
+
+    ``output``: the scorer's forward output, or the exception that occurred. ``correction``: the rewrite or an
+    exception; None if none was requested. ``queued_s`` and ``inference_s``: seconds in the queue and in the model.
+    """
 
     output: Any
     correction: Any
@@ -26,7 +30,7 @@ class JobResult:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a request spent in each part; those of its slowest item."""
+    """Seconds that a request spent in each stage; for a stage of several items, those of the slowest item."""
 
     tokenize_s: float
     queue_s: float
@@ -35,11 +39,13 @@ class Timing:
 
 @dataclass(eq=False)
 class Job:
-    """An item to be measured once, for everybody who sent it. Times are ``perf_counter`` seconds.
+    """An item that is scored once for all callers that sent it. Times are ``perf_counter`` seconds.
 
-    ``deadline``: when the last of its callers stops waiting. ``length``: tokens of the item. ``prefix``: what it may
-    share with others, None if nothing. ``debt``: tokens computed for it out of turn, to be charged when its turn comes.
-    ``waiting``: how many of ``waiters`` have not left; thousands may wait for one job, so it is not counted anew.
+    ``length``: tokens of the item. ``prefix``: leading tokens that it may share with other items, None if there are
+    none. ``deadline``: the latest deadline of its callers. ``waiters``: a future for each caller;
+    ``active_waiters`` of them still wait (a counter, because thousands of callers may wait for one job).
+    ``is_queued``: whether the job is still in the queue. ``deferred_cost``: tokens that were computed for it out of
+    turn; its caller is charged for them when the job's turn comes.
     """
 
     item: EncodedItem
@@ -48,36 +54,36 @@ class Job:
     wants_correction: bool
     deadline: float = math.inf
     waiters: list[asyncio.Future[JobResult]] = field(default_factory=list)
-    waiting: int = 0
+    active_waiters: int = 0
     queued_at: float = field(default_factory=time.perf_counter)
     is_queued: bool = True
-    debt: int = 0
+    deferred_cost: int = 0
 
     @cached_property
     def key(self) -> Hashable:
-        """Equal keys mean equal measurements and corrections."""
+        """Jobs with equal keys have equal results."""
         item = self.item
         ids = (item.prefix_ids, item.response_ids, item.instruction_ids, item.target_ids)
         return (*map(tuple, ids), self.wants_correction)
 
     @property
-    def is_wanted(self) -> bool:
-        """Whether anybody still waits."""
-        return self.waiting > 0
+    def has_waiters(self) -> bool:
+        """Whether a caller still waits for the result."""
+        return self.active_waiters > 0
 
-    def join(self, waiter: asyncio.Future[JobResult]) -> None:
-        """One more waits."""
+    def add_waiter(self, waiter: asyncio.Future[JobResult]) -> None:
+        """Add the future of a caller."""
         self.waiters.append(waiter)
-        self.waiting += 1
+        self.active_waiters += 1
 
     def fail(self, error: Exception) -> None:
-        """Raise ``error`` wherever the job is waited for."""
+        """Raise ``error`` in every caller that still waits."""
         for waiter in self.waiters:
             if not waiter.done():
                 waiter.set_exception(error)
 
     def finish(self, output: Any, correction: Any, queued_s: float, inference_s: float) -> None:
-        """Tell everybody who still waits."""
+        """Pass the result to every caller that still waits."""
         result = JobResult(output, correction, queued_s, inference_s)
         for waiter in self.waiters:
             if not waiter.done():

@@ -1,4 +1,4 @@
-"""A few threads for work that must not hold up the event loop, and that a stuck call cannot keep from ending."""
+"""Threads for work that must not block the event loop. A call that never ends cannot keep the process alive."""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ R = TypeVar("R")
 
 
 class ThreadPool:
-    """Daemon threads that work off a queue, in order.
+    """Daemon threads that run calls in the order in which they were queued.
 
-    An executor of the standard library waits for its threads when the interpreter ends, however long their work takes;
-    these threads are waited for as long as ``stop`` says and no longer.
+    An executor of the standard library waits for its threads when the interpreter exits, however long their calls take.
+    This pool waits for at most the ``timeout_s`` of ``stop``.
+
+    ``pending``: number of calls that wait or run. Use the pool from one event loop only.
     """
 
     def __init__(self, threads: int, name: str) -> None:
         self._tasks: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
         self._is_stopped = False
-        self.pending = 0  # calls that wait or run; counted by the event loop
+        self.pending = 0
         self._threads = [threading.Thread(target=self._work, daemon=True, name=name) for _ in range(threads)]
         for thread in self._threads:
             thread.start()
 
     async def run(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """``work(*args, **kwargs)`` in a thread; dropped if the caller is cancelled before it begins.
+        """Call ``work(*args, **kwargs)`` in a thread; the call is dropped if its caller is cancelled before it starts.
 
         Raises:
-            CancelledError: the pool is stopped, or was stopped before the work began.
+            CancelledError: the pool is stopped, or was stopped before the call started.
         """
         if self._is_stopped:
             raise asyncio.CancelledError
@@ -48,7 +50,7 @@ class ThreadPool:
             self.pending -= 1
 
     def stop(self, timeout_s: float) -> bool:
-        """Start nothing more, and wait for what runs; False if something still runs after ``timeout_s``."""
+        """Cancel queued calls and wait for running ones; False if one still runs after ``timeout_s``."""
         self._is_stopped = True
         try:
             while True:
@@ -73,4 +75,4 @@ class ThreadPool:
                         future.set_result(call())
                 except BaseException as error:
                     future.set_exception(error)
-            del task, future, call  # or this thread would keep the last result until the next one
+            del task, future, call  # otherwise the thread would keep the last result in memory until the next call

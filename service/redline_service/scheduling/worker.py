@@ -1,4 +1,4 @@
-"""The one owner of the model: synchronous, one call at a time, surviving any single bad item."""
+"""Runs the model's forward passes and rewrites; splits a batch that fails so that only the items at fault fail."""
 
 from __future__ import annotations
 
@@ -24,125 +24,135 @@ R = TypeVar("R", bound=list[Any])
 
 @dataclass(frozen=True)
 class Timed(Generic[R]):
-    """What a call gave, and the seconds for which it had the model; waiting for its turn is not counted."""
+    """Results of a call, and the seconds for which it used the model, without the time that it waited for the model."""
 
     values: R
     seconds: float
 
     def concat(self, other: Timed[R]) -> Timed[R]:
-        """Both, one after the other."""
+        """The results of both calls, and the sum of their seconds."""
         return Timed(self.values + other.values, self.seconds + other.seconds)  # type: ignore[arg-type]
 
 
 class Worker:
-    """Runs batches; a batch that fails is halved until only the items at fault are left with an error.
+    """The only user of the model. Its methods block, so call them in a thread.
 
-    Calls may come from several threads: the model is lent to one at a time, and a pass that only waits for its
-    device has given it back already.
+    Several threads may call them: a lock lets one at a time use the model. A forward pass releases the lock before it
+    waits for its device, so that the next pass can be launched meanwhile.
     """
 
     def __init__(self, scorer: Scorer[Any]) -> None:
         self._scorer = scorer
-        self._model_is_lent = threading.Lock()
+        self._model_lock = threading.Lock()
         self._rewriter: Rewriter[Any] | None = None
 
     def forward(self, items: Sequence[EncodedItem]) -> Timed[list[Any]]:
-        """The forward output of each item, or the exception in its place."""
+        """The forward output of each item, or an exception in its place."""
 
         def run(items: Sequence[EncodedItem]) -> Timed[list[Any]]:
-            with self._model_is_lent:
+            with self._model_lock:
                 started = time.perf_counter()
                 collect = self._scorer.start_forward(items)
             return Timed(collect(), time.perf_counter() - started)
 
-        return self._in_halves(run, items)
+        return self._run_with_splitting(run, items)
 
     def start_rewrites(self, items: Sequence[EncodedItem]) -> Timed[list[tuple[int, Any] | Exception]]:
-        """A ticket and the forward output of each item, or the exception in their place."""
+        """The rewrite id and the forward output of each item, or an exception in their place."""
 
         def run(items: Sequence[EncodedItem]) -> Timed[list[Any]]:
-            with self._model_is_lent:
+            with self._model_lock:
                 started = time.perf_counter()
                 if self._rewriter is None:
                     self._rewriter = self._scorer.rewriter()
                 return Timed(list(self._rewriter.start(items)), time.perf_counter() - started)
 
-        return self._in_halves(run, items)
+        return self._run_with_splitting(run, items)
 
-    def _in_halves(
+    def _run_with_splitting(
         self, run: Callable[[Sequence[EncodedItem]], Timed[list[Any]]], items: Sequence[EncodedItem]
     ) -> Timed[list[Any]]:
-        """``run`` over ``items``, in halves where it fails, until only the items at fault have their exception."""
+        """Call ``run`` with ``items``; if it fails, call it with each half, down to single items.
+
+        An item that fails alone has its exception as its result.
+        """
         try:
             return run(items)
         except Exception as error:
-            if is_out_of_memory(error) and self._free_memory():
-                return self._in_halves(run, items)
+            if is_out_of_memory(error) and self._clear_prefix_caches():
+                return self._run_with_splitting(run, items)
             if len(items) == 1:
-                return Timed([self._told(error)], 0.0)
-            self._note(error, len(items))
+                return Timed([self._error_to_report(error)], 0.0)
+            self._log_split(error, len(items))
         middle = len(items) // 2
-        return self._in_halves(run, items[:middle]).concat(self._in_halves(run, items[middle:]))
+        first_half = self._run_with_splitting(run, items[:middle])
+        return first_half.concat(self._run_with_splitting(run, items[middle:]))
 
     def advance_rewrites(self, seconds: float) -> Timed[list[tuple[int, Correction | Exception]]]:
-        """Write for about ``seconds`` or until a rewrite is done.
+        """Continue all rewrites for about ``seconds``, or until one of them is finished.
 
-        A step that fails is taken again in halves, until only the rewrites at fault are given up.
+        Returns:
+            Ids and results of the rewrites that finished or failed. If a step fails it is repeated in halves, so that
+            only the rewrites at fault fail.
         """
-        with self._model_is_lent:
+        with self._model_lock:
             started = time.perf_counter()
             while True:
                 assert self._rewriter is not None
-                done = self._step(self._rewriter, self._rewriter.active())
-                spent = time.perf_counter() - started
-                if done or spent >= seconds or not self._rewriter.active():
-                    return Timed(done, spent)
+                finished = self._advance_with_splitting(self._rewriter, self._rewriter.active())
+                elapsed_s = time.perf_counter() - started
+                if finished or elapsed_s >= seconds or not self._rewriter.active():
+                    return Timed(finished, elapsed_s)
 
-    def _step(self, rewriter: Rewriter[Any], tickets: Sequence[int]) -> list[tuple[int, Correction | Exception]]:
+    def _advance_with_splitting(
+        self, rewriter: Rewriter[Any], rewrite_ids: Sequence[int]
+    ) -> list[tuple[int, Correction | Exception]]:
         try:
-            return list(rewriter.advance(tickets))
+            return list(rewriter.advance(rewrite_ids))
         except Exception as error:
-            if len(tickets) <= 1:
-                for ticket in tickets:
-                    rewriter.drop(ticket)
-                return [(ticket, self._told(error)) for ticket in tickets]
-            self._note(error, len(tickets))
-        middle = len(tickets) // 2
-        return [*self._step(rewriter, tickets[:middle]), *self._step(rewriter, tickets[middle:])]
+            if len(rewrite_ids) <= 1:
+                for rewrite_id in rewrite_ids:
+                    rewriter.cancel(rewrite_id)
+                return [(rewrite_id, self._error_to_report(error)) for rewrite_id in rewrite_ids]
+            self._log_split(error, len(rewrite_ids))
+        middle = len(rewrite_ids) // 2
+        first_half = self._advance_with_splitting(rewriter, rewrite_ids[:middle])
+        return [*first_half, *self._advance_with_splitting(rewriter, rewrite_ids[middle:])]
 
     @property
     def rewriting_tokens(self) -> int:
-        """Tokens held by rewrites under way; to be asked between its calls, not during one."""
+        """Tokens held by unfinished rewrites. Read it between calls of the rewrite methods, not during one."""
         return 0 if self._rewriter is None else self._rewriter.tokens
 
-    def drop_rewrite(self, ticket: int) -> None:
-        """Forget a rewrite that nobody waits for."""
-        with self._model_is_lent:
+    def drop_rewrite(self, rewrite_id: int) -> None:
+        """Discard a rewrite for which no caller waits any more."""
+        with self._model_lock:
             if self._rewriter is not None:
-                self._rewriter.drop(ticket)
+                self._rewriter.cancel(rewrite_id)
 
-    def _free_memory(self) -> bool:
-        """Drop the prefix caches, which only save time; False if they are empty already."""
-        with self._model_is_lent:
+    def _clear_prefix_caches(self) -> bool:
+        """Free the memory of the prefix caches, which only save time; False if they were empty already."""
+        with self._model_lock:
             caches = [cache for cache in self._scorer.planner.prefix_caches if cache.bytes]
             for cache in caches:
                 cache.clear()
         if caches:
-            logger.warning("memory is short: the prefix cache was emptied")
+            logger.warning("out of memory: the prefix cache was cleared")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return bool(caches)
 
-    def _note(self, error: Exception, items: int) -> None:
+    def _log_split(self, error: Exception, items: int) -> None:
         if is_out_of_memory(error) and torch.cuda.is_available():
             torch.cuda.empty_cache()
-        logger.warning("a batch of %d failed (%s); retrying in halves", items, type(error).__name__)
+        logger.warning("a batch of %d items failed (%s); retrying in halves", items, type(error).__name__)
 
-    def _told(self, error: Exception) -> Exception:
+    def _error_to_report(self, error: Exception) -> Exception:
+        """The error for an item that fails alone. Unexpected errors are logged."""
         if is_out_of_memory(error):
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            return OutOfMemoryError("the item does not fit into the memory that is free")
+            return OutOfMemoryError("the item does not fit into the free memory of the device")
         if not isinstance(error, (ItemError, RedlineModelError)):
             logger.error("an item failed", exc_info=error)
         return error

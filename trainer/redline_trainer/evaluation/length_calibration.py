@@ -11,7 +11,14 @@ import torch
 from redline.preference_data.row_report import RowReport
 from redline.preference_data.rows import Pair
 from redline_model.bundle.bundle import Bundle, write_bundle
-from redline_model.bundle.derive import BundleMetrics, Measurement, copy_bundle, distinct, origin_of, with_measured
+from redline_model.bundle.derive import (
+    BundleMetrics,
+    EvaluateScorer,
+    copy_bundle,
+    distinct,
+    source_record,
+    with_metrics,
+)
 from redline_model.bundle.files import check_free
 from redline_model.bundle.load_options import LoadOptions
 from redline_model.bundle.manifest import DataSource, Manifest
@@ -55,7 +62,7 @@ def evaluate_on(
     data: Sequence[DataSource],
     max_batch_tokens: int = 2048,
     report: RowReport | None = None,
-) -> Measurement:
+) -> EvaluateScorer:
     """What gives a derived bundle its calibration and its figures: ``pairs``; those too long are left out.
 
     ``report`` takes pairs that cannot be used if it skips bad rows. The result raises DataError where none is left.
@@ -116,8 +123,8 @@ def derive_length_calibrated(
         extraction=inner.extraction,
         length_calibration=LengthCalibration(fraction=fraction, responses=len(items), curves=curves),
         data=distinct([*inner.data, *data]),
-        training={"derived_from": [origin_of(bundle)]},
+        training={"derived_from": [source_record(bundle)]},
     )
     scorer = LengthCalibratedScorer(bundle.scorer, curves)
-    manifest = with_measured(manifest, scorer, evaluate_on(usable, data, max_batch_tokens))
+    manifest = with_metrics(manifest, scorer, evaluate_on(usable, data, max_batch_tokens))
     return write_bundle(out, manifest, lambda folder: copy_bundle(bundle, folder / INNER), overwrite=overwrite)

@@ -18,7 +18,7 @@ from redline_model.encoding.encoder import EncodedItem
 from redline_model.inference.causal_forward import PrefixedSequence
 from redline_model.inference.padding import pack_by_length
 from redline_model.inference.probes import without_dropout
-from redline_model.inference.target_logits import CausalTargets, sequence_of
+from redline_model.inference.target_logits import CausalTargets, target_sequence
 from redline_model.scorers.dpo import response_only
 from redline_trainer.encode_pairs import EncodedPair
 from redline_trainer.objectives.base import Objective
@@ -53,7 +53,7 @@ class DPOObjective(Objective[EncodedPair]):
             return pack_by_length(units, lambda u: 2 * max(map(_length, (u.chosen, u.rejected))), max_tokens)
         pairs = []
         for unit in units:
-            chosen, rejected = (sequence_of(response_only(side))[0] for side in (unit.chosen, unit.rejected))
+            chosen, rejected = (target_sequence(response_only(side))[0] for side in (unit.chosen, unit.rejected))
             pairs.append(PrefixedSequence(chosen.prefix, [*chosen.own, *rejected.own]))
         return causal.batches(pairs, max_tokens)
 

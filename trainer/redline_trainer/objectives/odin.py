@@ -84,7 +84,7 @@ class ODINObjective(ScalarObjective):
             self._has_warned = True
         sides: list[EncodedItem] = [unit.chosen for unit in units] + [unit.rejected for unit in units]
         pooled = self.forward.pooled(sides)
-        quality = self.forward.read(pooled)
+        quality = self.forward.apply_head(pooled)
         length = linear_float32(pooled, self.length_head.weight).squeeze(-1)
         tokens = torch.tensor([len(side.target_ids) for side in sides], device=quality.device, dtype=torch.float32)
         chosen, rejected = (quality + length).chunk(2)

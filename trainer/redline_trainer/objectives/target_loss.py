@@ -30,8 +30,8 @@ def target_nll(forward: TargetForward, items: Sequence[EncodedItem]) -> Tensor:
     projection = forward.projection
     parts = [
         _nll_again(projection, rows[part], ids[part])
-        for rows, ids in forward.states(items)
-        for part in projection.parts(len(rows))
+        for rows, ids in forward.hidden_states(items)
+        for part in projection.row_chunks(len(rows))
     ]
     return torch.cat(parts)
 
@@ -47,7 +47,7 @@ def weighted_nll(forward: TargetForward, items: Sequence[EncodedItem], weights: 
     projection = forward.projection
     total = torch.zeros((), device=weights.device)
     start = 0
-    for rows, ids in forward.states(items):
+    for rows, ids in forward.hidden_states(items):
         part = weights[start : start + len(ids)]
         total = total + _WeightedNLL.apply(projection, rows, ids, part, *projection.parameters())  # type: ignore[no-untyped-call]
         start += len(ids)
@@ -78,7 +78,7 @@ class _WeightedNLL(torch.autograd.Function):
         total = torch.zeros((), device=rows.device)
         for_rows = torch.empty_like(rows) if rows_learn else None
         for_learning: list[Tensor | None] = [None] * len(learning)
-        for part in projection.parts(len(rows)):
+        for part in projection.row_chunks(len(rows)):
             with torch.set_grad_enabled(rows_learn or bool(learning)):
                 chunk = rows[part].detach().requires_grad_(rows_learn)
                 loss = (_nll(projection, chunk, ids[part]) * weights[part]).sum()

@@ -1,4 +1,4 @@
-"""The endpoints that existing RL loops and engines' clients know, on the one scorer."""
+"""Compatible endpoints: paths and formats of other RL loops and inference engines, scored by the same engine."""
 
 from __future__ import annotations
 
@@ -11,104 +11,106 @@ from pydantic import ValidationError
 from redline.text.chat_markup import KNOWN_ENDS, PromptBoundaryError
 from redline.wire import ErrorCode, ItemError, ItemScore, ScoreOptions, ScoreRequest
 from redline_model.errors import TooLongError
-from redline_service.compat.base import CompatBody, CompatRequest, ConversationParser, ScoredBatch
-from redline_service.compat.engines import ClassifyBody, EmbeddingsBody, VLLMPoolingBody
-from redline_service.compat.get_reward import GetRewardBody
-from redline_service.compat.llama_factory import LLaMAFactoryBody
-from redline_service.compat.nemo_gym import NeMoGymBody
+from redline_service.compat.base import CompatRequest, CompatRequestModel, CompatResult, ConversationParser
+from redline_service.compat.engines import ClassifyRequest, EmbeddingsRequest, VLLMPoolingRequest
+from redline_service.compat.get_reward import GetRewardRequest
+from redline_service.compat.llama_factory import LLaMAFactoryRequest
+from redline_service.compat.nemo_gym import NeMoGymRequest
 from redline_service.errors import RequestError, describe_validation
 from redline_service.http.admission import REFUSALS, GuardedRoute, ModelRoute, caller_of, engine_of, time_left_s
-from redline_service.http.routes.responses import count, json_response
+from redline_service.http.routes.responses import count_items, json_response
 from redline_service.settings import ServiceSettings
 
-router = APIRouter(route_class=ModelRoute, responses=REFUSALS, tags=["drop-in"])
-sessions = APIRouter(route_class=GuardedRoute, tags=["drop-in"])
+router = APIRouter(route_class=ModelRoute, responses=REFUSALS, tags=["compatible"])
+session_router = APIRouter(route_class=GuardedRoute, tags=["compatible"])
 
 
 def scalar_options(settings: ServiceSettings) -> ScoreOptions:
-    """How callers that take one number get it, and what happens to prompts that are too long."""
+    """How the score of a response is computed for these endpoints, and what happens to prompts that are too long."""
     if settings.scalar == "calibrated":
         return ScoreOptions(calibrated=True, on_too_long=settings.dropin_too_long)
     aggregate = None if settings.scalar == "default" else settings.scalar
     return ScoreOptions(aggregate=aggregate, on_too_long=settings.dropin_too_long)
 
 
-async def _answer(body: CompatRequest, request: Request) -> Response:
-    """One number for everything that was asked, or a refusal of all of it: a failure is never a number.
+async def _score(body: CompatRequest, request: Request) -> Response:
+    """Score all items and reply in the format of the caller's framework.
+
+    If one item fails the whole request fails, because these formats have no place for an error of an item.
 
     Raises:
-        RequestError: the border between prompt and response cannot be told, or an item cannot be scored.
+        RequestError: prompt and response cannot be told apart, or an item cannot be scored.
     """
     engine = engine_of(request)
     settings: ServiceSettings = request.app.state.settings
-    # a known end token ends its own template's turns alone: elsewhere it is text
-    own = "" if engine.end_text in KNOWN_ENDS else engine.end_text
-    ends = [end for end in (settings.caller_end, own) if end]
+    # The end token of a known chat template ends only turns of that template; in other texts it is ordinary text.
+    model_end = "" if engine.end_text in KNOWN_ENDS else engine.end_text
+    ends = [end for end in (settings.caller_end, model_end) if end]
     try:
-        if isinstance(body, CompatBody):
+        if isinstance(body, CompatRequestModel):
             body.check_lengths(engine.encoder)
         items = await engine.threads.run(body.items, ConversationParser(engine.encoder, ends))
     except TooLongError as error:
         raise RequestError(ErrorCode.TOO_LONG, str(error)) from error
     except PromptBoundaryError as error:
         raise RequestError(ErrorCode.INVALID_PROMPT, str(error)) from error
-    except ValidationError as error:  # a text of the body that makes no item
+    except ValidationError as error:  # a text or message of the body is not valid in an item
         raise RequestError(ErrorCode.INVALID_REQUEST, describe_validation(error)) from error
-    asked = ScoreRequest(model=engine.name, items=items, options=scalar_options(settings))
-    answer, timing = await engine.score(asked, caller=caller_of(request), deadline_s=time_left_s(request))
-    count(request, answer)
-    scored: list[ItemScore] = []
-    for position, item in enumerate(answer.items):
+    score_request = ScoreRequest(model=engine.name, items=items, options=scalar_options(settings))
+    response, timing = await engine.score(score_request, caller=caller_of(request), deadline_s=time_left_s(request))
+    count_items(request, response)
+    scored_items: list[ItemScore] = []
+    for position, item in enumerate(response.items):
         if isinstance(item, ItemError):
-            where = f"item {position}: " if len(answer.items) > 1 else ""
-            wait_s = 1 if item.error.retryable else None
-            raise RequestError(ErrorCode(item.error.code), f"{where}{item.error.message}", retry_after_s=wait_s)
-        scored.append(item)
-    result = ScoredBatch(engine.name, scored, answer.usage.batch_tokens)
-    return json_response(await engine.threads.run(_rendered, body, result), timing)
+            prefix = f"item {position}: " if len(response.items) > 1 else ""
+            retry_after_s = 1 if item.error.retryable else None
+            raise RequestError(ErrorCode(item.error.code), f"{prefix}{item.error.message}", retry_after_s)
+        scored_items.append(item)
+    result = CompatResult(engine.name, scored_items, response.usage.batch_tokens)
+    return json_response(await engine.threads.run(_reply_json, body, result), timing)
 
 
-def _rendered(body: CompatRequest, scored: ScoredBatch) -> str:
-    return json.dumps(body.reply(scored), allow_nan=False)
+def _reply_json(body: CompatRequest, result: CompatResult) -> str:
+    return json.dumps(body.reply(result), allow_nan=False)
 
 
 @router.post("/get_reward", summary="OpenRLHF, align-anything, slime")
-async def get_reward(body: GetRewardBody, request: Request) -> Response:
-    """A number a sample, in the form of whoever asks."""
-    return await _answer(body, request)
+async def get_reward(body: GetRewardRequest, request: Request) -> Response:
+    """One score per sample, in the format of the framework that sent the request."""
+    return await _score(body, request)
 
 
 @router.post("/v1/score/evaluation", summary="LLaMA-Factory")
-async def score_evaluation(body: LLaMAFactoryBody, request: Request) -> Response:
-    """A number a conversation."""
-    return await _answer(body, request)
+async def score_evaluation(body: LLaMAFactoryRequest, request: Request) -> Response:
+    """One score per conversation."""
+    return await _score(body, request)
 
 
 @router.post("/classify", summary="vLLM and verl, or SGLang")
-async def classify(body: ClassifyBody, request: Request) -> Response:
-    """A raw score an input."""
-    return await _answer(body, request)
+async def classify(body: ClassifyRequest, request: Request) -> Response:
+    """One raw score per input."""
+    return await _score(body, request)
 
 
 @router.post("/v1/embeddings", summary="verl with SGLang")
-async def embeddings(body: EmbeddingsBody, request: Request) -> Response:
-    """A raw score an input."""
-    return await _answer(body, request)
+async def embeddings(body: EmbeddingsRequest, request: Request) -> Response:
+    """One raw score per input."""
+    return await _score(body, request)
 
 
-@router.post("/pooling", summary="vLLM's pooling; a reward a token with task token_classify")
-async def pooling(body: VLLMPoolingBody, request: Request) -> Response:
-    """Rows of one number, one a token of the input; or a score alone with task classify."""
-    return await _answer(body, request)
+@router.post("/pooling", summary="vLLM; one reward per token with task token_classify")
+async def pooling(body: VLLMPoolingRequest, request: Request) -> Response:
+    """One reward per token of each input, or one score per input with task classify."""
+    return await _score(body, request)
 
 
 @router.post("/verify", summary="NeMo-Gym")
-async def verify(body: NeMoGymBody, request: Request) -> Response:
-    """The body that came, with its reward."""
-    return await _answer(body, request)
+async def verify(body: NeMoGymRequest, request: Request) -> Response:
+    """The request's body with its reward."""
+    return await _score(body, request)
 
 
-@sessions.post("/seed_session", summary="NeMo-Gym")
+@session_router.post("/seed_session", summary="NeMo-Gym")
 async def seed_session() -> dict[str, Any]:
-    """Nothing to be set up: verification keeps no state."""
+    """Does nothing: ``/verify`` keeps no state between requests."""
     return {}

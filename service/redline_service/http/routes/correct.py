@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from redline.wire import CORRECT_PATH
 from redline.wire.correction import CorrectRequest, CorrectResponse
 from redline_service.http.admission import REFUSALS, ModelRoute, caller_of, engine_of, time_left_s
-from redline_service.http.routes.responses import as_response
+from redline_service.http.routes.responses import wire_response
 
 router = APIRouter(route_class=ModelRoute)
 
@@ -19,6 +19,8 @@ router = APIRouter(route_class=ModelRoute)
     summary="The model's rewrite of each response, once or until the text stays the same",
 )
 async def correct(body: CorrectRequest, request: Request) -> Response:
-    """Rewrite every item; one that cannot be rewritten carries its own error and the others are answered."""
-    answer, timing = await engine_of(request).correct(body, caller=caller_of(request), deadline_s=time_left_s(request))
-    return await as_response(request, answer, timing)
+    """Correct every item. An item that cannot be corrected has its own error; the others are not affected."""
+    response, timing = await engine_of(request).correct(
+        body, caller=caller_of(request), deadline_s=time_left_s(request)
+    )
+    return await wire_response(request, response, timing)

@@ -1,4 +1,4 @@
-"""Alive, ready, what Prometheus reads, and a page for people. Unguarded: probes carry no keys."""
+"""Liveness, readiness, Prometheus metrics and a start page. They need no key, because probes cannot send one."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ router = APIRouter()
 
 
 async def live() -> dict[str, str]:
-    """The process answers."""
+    """The process responds."""
     return {"status": "ok"}
 
 
 async def ready(request: Request) -> dict[str, str]:
-    """A model is loaded and has scored."""
+    """The model is loaded and has scored an item; status 503 before that."""
     engine = engine_of(request)
     return {"status": "ready", "model": engine.name, "digest": engine.bundle.digest}
 
@@ -37,14 +37,14 @@ for _path in READY_PATHS:
 @router.get(METRICS_PATH, response_class=Response)
 async def metrics(request: Request) -> Response:
     """Counters and histograms in the Prometheus text format."""
-    shown: Metrics = request.app.state.metrics
-    return Response(shown.text(), media_type="text/plain; version=0.0.4")
+    all_metrics: Metrics = request.app.state.metrics
+    return Response(all_metrics.export(), media_type="text/plain; version=0.0.4")
 
 
 @router.head("/", include_in_schema=False)
 @router.get("/", response_class=HTMLResponse, include_in_schema=False)
 async def index(request: Request) -> HTMLResponse:
-    """What this is. The model is named where no key is needed to ask for it."""
+    """A start page. It names the model only if callers need no key."""
     settings: ServiceSettings = request.app.state.settings
     engine = getattr(request.app.state, "engine", None)
     if settings.keys:

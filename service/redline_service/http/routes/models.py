@@ -1,4 +1,4 @@
-"""``GET /v1/models``: what is served, its limits and its defaults."""
+"""``GET /v1/models``: the model, its limits and its defaults."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ router = APIRouter(route_class=GuardedRoute)
 
 @router.get(MODELS_PATH, response_model_exclude_none=True, responses=_REFUSALS)
 async def models(request: Request) -> ModelList:
-    """Every model served."""
+    """A list of the only model that this service has."""
     return ModelList(models=[engine_of(request).info()])
 
 
 @router.get(MODELS_PATH + "/{name}", response_model_exclude_none=True, responses=_REFUSALS)
 async def model(name: str, request: Request) -> ModelInfo:
-    """One model."""
+    """The model of this name."""
     engine = engine_of(request)
-    if not engine.knows(name):
-        raise RequestError(ErrorCode.MODEL_NOT_FOUND, f"no model {name!r} is served here; there is {engine.name!r}")
+    if not engine.serves(name):
+        raise RequestError(
+            ErrorCode.MODEL_NOT_FOUND, f"this service has no model {name!r}; its model is {engine.name!r}"
+        )
     return engine.info()

@@ -1,6 +1,6 @@
-"""A real language model's answers to real prompts: corrected, best of two, and after PPO against a service.
+"""A language model's answers to real prompts: corrected, the better of two, and after PPO against a service.
 
-All are judged by a scalar model fitted on other data, which none of them has met.
+An evaluation model scores all of them: a scalar reward model trained on data that nothing else was trained on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.real_text_runs.run import Run
+from benchmarks.real_text.run import Run
 from benchmarks.speed.backends import free_port
 from benchmarks.synthetic.gold_scores import summed_logprobs
 from benchmarks.synthetic.local_rewards import score_texts
@@ -29,7 +29,7 @@ from redline_model.encoding.encoder import Item
 from redline_model.reward_spec import reward_spec
 from redline_model.scorer import Scorer, correct_all
 
-# a text, and whether its policy ended it itself
+# the text, and whether it ends with the end token (it was not cut)
 Answer = tuple[str, bool]
 _BATCH = 16
 _BIN = Path(sys.executable).parent
@@ -37,7 +37,7 @@ _BIN = Path(sys.executable).parent
 
 @contextmanager
 def service(bundle: Path, log: Path) -> Iterator[str]:
-    """``redline serve`` in a process of its own, ready, as its URL. Raises CalledProcessError if it is not."""
+    """The URL of ``redline serve`` in its own process, ready. Raises CalledProcessError if it does not become ready."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [str(_BIN / "redline"), "serve", str(bundle), "--port", str(port)]
@@ -53,7 +53,7 @@ def service(bundle: Path, log: Path) -> Iterator[str]:
 
 
 def ppo_by_command(run: Run, kind: str) -> Path:
-    """``redline ppo`` of the base against a service of the chat set's model of ``kind``; the policy it leaves."""
+    """The policy that ``redline ppo`` trains from the base model, against a service of the chat model of ``kind``."""
     chat, plan = run.plan.training[1], run.plan
     out = run.out / "policies" / f"ppo-{kind}"
     if not (out / "policy").exists():
@@ -74,8 +74,8 @@ def ppo_by_command(run: Run, kind: str) -> Path:
     return out / "policy"
 
 
-def sampled(policy: CausalPolicy, prompts: Sequence[Any], seed: int) -> list[Rollout]:
-    """One answer a prompt, at temperature 1."""
+def sample_answers(policy: CausalPolicy, prompts: Sequence[Any], seed: int) -> list[Rollout]:
+    """One answer per prompt, at temperature 1."""
     torch.manual_seed(seed)
     return [
         rollout
@@ -85,40 +85,43 @@ def sampled(policy: CausalPolicy, prompts: Sequence[Any], seed: int) -> list[Rol
 
 
 def policy_figures(run: Run) -> dict[str, Any]:
-    """Judge's scores, wins against the base's own answers, lengths and KL."""
+    """For each policy: score by the evaluation model, wins against the base model's answers, length and KL."""
     chat, plan = run.plan.training[1], run.plan
     sets = [
-        list({str(p.prompt): p.prompt for p in run.tested(n)}.values())
+        list({str(p.prompt): p.prompt for p in run.test_pairs(n)}.values())
         for n in dict.fromkeys([chat, *plan.preferences])
     ]
-    in_turn = [prompt for row in itertools.zip_longest(*sets) for prompt in row if prompt is not None]
-    prompts = in_turn[: plan.prompts]
+    interleaved = [prompt for row in itertools.zip_longest(*sets) for prompt in row if prompt is not None]
+    prompts = interleaved[: plan.prompts]
     base = CausalPolicy.load(run.base, device=run.device, max_new_tokens=plan.new_tokens)
-    first, second = (_said(sampled(base, prompts, run.seed + n)) for n in (0, 1))
+    first, second = (_texts(sample_answers(base, prompts, run.seed + n)) for n in (0, 1))
     texts: dict[str, list[Answer]] = {"base": first}
-    kl = {"base": 0.0}  # of the policies alone
+    kl = {"base": 0.0}  # known for policies only
 
-    # rewritten by the seq2seq model, and the better of two by either: about equal compute
+    # corrected by the seq2seq model, and the better of two by each model: about equal compute
     scorers = {kind: _scorer(run, chat, kind) for kind in ("scalar", "seq2seq")}
-    writer = scorers["seq2seq"]
-    encoded = [writer.encoder.encode(item) for item in _items(prompts, first)]
-    texts["corrected"] = [(c.text, c.is_complete) for _, c in correct_all(writer, encoded)]
+    corrector = scorers["seq2seq"]
+    encoded = [corrector.encoder.encode(item) for item in _items(prompts, first)]
+    texts["corrected"] = [(c.text, c.is_complete) for _, c in correct_all(corrector, encoded)]
     for kind, scorer in scorers.items():
-        scores = [_scores(scorer, prompts, answers) for answers in (first, second)]
-        texts[f"best_of_2_{kind}"] = [a if x >= y else b for a, b, x, y in zip(first, second, *scores, strict=True)]
+        both_scores = [_scores(scorer, prompts, answers) for answers in (first, second)]
+        texts[f"best_of_2_{kind}"] = [
+            a if x >= y else b for a, b, x, y in zip(first, second, *both_scores, strict=True)
+        ]
     for kind in ("seq2seq", "scalar"):
         policy = CausalPolicy.load(ppo_by_command(run, kind), device=run.device, max_new_tokens=plan.new_tokens)
-        rollouts = sampled(policy, prompts, run.seed)
-        texts[f"ppo_{kind}"] = _said(rollouts)
-        now, then = (summed_logprobs(p, rollouts, _BATCH) for p in (policy, base))
-        kl[f"ppo_{kind}"] = sum(a - b for a, b in zip(now, then, strict=True)) / len(now)
+        rollouts = sample_answers(policy, prompts, run.seed)
+        texts[f"ppo_{kind}"] = _texts(rollouts)
+        logprobs, base_logprobs = (summed_logprobs(p, rollouts, _BATCH) for p in (policy, base))
+        kl[f"ppo_{kind}"] = sum(a - b for a, b in zip(logprobs, base_logprobs, strict=True)) / len(logprobs)
 
-    judge = _scorer(run, plan.judge, "scalar")
-    verdicts = {name: torch.tensor(_scores(judge, prompts, answers)) for name, answers in texts.items()}
+    evaluation_model = _scorer(run, plan.judge, "scalar")
+    scores_of = {name: torch.tensor(_scores(evaluation_model, prompts, answers)) for name, answers in texts.items()}
+    base_scores = scores_of["base"]
     figures: dict[str, Any] = {}
-    for name, scores in verdicts.items():
-        decided = (scores != verdicts["base"]).double()
-        wins = mean_with_interval([(scores > verdicts["base"]).double()], [decided], [[str(p) for p in prompts]])
+    for name, scores in scores_of.items():
+        decided = scores.ne(base_scores).double()
+        wins = mean_with_interval([scores.gt(base_scores).double()], [decided], [[str(p) for p in prompts]])
         lengths = [len(base.tokenizer(text, add_special_tokens=False)["input_ids"]) for text, _ in texts[name]]
         figures[name] = {
             "score": float(scores.mean()),
@@ -129,7 +132,7 @@ def policy_figures(run: Run) -> dict[str, Any]:
     return {"judge": plan.judge, "prompts": len(prompts), "answers": figures}
 
 
-def _said(rollouts: Sequence[Rollout]) -> list[Answer]:
+def _texts(rollouts: Sequence[Rollout]) -> list[Answer]:
     return [(rollout.text, rollout.is_finished) for rollout in rollouts]
 
 
@@ -139,7 +142,7 @@ def _scorer(run: Run, data: str, kind: str) -> Scorer[Any]:
 
 
 def _items(prompts: Sequence[Any], answers: Sequence[Answer]) -> list[Item]:
-    # an answer of no words at all is judged as a blank: something must be said of it
+    # an empty response cannot be scored, so it is scored as a space
     return [Item(prompt, text or " ", done) for prompt, (text, done) in zip(prompts, answers, strict=True)]
 
 

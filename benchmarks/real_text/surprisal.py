@@ -1,4 +1,4 @@
-"""A plain language model's own token probabilities as a scorer: the baseline that needs no preference data."""
+"""The token probabilities of a plain language model as a scorer: a baseline without preference data."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from redline_model.encoding.encoder import EncodedItem
 from redline_model.encoding.make_encoder import make_encoder
 from redline_model.extraction import TokenStatistics
 from redline_model.options import Extraction, Template
-from redline_model.scorers.dpo import scored
+from redline_model.scorers.dpo import response_only
 from redline_model.scorers.seq2seq import Seq2SeqScorer
 
 
 class SurprisalScorer(Seq2SeqScorer):
-    """Statistics of ``pi(y_t | x, y_<t)``: unlike a reward model, it is shown no response beforehand."""
+    """Statistics of ``pi(y_t | x, y_<t)``: unlike a seq2seq reward model, it does not get the response first."""
 
     def start_forward(self, items: Sequence[EncodedItem]) -> Callable[[], list[TokenStatistics]]:
         """See ``Seq2SeqScorer``."""
-        return super().start_forward([scored(item) for item in items])
+        return super().start_forward([response_only(item) for item in items])
 
 
 def surprisal_scorer(base: Path, device: str, max_tokens: int) -> SurprisalScorer:
-    """The model at ``base``, prompts laid out as for a policy."""
+    """The model at ``base``; prompts are formatted as for a policy."""
     tokenizer = load_tokenizer(base)
     model = load_model(base, "dpo", LoadOptions(device=device))
     encoder = make_encoder("dpo", model.config, tokenizer, Template.of_policy(tokenizer), max_tokens)
-    return SurprisalScorer(model, encoder, Extraction(mode="probability"))
+    return SurprisalScorer.from_model(model, encoder, Extraction(mode="probability"))

@@ -1,4 +1,4 @@
-"""Texts rendered with the model's own chat template are read back by what it writes; unknown ones are refused."""
+"""Texts rendered with the model's own chat template are parsed back; texts of unknown templates are refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHAT = [
 ]
 SYSTEM = [{"role": "system", "content": "Be brief."}, *CHAT]
 ANSWER = "Because: a <b> c,\nand so on."
-# styles that write an earlier answer otherwise than it was given, or nothing around turns
+# all styles except one whose turns cannot be told apart
 READ = [style for style in sorted(STYLES) if style != "words"]
 
 
@@ -31,9 +31,11 @@ def conversations(style: str) -> list[list[dict[str, Any]]]:
 
 
 def reader_of(style: str) -> ConversationParser:
-    made = with_template("byte_bpe", style)
+    tokenizer = with_template("byte_bpe", style)
     template = Template(style="chat", chat_kwargs={"date_string": "01 Jan 2025"})
-    return ConversationParser(Encoder(made, template, arrangement="rewrite", vocab_size=len(made), max_tokens=None))
+    return ConversationParser(
+        Encoder(tokenizer, template, arrangement="rewrite", vocab_size=len(tokenizer), max_tokens=None)
+    )
 
 
 def read(prompt: Any) -> list[dict[str, Any]]:
@@ -42,63 +44,63 @@ def read(prompt: Any) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("style", READ)
 @pytest.mark.parametrize("is_finished", [True, False])
-def test_a_query_in_the_own_form_is_taken_apart(style: str, is_finished: bool) -> None:
-    reader = reader_of(style)
-    chat = reader.encoder.layout.chat
+def test_a_query_in_the_model_s_own_template_is_parsed(style: str, is_finished: bool) -> None:
+    conversation_parser = reader_of(style)
+    chat = conversation_parser.encoder.layout.chat
     assert chat is not None
     for messages in conversations(style):
         prompt = chat.render(messages, opens_turn=True)
-        whole = chat.render([*messages, {"role": "assistant", "content": ANSWER}])
-        closing = whole[whole.rindex(ANSWER) + len(ANSWER) :]
-        for after in [closing, closing.rstrip(), closing + "<pad><pad>"] if is_finished else ["", "<pad>"]:
+        conversation = chat.render([*messages, {"role": "assistant", "content": ANSWER}])
+        closing = conversation[conversation.rindex(ANSWER) + len(ANSWER) :]
+        for ending in [closing, closing.rstrip(), closing + "<pad><pad>"] if is_finished else ["", "<pad>"]:
             if is_finished and not closing.strip():
-                continue  # nothing says that it is finished
-            exchange = reader.parse_query_and_prompt(prompt + ANSWER + after, prompt)
+                continue  # the template writes nothing that marks the end
+            exchange = conversation_parser.parse_query_and_prompt(prompt + ANSWER + ending, prompt)
             assert read(exchange.prompt) == messages
             assert (exchange.response, exchange.is_finished) == (ANSWER, is_finished)
-            assert read(reader.parse_prompt_and_response(prompt, ANSWER + after).prompt) == messages
+            assert read(conversation_parser.parse_prompt_and_response(prompt, ANSWER + ending).prompt) == messages
 
 
 @pytest.mark.parametrize("style", READ)
-def test_a_whole_conversation_in_the_own_form_is_taken_apart(style: str) -> None:
-    reader = reader_of(style)
-    chat = reader.encoder.layout.chat
+def test_a_conversation_in_the_model_s_own_template_is_parsed(style: str) -> None:
+    conversation_parser = reader_of(style)
+    chat = conversation_parser.encoder.layout.chat
     assert chat is not None
     for messages in conversations(style):
         text = chat.render([*messages, {"role": "assistant", "content": ANSWER}])
-        exchange = reader.parse_conversation(text)
+        exchange = conversation_parser.parse_conversation(text)
         assert (read(exchange.prompt), exchange.response.strip()) == (messages, ANSWER)
         assert text[exchange.start :].startswith(exchange.response)
 
 
 @pytest.mark.parametrize("style", ["trimmed and dated", "turns of a model"])
-def test_the_begin_token_may_be_missing_or_behind_padding(style: str) -> None:
-    reader = reader_of(style)
-    chat = ChatRenderer(reader.encoder.tokenizer, {"date_string": "01 Jan 2025"})
+def test_the_begin_token_may_be_missing_or_follow_padding(style: str) -> None:
+    conversation_parser = reader_of(style)
+    chat = ChatRenderer(conversation_parser.encoder.tokenizer, {"date_string": "01 Jan 2025"})
     prompt = chat.render(SYSTEM, opens_turn=True)
-    for given in (prompt, prompt.removeprefix("<s>"), "<pad><pad>" + prompt):
-        exchange = reader.parse_query_and_prompt(given + ANSWER + "<eot_id>", given)
+    for query in (prompt, prompt.removeprefix("<s>"), "<pad><pad>" + prompt):
+        exchange = conversation_parser.parse_query_and_prompt(query + ANSWER + "<eot_id>", query)
         assert read(exchange.prompt) == SYSTEM
-        whole = given + ANSWER
-        exchange = reader.parse_conversation(whole)
+        conversation = query + ANSWER
+        exchange = conversation_parser.parse_conversation(conversation)
         assert (read(exchange.prompt), exchange.response) == (SYSTEM, ANSWER)
-        assert whole[exchange.start :] == ANSWER
+        assert conversation[exchange.start :] == ANSWER
 
 
-def test_what_the_template_marks_as_generated_ends_an_answer() -> None:
-    form = ChatTemplateParser(ChatRenderer(with_template("byte_bpe", "marked as generated"), {}))
-    assert "<|im_end|>" in form.ends
-    assert form.answer("Yes<|im_end|>") == ("Yes", True)
+def test_the_end_of_what_a_template_marks_as_generated_ends_an_answer() -> None:
+    parser = ChatTemplateParser(ChatRenderer(with_template("byte_bpe", "marked as generated"), {}))
+    assert "<|im_end|>" in parser.turn_ends
+    assert parser.strip_turn_end("Yes<|im_end|>") == ("Yes", True)
 
 
 @pytest.mark.parametrize("style", READ)
-def test_a_text_of_another_form_is_none_of_the_own(style: str) -> None:
+def test_a_text_of_another_template_is_not_parsed(style: str) -> None:
     chat = reader_of(style).encoder.layout.chat
     assert chat is not None
-    form = ChatTemplateParser(chat)
+    parser = ChatTemplateParser(chat)
     for text in ("How are you?", "<x>Hi<y>", "[USER] Hi [BOT]"):
-        assert form.prompt(text) is None
-        assert form.whole(text) is None
+        assert parser.parse_prompt(text) is None
+        assert parser.parse_conversation(text) is None
 
 
 UNKNOWN = {
@@ -119,9 +121,9 @@ UNKNOWN = {
 }
 
 
-@pytest.mark.parametrize("form", UNKNOWN)
-def test_a_prompt_of_an_unknown_template_is_refused(form: str) -> None:
-    prompt = UNKNOWN[form]
+@pytest.mark.parametrize("template", UNKNOWN)
+def test_a_prompt_of_an_unknown_template_is_refused(template: str) -> None:
+    prompt = UNKNOWN[template]
     for work in (lambda: parse_prompt(prompt), lambda: parse_query_and_prompt(prompt + " Hello", prompt)):
         with pytest.raises(PromptBoundaryError, match="unknown"):
             work()
@@ -142,15 +144,15 @@ def test_a_prompt_of_an_unknown_template_is_refused(form: str) -> None:
         "Who wins, human or model",
     ],
 )
-def test_plain_prompts_stay_plain(prompt: str) -> None:
+def test_prompts_without_a_template_are_unchanged(prompt: str) -> None:
     assert parse_prompt(prompt) == prompt
 
 
 @pytest.mark.parametrize("style", ["chatml", "inst", "turns of a model"])
 @pytest.mark.parametrize("fragment", ["{u}", "{a}", "{u}{a}", " ", "x", "<s>"])
-def test_reading_the_own_form_is_linear(style: str, fragment: str) -> None:
-    reader = reader_of(style)
-    chat = reader.encoder.layout.chat
+def test_parsing_takes_linear_time(style: str, fragment: str) -> None:
+    conversation_parser = reader_of(style)
+    chat = conversation_parser.encoder.layout.chat
     assert chat is not None
     question = chat.render(CHAT[:1], opens_turn=True)
     answer = chat.render([*CHAT[:2]])[len(question) :]
@@ -158,17 +160,17 @@ def test_reading_the_own_form_is_linear(style: str, fragment: str) -> None:
     for text in (part * (65536 // len(part)), question + part * (65536 // len(part))):
         started = time.process_time()
         with contextlib.suppress(PromptBoundaryError):
-            reader.parse_conversation(text)
+            conversation_parser.parse_conversation(text)
         with contextlib.suppress(PromptBoundaryError):
-            reader.parse_query_and_prompt(text + "x", text)
+            conversation_parser.parse_query_and_prompt(text + "x", text)
         assert time.process_time() - started < 1.0
 
 
-def test_end_tokens_as_padding_cost_linear_time() -> None:
+def test_end_tokens_as_padding_take_linear_time() -> None:
     chat = reader_of("chatml").encoder.layout.chat
     assert chat is not None
-    form = ChatTemplateParser(chat)
-    end = form.ends[-1]
+    parser = ChatTemplateParser(chat)
+    end = parser.turn_ends[-1]
     started = time.perf_counter()
-    assert form.answer("An answer." + end * 100_000) == ("An answer.", True)
+    assert parser.strip_turn_end("An answer." + end * 100_000) == ("An answer.", True)
     assert time.perf_counter() - started < 1.0

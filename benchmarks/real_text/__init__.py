@@ -1,0 +1,1 @@
+"""Reward models on real preference sets: ``python -m benchmarks.real_text``."""
