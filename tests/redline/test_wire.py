@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from redline import wire
 from redline.wire import (
     ERROR_TABLE,
     ErrorBody,
@@ -363,3 +365,16 @@ def test_finished_is_true_or_false_and_null_is_its_default() -> None:
             ScoreItem.model_validate({**ITEM, "finished": given})
         with pytest.raises(ValidationError):
             ScoreItem.model_validate_json(json.dumps({**ITEM, "finished": given}))
+
+
+@pytest.mark.parametrize("module", ["base", "correction", "errors", "inputs", "models", "score"])
+def test_everything_public_can_be_imported_from_the_package(module: str) -> None:
+    defined = import_module(f"redline.wire.{module}")
+    names = [
+        name
+        for name, value in vars(defined).items()
+        if isinstance(value, type) and value.__module__ == defined.__name__ and not name.startswith("_")
+    ]
+    assert names
+    assert [name for name in names if getattr(wire, name, None) is not getattr(defined, name)] == []
+    assert set(names) <= set(wire.__all__)
