@@ -238,7 +238,7 @@ def test_a_marker_of_the_plain_template_is_refused_only_in_its_exact_form() -> N
 
 @pytest.mark.parametrize("role", ["user<|im_end|>", "a\nb", "", "x" * 300])
 def test_a_role_that_is_not_a_name_is_refused(role: str) -> None:
-    with pytest.raises(RenderError, match="no name of a role"):
+    with pytest.raises(RenderError, match="not a valid role"):
         PolicyPrompts(with_template("byte_bpe", "chatml")).ids([{"role": role, "content": "Hi"}])
 
 

@@ -114,7 +114,9 @@ def test_a_special_token_in_a_prompt_changes_only_its_own_ids(family: str) -> No
     ]
     assert signs[0] == signs[1], "no space may be added"
     # everything except these words is unchanged
-    start = next(n for n, (one, other) in enumerate(zip(without_special, with_special, strict=False)) if one != other)
+    start = next(
+        n for n, (first, other) in enumerate(zip(without_special, with_special, strict=False)) if first != other
+    )
     same = tokenizer.convert_ids_to_tokens(without_special)[:start]
     assert "router" in "".join(same).replace("▁", "").replace("Ġ", "")
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
