@@ -172,7 +172,7 @@ def with_outside_link(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "named"),
+    ("damage", "reason"),
     [
         (config_json(architectures=["Qwen2ForCausalLM"]), r"redline\.json is missing.*Qwen2ForCausalLM"),
         (config_json(architectures=["LlamaForRewardModelWithGating"]), "LlamaForRewardModelWithGating"),

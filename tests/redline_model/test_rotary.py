@@ -93,11 +93,11 @@ def test_log_probabilities_equal_those_of_a_new_model_with_one_item(name: str, i
     original = build(name)
 
     def forward(model: Any) -> Any:
-        encoded = probed_targets(model)
-        assert isinstance(encoded, CausalTargets)
+        targets = probed_targets(model)
+        assert isinstance(targets, CausalTargets)
         if not is_verified:
-            encoded.forward = None
-        return encoded
+            targets.forward = None
+        return targets
 
     alone = [start_token_statistics(forward(copy.deepcopy(original)), [item])()[0].logprob for item in items()]
     shared = forward(copy.deepcopy(original))
