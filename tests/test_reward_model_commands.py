@@ -12,7 +12,7 @@ from redline import NO_RETRY, RewardClient
 from redline_model.bundle.bundle import Bundle
 from tests.commands import ENVIRONMENT, ended, run, start
 from tests.ports import free_port
-from tests.reward_models import build_reward_model, own_scores
+from tests.reward_models import build_reward_model, transformers_scores
 
 ITEMS = [("How do I reset my router?", "Hold the round button."), ("Hi", "I am sorry, but I cannot help with that.")]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -33,7 +33,7 @@ def as_hub_cache(folder: Path, root: Path) -> Path:
 
 def test_a_reward_model_is_served_scored_with_and_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = build_reward_model("llama", tmp_path / "rm")
-    expected = own_scores(folder, ITEMS)
+    expected = transformers_scores(folder, ITEMS)
     rows, out = tmp_path / "items.jsonl", tmp_path / "scores.jsonl"
     rows.write_text("".join(json.dumps({"prompt": p, "response": r}) + "\n" for p, r in ITEMS))
     port = free_port()
@@ -51,7 +51,7 @@ def test_a_reward_model_is_served_scored_with_and_evaluated(tmp_path: Path, monk
 
     pairs, report = tmp_path / "pairs.jsonl", tmp_path / "report.json"
     prompt, answers = ITEMS[0][0], [response for _, response in ITEMS]
-    by_score = dict(zip(own_scores(folder, [(prompt, answer) for answer in answers]), answers, strict=True))
+    by_score = dict(zip(transformers_scores(folder, [(prompt, answer) for answer in answers]), answers, strict=True))
     row = {"prompt": prompt, "chosen": by_score[max(by_score)], "rejected": by_score[min(by_score)]}
     pairs.write_text(json.dumps(row) + "\n")
     monkeypatch.setitem(ENVIRONMENT, "HF_HUB_CACHE", str(as_hub_cache(folder, tmp_path / "hub")))

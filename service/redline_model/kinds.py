@@ -68,7 +68,7 @@ class KindSpec:
         load: from a bundle to a scorer; by default ``make_scorer`` with the bundle's model.
         contents: describes the bundle's folder in the model card.
         mode: the default mode in the model card, a format string with the fields of the manifest's ``extraction``.
-        reads_whole_conversation: whether the model may read the response with the end of turn of its own chat
+        supports_conversation_style: whether the model may read the response with the end of turn of its own chat
             template (template style ``conversation``).
     """
 

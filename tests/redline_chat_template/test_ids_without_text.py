@@ -66,7 +66,7 @@ def test_an_id_without_text_has_its_own_reward() -> None:
     words = tokenizer("hold the button", add_special_tokens=False)["input_ids"]
     items = [scorer.encoder.encode(Item("Hi", ids)) for ids in (words, [*words, textless], [textless])]
     scored = [scorer.to_rewards(outputs, reward_spec(scorer)) for outputs in scorer.forward(items)]
-    assert [len(span.rewards) for span in scored] == [len(words), len(words) + 1, 1]
+    assert [len(response.rewards) for response in scored] == [len(words), len(words) + 1, 1]
     assert scored[1].score != scored[0].score
 
 

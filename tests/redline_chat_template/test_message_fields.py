@@ -16,8 +16,8 @@ TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"ty
 
 
 def call(city: str) -> dict[str, Any]:
-    tokenizer = {"type": "function", "function": {"name": "weather", "arguments": {"city": city}}}
-    return {"role": "assistant", "content": "", "tool_calls": [tokenizer]}
+    tool_call = {"type": "function", "function": {"name": "weather", "arguments": {"city": city}}}
+    return {"role": "assistant", "content": "", "tool_calls": [tool_call]}
 
 
 def conversation_with(*messages: dict[str, Any]) -> list[dict[str, Any]]:
@@ -49,7 +49,7 @@ def test_a_template_gets_the_tool_calls_tools_reasoning_and_names_that_it_uses(t
 
 
 @pytest.mark.parametrize(
-    ("prompt", "tools", "named"),
+    ("prompt", "tools", "expected_error"),
     [
         (conversation_with(call("Bonn")), None, "'tool_calls' of a message of role 'assistant'"),
         ([{"role": "user", "content": "Hi", "images": ["x"]}], None, "'images'"),
@@ -59,10 +59,10 @@ def test_a_template_gets_the_tool_calls_tools_reasoning_and_names_that_it_uses(t
 )
 @pytest.mark.parametrize("style", ["chatml", None])
 def test_a_field_that_a_template_does_not_use_is_refused_by_name(
-    prompt: Any, tools: Any, named: str, style: str | None
+    prompt: Any, tools: Any, expected_error: str, style: str | None
 ) -> None:
     for template in (None, Template.of_policy()):
-        expected = named if style else named.split(" of ")[0]
+        expected = expected_error if style else expected_error.split(" of ")[0]
         with pytest.raises(InvalidPromptError, match=expected):
             encoder_of(style, template).encode(Item(prompt, "x", tools=tools))
     with pytest.raises(RenderError, match=expected):

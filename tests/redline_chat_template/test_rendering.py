@@ -90,12 +90,12 @@ def test_the_ids_of_a_rewrite_request_equal_those_of_the_template(style: str) ->
         expected_text = chat_tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, date_string="01 Jan 2025"
         )
-        ids_read = [*item.prefix_ids, *item.response_ids, *item.instruction_ids]
+        encoded = [*item.prefix_ids, *item.response_ids, *item.instruction_ids]
         assert (
-            chat_tokenizer.decode(ids_read, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            chat_tokenizer.decode(encoded, skip_special_tokens=False, clean_up_tokenization_spaces=False)
             == expected_text
         )
-        assert ids_read == chat_tokenizer(expected_text, add_special_tokens=False)["input_ids"], (
+        assert encoded == chat_tokenizer(expected_text, add_special_tokens=False)["input_ids"], (
             "no token spans a boundary here"
         )
 
@@ -238,7 +238,7 @@ def test_a_marker_of_the_plain_template_is_refused_only_in_its_exact_form() -> N
 
 @pytest.mark.parametrize("role", ["user<|im_end|>", "a\nb", "", "x" * 300])
 def test_a_role_that_is_not_a_name_is_refused(role: str) -> None:
-    with pytest.raises(RenderError, match="no name of a role"):
+    with pytest.raises(RenderError, match="not a valid role"):
         PolicyPrompts(with_template("byte_bpe", "chatml")).ids([{"role": role, "content": "Hi"}])
 
 

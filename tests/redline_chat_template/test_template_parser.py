@@ -23,14 +23,14 @@ CHAT = [
 SYSTEM = [{"role": "system", "content": "Be brief."}, *CHAT]
 ANSWER = "Because: a <b> c,\nand so on."
 # all styles except one whose turns cannot be told apart
-READ = [style for style in sorted(STYLES) if style != "words"]
+PARSED_STYLES = [style for style in sorted(STYLES) if style != "words"]
 
 
 def conversations(style: str) -> list[list[dict[str, Any]]]:
     return [CHAT[:1], CHAT, *([SYSTEM[:2], SYSTEM] if STYLES[style].has_system else [])]
 
 
-def reader_of(style: str) -> ConversationParser:
+def parser_for(style: str) -> ConversationParser:
     tokenizer = with_template("byte_bpe", style)
     template = Template(style="chat", chat_kwargs={"date_string": "01 Jan 2025"})
     return ConversationParser(
@@ -38,14 +38,14 @@ def reader_of(style: str) -> ConversationParser:
     )
 
 
-def read(prompt: Any) -> list[dict[str, Any]]:
+def as_dicts(prompt: Any) -> list[dict[str, Any]]:
     return [message.model_dump() for message in prompt]
 
 
-@pytest.mark.parametrize("style", READ)
+@pytest.mark.parametrize("style", PARSED_STYLES)
 @pytest.mark.parametrize("is_finished", [True, False])
 def test_a_query_in_the_model_s_own_template_is_parsed(style: str, is_finished: bool) -> None:
-    conversation_parser = reader_of(style)
+    conversation_parser = parser_for(style)
     chat = conversation_parser.encoder.layout.chat
     assert chat is not None
     for messages in conversations(style):
@@ -56,34 +56,34 @@ def test_a_query_in_the_model_s_own_template_is_parsed(style: str, is_finished: 
             if is_finished and not closing.strip():
                 continue  # the template writes nothing that marks the end
             exchange = conversation_parser.parse_query_and_prompt(prompt + ANSWER + ending, prompt)
-            assert read(exchange.prompt) == messages
+            assert as_dicts(exchange.prompt) == messages
             assert (exchange.response, exchange.is_finished) == (ANSWER, is_finished)
-            assert read(conversation_parser.parse_prompt_and_response(prompt, ANSWER + ending).prompt) == messages
+            assert as_dicts(conversation_parser.parse_prompt_and_response(prompt, ANSWER + ending).prompt) == messages
 
 
-@pytest.mark.parametrize("style", READ)
+@pytest.mark.parametrize("style", PARSED_STYLES)
 def test_a_conversation_in_the_model_s_own_template_is_parsed(style: str) -> None:
-    conversation_parser = reader_of(style)
+    conversation_parser = parser_for(style)
     chat = conversation_parser.encoder.layout.chat
     assert chat is not None
     for messages in conversations(style):
         text = chat.render([*messages, {"role": "assistant", "content": ANSWER}])
         exchange = conversation_parser.parse_conversation(text)
-        assert (read(exchange.prompt), exchange.response.strip()) == (messages, ANSWER)
+        assert (as_dicts(exchange.prompt), exchange.response.strip()) == (messages, ANSWER)
         assert text[exchange.start :].startswith(exchange.response)
 
 
 @pytest.mark.parametrize("style", ["trimmed and dated", "turns of a model"])
 def test_the_begin_token_may_be_missing_or_follow_padding(style: str) -> None:
-    conversation_parser = reader_of(style)
+    conversation_parser = parser_for(style)
     chat = ChatRenderer(conversation_parser.encoder.tokenizer, {"date_string": "01 Jan 2025"})
     prompt = chat.render(SYSTEM, opens_turn=True)
     for query in (prompt, prompt.removeprefix("<s>"), "<pad><pad>" + prompt):
         exchange = conversation_parser.parse_query_and_prompt(query + ANSWER + "<eot_id>", query)
-        assert read(exchange.prompt) == SYSTEM
+        assert as_dicts(exchange.prompt) == SYSTEM
         conversation = query + ANSWER
         exchange = conversation_parser.parse_conversation(conversation)
-        assert (read(exchange.prompt), exchange.response) == (SYSTEM, ANSWER)
+        assert (as_dicts(exchange.prompt), exchange.response) == (SYSTEM, ANSWER)
         assert conversation[exchange.start :] == ANSWER
 
 
@@ -93,9 +93,9 @@ def test_the_end_of_what_a_template_marks_as_generated_ends_an_answer() -> None:
     assert parser.strip_turn_end("Yes<|im_end|>") == ("Yes", True)
 
 
-@pytest.mark.parametrize("style", READ)
+@pytest.mark.parametrize("style", PARSED_STYLES)
 def test_a_text_of_another_template_is_not_parsed(style: str) -> None:
-    chat = reader_of(style).encoder.layout.chat
+    chat = parser_for(style).encoder.layout.chat
     assert chat is not None
     parser = ChatTemplateParser(chat)
     for text in ("How are you?", "<x>Hi<y>", "[USER] Hi [BOT]"):
@@ -151,7 +151,7 @@ def test_prompts_without_a_template_are_unchanged(prompt: str) -> None:
 @pytest.mark.parametrize("style", ["chatml", "inst", "turns of a model"])
 @pytest.mark.parametrize("fragment", ["{u}", "{a}", "{u}{a}", " ", "x", "<s>"])
 def test_parsing_takes_linear_time(style: str, fragment: str) -> None:
-    conversation_parser = reader_of(style)
+    conversation_parser = parser_for(style)
     chat = conversation_parser.encoder.layout.chat
     assert chat is not None
     question = chat.render(CHAT[:1], opens_turn=True)
@@ -167,7 +167,7 @@ def test_parsing_takes_linear_time(style: str, fragment: str) -> None:
 
 
 def test_end_tokens_as_padding_take_linear_time() -> None:
-    chat = reader_of("chatml").encoder.layout.chat
+    chat = parser_for("chatml").encoder.layout.chat
     assert chat is not None
     parser = ChatTemplateParser(chat)
     end = parser.turn_ends[-1]

@@ -14,7 +14,7 @@ from tests.tokenizer_families import TOKENIZERS, tokenizer_of
 
 RESPONSES = ["Hold the button", " Hold it.", "1,024 don'ts"]
 # a template in which no token spans the start of the answer
-STYLE_OF_TOKEN = "inst without spaces"
+STYLE_WITH_TOKENS = "inst without spaces"
 
 
 def encoder_of(tokenizer: Any, style: str = "policy") -> Encoder:
@@ -25,7 +25,7 @@ def encoder_of(tokenizer: Any, style: str = "policy") -> Encoder:
 @pytest.mark.parametrize("family", TOKENIZERS)
 @pytest.mark.parametrize("style", ["policy", "chat"])
 def test_a_response_after_a_special_token_has_its_ids_in_the_whole_conversation(family: str, style: str) -> None:
-    tokenizer = with_template(family, STYLE_OF_TOKEN)
+    tokenizer = with_template(family, STYLE_WITH_TOKENS)
     encoder = encoder_of(tokenizer, style)
     for response in RESPONSES:
         item = encoder.encode(Item("Why?", response))
@@ -56,8 +56,8 @@ def test_a_space_that_the_template_writes_before_an_answer_is_in_its_ids(family:
     turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "hold the button"}]
     conversation_ids = list(tokenizer.apply_chat_template(turns, return_dict=False))
     encoded = [*item.prefix_ids, *item.response_ids]
-    same = len(item.prefix_ids) + 3  # the last word may share a token with the space after it
-    assert encoded[:same] == conversation_ids[:same]
+    common = len(item.prefix_ids) + 3  # the last word may share a token with the space after it
+    assert encoded[:common] == conversation_ids[:common]
     assert tokenizer.decode(item.response_ids) == "hold the button"
     assert item.offsets[-1] == (15, 15)
     assert item.offsets[-2][1] == 15
@@ -65,7 +65,7 @@ def test_a_space_that_the_template_writes_before_an_answer_is_in_its_ids(family:
 
 @pytest.mark.parametrize("family", TOKENIZERS)
 def test_a_response_as_text_and_as_sampled_ids_is_encoded_equally(family: str) -> None:
-    tokenizer = with_template(family, STYLE_OF_TOKEN)
+    tokenizer = with_template(family, STYLE_WITH_TOKENS)
     encoder = encoder_of(tokenizer)
     by_text = encoder.encode(Item("Why?", "hold the button"))
     by_ids = encoder.encode(Item("Why?", [*by_text.response_ids, encoder.end_id]))
@@ -83,11 +83,11 @@ def test_a_text_after_other_text_gets_no_space_and_its_spans_cover_it(family: st
         ids, spans = text_tokenizer.encode_user_text(text, preceding)  # type: ignore[arg-type]
         assert text_tokenizer.user_text_ids(text, preceding) == ids  # type: ignore[arg-type]
         covered = {n for start, end in spans for n in range(start, end)}
-        assert {n for n, sign in enumerate(text) if sign != " "} <= covered <= set(range(len(text)))
+        assert {n for n, letter in enumerate(text) if letter != " "} <= covered <= set(range(len(text)))
     first = tokenizer_of(family).convert_ids_to_tokens(ids)[0]
     assert "hold".startswith(first), "there must be no added space"
-    starting = tokenizer_of(family).convert_ids_to_tokens(text_tokenizer.user_text_ids(text))[0]
-    assert starting.startswith(("▁", "Ġ")) == (family not in ("byte_bpe", "word_piece"))
+    first_of_text = tokenizer_of(family).convert_ids_to_tokens(text_tokenizer.user_text_ids(text))[0]
+    assert first_of_text.startswith(("▁", "Ġ")) == (family not in ("byte_bpe", "word_piece"))
 
 
 @pytest.mark.parametrize("family", ["byte_bpe_prefix_space", "byte_fallback", "unigram", "first_space"])
@@ -108,15 +108,17 @@ def test_a_special_token_in_a_prompt_changes_only_its_own_ids(family: str) -> No
     policy = PolicyPrompts(tokenizer)
     without_special = policy.ids("router please")
     with_special = policy.ids("router</s>please")
-    signs = [
+    space_counts = [
         sum("▁" in token or "Ġ" in token for token in tokenizer.convert_ids_to_tokens(ids))
         for ids in (policy.ids("routerplease"), with_special)
     ]
-    assert signs[0] == signs[1], "no space may be added"
+    assert space_counts[0] == space_counts[1], "no space may be added"
     # everything except these words is unchanged
-    start = next(n for n, (one, other) in enumerate(zip(without_special, with_special, strict=False)) if one != other)
-    same = tokenizer.convert_ids_to_tokens(without_special)[:start]
-    assert "router" in "".join(same).replace("▁", "").replace("Ġ", "")
+    start = next(
+        n for n, (first, other) in enumerate(zip(without_special, with_special, strict=False)) if first != other
+    )
+    common = tokenizer.convert_ids_to_tokens(without_special)[:start]
+    assert "router" in "".join(common).replace("▁", "").replace("Ġ", "")
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert without_special[without_special.index(end) :] == with_special[with_special.index(end) :]
 

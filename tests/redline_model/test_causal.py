@@ -44,12 +44,12 @@ def sequences(seed: int = 0, groups: int = 3, longest: int = 9) -> list[Prefixed
 
 
 def hidden_alone(model: Any, sequence: PrefixedSequence) -> Tensor:
-    hidden: Tensor = model.base_model(input_ids=torch.tensor([[*sequence.prefix, *sequence.own]])).last_hidden_state
+    hidden: Tensor = model.base_model(input_ids=torch.tensor([[*sequence.prefix, *sequence.suffix]])).last_hidden_state
     return hidden[0, len(sequence.prefix) :]
 
 
 def all_positions(group: list[PrefixedSequence]) -> list[range]:
-    return [range(len(sequence.own)) for sequence in group]
+    return [range(len(sequence.suffix)) for sequence in group]
 
 
 @pytest.mark.parametrize("family", CAUSAL)
@@ -91,7 +91,7 @@ def test_gradients_equal_those_of_each_sequence_alone() -> None:
     reference, model = build_family("llama"), build_family("llama")
     forward = CausalForward.probed(model.train(), prefix_cache_tokens=100)
     group = sequences(2)
-    weights = torch.randn(sum(len(b.own) for b in group), 32)
+    weights = torch.randn(sum(len(b.suffix) for b in group), 32)
     for _ in range(2):  # the second pass must not use a cache: weights change in training
         model.zero_grad()
         torch.autograd.backward((forward(group, all_positions(group)) * weights).sum())
@@ -116,7 +116,7 @@ def test_gradients_are_correct_with_gradient_checkpointing() -> None:
 
 def with_shared_prefix(seed: int, shared_prefix: int) -> list[PrefixedSequence]:
     start = tuple(random.Random(99).randrange(1, 64) for _ in range(shared_prefix))
-    return [PrefixedSequence((*start, *sequence.prefix), sequence.own) for sequence in sequences(seed)]
+    return [PrefixedSequence((*start, *sequence.prefix), sequence.suffix) for sequence in sequences(seed)]
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])

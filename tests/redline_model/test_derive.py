@@ -213,7 +213,7 @@ def manifest_with(**fields: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "reason"),
     [
         ({"kind": "dpo"}, "needs beta"),
         ({"beta": 0.1}, "has no beta"),

@@ -172,7 +172,7 @@ def with_outside_link(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "named"),
+    ("damage", "reason"),
     [
         (config_json(architectures=["Qwen2ForCausalLM"]), r"redline\.json is missing.*Qwen2ForCausalLM"),
         (config_json(architectures=["LlamaForRewardModelWithGating"]), "LlamaForRewardModelWithGating"),
@@ -250,7 +250,7 @@ def test_ensembles_can_be_made_of_hugging_face_models_and_red_cannot(folder: Pat
     other = build_reward_model("qwen2", tmp_path / "other", hidden_size=48)
     derive_ensemble([folder, other], tmp_path / "both")
     items = ITEMS[:2]
-    separate = [transformers_scores(one, items) for one in (folder, other)]
+    separate = [transformers_scores(model_folder, items) for model_folder in (folder, other)]
     expected = [sum(pair) / 2 for pair in zip(*separate, strict=True)]
     assert scores(tmp_path / "both", items) == pytest.approx(expected, abs=2e-4)
     with pytest.raises(UnsupportedError, match="after every token"):

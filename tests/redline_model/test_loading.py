@@ -51,8 +51,8 @@ def copy(base: Path, tmp_path: Path) -> Path:
 
 def change_weights(folder: Path, *, drop: str = "", add: dict[str, torch.Tensor] | None = None) -> None:
     tensors = load_file(folder / "model.safetensors")
-    kept = {name: tensor for name, tensor in tensors.items() if not drop or drop not in name}
-    save_file({**kept, **(add or {})}, folder / "model.safetensors", metadata={"format": "pt"})
+    remaining = {name: tensor for name, tensor in tensors.items() if not drop or drop not in name}
+    save_file({**remaining, **(add or {})}, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def as_pytorch(folder: Path) -> None:

@@ -50,9 +50,9 @@ def test_a_loaded_bundle_keeps_its_prefix_cache_limit(bundle: Bundle) -> None:
         scorer.forward([scorer.encoder.encode(Item(f"Prompt number {n}, of several words", "So."))])
     [cache] = scorer.planner.prefix_caches
     assert 0 < cache.bytes <= 60_000
-    again = Bundle.load(bundle.folder, prefix_cache_tokens=10_000, prefix_cache_bytes=0)
-    again.scorer.forward([scorer.encoder.encode(Item("Prompt", "So."))])
-    assert sum(cache.bytes for cache in again.scorer.planner.prefix_caches) == 0
+    without_cache = Bundle.load(bundle.folder, prefix_cache_tokens=10_000, prefix_cache_bytes=0)
+    without_cache.scorer.forward([scorer.encoder.encode(Item("Prompt", "So."))])
+    assert sum(cache.bytes for cache in without_cache.scorer.planner.prefix_caches) == 0
 
 
 def test_a_sized_cache_evicts_the_least_recently_used_entry_and_keeps_its_size() -> None:

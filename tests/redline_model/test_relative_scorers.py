@@ -205,7 +205,7 @@ def test_members_that_lay_items_out_differently_are_refused(tokenizer: Any, plai
     seq2seq = build_scorer("seq2seq", build_causal(len(tokenizer)), tokenizer)
     words = plain_tokenizer.__class__(tokenizer_object=plain_tokenizer.backend_tokenizer, eos_token="<|user|>")
     words.chat_template = tokenizer.chat_template
-    encode_user_text = build_scorer("scalar", build_scalar(len(words)), words, template=scalar.encoder.template)
+    other_tokenizer = build_scorer("scalar", build_scalar(len(words)), words, template=scalar.encoder.template)
     changed = build_tokenizer()
     changed.chat_template = "{{ bos_token }}" + changed.chat_template
     own_chat = build_scorer("scalar", build_scalar(len(changed)), changed)
@@ -214,7 +214,7 @@ def test_members_that_lay_items_out_differently_are_refused(tokenizer: Any, plai
         (other, "template"),
         (own_chat, "template"),
         (seq2seq, "arrangement"),
-        (encode_user_text, "tokenizer"),
+        (other_tokenizer, "tokenizer"),
     ):
         with pytest.raises(UnsupportedError, match=f"0 and 1 .* {what}"):
             EnsembleScorer([scalar, second], options, Extraction())

@@ -156,8 +156,8 @@ def replay(rewrite: list[int], source: list[int] = SOURCE, start: int = 0) -> in
         accepted = 0
         while accepted < len(proposed) and rewrite[written + accepted : written + accepted + 1] == [proposed[accepted]]:
             accepted += 1
-        own = rewrite[min(written + accepted, len(rewrite) - 1)]
-        draft.update(len(proposed), accepted, own)
+        model_token = rewrite[min(written + accepted, len(rewrite) - 1)]
+        draft.update(len(proposed), accepted, model_token)
         written += accepted + 1
         steps += 1
     return steps

@@ -93,11 +93,11 @@ def test_log_probabilities_equal_those_of_a_new_model_with_one_item(name: str, i
     original = build(name)
 
     def forward(model: Any) -> Any:
-        encoded = probed_targets(model)
-        assert isinstance(encoded, CausalTargets)
+        targets = probed_targets(model)
+        assert isinstance(targets, CausalTargets)
         if not is_verified:
-            encoded.forward = None
-        return encoded
+            targets.forward = None
+        return targets
 
     alone = [start_token_statistics(forward(copy.deepcopy(original)), [item])()[0].logprob for item in items()]
     shared = forward(copy.deepcopy(original))
@@ -116,8 +116,8 @@ def test_log_probabilities_equal_those_of_a_new_model_with_one_item(name: str, i
 def test_scores_equal_those_of_a_new_model_with_one_item(name: str, kind: Any, tokenizer: Any) -> None:
     original = build(name, "ForSequenceClassification")
 
-    def values(scorer: Any, some: list[EncodedItem]) -> list[torch.Tensor]:
-        outputs = forward_all(scorer, some, 200)
+    def values(scorer: Any, group: list[EncodedItem]) -> list[torch.Tensor]:
+        outputs = forward_all(scorer, group, 200)
         return [torch.as_tensor(output.score if kind == "scalar" else output) for output in outputs]
 
     def scorer_of(model: Any) -> Any:

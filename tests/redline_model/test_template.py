@@ -53,34 +53,34 @@ def test_the_prompt_is_a_common_prefix_of_all_its_responses(chat: bool, prompt: 
 @pytest.mark.parametrize("chat", [True, False])
 @given(text=st.text(min_size=1, max_size=40))
 def test_source_and_target_ids_are_equal_and_decode_to_the_text(chat: bool, text: str) -> None:
-    chat_encoder = encoder(chat)
-    item = chat_encoder.encode(Item("Hi", text))
-    assert item.target_ids == [*item.response_ids, chat_encoder.end_id]
-    assert chat_encoder.tokenizer.decode(item.response_ids, skip_special_tokens=False) == text
+    item_encoder = encoder(chat)
+    item = item_encoder.encode(Item("Hi", text))
+    assert item.target_ids == [*item.response_ids, item_encoder.end_id]
+    assert item_encoder.tokenizer.decode(item.response_ids, skip_special_tokens=False) == text
     assert len(item.offsets) == len(item.target_ids)
     assert item.offsets[-1] == (len(text), len(text))
     assert all(0 <= start <= end <= len(text) for start, end in item.offsets)
 
 
 def test_the_ids_decode_to_the_rendered_chat_template() -> None:
-    chat_encoder = encoder(True)
-    item = chat_encoder.encode(Item(CONVERSATION, "Hold the button."))
+    item_encoder = encoder(True)
+    item = item_encoder.encode(Item(CONVERSATION, "Hold the button."))
     messages = [
         *CONVERSATION,
         {"role": "assistant", "content": "Hold the button."},
-        {"role": "user", "content": chat_encoder.template.instruction},
+        {"role": "user", "content": item_encoder.template.instruction},
     ]
-    expected = chat_encoder.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    written = chat_encoder.tokenizer.decode([*item.prefix_ids, *item.response_ids, *item.instruction_ids])
+    expected = item_encoder.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    written = item_encoder.tokenizer.decode([*item.prefix_ids, *item.response_ids, *item.instruction_ids])
     assert written == expected
 
 
 def test_text_cannot_forge_a_special_token() -> None:
-    chat_encoder = encoder(True)
-    item = chat_encoder.encode(Item("a<|end|><|assistant|>b", "c<|end|>d"))
-    markers = chat_encoder.encode(Item("ab", "cd"))
-    special = set(chat_encoder.tokenizer.all_special_ids) | set(
-        chat_encoder.tokenizer.convert_tokens_to_ids(["<|assistant|>"])
+    item_encoder = encoder(True)
+    item = item_encoder.encode(Item("a<|end|><|assistant|>b", "c<|end|>d"))
+    markers = item_encoder.encode(Item("ab", "cd"))
+    special = set(item_encoder.tokenizer.all_special_ids) | set(
+        item_encoder.tokenizer.convert_tokens_to_ids(["<|assistant|>"])
     )
     assert sum(i in special for i in item.prefix_ids) == sum(i in special for i in markers.prefix_ids)
     assert not special & set(item.response_ids)
@@ -92,17 +92,17 @@ def test_an_unfinished_response_has_no_end_token() -> None:
 
 
 def test_ids_are_encoded_like_their_text() -> None:
-    chat_encoder = encoder(True)
+    item_encoder = encoder(True)
     text = "Hold the 世界 button"
-    ids = chat_encoder.tokenizer(text)["input_ids"]
-    by_id = chat_encoder.encode(Item(chat_encoder.tokenizer("Hello")["input_ids"], [*ids, chat_encoder.end_id]))
-    assert by_id == chat_encoder.encode(Item("Hello", text))
+    ids = item_encoder.tokenizer(text)["input_ids"]
+    by_id = item_encoder.encode(Item(item_encoder.tokenizer("Hello")["input_ids"], [*ids, item_encoder.end_id]))
+    assert by_id == item_encoder.encode(Item("Hello", text))
 
 
 def test_ids_need_not_be_the_canonical_tokenization() -> None:
-    chat_encoder = encoder(True)
-    letters = [chat_encoder.tokenizer.convert_tokens_to_ids(c) for c in "Hold"]
-    item = chat_encoder.encode(Item("Hi", letters))
+    item_encoder = encoder(True)
+    letters = [item_encoder.tokenizer.convert_tokens_to_ids(c) for c in "Hold"]
+    item = item_encoder.encode(Item("Hi", letters))
     assert item.response_ids == letters
     assert item.offsets == [(0, 1), (1, 2), (2, 3), (3, 4)]
     assert not item.is_finished
@@ -127,9 +127,9 @@ def test_bad_items_are_refused_with_the_reason(item: Item, error: type[Exception
 
 
 def test_a_single_end_token_can_be_scored_if_requested() -> None:
-    chat_encoder = encoder(True)
-    item = chat_encoder.encode(Item("Hi", "", has_only_end=True))
-    assert item.target_ids == [chat_encoder.end_id]
+    item_encoder = encoder(True)
+    item = item_encoder.encode(Item("Hi", "", has_only_end=True))
+    assert item.target_ids == [item_encoder.end_id]
     assert item.offsets == [(0, 0)]
 
 
@@ -154,7 +154,7 @@ def test_too_long_is_an_error_unless_truncation_is_requested(arrangement: Any) -
 def test_the_error_of_a_strict_chat_template_is_reported() -> None:
     tokenizer = build_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    chat_encoder = Encoder(
+    item_encoder = Encoder(
         tokenizer,
         Template.fitting(tokenizer),
         arrangement="rewrite",
@@ -162,7 +162,7 @@ def test_the_error_of_a_strict_chat_template_is_reported() -> None:
         max_tokens=None,
     )
     with pytest.raises(InvalidPromptError, match="roles must alternate"):
-        chat_encoder.encode(Item("Hi", "x"))
+        item_encoder.encode(Item("Hi", "x"))
 
 
 def test_a_tokenizer_without_offsets_is_refused() -> None:
@@ -181,8 +181,8 @@ def test_plain_style_begins_with_the_tokenizer_s_begin_token(causal_scorer: Scor
         single="<|system|> $A <|end|>", special_tokens=[("<|system|>", 1), ("<|end|>", 0)]
     )
     plain = Template.fitting(tokenizer)
-    chat_encoder = Encoder(tokenizer, plain, arrangement="rewrite", vocab_size=len(tokenizer), max_tokens=None)
-    item = chat_encoder.encode(Item("Hi", "x"))
+    item_encoder = Encoder(tokenizer, plain, arrangement="rewrite", vocab_size=len(tokenizer), max_tokens=None)
+    item = item_encoder.encode(Item("Hi", "x"))
     assert item.prefix_ids[0] == 1
     assert 0 not in item.instruction_ids
     both = Encoder(tokenizer, plain, arrangement="encoder_decoder", vocab_size=len(tokenizer), max_tokens=None)

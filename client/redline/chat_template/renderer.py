@@ -151,7 +151,7 @@ class ChatRenderer:
         """
         for message in messages:
             if not _ROLE.fullmatch(message["role"]) or self.special.occur_in(message["role"]):
-                raise RenderError(f"{message['role'][:20]!r} is no name of a role")
+                raise RenderError(f"{message['role'][:20]!r} is not a valid role")
             for text in all_strings({name: value for name, value in message.items() if name != "role"}):
                 self._check_text(text)
         for text in all_strings(list(tools or ())):
@@ -160,9 +160,9 @@ class ChatRenderer:
         self._check_contents(messages, tools)
 
     def _check_text(self, text: str) -> None:
-        found = self._marker_pattern.search(text)
-        if found:
-            raise RenderError(f"the prompt holds {found[0][:40]!r}, which marks a turn in the model's chat template")
+        marker = self._marker_pattern.search(text)
+        if marker:
+            raise RenderError(f"the prompt holds {marker[0][:40]!r}, which marks a turn in the model's chat template")
 
     def _check_contents(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> None:
         """Raise RenderError if the template omits the content of a message."""
@@ -177,8 +177,8 @@ class ChatRenderer:
     def _omitted(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None) -> list[int]:
         placeholders = Placeholders(all_strings([list(messages), list(tools or ())]))
         marked = [{**m, "content": placeholders.code(n)} if m["content"] else m for n, m in enumerate(messages)]
-        found = set(placeholders.pattern.findall(self.render(marked, tools, opens_turn=True)))
-        return [n for n, message in enumerate(messages) if message["content"] and str(n) not in found]
+        written = set(placeholders.pattern.findall(self.render(marked, tools, opens_turn=True)))
+        return [n for n, message in enumerate(messages) if message["content"] and str(n) not in written]
 
     def _check_fields(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> None:
         groups = {
@@ -191,14 +191,14 @@ class ChatRenderer:
             return
         if len(groups) > _MAX_FIELDS:
             raise RenderError(f"the conversation has more than {_MAX_FIELDS} kinds of fields besides its texts")
-        whole = self.render(messages, tools, opens_turn=True)
+        rendered = self.render(messages, tools, opens_turn=True)
         for role, name in groups:
             names = _REASONING if name == "reasoning_content" else (name,)
             without = [_without(message, names) if message["role"] == role else message for message in messages]
-            if self._renders_to(whole, without, tools):
+            if self._renders_to(rendered, without, tools):
                 field = next(n for n in names for m in messages if m["role"] == role and n in m)
                 raise RenderError(f"the model's chat template does not use {field!r} of a message of role {role!r}")
-        if tools and self._renders_to(whole, messages, None):
+        if tools and self._renders_to(rendered, messages, None):
             raise RenderError("the model's chat template does not use 'tools'")
 
     def _renders_to(self, text: str, messages: Sequence[Message], tools: Sequence[Any] | None) -> bool:
@@ -338,5 +338,5 @@ def _without(message: Message, names: Sequence[str]) -> Message:
 
 def _roles_of(messages: Sequence[Mapping[str, Any]]) -> str:
     """Roles for an error message: the first eight, shortened."""
-    shown = [str(message.get("role"))[:20] for message in messages[:8]]
-    return f"of roles {shown}" + (f" and {len(messages) - 8} more" if len(messages) > 8 else "")
+    roles = [str(message.get("role"))[:20] for message in messages[:8]]
+    return f"of roles {roles}" + (f" and {len(messages) - 8} more" if len(messages) > 8 else "")

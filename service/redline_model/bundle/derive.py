@@ -59,8 +59,8 @@ def derive_red(
         )
     inner = bundle.scorer
     scorer = make_scorer("red", inner.model, inner.encoder, inner.extraction)
-    kept = {"base_model", "max_tokens", "template", "extraction", "data", "training"}
-    manifest = Manifest(kind="red", **bundle.manifest.model_dump(include=kept))
+    inherited = {"base_model", "max_tokens", "template", "extraction", "data", "training"}
+    manifest = Manifest(kind="red", **bundle.manifest.model_dump(include=inherited))
     manifest = with_metrics(_with_sources(manifest, [bundle]), scorer, evaluate)
 
     def write_files(folder: Path) -> None:

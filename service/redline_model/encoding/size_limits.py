@@ -72,9 +72,9 @@ def _without_oldest(prompt: Prompt | Sequence[int], excess: int) -> Any:
     """``prompt`` without its first ``excess`` characters (or ids) of content; no message is removed."""
     if isinstance(prompt, str) or isinstance(prompt[0], int):
         return prompt[excess:]
-    kept: list[Message] = []
+    shortened: list[Message] = []
     for message in prompt:
         content = normalized(message)["content"]
-        kept.append({**message, "content": content[excess:]})  # type: ignore[dict-item]
+        shortened.append({**message, "content": content[excess:]})  # type: ignore[dict-item]
         excess = max(0, excess - len(content))
-    return kept
+    return shortened

@@ -19,15 +19,15 @@ _MIN_SHARED_PREFIX = 8
 
 
 class PrefixedSequence(NamedTuple):
-    """One sequence: a prefix that others may share, and its own tokens (at least one)."""
+    """One sequence: a prefix that others may share, and the rest of its tokens (at least one)."""
 
     prefix: Prefix
-    own: list[int]
+    suffix: list[int]
 
     @property
     def tokens(self) -> int:
         """Length of the sequence."""
-        return len(self.prefix) + len(self.own)
+        return len(self.prefix) + len(self.suffix)
 
 
 def pad_sequences(
@@ -35,9 +35,9 @@ def pad_sequences(
 ) -> tuple[Padded, Tensor, Tensor]:
     """A right-padded batch, and the rows and columns ``(N,)`` of the chosen positions.
 
-    ``positions``: for each sequence, positions within ``own``.
+    ``positions``: for each sequence, positions within ``suffix``.
     """
-    batch = pad([[*sequence.prefix, *sequence.own] for sequence in sequences], device)
+    batch = pad([[*sequence.prefix, *sequence.suffix] for sequence in sequences], device)
     rows = [row for row, part in enumerate(positions) for _ in part]
     columns = [len(sequence.prefix) + p for sequence, part in zip(sequences, positions, strict=True) for p in part]
     return batch, to_device(rows, device), to_device(columns, device)
@@ -83,7 +83,7 @@ class CausalForward:
         """Hidden states ``(N, hidden)`` at the chosen positions, one sequence after the other.
 
         Args:
-            positions: for each sequence, positions within ``own``.
+            positions: for each sequence, positions within ``suffix``.
             kv_caches: for each sequence, a cache to fill with the keys and values of the whole sequence, or None;
                 only if ``is_packed``.
         """
@@ -95,7 +95,7 @@ class CausalForward:
             starts.append(starts[-1] + len(segment.ids))
         rows: list[int] = []
         for sequence, last_segment, part in zip(sequences, last_segments, positions, strict=True):
-            first = starts[last_segment + 1] - len(sequence.own)
+            first = starts[last_segment + 1] - len(sequence.suffix)
             rows += range(first + part.start, first + part.stop)
         row_indices = to_device(rows, self._model.device)
         hidden = self.run(segments)
@@ -113,7 +113,7 @@ class CausalForward:
         if not self.is_packed:
             return sequence.tokens
         if sequence.prefix in present or sequence.prefix in self.cache:
-            return len(sequence.own)
+            return len(sequence.suffix)
         shared = self._shared_prefix
         if shared is not None and shared in self.cache and _can_continue(sequence.prefix, shared):
             return sequence.tokens - len(shared)
@@ -176,20 +176,20 @@ class CausalForward:
                 segment.copies.append((new_entries[-1][1], len(prefix)))
 
         shared_prefix = self._update_shared_prefix(sequences)
-        for index, (prefix, own) in enumerate(sequences):
+        for index, (prefix, suffix) in enumerate(sequences):
             if is_available(prefix):
-                segment = PackedSegment(own, contexts[prefix])
+                segment = PackedSegment(suffix, contexts[prefix])
             elif shared_prefix and _can_continue(prefix, shared_prefix) and is_available(shared_prefix):
-                segment = PackedSegment([*prefix[len(shared_prefix) :], *own], contexts[shared_prefix])
+                segment = PackedSegment([*prefix[len(shared_prefix) :], *suffix], contexts[shared_prefix])
                 share(segment, prefix)
             else:
-                segment = PackedSegment([*prefix, *own])
+                segment = PackedSegment([*prefix, *suffix])
                 if shared_prefix and _can_continue(prefix, shared_prefix):
                     share(segment, shared_prefix)
                 share(segment, prefix)
             kv_cache = kv_caches[index] if kv_caches is not None else None
             if kv_cache is not None:
-                segment.copies.append((kv_cache, len(prefix) + len(own)))
+                segment.copies.append((kv_cache, len(prefix) + len(suffix)))
             last_segments.append(len(segments))
             segments.append(segment)
         return segments, last_segments, new_entries
@@ -233,7 +233,7 @@ class CausalForward:
         ):
             return False
         sequences = _probe(text.vocab_size)
-        positions = [range(len(sequence.own)) for sequence in sequences]
+        positions = [range(len(sequence.suffix)) for sequence in sequences]
         cache, self.cache = self.cache, PrefixCache(64)
         with without_dropout(model):
             expected = self._padded(sequences, positions)

@@ -43,7 +43,7 @@ class CausalPlanner:
 
     Args:
         forward: the model's forward pass.
-        sequence_of: the sequence that the model reads for an item.
+        make_sequence: the sequence that the model reads for an item.
         length: tokens that it reads for an item; by default those of the sequence.
         prefix_caches: by default that of ``forward``.
     """

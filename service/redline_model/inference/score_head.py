@@ -74,7 +74,7 @@ class ScalarForward:
         return self.causal([prompt_and_response(item) for item in items], last)
 
     def values(self, sequences: Sequence[PrefixedSequence], positions: Sequence[range]) -> Tensor:
-        """The head's value at ``positions`` of the sequences' own tokens, one after the other, ``(N,)`` in float32."""
+        """The head's value at ``positions`` of the sequences' suffixes, one after the other, ``(N,)`` in float32."""
         return self.apply_head(self.causal(sequences, positions))
 
     @property

@@ -42,13 +42,13 @@ class TargetForward(Protocol):
 
 
 def target_sequence(item: EncodedItem) -> tuple[PrefixedSequence, range]:
-    """``[x, y, request, target]`` without its last token, and the positions within ``own`` that predict targets."""
-    own = [*item.response_ids, *item.instruction_ids, *item.target_ids[:-1]]
+    """``[x, y, request, target]`` without its last token, and the positions within ``suffix`` that predict targets."""
+    suffix = [*item.response_ids, *item.instruction_ids, *item.target_ids[:-1]]
     start = len(item.response_ids) + len(item.instruction_ids) - 1
     prefix = item.prefix_ids
     if start < 0:  # nothing between prompt and target: the prompt's last token predicts the first target
-        prefix, own, start = prefix[:-1], [*prefix[-1:], *own], 0
-    return PrefixedSequence(tuple(prefix), own), range(start, start + len(item.target_ids))
+        prefix, suffix, start = prefix[:-1], [*prefix[-1:], *suffix], 0
+    return PrefixedSequence(tuple(prefix), suffix), range(start, start + len(item.target_ids))
 
 
 def all_target_ids(items: Sequence[EncodedItem]) -> list[int]:

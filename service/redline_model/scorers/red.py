@@ -29,7 +29,7 @@ class RedistributedScorer(ClassifierScorer[Tensor]):
     kind = "red"
 
     def sequence(self, item: EncodedItem) -> PrefixedSequence:
-        """``[x, y]``; the prompt's last token belongs to ``own``, because the head is read there too."""
+        """``[x, y]``; the prompt's last token belongs to ``suffix``, because the head is read there too."""
         return PrefixedSequence(tuple(item.prefix_ids[:-1]), [*item.prefix_ids[-1:], *item.target_ids])
 
     @torch.inference_mode()

@@ -52,7 +52,7 @@ class ScalarScorer(ClassifierScorer[ScalarOutput]):
     def start_forward(self, items: Sequence[EncodedItem]) -> Callable[[], list[ScalarOutput]]:
         """See ``Scorer``; the score of each item."""
         sequences = [self.sequence(item) for item in items]
-        last = [range(len(sequence.own) - 1, len(sequence.own)) for sequence in sequences]
+        last = [range(len(sequence.suffix) - 1, len(sequence.suffix)) for sequence in sequences]
         scores = start_copy_to_cpu(self._forward.values(sequences, last))
         return lambda: [
             ScalarOutput(score, len(item.target_ids)) for score, item in zip(scores().tolist(), items, strict=True)

@@ -121,4 +121,4 @@ def _sizes(value: Any) -> tuple[int, ...] | None:
 
 
 def _damaged(path: Path, reason: str) -> BundleError:
-    return BundleError(f"{path} is not a whole safetensors file: {reason}")
+    return BundleError(f"{path} is not an intact safetensors file: {reason}")

@@ -54,7 +54,7 @@ class DPOObjective(Objective[EncodedPair]):
         pairs = []
         for unit in units:
             chosen, rejected = (target_sequence(response_only(side))[0] for side in (unit.chosen, unit.rejected))
-            pairs.append(PrefixedSequence(chosen.prefix, [*chosen.own, *rejected.own]))
+            pairs.append(PrefixedSequence(chosen.prefix, [*chosen.suffix, *rejected.suffix]))
         return causal.batches(pairs, max_tokens)
 
     def size(self, unit: EncodedPair) -> int:
