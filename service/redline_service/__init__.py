@@ -1,1 +1,1 @@
-"""A reward model behind HTTP."""
+"""The reward service: scores and corrects responses with one reward model, over HTTP."""
