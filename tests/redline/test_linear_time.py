@@ -17,7 +17,7 @@ from redline.text.chat_markup import (
     parse_prompt_and_response,
     parse_query_and_prompt,
 )
-from redline.text.marker_scan import end_of_content, marker_at_end, overlap, start_of_content
+from redline.text.marker_scan import trailing_space_start, marker_at_end, overlap, skip_leading_space
 
 _FRAGMENTS = [
     *("[INST] <<SYS>>", "<</SYS>>", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT] ", "<s>", "</s>", "<pad> ", "[/INST]"),
@@ -79,8 +79,8 @@ def test_the_scan_finds_what_copies_of_the_text_would() -> None:
     for _ in range(500):
         text = "".join(draw.choice([" ", "\n", "a", "\u3000", "<s>"]) for _ in range(draw.randrange(600)))
         at = draw.randrange(len(text) + 1)
-        assert end_of_content(text, at) == len(text[:at].rstrip())
-        assert start_of_content(text, at) == at + len(text[at:]) - len(text[at:].lstrip())
+        assert trailing_space_start(text, at) == len(text[:at].rstrip())
+        assert skip_leading_space(text, at) == at + len(text[at:]) - len(text[at:].lstrip())
         found = marker_at_end(text, at, ["<s>"])
         assert (found == "<s>") == text[:at].rstrip().endswith("<s>")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from redline.preference_data.rows import BadRowError, Pair, parse_asked, parse_prompt, parse_row
+from redline.preference_data.rows import BadRowError, Pair, parse_prompt_and_tools, parse_prompt, parse_row
 
 Row = dict[str, Any]
 
@@ -376,7 +376,7 @@ def test_earlier_turns_in_another_column_belong_to_the_prompt(name: str) -> None
     assert parse_row({**row, **SIDES}, "here").prompt == prompt
     assert parse_prompt({**row, **SIDES}) == prompt
     assert parse_prompt(row) == prompt
-    assert parse_asked({**row, "response": GOOD}, GOOD) == (prompt, None)
+    assert parse_prompt_and_tools({**row, "response": GOOD}, GOOD) == (prompt, None)
 
 
 @pytest.mark.parametrize(
@@ -397,7 +397,7 @@ def test_a_prompt_that_may_be_longer_is_refused(more: Row) -> None:
         with pytest.raises(BadRowError):
             parse_prompt(row)
         with pytest.raises(BadRowError):
-            parse_asked(row, GOOD)
+            parse_prompt_and_tools(row, GOOD)
 
 
 def test_a_dialogue_may_go_on_behind_a_prompt_without_a_response() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from redline import AsyncRewardClient, ConfigurationError, ProtocolError, RewardClient
 from redline.errors import ConnectionFailedError
-from redline.http.proxies import is_loopback, proxy_of
+from redline.http.proxies import is_loopback, proxy_for
 from redline.http.retry import NO_RETRY
 from redline.wire import READY_PATH
 
@@ -113,9 +113,9 @@ def test_a_proxy_that_httpx_cannot_use_is_our_own_error(monkeypatch: pytest.Monk
 
 def test_no_proxy_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    assert proxy_of("http://rewards.example:8000") == "http://127.0.0.1:9"
+    assert proxy_for("http://rewards.example:8000") == "http://127.0.0.1:9"
     monkeypatch.setenv("no_proxy", "rewards.example")
-    assert proxy_of("http://rewards.example:8000") is None
+    assert proxy_for("http://rewards.example:8000") is None
 
 
 @pytest.fixture

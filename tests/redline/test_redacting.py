@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from redline import AsyncRewardClient, RedlineError, RewardClient
-from redline.http.url_redaction import ShownURL, without_secrets
+from redline.http.url_redaction import RedactedURL, without_secrets
 from tests.commands import run
 from tests.redline.raw_server import call
 
@@ -43,7 +43,7 @@ def test_what_is_shown_of_an_address(url: str, shown: str) -> None:
 
 
 def test_an_address_is_sent_as_it_is() -> None:
-    url = ShownURL(ADDRESS)
+    url = RedactedURL(ADDRESS)
     assert httpx.URL(url) == httpx.URL(ADDRESS)
     assert url.raw_path == b"/base/key/key-SECRET"
     assert (url.username, url.password) == ("user-SECRET", "pw-SECRET")

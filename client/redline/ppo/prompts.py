@@ -10,7 +10,7 @@ from typing import Any
 from redline.errors import RedlineError, RowsError
 from redline.files.row_files import Problems, UnknownFormatError, read_rows
 from redline.ppo.protocols import Prompt
-from redline.preference_data.checked_rows import SHOWN, refuse_bad_rows
+from redline.preference_data.checked_rows import MAX_REPORTED, refuse_bad_rows
 from redline.preference_data.row_report import RowReport, checked_rows
 from redline.preference_data.rows import parse_prompt
 
@@ -41,7 +41,7 @@ def load_prompt_rows(path: Path, report: RowReport | None = None) -> list[tuple[
     def parse(where: str, row: dict[str, Any]) -> Prompt:
         return parse_prompt(row, ignore=report.ignore)
 
-    problems = Problems(SHOWN)
+    problems = Problems(MAX_REPORTED)
     try:
         rows = list(checked_rows(read_rows(path), parse, report, problems))
     except UnknownFormatError as error:
@@ -109,7 +109,7 @@ def _key(prompt: Prompt) -> str:
 def _kept(rows: Iterable[tuple[str, Prompt, str | None]], report: RowReport) -> list[tuple[str, Prompt]]:
     """Those of ``(where, prompt, reason)`` that there is no reason against."""
     kept: list[tuple[str, Prompt]] = []
-    problems = Problems(SHOWN)
+    problems = Problems(MAX_REPORTED)
     for where, prompt, reason in rows:
         if reason is None:
             kept.append((where, prompt))
@@ -120,7 +120,7 @@ def _kept(rows: Iterable[tuple[str, Prompt, str | None]], report: RowReport) -> 
     if problems.count:
         raise RowsError("; ".join(problems.shown))
     if not kept:
-        raise RowsError("; ".join(["no prompt can be used", *report.skipped.first[:SHOWN]]))
+        raise RowsError("; ".join(["no prompt can be used", *report.skipped.first[:MAX_REPORTED]]))
     return kept
 
 
