@@ -52,7 +52,7 @@ def red(
     _report(manifest, out)
 
 
-@app.command("ensemble")
+@app.command("ensemble", short_help="Combine several bundles into an ensemble.")
 def ensemble(
     bundles: Annotated[list[str], typer.Argument(help="Two bundles or more: folders or hub ids.")],
     out: OutFolder,
