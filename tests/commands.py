@@ -1,4 +1,4 @@
-"""Commands as a user starts them, in processes of their own, and small servers for them to speak to."""
+"""Starts commands as separate processes, and small servers for them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"
 
 
 def start(*arguments: str, fsize: int | None = None, **options: Any) -> subprocess.Popen[str]:
-    """``redline ARGUMENTS``, its output in pipes unless ``options`` say otherwise."""
+    """Start ``redline ARGUMENTS``; output goes to pipes unless ``options`` redirect it."""
     limit = [] if fsize is None else ["--fsize", str(fsize)]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
     return subprocess.Popen([*LAUNCH, *limit, *REDLINE, *arguments], env=ENVIRONMENT, text=True, **{**pipes, **options})
 
 
 def run(*arguments: str, fsize: int | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
-    """``redline ARGUMENTS`` to its end."""
+    """Run ``redline ARGUMENTS`` until it ends."""
     process = start(*arguments, fsize=fsize, **options)
     with ended(process):
         out, err = process.communicate(timeout=60)
@@ -42,7 +42,7 @@ def run(*arguments: str, fsize: int | None = None, **options: Any) -> subprocess
 
 @contextmanager
 def ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
-    """The process, which is gone afterwards."""
+    """Kills the process at the end of the block if it is still running."""
     try:
         yield process
     finally:
@@ -57,7 +57,7 @@ def ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
 
 @contextmanager
 def served(fake: FakeService, *, is_overloaded: bool = False) -> Iterator[str]:
-    """The URL of a server that answers as ``fake`` does or, if it is overloaded, refuses to score."""
+    """Serves ``fake`` over HTTP and yields the URL; if ``is_overloaded``, it refuses to score."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -95,7 +95,7 @@ def served(fake: FakeService, *, is_overloaded: bool = False) -> Iterator[str]:
 
 
 class Silent:
-    """A server that accepts connections, as many as come, and never says anything; ``wait`` for one to be there."""
+    """A server that accepts connections and never answers."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -111,12 +111,12 @@ class Silent:
                 self._has_connection.set()
 
     def wait(self) -> None:
-        """Return once somebody has connected."""
+        """Wait until a client has connected."""
         assert self._has_connection.wait(60)
         time.sleep(0.2)
 
     def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         for connection in [self._listener, *self._connections]:

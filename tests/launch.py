@@ -1,7 +1,7 @@
-"""Start a command as a shell in the foreground would, whatever started the tests: ``python launch.py COMMAND...``.
+"""Start a command as a shell does in the foreground: ``python launch.py COMMAND...``.
 
-Signals have their default effect (a background job of a script ignores SIGINT, and what it starts inherits that). With
-``--fsize N`` no file that is written may grow beyond N bytes: the write then fails, as on a full disk, with EFBIG.
+Signals get their default handlers (background jobs ignore SIGINT, and child processes inherit that). With ``--fsize N``
+writes beyond N bytes per file fail with EFBIG, similar to a full disk.
 """
 
 from __future__ import annotations

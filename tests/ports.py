@@ -1,19 +1,19 @@
-"""Ports for services under test."""
+"""Free ports for services under test."""
 
 from __future__ import annotations
 
 import random
 import socket
 
-# below the ports that systems give to outgoing connections: one of those may be taken at any time, by another test too
+# below the range for outgoing connections, which may be taken at any time, also by another test
 _PORTS = range(20_000, 30_000)
-_draw = random.SystemRandom()
+_random = random.SystemRandom()
 
 
 def free_port() -> int:
-    """A port of this machine that nothing listens on."""
+    """A port of this machine that is not in use."""
     while True:
-        port = _draw.choice(_PORTS)
+        port = _random.choice(_PORTS)
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))

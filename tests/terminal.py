@@ -1,4 +1,4 @@
-"""Commands that are run as a person runs them: with a terminal as standard input."""
+"""Runs commands with a terminal as standard input."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def run_on_terminal(*arguments: str) -> tuple[int, str, str, float, int]:
-    """Run the command with a pseudo-terminal as standard input: status, output, terminal, seconds, peak in MiB."""
+    """Run ``redline ARGUMENTS`` on a pseudo-terminal: ``(status, output, terminal_output, seconds, peak_mib)``."""
     controller, terminal = os.openpty()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     started = time.monotonic()
@@ -31,7 +31,7 @@ def run_on_terminal(*arguments: str) -> tuple[int, str, str, float, int]:
     is_over = threading.Event()
 
     def watch() -> None:
-        # what wait4 reports counts the process that forked, too
+        # wait4 would also count the forking process
         nonlocal peak
         while not is_over.wait(0.05):
             match = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())
@@ -46,7 +46,7 @@ def run_on_terminal(*arguments: str) -> tuple[int, str, str, float, int]:
         watcher.join()
         process.wait(60)
         process.stdout.close()
-        took = time.monotonic() - started
+        elapsed_s = time.monotonic() - started
         os.set_blocking(controller, False)
         try:
             terminal_output = os.read(controller, 10_000).decode()
@@ -57,4 +57,4 @@ def run_on_terminal(*arguments: str) -> tuple[int, str, str, float, int]:
         timer.cancel()
         os.close(terminal)
         os.close(controller)
-    return process.returncode, output, terminal_output, took, peak
+    return process.returncode, output, terminal_output, elapsed_s, peak

@@ -1,4 +1,4 @@
-"""Commands whose output cannot be written: one line that names the file, status 1, and nothing half-written left."""
+"""Commands whose output cannot be written: one line with the file's name, status 1, and no incomplete file."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_scores_on_a_full_disk(home: Path, url: str, tmp_path: Path, name: str) 
     assert out.read_text() == "earlier"
     partial = tmp_path / f"{name}.partial"
     assert sorted(tmp_path.iterdir()) == [out, partial]
-    assert partial.read_bytes().endswith(b"\n"), "half a row was left"
+    assert partial.read_bytes().endswith(b"\n"), "an incomplete row was left"
     done = run("score", str(home / "items.jsonl"), "--url", url, "--out", str(out))
     assert done.returncode == 0, done.stderr
     assert "resuming after" in done.stderr
@@ -72,7 +72,7 @@ def test_scores_on_a_full_disk(home: Path, url: str, tmp_path: Path, name: str) 
 
 
 def test_scores_are_kept_if_the_final_rename_fails(home: Path, url: str, tmp_path: Path) -> None:
-    """All rows are in the partial file, and the disk is full when they are to be given their name."""
+    """The disk is full when the complete partial file is written to its final name."""
     out, items = tmp_path / "scores.parquet", tmp_path / "items.jsonl"
     items.write_text(json.dumps({"prompt": "p", "response": "r"}) + "\n")
     failed = run("score", str(items), "--url", url, "--out", str(out), fsize=500)
@@ -191,7 +191,7 @@ RunHere = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def run_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunHere:
-    """``redline ARGUMENTS`` in this process: its status, and what it printed on standard error but for progress."""
+    """Runs ``redline ARGUMENTS`` in this process: its status and its error lines."""
 
     def command(*arguments: Any, limit: int | None = None) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["redline", *map(str, arguments)])
@@ -294,7 +294,7 @@ def test_ppo_on_a_full_disk(home: Path, url: str, run_here: RunHere, tmp_path: P
     for limit, name in ((100_000, "policy"), (10_000, "plots.png"), (100, "summary.json")):
         files_before = contents(out)
         with pytest.MonkeyPatch.context() as patch:
-            if name != "policy":  # the larger files before it are let through
+            if name != "policy":  # skip the larger files that are written before it
                 patch.setattr("redline.ppo.policy.CausalPolicy.save", lambda self, folder: None)
             patch.setattr("redline.files.metrics_log.write_text", lambda path, text: None)
             status, stderr = run_here(*first, limit=limit)
@@ -320,7 +320,7 @@ def test_a_metrics_log_on_a_full_disk_keeps_complete_rows_and_can_be_resumed(tmp
     assert len(rows) == data.count(b"\n") > 1
     with file_limit(10), pytest.raises(OSError, match="File too large"):
         MetricsLog(tmp_path, resumed_at=2)
-    assert read_metrics(tmp_path / "metrics.jsonl") == rows, "a failed start took the rows"
+    assert read_metrics(tmp_path / "metrics.jsonl") == rows, "a failed start removed rows"
     with MetricsLog(tmp_path, resumed_at=2) as log:
         log.write({"step": 3.0, "loss": 1.0})
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]

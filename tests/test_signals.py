@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end every command within a second or two, whatever it waits for, and in order."""
+"""Ctrl-C and SIGTERM end every command within two seconds, with a message and without temporary files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.loop
 PROMPTLY_S = 6.0  # measured: 0.1 to 2.2 s on an idle machine
 ENDS = {signal.SIGINT: (130, "redline: interrupted"), signal.SIGTERM: (143, "redline: terminated")}
 both = pytest.mark.parametrize("number", list(ENDS), ids=["SIGINT", "SIGTERM"])
-# one signal of the two is enough every time where a test takes seconds
+# slow tests use only one of the two signals by default
 slowly = pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.faults)], ids=["SIGTERM", "SIGINT"]
 )
@@ -67,7 +67,7 @@ def overloaded() -> Iterator[str]:
 
 
 def stop_with_signal(process: subprocess.Popen[str], number: signal.Signals) -> str:
-    """Send the signal to a command that waits; what it said on standard error."""
+    """Send the signal to a waiting command; returns its standard error."""
     assert process.poll() is None, process.communicate()
     began = time.monotonic()
     process.send_signal(number)
@@ -130,7 +130,7 @@ def test_commands_end_if_the_service_is_unreachable(tmp_path: Path) -> None:
 
 @both
 def test_finished_rows_are_kept(number: signal.Signals, home: Path, tmp_path: Path) -> None:
-    """Rows that were answered before the signal are there for the next run."""
+    """Rows that were scored before the signal are kept for the next run."""
     fake = FakeService(lambda word: 1.0)
     answer, blocked = fake._answer, threading.Event()
 
@@ -166,7 +166,7 @@ def test_commands_end_if_their_output_is_not_read(
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with ended(start("score", str(home / "rows.jsonl"), "--url", answering, "--out", str(pipe))) as process:
-        time.sleep(1.5)  # at open, for there is no reader
+        time.sleep(1.5)  # it blocks in open, because there is no reader
         stop_with_signal(process, number)
     with ended(start("score", str(home / "rows.jsonl"), "--url", answering, "--out", str(pipe))) as process:
         reading = os.open(pipe, os.O_RDONLY)
@@ -215,9 +215,9 @@ def test_ppo_ends_at_a_signal_while_sampling(
     assert not [path for path in tmp_path.rglob("*") if path.suffix == ".tmp"]
 
 
-# --- what no exception reaches ----------------------------------------------------------------------------
+# --- code that ignores exceptions ----------------------------------------------------------------------------
 
-STUBBORN = """
+IGNORING_PROGRAM = """
 import sys, threading, time
 from contextlib import suppress
 from pathlib import Path
@@ -249,7 +249,7 @@ HEAVIER = list(CASES)[2:]
     "case", [*list(CASES)[:2], *(pytest.param(case, marks=pytest.mark.faults) for case in HEAVIER)]
 )
 def test_code_that_ignores_the_exception_is_ended(case: str, tmp_path: Path) -> None:
-    program = STUBBORN.format(work=CASES[case])
+    program = IGNORING_PROGRAM.format(work=CASES[case])
     command = [*LAUNCH, sys.executable, "-c", program, str(tmp_path / "out")]
     process = subprocess.Popen(command, env=ENVIRONMENT, text=True, stderr=subprocess.PIPE)
     with ended(process):
@@ -261,7 +261,7 @@ def test_code_that_ignores_the_exception_is_ended(case: str, tmp_path: Path) -> 
 
 
 def test_several_signals_print_one_message(home: Path, silent: Silent, tmp_path: Path) -> None:
-    """A terminal's Ctrl-C and the SIGTERM of a parent that clears up come together."""
+    """Ctrl-C in a terminal and a SIGTERM from the parent process can come together."""
     arguments = ["score", str(home / "rows.jsonl"), "--out", str(tmp_path / "out.jsonl"), "--url", silent.url]
     with ended(start(*arguments)) as process:
         silent.wait()
@@ -270,7 +270,7 @@ def test_several_signals_print_one_message(home: Path, silent: Silent, tmp_path:
             process.send_signal(signal.SIGTERM)
             time.sleep(0.001)
         _, stderr = process.communicate(timeout=60)
-    assert process.returncode in {130, 143}  # which of two that come at once is seen first is not ours to say
+    assert process.returncode in {130, 143}  # either of two simultaneous signals may be handled first
     assert re.fullmatch("(ignored columns: .*\n)?redline: (interrupted|terminated)\n", stderr)
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""Other projects' own code against a running service. Each needs an environment of its own: ``make test-peers``."""
+"""Tests of other projects' code against a running service, each in its own environment: ``make test-peers``."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.conftest import build_causal, build_scorer, build_tokenizer, write_bu
 from tests.ports import free_port
 from tests.test_whole_loop import ENVIRONMENT
 
-# the environment of one peer; what another peer needs is not there
+# the environment of one peer; it lacks the packages of the others
 PEER = os.environ.get("REDLINE_PEER")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests of other peers; the one that is asked for may not be skipped."""
+    """Deselect the tests of other peers; those of the selected peer may not be skipped."""
     skip = pytest.mark.skip(reason="not this environment's peer (make test-peers)")
     for item in items:
         if item.path.parent == Path(__file__).parent and item.path.stem != f"test_{PEER}":
@@ -30,13 +30,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def policy_tokenizer() -> Any:
-    """Another vocabulary than the reward model's, with a chat template."""
+    """A tokenizer with another vocabulary than the reward model's, and a chat template."""
     return build_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a ``redline serve`` process around a small seq2seq bundle."""
+    """The URL of a ``redline serve`` process with a small seq2seq bundle."""
     folder = tmp_path_factory.mktemp("peer") / "rm"
     tokenizer = build_tokenizer()
     write_bundle(folder, build_scorer("seq2seq", build_causal(len(tokenizer)), tokenizer))

@@ -1,4 +1,4 @@
-"""Runs each peer's tests in an environment of its own, laid over the project's: ``python tests/peers/run.py
+"""Runs each peer's tests in its own environment on top of the project's: ``python tests/peers/run.py
 [--install] [NAME ...]``.
 
 An environment is made once, under ``.peers/``. Peers are installed without their dependencies: what they pin would
@@ -42,7 +42,7 @@ PEERS: dict[str, list[str]] = {
 
 
 def environment(name: str) -> Path:
-    """The peer's python; the project's packages show through."""
+    """The peer's Python; the project's packages are visible in it."""
     folder = ROOT / ".peers" / name
     python = folder / "bin" / "python"
     if not (folder / ".ready").exists():
@@ -53,14 +53,14 @@ def environment(name: str) -> Path:
         (own / "project.pth").write_text(line, encoding="utf-8")
         install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
         subprocess.run([*install, *PEERS[name]], check=True)
-        for foreign in ("tests", "scripts"):  # some wheels bring folders that would be taken for ours
+        for foreign in ("tests", "scripts"):  # some wheels install folders with the names of ours
             shutil.rmtree(own / foreign, ignore_errors=True)
         (folder / ".ready").touch()
     return python
 
 
 def main(names: list[str]) -> int:
-    """The number of peers whose tests failed; with ``--install`` before the names, they are installed and no more."""
+    """The number of peers whose tests failed; with ``--install`` before the names, only install them."""
     if names[:1] == ["--install"]:
         for name in names[1:]:
             environment(name)

@@ -17,7 +17,7 @@ RESPONSES = ["Hold the round button.", "I am sorry.", "Wait ten seconds 🙂 the
 
 
 class Engine:
-    """What OpenRLHF asks its inference engine; answers with given texts."""
+    """A fake of OpenRLHF's inference engine that returns fixed texts."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -115,7 +115,7 @@ def test_token_rewards_reach_the_experience_and_are_spread_over_its_actions(
         length = len(output["observation_tokens"])
         mask = torch.zeros(length)
         mask[start:end] = 1
-        # as OpenRLHF's samples generator makes them, and then puts them together
+        # built and concatenated as in OpenRLHF's samples generator
         experiences.append(
             Experience(
                 sequences=torch.tensor(output["observation_tokens"]).unsqueeze(0),

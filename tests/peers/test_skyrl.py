@@ -14,7 +14,7 @@ from redline.integrations.skyrl import TokenRewardGenerator, register_estimator
 from redline.integrations.token_rewarder import TokenRewarder
 from redline.token_advantages import leave_one_out_advantages
 
-typing.TypedDict = typing_extensions.TypedDict  # what pydantic wants of SkyRL's types below Python 3.12
+typing.TypedDict = typing_extensions.TypedDict  # pydantic needs it for SkyRL's types below Python 3.12
 
 RESPONSES = ["Hold the round button.", "I am sorry.", "Wait ten seconds 🙂 then", "Hold."]
 PROMPTS = [[{"role": "user", "content": "How do I reset my router?"}]] * 4
@@ -22,7 +22,7 @@ PROMPTS = [[{"role": "user", "content": "How do I reset my router?"}]] * 4
 
 @pytest.fixture
 def output(served: str, policy_tokenizer: Any) -> dict[str, Any]:
-    """A SkyRL generator's output after our wrapper."""
+    """The output of a SkyRL generator inside TokenRewardGenerator."""
     from skyrl.train.generators.base import GeneratorInterface
 
     class Inner(GeneratorInterface):  # type: ignore[misc]
@@ -61,7 +61,7 @@ def test_skyrl_s_validation_passes_and_its_tensors_keep_every_reward(
 
 
 def its_advantages(rewards: Any, mask: Any, index: Any, estimator: str, *, grpo_norm_by_std: bool) -> Any:
-    """SkyRL's own function, by a registered estimator's name."""
+    """SkyRL's advantage function, with a registered estimator's name."""
     from skyrl.backends.skyrl_train.utils.ppo_utils import compute_advantages_and_returns
 
     return compute_advantages_and_returns(

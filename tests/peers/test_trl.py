@@ -16,7 +16,7 @@ QUESTIONS = ["How do I reset my router?", "How do I open the panel?"]
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory, policy_tokenizer: Any) -> str:
-    """A policy's folder."""
+    """The folder of a policy."""
     folder = str(tmp_path_factory.mktemp("policy"))
     build_causal(len(policy_tokenizer), seed=3).save_pretrained(folder)
     policy_tokenizer.save_pretrained(folder)
@@ -112,14 +112,14 @@ def test_token_rewards_reach_trl_s_loss_with_their_shape_and_sum(
             ids, mask, advantages = output["completion_ids"], output["completion_mask"], output["advantages"]
             assert advantages.shape == ids.shape == (4, ids.shape[1])
             assert bool((advantages[mask == 0] == 0).all())
-            # what the other function gave stands on the last token, twice as heavy
+            # the other function's score is on the last token, with weight 2
             sums = torch.tensor([token_rewards.score for token_rewards in output["told"]]) + 0.5
             torch.testing.assert_close(output["rewards"].sum(1), sums, rtol=1e-5, atol=1e-4)
-            # advantages of a group cancel out at every token, but for the division by its deviation
+            # the unscaled advantages of a group sum to 0 at every token
             torch.testing.assert_close(
                 (advantages * 1.0).masked_fill(mask == 0, 0.0)[:, 0].sum(), torch.tensor(0.0), rtol=0, atol=1e-3
             )
-            # the service, asked in its own words, gives what arrived
+            # the service's own endpoint returns the same rewards
             own = ids[0][mask[0].bool()].tolist()
             text = policy_tokenizer.decode(own, skip_special_tokens=False).removesuffix("<|end|>")
             item = {"prompt": [{"role": "user", "content": QUESTIONS[0]}], "response": text, "finished": own[-1] == 0}

@@ -18,7 +18,7 @@ RESPONSES = ["Hold the round button.", "I am sorry.", "Wait ten seconds 🙂 the
 
 @pytest.fixture
 def scored(served: str) -> list[Any]:
-    """The native answer."""
+    """The answer of the service's own endpoint."""
     with RewardClient(served) as client:
         return list(client.score([{"prompt": CHAT, "response": text} for text in RESPONSES]).scored())
 
@@ -122,7 +122,7 @@ def test_verl_loads_the_reward_function_by_path() -> None:
 def test_verl_s_reward_model_client_gets_the_native_score(
     served: str, policy_tokenizer: Any, ids: list[list[int]], scored: list[Any], engine: str
 ) -> None:
-    """``compute_score_disrm`` as the reward loop calls it, every sample at once; 4xx are fatal to it."""
+    """Calls ``compute_score_disrm`` as the reward loop does, all samples concurrently; a 4xx is fatal to it."""
     from types import SimpleNamespace
 
     import aiohttp

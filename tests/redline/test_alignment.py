@@ -1,4 +1,4 @@
-"""Rewards moved between tokenizations: nothing is lost, and nothing lands where it does not belong."""
+"""Alignment of rewards between tokenizations: the sum is kept and each reward stays on its characters."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def cut_bytes(data: bytes, cuts: Sequence[int]) -> list[bytes]:
 
 
 def touched_characters(text: str, pieces: Sequence[bytes]) -> list[Span]:
-    """For each byte piece the characters of which it holds a byte, as byte-level tokenizers report them."""
+    """For each byte piece, the span of the characters of which it has a byte, as byte-level tokenizers report it."""
     owner = [n for n, character in enumerate(text) for _ in character.encode()]
     spans = []
     at = 0
@@ -39,7 +39,7 @@ def touched_characters(text: str, pieces: Sequence[bytes]) -> list[Span]:
 
 
 def without_white_space(text: str, spans: Sequence[Span]) -> list[Span]:
-    """White space taken off both ends of every span, as some tokenizers do; what is left of nothing goes."""
+    """Spans without white space at both ends, as some tokenizers report them; empty ones are removed."""
     trimmed = []
     for start, end in spans:
         kept = text[start:end]
@@ -63,7 +63,7 @@ def tokenizations(draw: st.DrawFn, text: str) -> list[Span]:
 
 @st.composite
 def two_tokenizations(draw: st.DrawFn) -> Case:
-    """A text, rewards on one tokenization of it, and another one."""
+    """A text, rewards on one tokenization of it, and another tokenization."""
     text = draw(texts)
     source, target = draw(tokenizations(text)), draw(tokenizations(text))
     rewards = draw(st.lists(rewards_like, min_size=len(source), max_size=len(source)))
@@ -72,7 +72,7 @@ def two_tokenizations(draw: st.DrawFn) -> Case:
 
 @st.composite
 def partitions(draw: st.DrawFn, length: int, within: Sequence[int] = ()) -> list[Span]:
-    """Spans that cut ``range(length)`` at character borders, at least at those in ``within``."""
+    """Spans that cut ``range(length)`` at character boundaries, at least at those in ``within``."""
     cuts = draw(st.sets(st.integers(0, length))) | {0, length, *within}
     edges = sorted(cuts)
     return list(pairwise(edges))
@@ -107,7 +107,7 @@ def test_equal_tokenizations_map_exactly(case: Case) -> None:
 def test_a_reward_reaches_only_overlapping_tokens_each_by_its_share(case: Case) -> None:
     _, _, source, target = case
     if source == target:
-        return  # one to one, even where tokens within one character overlap
+        return  # one to one, even if tokens within one character overlap
     for position, span in enumerate(source):
         shared = [common(span, second) for second in target]
         if not any(shared):
@@ -145,7 +145,7 @@ def test_end_span_without_an_end_reward_stays_zero() -> None:
 
 
 def test_a_token_over_a_boundary_is_split_by_characters() -> None:
-    # 2 of its 5 characters lie in the first target token, 3 in the second
+    # 2 of its 5 characters are in the first target token, 3 in the second
     assert align_rewards([10.0], [(3, 8)], [(0, 5), (5, 8)]) == pytest.approx([4.0, 6.0])
 
 
@@ -155,7 +155,7 @@ def test_white_space_that_neither_side_covers_moves_nothing() -> None:
 
 
 def test_a_white_space_token_missing_in_the_target_goes_to_the_token_before() -> None:
-    # "one  two": the source has the spaces as a token, the target has not
+    # "one  two": the source has the spaces as a token, the target does not
     assert align_rewards([1.0, 5.0, 2.0], [(0, 3), (3, 5), (5, 8)], [(0, 3), (5, 8)]) == [6.0, 2.0]
 
 

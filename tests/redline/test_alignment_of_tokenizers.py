@@ -1,4 +1,4 @@
-"""Ten thousand random cases over pairs of tokenizer families: no reward is lost, invented or moved away."""
+"""Alignment between pairs of tokenizer families: ten thousand random cases."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from redline import align_rewards, check_offsets, token_spans
 from tests.tokenizer_families import TOKENIZERS, tokenizer_of
 
 Span = tuple[int, int]
-_CASES = 400  # of each of 25 pairs
+_CASES = 400  # for each of 25 pairs
 _PIECES = [
     *[
         "the",
@@ -45,7 +45,7 @@ _PIECES = [
 
 
 def random_text(rng: random.Random) -> str:
-    """Words, marks, white space and single characters of any plane, mixed."""
+    """Random words, punctuation, white space and single characters of any plane."""
     parts = []
     for _ in range(rng.randrange(1, 14)):
         if rng.random() < 0.15:
@@ -59,7 +59,7 @@ def random_text(rng: random.Random) -> str:
 
 
 def sampled(rng: random.Random, tokenizer: Any) -> list[int]:
-    """Ids as a policy might sample them: a text's own, the same with some exchanged, or any at all."""
+    """Ids as a policy might sample them: those of a text, the same with some replaced, or random ones."""
     kind = rng.random()
     if kind < 0.25:
         return [rng.randrange(len(tokenizer)) for _ in range(rng.randrange(1, 24))]
@@ -82,13 +82,13 @@ def rewarded(rng: random.Random, tokenizer: Any, text: str) -> tuple[list[float]
 
 
 def far(span: Span, other: Span, text: str) -> bool:
-    """Whether something visible lies between two spans."""
+    """Whether there is visible text between two spans."""
     gap = text[span[1] : other[0]] if span[1] <= other[0] else text[other[1] : span[0]]
     return bool(gap.strip())
 
 
 def reached(position: int, spans: Sequence[Span], target: Sequence[Span]) -> list[Span]:
-    """The target tokens that get some of the source token's reward."""
+    """The target tokens that get a part of the source token's reward."""
     lone = [float(n == position) for n in range(len(spans))]
     return [span for span, part in zip(target, align_rewards(lone, spans, target), strict=True) if part != 0.0]
 
@@ -161,7 +161,7 @@ def test_a_long_response_is_decoded_in_linear_time() -> None:
 
 def test_a_decoder_that_looks_far_back_is_detected() -> None:
     def decode(ids: Sequence[int]) -> str:
-        result = f" {len(ids):04}" if ids[-1] == 26 else ""  # the last token tells how many there were
+        result = f" {len(ids):04}" if ids[-1] == 26 else ""  # the text of the last token depends on the number of ids
         return "".join(chr(97 + i) for i in ids if i < 26) + result
 
     text, spans = token_spans(decode, list(range(27)))

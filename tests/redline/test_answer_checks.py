@@ -1,4 +1,4 @@
-"""An answer that cannot be one to what was asked is an error, and never a reward; both clients."""
+"""Answers that are not consistent with the request are errors; both clients."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def is_async(request: pytest.FixtureRequest) -> bool:
 
 
 def fake_answer(request: httpx.Request) -> Answer:
-    """What a service that is right answers; the fake has no ids, so the item of ids is answered here."""
+    """A valid answer. The fake service has no ids, so the item with ids is answered here."""
     body: Answer = json.loads(FAKE.transport.handler(request).content)  # type: ignore[union-attr]
     for item, answer in zip(json.loads(request.content)["items"], body["items"], strict=True):
         if "response_ids" in item and request.url.path == SCORE_PATH:
@@ -51,7 +51,7 @@ def fake_answer(request: httpx.Request) -> Answer:
 
 
 def call_with_change(is_async: bool, change: Change, use: Callable[[Any], Any], **settings: Any) -> Any:
-    """``use(client)``, its service's answers changed."""
+    """``use(client)`` with a service whose answers are modified by ``change``."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         body = fake_answer(request)
@@ -106,7 +106,7 @@ def no_change(body: Answer) -> None:
     pass
 
 
-WORDS = [[0, 4], [4, 8], [8, 14], [14, 17], [17, 25]]  # the fake's spans but for the end token
+WORDS = [[0, 4], [4, 8], [8, 14], [14, 17], [17, 25]]  # the fake's spans without the end token
 
 
 def test_valid_answers_are_accepted(is_async: bool) -> None:
@@ -203,7 +203,7 @@ def test_applied_options_must_match_the_request(
 
 def test_the_answering_model_must_match_the_request(is_async: bool) -> None:
     assert scored(is_async, no_change, model="other").model.name == "other"
-    assert scored(is_async, set_at("model", "name", to="other")).model.name == "other"  # the default is any
+    assert scored(is_async, set_at("model", "name", to="other")).model.name == "other"  # "default" matches any model
     with pytest.raises(ProtocolError, match="model 'other' was requested, but 'default' answered"):
         scored(is_async, set_at("model", "name", to="default"), model="other")
 
@@ -218,7 +218,7 @@ def test_a_calibrated_score_is_not_the_sum_of_its_rewards(is_async: bool) -> Non
     assert scored(is_async, set_in(0, score=-1.0), options).scored()[0].score == -1.0
 
 
-TEN = [1.0, 2.0, 3.0, 4.0, 0.0, 11.5]  # their sum is 21.5, their mean 21.5 / 6
+TEN = [1.0, 2.0, 3.0, 4.0, 0.0, 11.5]  # sum 21.5, mean 21.5 / 6
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ TEN = [1.0, 2.0, 3.0, 4.0, 0.0, 11.5]  # their sum is 21.5, their mean 21.5 / 6
         ("last", 0, 11.5, True),
         ("last", 0, 11.6, False),
         ("last", 0, 0.0, False),
-        # on the caller's own tokens: the sum of the rewards over the number of the model's tokens, which is not known
+        # on the caller's own tokens: the sum of the rewards over the number of the model's tokens, which is unknown
         ("mean", 1, 21.5 / 6, True),
         ("mean", 1, 21.5 / 4, True),
         ("mean", 1, 21.5 / 6.5, False),
@@ -283,7 +283,7 @@ def test_all_answers_of_a_call_have_the_same_model_and_options(path: str, value:
             body["model" if path in body["model"] else "options"][path] = value
 
     settings: dict[str, Any] = {"items": ITEMS[:2], "items_per_request": 1, "concurrency": 1}
-    if path == "digest":  # the bundle was swapped meanwhile: told, and no fault
+    if path == "digest":  # a model change is reported and is not an error
         assert scored(is_async, change, **settings).digests == ("sha256:fake", "sha256:other")
         return
     with pytest.raises(ProtocolError, match="two requests of one call"):

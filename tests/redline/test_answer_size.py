@@ -1,4 +1,4 @@
-"""An answer is read up to ``max_answer_bytes`` and no further, compressed or not; both clients, real sockets."""
+"""Answers are limited to ``max_answer_bytes``, compressed or not; both clients, real sockets."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def models(is_async: bool, answer: bytes | Callable[[socket.socket], None], **se
 
 
 def padded(size: int) -> bytes:
-    """An answer of ``size`` bytes that is right."""
+    """A valid answer of ``size`` bytes."""
     return EMPTY + b" " * (size - len(EMPTY))
 
 
 def zeros_in_gzip(mebibytes: int) -> bytes:
-    """What ``gzip`` makes of that many zeros, without going through them all."""
+    """The gzip form of that many zeros, without compressing them all."""
     deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     block = deflate.compress(bytes(MIB)) + deflate.flush(zlib.Z_FULL_FLUSH)
     end = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS).flush()
@@ -120,8 +120,8 @@ def test_endless_headers_are_not_read_to_their_end(is_async: bool) -> None:
         models(is_async, endless)
 
 
-def peak_of_a_bomb(is_async: bool, mebibytes: int, limit: int) -> int:
-    """Bytes allocated at the most while ``mebibytes`` of zeros are refused."""
+def peak_memory_of_gzip_bomb(is_async: bool, mebibytes: int, limit: int) -> int:
+    """Peak memory in bytes while ``mebibytes`` of zeros are refused."""
     bomb = http(zeros_in_gzip(mebibytes), GZIP)
     tracemalloc.start()
     try:
@@ -133,11 +133,11 @@ def peak_of_a_bomb(is_async: bool, mebibytes: int, limit: int) -> int:
 
 
 def test_a_gzip_bomb_costs_no_more_than_the_limit_and_a_little(is_async: bool) -> None:
-    assert peak_of_a_bomb(is_async, mebibytes=128, limit=4 * MIB) < 4 * MIB + 6 * MIB
+    assert peak_memory_of_gzip_bomb(is_async, mebibytes=128, limit=4 * MIB) < 4 * MIB + 6 * MIB
 
 
 def test_half_a_gibibyte_of_zeros_costs_no_more_than_the_default_limit_and_a_little(is_async: bool) -> None:
-    assert peak_of_a_bomb(is_async, mebibytes=512, limit=64 * MIB) < (64 + 16) * MIB
+    assert peak_memory_of_gzip_bomb(is_async, mebibytes=512, limit=64 * MIB) < (64 + 16) * MIB
 
 
 def test_gzip_with_several_members_is_read_completely(is_async: bool) -> None:
@@ -197,7 +197,7 @@ def test_only_gzip_is_requested(is_async: bool) -> None:
 
 
 def test_answers_of_a_transport_in_memory_are_bounded_too(is_async: bool) -> None:
-    def whole(request: httpx.Request) -> httpx.Response:
+    def at_once(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, content=padded(5001))
 
     def in_pieces(request: httpx.Request) -> httpx.Response:
@@ -207,7 +207,7 @@ def test_answers_of_a_transport_in_memory_are_bounded_too(is_async: bool) -> Non
         for _ in range(6):
             yield b" " * 1000
 
-    for answer in [whole] if is_async else [whole, in_pieces]:
+    for answer in [at_once] if is_async else [whole, in_pieces]:
         with pytest.raises(AnswerTooLargeError):
             call(
                 is_async,
@@ -218,7 +218,7 @@ def test_answers_of_a_transport_in_memory_are_bounded_too(is_async: bool) -> Non
 
 
 def answer_about(text: str, **more: Any) -> bytes:
-    """A right answer about ``text``: a token of the model's for each of its bytes, with rewards of many digits."""
+    """A valid answer for ``text`` with one token per byte and rewards with many digits."""
     spans = [[n, n + 1] for n, character in enumerate(text) for _ in character.encode()]
     rewards = [-1.2345678901234567e-100] * len(spans)
     item = {"score": sum(rewards), "rewards": rewards, "offsets": spans, **more}

@@ -1,4 +1,4 @@
-"""What is written is whole or not there: whatever fails, an earlier file stays and no temporary one is left."""
+"""Atomic writes: if anything fails, an earlier file stays and no temporary file is left."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from redline.files.atomic import (
 
 @contextmanager
 def file_limit(size: int) -> Iterator[None]:
-    """No file of this process may grow beyond ``size`` bytes; Python ignores SIGXFSZ, so the write fails."""
+    """Limits files of this process to ``size`` bytes; Python ignores SIGXFSZ, so that larger writes fail."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -160,7 +160,7 @@ def test_a_link_to_a_file_stays_a_link_and_its_target_is_written(tmp_path: Path)
     (tmp_path / "elsewhere").mkdir()
     target, link, folder_link = tmp_path / "elsewhere" / "target", tmp_path / "link", tmp_path / "folder"
     link.symlink_to(target)
-    for text in ("new", "newer"):  # a link to nothing yet, then to a file
+    for text in ("new", "newer"):  # first the link's target is missing, then it exists
         write_text(link, text)
         assert link.is_symlink()
         assert target.read_text() == text
@@ -203,7 +203,7 @@ def test_devices_and_descriptors_are_written_to_and_not_replaced(tmp_path: Path)
         assert Path("/dev/null").is_char_device()
         assert set(Path("/dev").iterdir()) == before
     out = tmp_path / "redirected"
-    with out.open("wb") as file:  # as a shell's > does; the offset is shared, so nothing is written over
+    with out.open("wb") as file:  # as a shell's > does; the offset is shared, so nothing is overwritten
         file.write(b"first ")
         file.flush()
         write_text(Path(f"/dev/fd/{file.fileno()}"), "second ")

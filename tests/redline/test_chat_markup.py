@@ -1,4 +1,4 @@
-"""Rendered conversations read back: every family's markup, and a refusal where the border cannot be told."""
+"""Rendered conversations of every template family are parsed; an unknown prompt boundary is an error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ANSWER = "Because: a <b> c,\nand so on."
 
 
 def turns(begin: str, header: str, end: str, names: dict[str, str] | None = None) -> Callable[[Messages], str]:
-    """A renderer that leaves the turn to the assistant; ``header`` holds ``{role}``."""
+    """A renderer whose text ends with an open assistant turn; ``header`` has ``{role}``."""
 
     def render(messages: Messages) -> str:
         called = {"system": "system", "user": "user", "assistant": "assistant", **(names or {})}
@@ -161,7 +161,7 @@ def test_additional_end_tokens_are_recognised() -> None:
             "<|im_start|>user\nHi<|im_end|>\n",
             "the start of an assistant turn",
         ),
-        ("<|bot|>Hi<|reply|>yes", "<|bot|>Hi<|reply|>", "is not supported"),
+        ("<|bot|>Hi<|reply|>yes", "<|bot|>Hi<|reply|>", "is unknown"),
         ("yes", "", "empty"),
     ],
 )
@@ -251,7 +251,7 @@ def test_variants_of_template_families_are_parsed(prompt: str, response: str, me
     ],
 )
 def test_unknown_templates_are_refused(prompt: str) -> None:
-    with pytest.raises(PromptBoundaryError, match="is not supported"):
+    with pytest.raises(PromptBoundaryError, match="is unknown"):
         parse_query_and_prompt(prompt + "Hello", prompt)
 
 

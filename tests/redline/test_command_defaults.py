@@ -1,4 +1,4 @@
-"""Defaults of the commands are those of the configuration classes, for every option that has a field's name."""
+"""Command-line options have the defaults of the configuration fields with the same name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_an_option_has_the_default_of_its_field(command: str, config: type[BaseM
 
 
 def test_serve_leaves_every_default_to_its_settings() -> None:
-    """An option with a default of its own would win over the environment."""
+    """An option with a default would override the environment."""
     options = command_options("serve")
     names = {"compile" if name == "compile_" else "keys" if name == "key" else name for name in options}
     assert names <= set(ServiceSettings.model_fields)

@@ -1,4 +1,4 @@
-"""Background threads keep order, hand on errors, and do not keep an interrupted program from ending."""
+"""The daemon thread pool keeps order, passes errors on, and does not delay an interrupted program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``timeout_s`` bounds a request, whatever the server does: real sockets, both clients."""
+"""``timeout_s`` limits a request, whatever the server does: real sockets, both clients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from redline.http.deadlines import DeadlineBackend, enforce_deadlines, request_d
 from tests.redline.raw_server import RawServer, call, http, receive_request
 
 TIMEOUT_S = 0.3
-# Far beyond TIMEOUT_S on a busy machine, and far below the five seconds for which the servers here go on.
+# More than TIMEOUT_S even on a busy machine, and less than the five seconds for which these servers send.
 SLACK_S = 2.0
 MODELS = http(b'{"models": []}', "Content-Type: application/json")
 Script = Callable[[RawServer, socket.socket], None]
@@ -35,7 +35,7 @@ def serving(script: Script, **settings: Any) -> RawServer:
 
 
 def in_time(is_async: bool, use: Callable[[Any], Any], **settings: Any) -> None:
-    """``use`` must fail, for want of an answer, after the timeout and soon after it."""
+    """``use`` must fail without an answer, shortly after the timeout."""
     started = time.monotonic()
     with pytest.raises(ConnectionFailedError, match=r"no answer from .* within 0\.3 s"):
         call(is_async, use, timeout_s=TIMEOUT_S, **settings)
@@ -119,7 +119,7 @@ def test_each_request_on_a_kept_connection_has_its_own_deadline(is_async: bool) 
 
 def test_a_server_that_reads_slowly_is_cut_off_at_the_timeout(is_async: bool) -> None:
     def read_slowly(server: RawServer, connection: socket.socket) -> None:
-        for _ in range(100):  # every send ends soon, for there is always some room again
+        for _ in range(100):  # every send ends soon, because the server keeps reading a little
             for _ in range(8):
                 connection.recv(65536)
             server.wait_s(0.05)
@@ -206,7 +206,7 @@ def test_an_invalid_timeout_is_refused(timeout_s: float, is_async: bool) -> None
 
 
 class Unreachable(httpcore.MockBackend):
-    """Lets every connection attempt take all of its time."""
+    """A backend whose connection attempts use up their time."""
 
     def __init__(self) -> None:
         super().__init__([])

@@ -1,4 +1,4 @@
-"""What comes from elsewhere reaches no terminal as markup or as an escape sequence."""
+"""Untrusted text is never printed as markup or as escape sequences."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_no_command_prints_markup() -> None:
         code = path.read_text()
         assert "console.print(" not in code or path.name == "terminal.py", path
         for call in re.findall(r"Console\((.*?)\)(\.print\(\w+)?", code):
-            # a Text is never markup
+            # rich's Text has no markup
             assert "markup=False" in call[0] or call[1].startswith(".print(render"), path
 
 
@@ -88,7 +88,7 @@ def test_a_scored_response_cannot_move_the_cursor() -> None:
 
 
 class Hostile(FakeService):
-    """Every item fails, with a message that is no message."""
+    """A service that fails every item, with control characters in its message."""
 
     def _score(self, item: ScoreItem, options: ScoreOptions) -> ItemResult:
         return ItemError(id=item.id, error=ErrorBody.of(ErrorCode.TOO_LONG, f"[/x]\nforged line {CLEAR_SCREEN}"))

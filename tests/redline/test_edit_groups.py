@@ -1,4 +1,4 @@
-"""Grouped edits lead to the same text and can be read."""
+"""Grouped edits give the same text."""
 
 from __future__ import annotations
 

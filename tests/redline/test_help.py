@@ -1,4 +1,4 @@
-"""``--help`` in a terminal of 80 columns: every name whole, every line within it."""
+"""``--help`` in a terminal of 80 columns: no name is cut and no line is too long."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Token rewards in other frameworks' shapes: one a sampled id, the sum unchanged, padding and foreign tokens empty."""
+"""Integrations: one reward per sampled id, the sum is the score, padding and other tokens get 0."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEXTS = ["Hold the round button.", "I am sorry 🙂", "naïve café, don't!", "x
 
 @pytest.fixture
 def fake() -> FakeService:
-    """A word's reward is minus its length, the end token's 0.5."""
+    """A fake service: the reward of a word is minus its length, of the end token 0.5."""
     return FakeService(lambda word: -float(len(word)), end_reward=0.5)
 
 
@@ -56,7 +56,7 @@ def test_every_id_has_a_reward_and_the_sum_is_the_score(
     rewarder = make_rewarder(tokenizer, fake)
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     if end == pad and padding and not is_finished:
-        return  # cannot be told from a response that ended
+        return  # not distinguishable from a finished response
     rows = [encode(tokenizer, text) + [end] * is_finished + [pad] * padding for text in TEXTS]
     actual = rewarder.score(["Why?"] * len(rows), rows)
     assert actual == asyncio.run(rewarder.ascore(["Why?"] * len(rows), rows))
@@ -109,14 +109,14 @@ def test_advantages_by_hand() -> None:
     rewards = torch.tensor([[0.0, -3.0, 0.0], [0.0, 0.0, 0.0], [-1.0, 0.0, 0.0]])
     mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0]])
     actual = leave_one_out_advantages(rewards, mask, ["a", "a", "a"], scale=False)
-    # to go: [-3, -3, 0], [0, 0, 0], [-1, -1, -1], what the last token was given going on
+    # rewards to go, the last value repeated: [-3, -3, 0], [0, 0, 0], [-1, -1, -1]
     assert actual.tolist() == [[-2.5, -2.5, 0.5], [2.0, 2.0, 0.0], [0.5, 0.0, 0.0]]
     scaled = leave_one_out_advantages(rewards, mask, ["a", "a", "a"])
     torch.testing.assert_close(scaled, actual / ((6.25 * 2 + 0.25 + 4 + 4 + 0.25) / 6) ** 0.5, rtol=1e-3, atol=1e-4)
 
 
 def test_with_rewards_on_last_tokens_only_it_is_rloo() -> None:
-    """Whatever the lengths: outlasting the others is not paid for."""
+    """For any lengths: a longer response has no advantage by itself."""
     lengths, ends = [3, 3, 6], [2.0, 2.1, 1.9]
     rewards, mask = torch.zeros(3, 6), torch.zeros(3, 6)
     for row, (length, end) in enumerate(zip(lengths, ends, strict=True)):

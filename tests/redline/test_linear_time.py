@@ -1,4 +1,4 @@
-"""Work on text that callers send grows no faster than the text: what doubles takes about twice as long."""
+"""Functions on texts from callers take linear time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _READERS: dict[str, Callable[[str], object]] = {
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Of this process's processor, the least of two tries."""
+    """CPU time of this process in seconds, the smaller one of two runs."""
     took = []
     for _ in range(2):
         started = time.process_time()
@@ -101,7 +101,7 @@ def test_the_overlap_is_the_longest_suffix_that_is_a_prefix() -> None:
         [(0, 20_000)] * 79 + [(n, n + 1) for n in range(20_000)],
         [(n // 40, n // 40 + 1) for n in range(20_000 * 40)],
     ],
-    ids=["one over all", "79 over all", "40 a character"],
+    ids=["one over all", "79 over all", "40 per character"],
 )
 def test_alignment_onto_overlapping_tokens_is_linear(target: Sequence[tuple[int, int]]) -> None:
     source = [(n, n + 1) for n in range(20_000)]
@@ -115,7 +115,7 @@ def test_more_tokens_over_a_character_than_it_has_bytes_are_refused() -> None:
 
 
 class Decoder:
-    """Bytes as UTF-8, a byte an id, counting what it is asked to decode."""
+    """Decodes ids as UTF-8 bytes, and counts the decoded ids."""
 
     def __init__(self) -> None:
         self.decoded = 0

@@ -1,4 +1,4 @@
-"""Two processes never write one place at once, and one that died keeps nobody out."""
+"""Only one process at a time writes a path, and a killed process leaves no lock."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FILLER = (
 
 @contextmanager
 def other(code: str, path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that has begun to write ``path``, and ends when its input does."""
+    """A process that is writing ``path`` until its standard input is closed."""
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

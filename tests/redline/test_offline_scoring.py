@@ -1,4 +1,4 @@
-"""Whole data sets scored: every row once, in order, whatever stops the run; in JSONL, Parquet, or columns."""
+"""Scoring of files and data sets: every row once, in order, also after a stopped run; JSONL, Parquet or columns."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class StoppingService:
 
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Handler], None]:
-    """Have the command speak to a handler, four rows a block, one request a block."""
+    """Connects the command to a handler, with four rows per block and one request per block."""
 
     def connect(handler: Handler) -> None:
         client = partial(RewardClient, transport=httpx.MockTransport(handler), retry=NO_RETRY)
@@ -83,7 +83,7 @@ def test_a_stopped_run_resumes_after_its_last_row(use: Callable[[Handler], None]
     assert isinstance(run(str(rows), "--out", str(out)).exception, ServiceError)
     assert not out.exists()
     kept = (tmp_path / "out.jsonl.partial").read_text(encoding="utf-8").count("\n") - 1
-    assert kept in {8, 12}  # the block ahead may have been answered or not
+    assert kept in {8, 12}  # the next block may have been answered or not
     again = StoppingService(1000)
     use(again)
     result = run(str(rows), "--out", str(out))
@@ -180,13 +180,13 @@ def test_rows_are_not_kept_in_memory(tmp_path: Path) -> None:
             file.write(json.dumps({"prompt": str(n), "response": "x" * 5000}) + "\n")
     tracemalloc.start()
     try:
-        rows = CheckedRows(path, lambda where, row: row)
+        rows = CheckedRows(path, lambda location, row: row)
         assert rows.count == 2000
         assert sum(1 for _ in rows) == 2000
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 1_000_000  # of ten
+    assert peak < 1_000_000  # the file has 10 MB
 
 
 # --- columns ---------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_missing_output_folders_are_created(tmp_path: Path) -> None:
 
 
 def test_a_run_that_opens_a_finished_partial_file_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that was opened just before its writer finished and removed it is not written."""
+    """A partial file that was opened just before its writer removed it is not used."""
     out, opened = tmp_path / "out.jsonl", os.open
     first = Output(out, {})
     first.write("row 1", {"score": 1.0}, [])
@@ -350,7 +350,7 @@ def test_rows_with_ids_and_offsets_are_accepted() -> None:
 
 def test_an_empty_response_is_a_bad_row_if_bad_rows_are_skipped() -> None:
     row = {"prompt": "p", "response": " "}
-    assert len(row_item(ScoreItem, RowReport())("here", row).items) == 1, "the service says so"
+    assert len(row_item(ScoreItem, RowReport())("here", row).items) == 1, "the service returns the error"
     with pytest.raises(BadRowError, match="'response' is empty"):
         row_item(ScoreItem, RowReport(skips=True))("here", row)
 
@@ -372,7 +372,7 @@ def test_empty_responses_are_skipped_on_request(use: Callable[[Handler], None], 
         done = CliRunner().invoke(app, ["score", *option, str(path), "--out", str(out), "--on-bad-row", "skip"])
         assert done.exit_code == 0, done.output
         assert "skipped 2 of 4 rows" in done.output
-        assert len(out.read_text().splitlines()) == 4, "an error stands in the place of each"
+        assert len(out.read_text().splitlines()) == 4, "skipped rows have errors"
 
 
 def test_columns_without_prompts_are_missing(served: FakeService) -> None:

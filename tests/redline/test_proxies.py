@@ -1,4 +1,4 @@
-"""Proxies of the environment: not for loopback, and named where they are in the way."""
+"""Proxies and certificates from the environment: not used for loopback, and named in errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Ready, if asked directly; as a proxy it refuses."""
+    """Answers /readyz if called directly; refuses requests as a proxy."""
 
     def do_GET(self) -> None:
         self.server.seen.append(self.path)  # type: ignore[attr-defined]
@@ -122,7 +122,7 @@ def test_no_proxy_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def junk(tmp_path: Path) -> Path:
-    """Files and folders that are no certificates."""
+    """Files and folders without certificates."""
     (tmp_path / "empty").touch()
     (tmp_path / "text").write_text("no certificate")
     (tmp_path / "half").write_text("-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n")

@@ -1,4 +1,4 @@
-"""An answer to another request is never taken for the answer to this one; both clients, real sockets."""
+"""Answers that belong to another request are detected by ids; both clients, real sockets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from redline.wire import REQUEST_ID_HEADER
 from tests.redline.raw_server import RawServer, http, receive_request
 
 AT_ONCE = RetryPolicy(max_attempts=3, first_wait_s=0.0, longest_wait_s=0.0)
-# what became of a call: its score, or the error
+# result of a call: its score, or the error
 Outcome = float | RedlineError
 
 
@@ -35,7 +35,7 @@ def is_async(request: pytest.FixtureRequest) -> bool:
 
 
 def correct_answer(request: bytes, *, echoes_request: bool, echoes_items: bool, chunked: bool = False) -> bytes:
-    """What a service answers for which the score of a digit is the digit; its ids are optional."""
+    """The answer of a service whose score of a digit is the digit; its ids are optional."""
     head, _, body = request.partition(b"\r\n\r\n")
     items = []
     for item in json.loads(body)["items"]:
@@ -63,7 +63,7 @@ def request_id(head: bytes) -> str:
 
 
 def outcomes(is_async: bool, url: str, digits: str, between_s: float = 0.0, **settings: Any) -> list[Outcome]:
-    """One call for each digit by one client, one after the other."""
+    """One client calls once for each digit, in sequence."""
     settings = {"retry": NO_RETRY, "timeout_s": 5.0, **settings}
     items = [{"prompt": "p", "response": digit} for digit in digits]
 
@@ -94,7 +94,7 @@ Server = Callable[[Callable[[bytes], bytes]], Callable[[socket.socket], None]]
 
 
 def answers_twice(answer: Callable[[bytes], bytes]) -> Callable[[socket.socket], None]:
-    """Two answers to every request, in one piece."""
+    """A server that sends two answers to every request at once."""
 
     def serve(connection: socket.socket) -> None:
         while True:
@@ -104,7 +104,7 @@ def answers_twice(answer: Callable[[bytes], bytes]) -> Callable[[socket.socket],
 
 
 def answers_the_request_before(answer: Callable[[bytes], bytes]) -> Callable[[socket.socket], None]:
-    """The first request rightly, every later one with the answer to the one before it."""
+    """A server that answers every request after the first with the answer to the previous one."""
 
     def serve(connection: socket.socket) -> None:
         before = request = receive_request(connection)
@@ -128,7 +128,7 @@ def test_a_duplicate_answer_is_not_used_for_the_next_request(
 
     with RawServer(answers_twice(answer)) as server:
         assert outcomes(is_async, server.url, "123") == [1.0, 2.0, 3.0]
-        assert server.connections == 3  # none was used again
+        assert server.connections == 3  # no connection was reused
 
 
 @pytest.mark.parametrize(("echoes_request", "echoes_items"), ECHOES)
@@ -177,7 +177,7 @@ def test_every_request_has_a_unique_id(is_async: bool) -> None:
 
 
 def echoing(*ids: str | None) -> httpx.MockTransport:
-    """Answers rightly, with each of ``ids`` in turn as the request id; None is the right one."""
+    """A service that returns each of ``ids`` in turn as the request id; None means the correct one."""
     remaining_ids = list(ids)
 
     def answer(request: httpx.Request) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""Best-of-n: the highest score wins, the first of equals; a failure is raised and never a number."""
+"""Best-of-n: the highest score wins, the first one on ties; a failure is raised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a request is made again, and how long after."""
+"""The retry policy: which errors are retried, and after which wait."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from redline import (
 from redline.http.retry import is_retryable
 from redline.wire import ERROR_TABLE, ErrorBody, ErrorCode
 
-UNREACHABLE = ConnectionFailedError("nobody there")
+UNREACHABLE = ConnectionFailedError("unreachable")
 STEADY = RetryPolicy(max_attempts=None, max_elapsed_s=None, first_wait_s=1.0, longest_wait_s=10.0, has_jitter=False)
 
 quickly = settings(deadline=None, database=None, max_examples=100)
@@ -57,7 +57,7 @@ def test_the_service_s_retryable_field_decides() -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        ProtocolError("not ours"),
+        ProtocolError("not Redline"),
         ItemsFailedError([(0, ErrorBody.of(ErrorCode.OVERLOADED, "no"))]),
         ModelChangedError("swapped"),
         CommandError("stop"),
@@ -98,11 +98,11 @@ def test_no_retry_stops_after_the_first_failure() -> None:
 @pytest.mark.parametrize(
     ("retry_after_s", "wait_s"),
     [
-        (5.0, 5.0),  # longer than our own 1 s: honoured
+        (5.0, 5.0),  # longer than the policy's 1 s: honoured
         (10.0, 10.0),
         (11.0, 10.0),  # capped
         (math.inf, 10.0),
-        (0.2, 1.0),  # shorter than our own: ours
+        (0.2, 1.0),  # shorter than the policy's wait: 1 s
         (0.0, 1.0),
     ],
 )
@@ -117,7 +117,7 @@ def test_jitter_never_undercuts_retry_after() -> None:
 
 def test_no_attempt_begins_after_max_elapsed_s() -> None:
     policy = RetryPolicy(max_attempts=None, max_elapsed_s=30.0, first_wait_s=4.0, longest_wait_s=60.0, has_jitter=False)
-    assert policy.wait_s(UNREACHABLE, 1, 26.0) == 4.0  # the next try begins at 30 s sharp
+    assert policy.wait_s(UNREACHABLE, 1, 26.0) == 4.0  # the next attempt begins exactly at 30 s
     assert policy.wait_s(UNREACHABLE, 1, 26.001) is None
     assert policy.wait_s(UNREACHABLE, 2, 26.0) is None  # would be 34 s
     assert policy.wait_s(refusal(retry_after_s=20.0), 1, 5.0) == 20.0
@@ -138,7 +138,7 @@ def test_jitter_spreads_waits_over_the_upper_half() -> None:
 def test_repeated_internal_errors_are_not_retried_without_limit() -> None:
     waits = [STEADY.wait_s(refusal(ErrorCode.INTERNAL), attempt, 0.0) for attempt in range(1, 7)]
     assert waits == [1.0, 2.0, 4.0, 8.0, None, None]
-    assert STEADY.wait_s(refusal(ErrorCode.OVERLOADED), 5, 0.0) == 10.0  # an absence is
+    assert STEADY.wait_s(refusal(ErrorCode.OVERLOADED), 5, 0.0) == 10.0  # overload is retried
 
 
 @pytest.mark.parametrize(("tries", "item_tries"), [(None, 5), (9, 5), (5, 5), (2, 2), (1, 1)])
@@ -147,7 +147,7 @@ def test_single_items_are_tried_a_few_times_at_most(tries: int | None, item_trie
     waits = [policy.for_items().wait_s(refusal(), attempt, 1e6) for attempt in range(1, 12)]
     first_stop = waits.index(None)
     assert first_stop + 1 == item_tries
-    assert waits[:first_stop] == [1.0, 2.0, 3.0, 3.0][:first_stop]  # in all else the same policy
+    assert waits[:first_stop] == [1.0, 2.0, 3.0, 3.0][:first_stop]  # otherwise the same policy
     assert set(waits[first_stop:]) == {None}
     assert policy.max_attempts == tries
 

@@ -1,4 +1,4 @@
-"""One clock and one count for all tries of a call, however it is split, retried and halved; both clients."""
+"""All attempts of a call share one time limit and one count, also after splitting; both clients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from redline.testing import FakeService
 from redline.wire import DEADLINE_HEADER, ERROR_TABLE, ErrorBody, ErrorCode, ErrorResponse
 from tests.redline.raw_server import RawServer, call, http, receive_request
 
-# What a busy machine may add to a moment; what was wrong went on for three times ``max_elapsed_s`` and more.
+# Extra time on a busy machine; without the limit, calls took more than three times ``max_elapsed_s``.
 SLACK_S = 0.35
 NO_ANSWER = ConnectionFailedError("nobody there")
 
@@ -35,7 +35,7 @@ def refusal(code: ErrorCode) -> httpx.Response:
 
 
 class Scripted:
-    """A fake service that takes ``delay_s`` for each request, and answers by ``decide``, if that returns anything.
+    """A fake service that takes ``delay_s`` per request, and answers with ``decide`` unless that returns None.
 
     ``begun``: seconds from the first request at which each began. ``deadlines``: what each announced.
     """
@@ -83,7 +83,7 @@ class Scripted:
 
 
 def item_errors(items: list[Any]) -> httpx.Response:
-    """Out of memory for every item."""
+    """An answer with an out-of-memory error for every item."""
     error = ErrorBody.of(ErrorCode.OUT_OF_MEMORY, "no").model_dump()
     body = {
         "model": {"name": "default", "digest": "sha256:fake", "kind": "seq2seq"},
@@ -129,7 +129,7 @@ def test_the_second_half_gets_no_extra_time(is_async: bool) -> None:
 
 def test_retries_of_items_and_of_requests_share_the_clock(is_async: bool) -> None:
     def decide(number: int, items: list[Any]) -> httpx.Response:
-        # each time that items are sent again, the service is away for a while
+        # whenever items are sent again, the service is overloaded for a while
         return item_errors(items) if number % 7 == 0 else refusal(ErrorCode.OVERLOADED)
 
     service = Scripted(decide, delay_s=0.08)
@@ -151,7 +151,7 @@ def test_concurrent_parts_share_the_clock(is_async: bool) -> None:
     service = Scripted(lambda number, items: refusal(ErrorCode.OVERLOADED), delay_s=0.05)
     with pytest.raises(ServiceError, match="overloaded"):
         service.score(is_async, 6, patient(0.3), items_per_request=1, concurrency=3)
-    time.sleep(0.3)  # the blocking client's other threads may still be at it
+    time.sleep(0.3)  # other threads of the blocking client may still be running
     assert max(service.begun) <= 0.3 + SLACK_S
 
 
@@ -175,7 +175,7 @@ def test_a_repeated_request_that_hangs_ends_in_time(is_async: bool) -> None:
 
     with RawServer(lambda connection: refuse_then_hang(server, connection)) as server:
         started = time.monotonic()
-        # the refusal says more than that the last request was cut short
+        # the refusal is more informative than the timeout of the last request
         with pytest.raises(ServiceError, match="overloaded"):
             call(is_async, lambda client: client.score(items(1)), url=server.url, retry=patient(0.4))
         assert time.monotonic() - started <= 0.4 + 4 * SLACK_S
@@ -200,7 +200,7 @@ def test_halves_have_the_attempts_that_the_request_had_left(is_async: bool) -> N
     service = Scripted(decide)
     with pytest.raises(ServiceError, match="overloaded"):
         service.score(is_async, 8, patient(None, tries=4, wait_s=0.0))
-    assert service.sizes == [8, 8, 8, 4, 4]  # two failures and one halving, then the two tries that were left
+    assert service.sizes == [8, 8, 8, 4, 4]  # two failures and one halving, then the two remaining attempts
 
 
 def test_retries_of_items_and_of_requests_share_the_count(is_async: bool) -> None:

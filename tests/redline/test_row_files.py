@@ -1,4 +1,4 @@
-"""Files of rows from anywhere: bounded memory, and an error with file and row for whatever cannot be read."""
+"""Row files are read in bounded memory, and errors name file and row."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MiB = 2**20
 
 @contextmanager
 def peak_below(size: int) -> Iterator[None]:
-    """At no moment more than ``size`` bytes more than before."""
+    """Fails if memory grows by more than ``size`` bytes inside the block."""
     tracemalloc.start()
     try:
         yield
@@ -96,7 +96,7 @@ def test_a_row_that_cannot_be_read_is_named(
 def test_a_line_without_end_is_refused_in_bounded_memory(
     read: Callable[[Path], Any], start: bytes, tmp_path: Path
 ) -> None:
-    """A gigabyte of one line in a file of a megabyte; only its beginning is unpacked."""
+    """One line of a gigabyte in a file of a megabyte; only its beginning is decompressed."""
     path = tmp_path / "rows.jsonl.gz"
     member = gzip.compress(start * (64 * MiB // len(start)), 1)
     path.write_bytes(gzip.compress(GOOD + b"\n") + member * 16)
@@ -153,7 +153,7 @@ def test_a_json_file_without_a_list_is_refused(text: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".json.gz"])
 def test_a_gzipped_file_of_very_many_small_rows_is_refused(suffix: str, tmp_path: Path) -> None:
-    """Each takes memory however short it is: 64 MiB here are 6 million of them."""
+    """Every row needs memory, even if it is short: 64 MiB are 6 million rows here."""
     path = tmp_path / f"rows{suffix}"
     member = gzip.compress(b'{"a": 1}\n' * MiB) if suffix == ".jsonl.gz" else gzip.compress(b',{"a": 1}' * MiB)
     path.write_bytes(member * 8 if suffix == ".jsonl.gz" else gzip.compress(b'[{"a": 1}') + member * 8)
@@ -230,11 +230,11 @@ def test_line_ends_and_byte_order_marks_are_accepted(tmp_path: Path) -> None:
 
 
 def test_any_prefix_of_a_file_is_read_or_refused(tmp_path: Path) -> None:
-    """A file that is still being copied: rows or an error, never anything else."""
-    whole = gzip.compress(b"\n".join([GOOD] * 50))
+    """A file that is still being copied gives rows or an error."""
+    compressed = gzip.compress(b"\n".join([GOOD] * 50))
     path = tmp_path / "rows.jsonl.gz"
-    for size in range(len(whole)):
-        path.write_bytes(whole[:size])
+    for size in range(len(compressed)):
+        path.write_bytes(compressed[:size])
         for read in READERS:
             with pytest.raises(Refused, match=r"rows\.jsonl\.gz"):
                 read(path)

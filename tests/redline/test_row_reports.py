@@ -1,4 +1,4 @@
-"""Bad rows that are skipped are counted and written with their reasons, and nothing else is lost for them."""
+"""Skipped bad rows are counted and written with their reasons; all other rows are used."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def accept_with_prompt(where: str, row: dict[str, Any]) -> dict[str, Any]:
+def accept_with_prompt(location: str, row: dict[str, Any]) -> dict[str, Any]:
     if "prompt" not in row:
         raise BadRowError("no prompt")
     return row
@@ -89,7 +89,7 @@ def test_every_reader_refuses_other_files(read: Callable[[Path, RowReport], int]
 
 
 def test_a_link_is_read_as_its_target(tmp_path: Path) -> None:
-    """As /dev/stdin is when a file is redirected to it."""
+    """Like /dev/stdin when a file is redirected to it."""
     (tmp_path / "stdin").symlink_to(write(tmp_path / "rows.jsonl", [GOOD]))
     assert [row.value for row in read_rows(tmp_path / "stdin")] == [GOOD]
     (tmp_path / "rows.jsonl").rename(tmp_path / "rows")
@@ -114,7 +114,7 @@ def test_bad_rows_are_refused_unless_they_are_skipped(read: Callable[[Path, RowR
     rows = written(out)
     assert [(row["file"], row["row"]) for row in rows] == [(str(path), 2), (str(path), 4), (str(path), 5)]
     assert rows[0]["reason"].startswith("not JSON")
-    assert rows[1]["reason"] == "a row must be an object, not list"
+    assert rows[1]["reason"] == "a row must be an object, this is a list"
     assert "missing" in rows[2]["reason"] or "prompt" in rows[2]["reason"]
     assert shown[0] == f"skipped 3 of 6 rows; the reasons are in {out}"
 

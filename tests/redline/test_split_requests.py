@@ -1,4 +1,4 @@
-"""A request too large for the service's deadline is sent again in halves, until it fits."""
+"""A request that times out in the service is split into halves until it succeeds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from redline.wire import ErrorBody, ErrorCode, ErrorResponse
 
 
 class SlowService:
-    """Times out on more than ``max_items`` items."""
+    """A service that times out on more than ``max_items`` items."""
 
     def __init__(self, max_items: int) -> None:
         self._fake = FakeService(lambda word: float(len(word)))

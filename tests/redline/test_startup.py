@@ -1,4 +1,4 @@
-"""The package loads what is used, and a command that is interrupted while it loads says so in one line."""
+"""Importing the package loads few modules, and a command that is interrupted at start-up prints one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The terminal view loses no character and marks what it should."""
+"""The terminal view shows every character, its reward as a colour, and the edits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Leave-one-out baselines by hand, a failed sample among them."""
+"""Leave-one-out baselines, computed by hand, also with a failed sample."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MASK = torch.tensor([[True, True], [True, True], [True, False], [False, False]])
 
 
 def test_the_baseline_is_the_mean_reward_to_go_of_the_others() -> None:
-    # to go: [3, 2], [4, 4], [3, then 3 as its last]; the fourth failed
+    # rewards to go: [3, 2], [4, 4], [3, 3 (repeated)]; the fourth failed
     advantages = leave_one_out_advantages(REWARDS[:3], MASK[:3], [0, 0, 0], scale=False)
     assert advantages.tolist() == [pytest.approx([3 - 3.5, 2 - 3.5]), pytest.approx([4 - 3.0, 4 - 2.5]), [-0.5, 0.0]]
 

@@ -1,4 +1,4 @@
-"""Passwords and keys that stand in addresses are in no message and no log; both clients."""
+"""Passwords and keys in URLs never appear in messages or logs; both clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One function says which version is installed."""
+"""The installed version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract: strict in what is asked, tolerant of newer answers, and never a number that is none."""
+"""Models of the HTTP API: strict requests, answers that may have unknown fields, no NaN."""
 
 from __future__ import annotations
 
@@ -87,9 +87,9 @@ def test_the_table_has_each_code_once() -> None:
 def test_status_and_retryability_agree(code: ErrorCode) -> None:
     spec = ERROR_TABLE[code]
     assert 400 <= spec.status < 600
-    assert spec.status != 429  # some RL loops stop at any 4xx
-    assert not (spec.retryable and spec.status < 500)  # what the caller got wrong stays wrong
-    assert spec.retryable or spec.status != 503  # 503 says "later"
+    assert spec.status != 429  # some RL frameworks stop at any 4xx
+    assert not (spec.retryable and spec.status < 500)  # a caller's mistake is not retryable
+    assert spec.retryable or spec.status != 503  # 503 means that a retry may succeed
 
 
 @pytest.mark.parametrize("code", ErrorCode)
@@ -211,7 +211,7 @@ def test_every_item_survives_serialization(value: dict[str, Any]) -> None:
     again = ScoreRequest.model_validate_json(json.dumps(request.model_dump(mode="json", exclude_none=True)))
     assert again == request
     payload = again.items[0].payload()
-    assert payload == {"finished": True, **value}  # nothing that was left out is sent
+    assert payload == {"finished": True, **value}  # unset fields are not sent
 
 
 def test_unset_options_are_not_sent() -> None:
@@ -267,7 +267,7 @@ def test_scores_and_errors_are_distinguished() -> None:
 
 
 def test_corrections_and_errors_are_distinguished() -> None:
-    raw = put(CORRECTED, ("items", 0, "news"), ["anything"])  # of a newer server
+    raw = put(CORRECTED, ("items", 0, "news"), ["anything"])  # as from a newer server
     corrected, failed = CorrectResponse.model_validate_json(raw).items
     assert corrected == ItemCorrection.model_validate(CORRECTION)
     assert isinstance(corrected, ItemCorrection)

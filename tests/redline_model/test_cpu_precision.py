@@ -19,7 +19,7 @@ from redline_model.errors import UnsupportedError
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment variable is not set, and nothing is measured yet."""
     monkeypatch.delenv(ENVIRONMENT, raising=False)
-    monkeypatch.setattr(module, "_known", None)
+    monkeypatch.setattr(module, "_cached", None)
 
 
 @pytest.mark.parametrize(

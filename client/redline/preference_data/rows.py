@@ -190,7 +190,7 @@ def _is_turns(value: Any) -> bool:
 
 def _columns(row: Any) -> Columns:
     if not isinstance(row, dict):
-        raise BadRowError(f"a row must be an object, not {type(row).__name__}")
+        raise BadRowError(f"a row must be an object, this is a {type(row).__name__}")
     return Columns(row)
 
 

@@ -61,7 +61,7 @@ def texts_or_turns(chosen: Side, rejected: Side) -> tuple[str | list[Message], s
     if all(map(is_transcript, values)):
         return parse_transcript(chosen.value), parse_transcript(rejected.value)
     if isinstance(values[0], str) != isinstance(values[1], str):
-        raise BadRowError(f"'{chosen.field}' and '{rejected.field}' have different formats")
+        raise BadRowError(f"'{chosen.field}' and '{rejected.field}' are of different forms")
     won, lost = (
         side.value if isinstance(side.value, str) else parse_messages(side.value, side.field)
         for side in (chosen, rejected)

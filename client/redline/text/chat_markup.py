@@ -75,7 +75,7 @@ def _open_assistant_turn(prompt: str) -> MarkupMatch | None:
         PromptBoundaryError: the prompt has markup but no open assistant turn, or its template is unknown.
     """
     if _UNSUPPORTED.search(prompt):
-        raise PromptBoundaryError(f"the chat template of the prompt is not supported; it ends with {prompt[-30:]!r}")
+        raise PromptBoundaryError(f"the chat template of the prompt is unknown; it ends with {prompt[-30:]!r}")
     marked = find_markups(prompt, is_words=False)
     for match in (*marked, *(words for words in find_markups(prompt, is_words=True) if words.is_dialogue)):
         is_rendered = len(match.headers) > 1 or not prompt[: match.headers[0].start()].strip()
@@ -84,7 +84,7 @@ def _open_assistant_turn(prompt: str) -> MarkupMatch | None:
     if any(not prompt[: match.headers[0].start()].strip() for match in marked):
         raise PromptBoundaryError("the prompt does not end with the start of an assistant turn")
     if ends_with_unknown_turn(prompt):
-        raise PromptBoundaryError(f"the chat template of the prompt is not supported; it ends with {prompt[-30:]!r}")
+        raise PromptBoundaryError(f"the chat template of the prompt is unknown; it ends with {prompt[-30:]!r}")
     return None
 
 
@@ -150,7 +150,7 @@ def parse_conversation(text: str, ends: Sequence[str] = ()) -> ParsedConversatio
     begin = content_start(text, ends)
     conversation = text[begin:]
     if _UNSUPPORTED.search(conversation):
-        raise PromptBoundaryError("the chat template of the text is not supported")
+        raise PromptBoundaryError("the chat template of the text is unknown")
     marked = find_markups(conversation, is_words=False)
     matches = [
         match
