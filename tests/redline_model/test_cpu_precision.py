@@ -49,7 +49,7 @@ def test_the_precision_is_measured_once_for_all_threads(monkeypatch: pytest.Monk
         reported = list(pool.map(lambda _: cpu_precision(), range(32)))
     assert reported == [CPUPrecision("bfloat16", 50.0, 400.0)] * 32
     assert len(calls) == 1
-    assert "float32 50, bfloat16 400 GFLOP/s a thread" in str(reported[0])
+    assert "float32 50, bfloat16 400 GFLOP/s per thread" in str(reported[0])
 
 
 @pytest.mark.usefixtures("unmeasured")

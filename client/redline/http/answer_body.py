@@ -37,7 +37,7 @@ class AnswerReader:
     Args:
         response: status and headers; the body has not been read yet.
         max_bytes: maximum size of the body, both compressed and decompressed.
-        longest_answer: maximum size of an answer to this request, if known.
+        largest_answer_bytes: maximum size of an answer to this request, if known.
 
     Raises:
         ProtocolError: the body has an encoding that was not requested.

@@ -37,7 +37,7 @@ async def reward(args: Any, sample: Any, **options: Any) -> dict[str, Any]:
 def post_process(args: Any, samples: list[Any]) -> tuple[list[float], list[Any]]:
     """``(raw rewards, token advantages)``: scores for slime's logs, and a 1-D tensor per sample for ``advantages``.
 
-    A group are the samples with the same ``group_index``; without it, ``args.n_samples_per_prompt`` consecutive
+    A group is all samples with the same ``group_index``; without it, ``args.n_samples_per_prompt`` consecutive
     samples.
     """
     import torch

@@ -196,7 +196,7 @@ def find_prompt(columns: Columns, *, has_conversation_sides: bool) -> Prompt | N
     """The prompt from a row's prompt columns; None if it has none.
 
     Args:
-        has_whole_sides: the responses are whole conversations, so that a column of messages is no further prompt.
+        has_conversation_sides: the responses are full conversations, so that a column of messages is not the prompt.
 
     Raises:
         BadRowError: it is neither text nor a conversation, or two columns that may be the prompt differ.
@@ -234,7 +234,7 @@ def with_earlier_turns(columns: Columns, prompt: Prompt, *, has_no_response: boo
     """The prompt with earlier turns from a conversation column such as ``messages``. Raises BadRowError.
 
     Args:
-        is_alone: no response stands beside the prompt.
+        has_no_response: the row has a prompt and no response.
     """
     for name in _CONVERSATION_COLUMNS:
         if prompt and _is_conversation(columns.look(name)) and not columns.is_used(name):

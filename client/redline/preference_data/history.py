@@ -52,7 +52,7 @@ def with_conversation(prompt: Prompt, turns: list[Message], field: str, *, has_n
     If its last turn is the assistant's, that is the response and not part of the prompt.
 
     Args:
-        is_alone: no response stands beside the prompt, so that the conversation may go on behind it.
+        has_no_response: the row has no response, so that the conversation may continue after the prompt.
 
     Raises:
         BadRowError: the conversation does not contain the prompt, or continues for more than one reply after it.
