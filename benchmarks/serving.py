@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ from benchmarks.speed.machine import machine
 from benchmarks.speed.overload_report import print_overload
 from benchmarks.speed.report import print_table, write_plot
 from benchmarks.speed.workloads import Texts, Workload, build_workloads, group
+from redline.version import installed_version
 from redline_model.bundle.bundle import Bundle
 from redline_model.encoding.encoder import EncodedItem, Item
 
@@ -215,7 +215,7 @@ def main() -> None:
         overload = measure_overload(path, bundle, texts, QUICK if args.quick else FULL, args.seed)
     report = {
         "date": time.strftime("%Y-%m-%d"),
-        "redline": version("redline-rm"),
+        "redline": installed_version(),
         "machine": machine(),
         "weights": weights,
         "texts": texts.source,

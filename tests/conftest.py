@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from redline_model.bundle.bundle import Bundle, save_bundle
+from redline_model.bundle.make_encoder import make_encoder
 from redline_model.bundle.manifest import Manifest
-from redline_model.encoding.make_encoder import make_encoder
 from redline_model.kinds import make_scorer
 from redline_model.options import Extraction, Template
 from redline_model.scorer import Scorer

@@ -83,7 +83,7 @@ class Run:
     def test_pairs(self, name: str) -> list[Pair]:
         """The first test pairs that fit the seq2seq model, whose input is the longest: all models get these."""
         from redline_model.bundle.loading import load_config, load_tokenizer
-        from redline_model.encoding.make_encoder import make_encoder
+        from redline_model.bundle.make_encoder import make_encoder
         from redline_model.options import Template
         from redline_trainer.encode_pairs import encode_pairs
 

@@ -11,7 +11,7 @@ import torch
 from redline.preference_data.rows import Pair
 from redline_model.bundle.load_options import LoadOptions
 from redline_model.bundle.loading import load_config, load_tokenizer
-from redline_model.encoding.make_encoder import make_encoder
+from redline_model.bundle.make_encoder import make_encoder
 from redline_trainer.adapters import trainable_model
 from redline_trainer.config import TrainConfig
 from redline_trainer.encode_pairs import encode_pairs

@@ -11,8 +11,8 @@ import torch
 from pydantic import ValidationError
 
 from redline.preference_data.rows import Pair
+from redline_model.bundle.make_encoder import make_encoder
 from redline_model.encoding.encoder import Encoder
-from redline_model.encoding.make_encoder import make_encoder
 from redline_model.options import Template
 from redline_trainer.config import TrainConfig
 from redline_trainer.encode_pairs import EncodedPair, encode_pairs, mismatch_of

@@ -15,8 +15,8 @@ from redline.preference_data.rows import Pair
 from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.load_options import LoadOptions
 from redline_model.bundle.loading import load_tokenizer
+from redline_model.bundle.make_encoder import make_encoder
 from redline_model.encoding.encoder import Item
-from redline_model.encoding.make_encoder import make_encoder
 from redline_model.errors import BundleError, DataError
 from redline_model.options import Template
 from redline_model.reward_spec import RewardSpec
@@ -269,7 +269,7 @@ def test_pairs_that_a_tokenizer_makes_equal_are_refused(causal_scorer: Scorer[An
 
 
 def test_a_prompt_is_cut_for_the_longest_of_a_pair_s_sequences(causal_scorer: Scorer[Any]) -> None:
-    from redline_model.encoding.make_encoder import make_encoder as encoder_for
+    from redline_model.bundle.make_encoder import make_encoder as encoder_for
 
     tokenizer = causal_scorer.encoder.tokenizer
     encoder = encoder_for("seq2seq", causal_scorer.model.config, tokenizer, causal_scorer.encoder.template, 250)

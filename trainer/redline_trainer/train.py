@@ -19,8 +19,8 @@ from redline_model.bundle.bundle import save_bundle
 from redline_model.bundle.files import check_free
 from redline_model.bundle.load_options import LoadOptions
 from redline_model.bundle.loading import load_config, load_tokenizer, token_limit
+from redline_model.bundle.make_encoder import make_encoder
 from redline_model.bundle.manifest import DataSource, Manifest
-from redline_model.encoding.make_encoder import make_encoder
 from redline_model.errors import DataError
 from redline_model.kinds import make_scorer
 from redline_model.options import Extraction
