@@ -112,8 +112,8 @@ class Script:
                 done.append((ticket, Correction(rewrite, True) if isinstance(rewrite, str) else rewrite))
         return done
 
-    def drop(self, ticket: int) -> None:
-        self._active.pop(ticket, None)
+    def cancel(self, rewrite_id: int) -> None:
+        self._active.pop(rewrite_id, None)
 
 
 @pytest.mark.parametrize("name", ["bundle", "brief_bundle"])
