@@ -172,7 +172,6 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="model folder; default models/smollm2, else random weights")
     parser.add_argument("--texts", type=Path, default=Path("../shared/data"), help="folder of preference pairs")
     parser.add_argument("--vllm-python", help="a Python with vLLM installed, to compare with it, too")
-    parser.add_argument("--against", type=Path, help="checkout of another version of Redline, to compare with it, too")
     parser.add_argument("--workloads", nargs="*", help="names of workloads; default: all")
     parser.add_argument("--repeats", type=int, help="turns of each backend")
     parser.add_argument("--quick", action="store_true", help="a quarter of the items, one turn")
@@ -195,8 +194,6 @@ def main() -> None:
             engine = OfflineBackend("redline_engine", path, prefix_cache_tokens=16384)
             http = RedlineHttp(path)
             backends += [http, engine, ReferenceServer(path), OfflineBackend("transformers_padded", path)]
-            if args.against:
-                backends.append(RedlineHttp.of_checkout(path, args.against))
             if args.vllm_python:
                 backends.append(Vllm(path, args.vllm_python))
             warmup = [group(texts, 2, 2, (20, 20), (10, 10))]
