@@ -3,8 +3,8 @@
     python -m benchmarks.versions --against CHECKOUT [--quick]
 
 The two take turns on the same weights and texts, and each begins every second turn. A row is this version's rate
-divided by the other's, the median over turns. Both run in this environment and are used through the command line and HTTP only,
-so versions with different modules can be compared.
+divided by the other's, the median over turns. Both run in this environment and are used through the command line and
+HTTP only, so versions with different modules can be compared.
 """
 
 from __future__ import annotations
