@@ -262,7 +262,7 @@ def test_the_loss_is_the_same_if_logits_are_kept(bundle: Bundle) -> None:
     losses = []
     for objective in (KeptLogits(bundle.scorer.model), Seq2SeqObjective(bundle.scorer.model)):
         with torch.no_grad():
-            losses.append(float(objective.loss(objective.units(pair))))
+            losses.append(float(objective.loss(objective.examples(pair))))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     row = {"peak_mb": 2950.4, "tokens_per_s": 77.25, "tokens_per_cpu_s": 50.0, "losses": [2.0, 1.5]}
     assert table({"chunked": row}).splitlines()[-1] == "| chunked | 2950 | 77.2 | 50.0 | 1.500000 |"

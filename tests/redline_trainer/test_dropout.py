@@ -81,10 +81,10 @@ def two_losses(base: str, **settings: Any) -> tuple[float, float]:
     model = trainable_model(config, LoadOptions(device="cpu"))
     reference = frozen_reference(config, LoadOptions(device="cpu")) if config.method == "full" else None
     objective = make_objective(config, model, len(PAIRS), reference)
-    units = [unit for pair in encode_pairs(encoder, PAIRS, "error")[0] for unit in objective.units(pair)]
+    examples = [example for pair in encode_pairs(encoder, PAIRS, "error")[0] for example in objective.examples(pair)]
     losses = []
     for _ in range(2):
-        loss = objective.loss(units)
+        loss = objective.loss(examples)
         torch.autograd.backward(loss)
         losses.append(float(loss.detach()))
     return losses[0], losses[1]

@@ -15,7 +15,7 @@ from redline_model.encoding.encoder import Encoder
 from redline_model.encoding.make_encoder import make_encoder
 from redline_model.options import Template
 from redline_trainer.config import TrainConfig
-from redline_trainer.encode_pairs import EncodedPair, encode_pairs, mismatch_of
+from redline_trainer.encode_pairs import EncodedPair, encode_pairs, mismatch_item
 from redline_trainer.mismatched_responses import with_mismatched_responses
 from redline_trainer.objectives.bradley_terry import ScalarObjective
 from redline_trainer.objectives.seq2seq import Seq2SeqObjective
@@ -49,7 +49,7 @@ def test_a_stray_was_chosen_for_another_prompt_and_stands_behind_this_one(encode
         if pair.mismatched is not None:
             assert chosen[tuple(pair.mismatched.response_ids)] != pair.prompt_key
             assert pair.mismatched.prefix_ids == pair.chosen.prefix_ids
-            mapping = mismatch_of(pair)
+            mapping = mismatch_item(pair)
             assert mapping is not None
             assert mapping.target_ids == pair.chosen.target_ids
 
@@ -65,7 +65,7 @@ def test_a_stray_is_one_more_mapping_with_weight_one(encoded: list[EncodedPair])
     model = build_causal(len(build_tokenizer()))
     objective = Seq2SeqObjective(model)
     pair = next(p for p in with_mismatched_responses(encoded, ENCODER, 0) if p.mismatched is not None)
-    plain, strayed = objective.units(pair._replace(mismatched=None)), objective.units(pair)
+    plain, strayed = objective.examples(pair._replace(mismatched=None)), objective.examples(pair)
     assert len(strayed) == len(plain) + 1 == 3
     extra = float(objective.loss(strayed).detach() - objective.loss(plain).detach())
     alone = float(target_nll(objective._forward, [strayed[2].item]).detach().sum())
@@ -75,10 +75,10 @@ def test_a_stray_is_one_more_mapping_with_weight_one(encoded: list[EncodedPair])
 def test_for_a_scalar_model_the_stray_is_what_loses(encoded: list[EncodedPair]) -> None:
     objective = ScalarObjective(build_scalar(len(build_tokenizer())))
     pair = next(p for p in with_mismatched_responses(encoded, ENCODER, 0) if p.mismatched is not None)
-    units = objective.units(pair)
-    assert [unit.rejected for unit in units] == [pair.rejected, pair.mismatched]
-    assert all(unit.chosen is pair.chosen for unit in units)
-    assert torch.isfinite(objective.loss(units))
+    examples = objective.examples(pair)
+    assert [example.rejected for example in examples] == [pair.rejected, pair.mismatched]
+    assert all(example.chosen is pair.chosen for example in examples)
+    assert torch.isfinite(objective.loss(examples))
 
 
 def test_only_seq2seq_has_strays_unless_asked_for() -> None:

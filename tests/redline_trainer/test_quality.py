@@ -23,7 +23,7 @@ from redline_trainer.evaluation.error_spans import (
 from redline_trainer.evaluation.report import (
     _probabilities,
     _without_trend,
-    measure_quality,
+    quality_report,
     plot_reliability,
     reliability,
 )
@@ -100,7 +100,7 @@ def test_reliability_counts_both_orders_of_every_pair() -> None:
 
 
 def test_the_report_holds_what_a_plain_count_gives(bundle: Bundle, tmp_path: Path) -> None:
-    report = measure_quality(bundle.scorer, PAIRS)
+    report = quality_report(bundle.scorer, PAIRS)
     assert report.accuracy.pairs == 10
     assert report.accuracy.prompts == 6
     assert report.longer_wins == 0.0
@@ -115,17 +115,17 @@ def test_the_report_holds_what_a_plain_count_gives(bundle: Bundle, tmp_path: Pat
 def test_pairs_without_spans_have_no_blame_and_long_ones_are_counted(bundle: Bundle) -> None:
     plain = [Pair(p.prompt, p.chosen, p.rejected, p.where) for p in PAIRS]
     long = Pair("x " * 3000, "a", "b", "long")
-    report = measure_quality(bundle.scorer, [long, *plain])
+    report = quality_report(bundle.scorer, [long, *plain])
     assert report.spans == {}
     assert report.skipped_pairs == 1
     with pytest.raises(DataError, match="no pair fits"):
-        measure_quality(bundle.scorer, [long])
+        quality_report(bundle.scorer, [long])
 
 
 def test_pairs_that_nobody_looked_at_do_not_count_as_free_of_errors(bundle: Bundle) -> None:
     unseen = [Pair(p.prompt, p.chosen, p.rejected, p.where) for p in PAIRS]
-    alone = measure_quality(bundle.scorer, PAIRS).spans["margin/sum"]
-    assert measure_quality(bundle.scorer, [*PAIRS, *unseen]).spans["margin/sum"].tokens == alone.tokens
+    alone = quality_report(bundle.scorer, PAIRS).spans["margin/sum"]
+    assert quality_report(bundle.scorer, [*PAIRS, *unseen]).spans["margin/sum"].tokens == alone.tokens
 
 
 def test_spans_are_read_and_checked(tmp_path: Path) -> None:

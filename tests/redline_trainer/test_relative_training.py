@@ -19,7 +19,7 @@ from redline_model.errors import UnsupportedError
 from redline_model.reward_spec import RewardSpec
 from redline_model.scorer import Scorer
 from redline_model.scorers.dpo import REFERENCE
-from redline_trainer.adapters import inner, trainable_model
+from redline_trainer.adapters import unwrapped, trainable_model
 from redline_trainer.config import TrainConfig
 from redline_trainer.encode_pairs import encode_pairs
 from redline_trainer.evaluation.accuracy import evaluate
@@ -83,7 +83,7 @@ def test_with_adapters_the_reference_is_the_base_however_far_they_have_moved(bas
     with torch.no_grad():
         ours = float(make_objective(settings, model, 2).loss(pairs))
         torch.manual_seed(0)
-        frozen = DPOObjective(inner(model), settings.beta, reference=scorer.models[1])
+        frozen = DPOObjective(unwrapped(model), settings.beta, reference=scorer.models[1])
         theirs = float(frozen.loss(pairs))
     assert ours == pytest.approx(theirs, rel=1e-3)
 

@@ -128,10 +128,10 @@ def test_no_graph_keeps_logits(family: str) -> None:
     pair = EncodedPair(ITEMS[0], ITEMS[1], "p")
     seq2seq = Seq2SeqObjective(model)
     assert kept(lambda: plain_nll(forward, ITEMS).sum()) >= len(WEIGHTS)
-    assert kept(lambda: seq2seq.loss(seq2seq.units(pair))) == 0
+    assert kept(lambda: seq2seq.loss(seq2seq.examples(pair))) == 0
     if family != "t5":
         dpo = DPOObjective(model, 0.1, reference=build(family).requires_grad_(False))
-        assert kept(lambda: dpo.loss(dpo.units(pair))) == 0
+        assert kept(lambda: dpo.loss(dpo.examples(pair))) == 0
 
 
 def test_in_bfloat16_arithmetic_gradients_stay_close_to_float32_s() -> None:

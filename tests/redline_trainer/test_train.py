@@ -21,7 +21,7 @@ from redline_model.errors import BundleError, DataError
 from redline_model.options import Template
 from redline_model.reward_spec import RewardSpec
 from redline_model.scorer import Scorer
-from redline_trainer.adapters import inner, trainable_model
+from redline_trainer.adapters import unwrapped, trainable_model
 from redline_trainer.checkpoint import ResumeError
 from redline_trainer.config import TrainConfig
 from redline_trainer.encode_pairs import EncodedPair, encode_pairs
@@ -92,7 +92,7 @@ def test_the_seq2seq_loss_is_both_mappings_negative_log_likelihood(causal_scorer
     for weight in (0.0, 0.5, 1.0):
         objective = Seq2SeqObjective(causal_scorer.model, identity_weight=weight)
         with torch.no_grad():
-            loss = float(objective.loss(objective.units(pair)))
+            loss = float(objective.loss(objective.examples(pair)))
         expected = nll_of(causal_scorer, l, w) + weight * nll_of(causal_scorer, w, w)
         assert loss == pytest.approx(expected, rel=1e-4)
 
@@ -198,9 +198,9 @@ def test_qlora_gradients_reach_every_layer(base: str, tmp_path: Path) -> None:
     settings = config(base, tmp_path / "rm", method="qlora")
     model = trainable_model(settings, LoadOptions(device="cpu"))
     tokenizer = load_tokenizer(base)
-    encoder = make_encoder("seq2seq", inner(model).config, tokenizer, Template.fitting(tokenizer), 512)
-    objective = Seq2SeqObjective(inner(model))
-    objective.loss(objective.units(encode_pairs(encoder, PAIRS[:1], "error")[0][0])).backward()
+    encoder = make_encoder("seq2seq", unwrapped(model).config, tokenizer, Template.fitting(tokenizer), 512)
+    objective = Seq2SeqObjective(unwrapped(model))
+    objective.loss(objective.examples(encode_pairs(encoder, PAIRS[:1], "error")[0][0])).backward()
     gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad and "lora_B" in n}
     assert len(gradients) == 2 * 7  # seven projections in each of two layers
     assert all(g is not None and float(g.abs().max()) > 0 for g in gradients.values())
@@ -331,8 +331,8 @@ def test_a_step_that_is_not_finite_is_refused_before_its_update(
         monkeypatch.setattr(
             objective,
             "loss",
-            lambda units: (
-                plain(objective, units) * bad if where == "loss" else BadGradient.apply(plain(objective, units))
+            lambda examples: (
+                plain(objective, examples) * bad if where == "loss" else BadGradient.apply(plain(objective, examples))
             ),
         )
         try:
@@ -406,9 +406,9 @@ def test_on_a_cpu_the_arithmetic_is_what_was_measured_and_weights_stay_float32(
     monkeypatch.setattr("redline.causal_lm.cpu_precision._known", choose(*speeds))
     plain, seen = Seq2SeqObjective.loss, []
 
-    def watched(self: Seq2SeqObjective, units: Any) -> torch.Tensor:
+    def watched(self: Seq2SeqObjective, examples: Any) -> torch.Tensor:
         seen.append(torch.is_autocast_enabled("cpu"))
-        return plain(self, units)
+        return plain(self, examples)
 
     monkeypatch.setattr(Seq2SeqObjective, "loss", watched)
     settings = config(base, tmp_path / "rm", precision=precision, method=method, max_steps=1, device="cpu")

@@ -11,7 +11,7 @@ from redline_model.bundle.loading import load_model
 from redline_model.inference.score_head import check_pooling
 from redline_model.kinds import kind_spec
 from redline_trainer.config import TrainConfig
-from redline_trainer.dropout import set_training_mode
+from redline_trainer.dropout import set_training_dropout
 
 
 def trainable_model(config: TrainConfig, load_options: LoadOptions) -> Any:
@@ -21,7 +21,7 @@ def trainable_model(config: TrainConfig, load_options: LoadOptions) -> Any:
         full = _load_base(config, load_options.model_copy(update={"dtype": "float32"}))
         if config.gradient_checkpointing:
             full.gradient_checkpointing_enable()
-        return set_training_mode(full, config.dropout)
+        return set_training_dropout(full, config.dropout)
     from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
 
     quantization = "nf4" if config.method == "qlora" else None
@@ -48,7 +48,7 @@ def trainable_model(config: TrainConfig, load_options: LoadOptions) -> Any:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return set_training_mode(model, config.dropout)
+    return set_training_dropout(model, config.dropout)
 
 
 def _load_base(config: TrainConfig, load_options: LoadOptions) -> Any:
@@ -59,7 +59,7 @@ def _load_base(config: TrainConfig, load_options: LoadOptions) -> Any:
     return base
 
 
-def inner(model: Any) -> Any:
+def unwrapped(model: Any) -> Any:
     """The transformers model inside; adapters are injected in place, so it computes with them."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
 

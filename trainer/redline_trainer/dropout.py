@@ -10,7 +10,7 @@ from torch import nn
 from redline_trainer.config import Dropout
 
 
-def set_training_mode(model: Any, dropout: Dropout) -> Any:
+def set_training_dropout(model: Any, dropout: Dropout) -> Any:
     """Put ``model`` into training, and return it.
 
     ``off``: every module of the base computes as in evaluation, whatever its configuration says: dropout in all its
@@ -24,7 +24,7 @@ def set_training_mode(model: Any, dropout: Dropout) -> Any:
         if "lora_dropout" in name or is_quantized_layer(module):
             continue
         if getattr(module, "gradient_checkpointing", False):
-            _without_rates(module)  # computing again in the backward pass is for modules in training only
+            _zero_own_rates(module)  # computing again in the backward pass is for modules in training only
         else:
             module.training = False
     return model
@@ -35,7 +35,7 @@ def is_quantized_layer(module: nn.Module) -> bool:
     return type(module).__module__.startswith("bitsandbytes")
 
 
-def _without_rates(module: Any) -> None:
+def _zero_own_rates(module: Any) -> None:
     """Set the rates that ``module`` itself reads to 0; its parts are others' business."""
     for name, value in vars(module).items():
         if isinstance(value, float) and _is_rate(name):

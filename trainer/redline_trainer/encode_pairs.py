@@ -27,7 +27,7 @@ class EncodedPair(NamedTuple):
     mismatched: EncodedItem | None = None
 
 
-def correction_of(pair: EncodedPair) -> EncodedItem:
+def correction_item(pair: EncodedPair) -> EncodedItem:
     """The rejected response as source, the chosen one as target."""
     return _to_chosen(pair.rejected, pair)
 
@@ -36,7 +36,7 @@ def _to_chosen(source: EncodedItem, pair: EncodedPair) -> EncodedItem:
     return replace(source, target_ids=pair.chosen.target_ids, offsets=pair.chosen.offsets)
 
 
-def mismatch_of(pair: EncodedPair) -> EncodedItem | None:
+def mismatch_item(pair: EncodedPair) -> EncodedItem | None:
     """The mismatched response as source, the chosen one as target; None if the pair has no mismatched response."""
     return None if pair.mismatched is None else _to_chosen(pair.mismatched, pair)
 

@@ -35,7 +35,7 @@ class StepReport(NamedTuple):
     seconds: float
 
 
-def write_refused(out: Path, step: int, pairs: Sequence[Pair]) -> Path:
+def write_failed_step(out: Path, step: int, pairs: Sequence[Pair]) -> Path:
     """Write the pairs of a refused step beside ``out``, a row each with where it came from; return the file.
 
     Raises:
@@ -56,7 +56,7 @@ def run_optimizer_step(
     objective: Objective[Any],
     batch: Sequence[EncodedPair],
     optimizer: torch.optim.Optimizer,
-    learning: Sequence[torch.nn.Parameter],
+    parameters: Sequence[torch.nn.Parameter],
     *,
     steps: int = 0,
 ) -> StepReport:
@@ -69,20 +69,20 @@ def run_optimizer_step(
     Raises:
         DivergedError: the loss or the gradient is not finite; the weights are as they were.
     """
-    started = time.perf_counter()
+    start_s = time.perf_counter()
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-    units = [unit for pair in batch for unit in objective.units(pair)]
-    size = sum(map(objective.size, units))
-    device = learning[0].device
+    examples = [example for pair in batch for example in objective.examples(pair)]
+    size = sum(map(objective.size, examples))
+    device = parameters[0].device
     has_bf16 = config.precision == "bfloat16" or (config.precision == "auto" and prefers_bfloat16(device))
     total = torch.zeros((), device=device)
-    for microbatch in objective.batches(units, config.max_batch_tokens):
+    for microbatch in objective.batches(examples, config.max_batch_tokens):
         with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16):
-            loss = objective.loss([units[i] for i in microbatch]) / size
+            loss = objective.loss([examples[i] for i in microbatch]) / size
         torch.autograd.backward(loss)
         total += loss.detach()
-    grad_norm = torch.nn.utils.clip_grad_norm_(learning, config.max_grad_norm)
+    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
     if not bool(torch.isfinite(total) & torch.isfinite(grad_norm)):
         optimizer.zero_grad(set_to_none=True)
         raise DivergedError(
@@ -91,7 +91,7 @@ def run_optimizer_step(
         )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    tokens = sum(map(objective.tokens, units))
+    tokens = sum(map(objective.tokens, examples))
     return StepReport(
-        step + 1, steps, float(total), learning_rate, float(grad_norm), tokens, time.perf_counter() - started
+        step + 1, steps, float(total), learning_rate, float(grad_norm), tokens, time.perf_counter() - start_s
     )

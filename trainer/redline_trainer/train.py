@@ -24,7 +24,7 @@ from redline_model.encoding.make_encoder import make_encoder
 from redline_model.errors import DataError
 from redline_model.kinds import make_scorer
 from redline_model.options import Extraction
-from redline_trainer.adapters import inner, merge_adapters, trainable_model
+from redline_trainer.adapters import unwrapped, merge_adapters, trainable_model
 from redline_trainer.checkpoint import resume, run_identity, save_checkpoint, saved_step
 from redline_trainer.config import TrainConfig
 from redline_trainer.encode_pairs import encode_all
@@ -39,7 +39,7 @@ from redline_trainer.objectives.factory import (
     scorer_options,
     template_for,
 )
-from redline_trainer.optimizer_step import DivergedError, StepReport, run_optimizer_step, write_refused
+from redline_trainer.optimizer_step import DivergedError, StepReport, run_optimizer_step, write_failed_step
 
 
 class TrainResult(NamedTuple):
@@ -121,8 +121,8 @@ def train(
     check_free(config.out, overwrite=overwrite)
     load_options = LoadOptions(device=config.device)
     if load_options.torch_device().type == "cpu":  # only the arithmetic is bfloat16 there, by autocast
-        measured = load_options.cpu_precision
-        logger.info("%s", measured if config.precision == "auto" else f"the CPU computes in {config.precision}")
+        cpu_precision = load_options.cpu_precision
+        logger.info("%s", cpu_precision if config.precision == "auto" else f"the CPU computes in {config.precision}")
         load_options = load_options.model_copy(update={"dtype": "float32"})
     base_config, tokenizer = load_config(config.base), load_tokenizer(config.base)
     limit = token_limit(base_config, config.max_tokens)
@@ -130,7 +130,7 @@ def train(
     encoder = make_encoder(config.kind, base_config, tokenizer, template, limit)
     if held_out is None:
         pairs, held_out = split_by_prompt(pairs, config.held_out_share)
-    (training, skipped), (measuring, skipped_too) = encode_all(
+    (training, skipped), (held_out_pairs_encoded, skipped_held_out) = encode_all(
         encoder, (pairs, held_out), config.on_too_long, row_report
     )
     if not training:
@@ -139,14 +139,14 @@ def train(
         )
     if row_report is not None:
         row_report.finish()
-    counted: dict[str, int] = {}
+    mismatch_metrics: dict[str, int] = {}
     if config.uses_mismatch:
         training = with_mismatched_responses(training, encoder, config.seed)
-        counted["mismatched_pairs"] = sum(pair.mismatched is not None for pair in training)
-        if counted["mismatched_pairs"] < len(training):
+        mismatch_metrics["mismatched_pairs"] = sum(pair.mismatched is not None for pair in training)
+        if mismatch_metrics["mismatched_pairs"] < len(training):
             logger.warning(
                 "%d of %d pairs have a response of another prompt beside them: %s",
-                counted["mismatched_pairs"],
+                mismatch_metrics["mismatched_pairs"],
                 len(training),
                 "all others are too long" if len({pair.prompt_key for pair in training}) > 1 else "all have one prompt",
             )
@@ -155,12 +155,12 @@ def train(
     torch.manual_seed(config.seed)
     random.seed(config.seed)
     model = trainable_model(config, load_options)
-    peak = config.learning_rate or default_learning_rate(config, inner(model).num_parameters())
+    peak = config.learning_rate or default_learning_rate(config, unwrapped(model).num_parameters())
     # with adapters the reference is the same weights without them, and is loaded only to be saved
     reference = frozen_reference(config, load_options) if config.method == "full" else None
     objective = make_objective(config, model, len(pairs), reference)
-    learning = [p for p in model.parameters() if p.requires_grad] + objective.parameters()
-    optimizer = torch.optim.AdamW(learning, lr=peak, betas=(0.9, 0.95), weight_decay=config.weight_decay)
+    parameters = [p for p in model.parameters() if p.requires_grad] + objective.parameters()
+    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.95), weight_decay=config.weight_decay)
     steps = config.max_steps or max(1, math.ceil(config.epochs * len(training) / config.pairs_per_step))
     state = checkpoint_path(config.out)
     identity = run_identity(config, training)
@@ -172,9 +172,9 @@ def train(
         rate = learning_rate_at(step, steps, peak, config.warmup_share)
         batch = [training[i] for i in indices]
         try:
-            report = run_optimizer_step(step, rate, config, objective, batch, optimizer, learning, steps=steps)
+            report = run_optimizer_step(step, rate, config, objective, batch, optimizer, parameters, steps=steps)
         except DivergedError as error:
-            file = write_refused(config.out, step + 1, [pairs[pair.number] for pair in batch])
+            file = write_failed_step(config.out, step + 1, [pairs[pair.number] for pair in batch])
             raise DivergedError(f"{error}; its {len(batch)} pairs are in {file}") from error
         for observe in observers:
             observe(report)
@@ -186,7 +186,7 @@ def train(
     extraction = Extraction(mode=config.mode, aggregate=config.aggregate)
     reference = reference or frozen_reference(config, load_options)
     scorer = make_scorer(config.kind, final, encoder, extraction, **scorer_options(config, reference))
-    evaluated = evaluate(scorer, measuring, config.max_batch_tokens, config.seed) if measuring else None
+    evaluated = evaluate(scorer, held_out_pairs_encoded, config.max_batch_tokens, config.seed) if held_out_pairs_encoded else None
     manifest = Manifest(
         kind=config.kind,
         base_model=config.base,
@@ -196,7 +196,7 @@ def train(
         beta=config.beta if config.kind == "dpo" else None,
         calibration=evaluated.calibration if evaluated else {},
         data=list(data),
-        metrics=(evaluated.evaluation.model_dump(exclude_none=True) if evaluated else {}) | counted,
+        metrics=(evaluated.evaluation.model_dump(exclude_none=True) if evaluated else {}) | mismatch_metrics,
         training={
             **config.model_dump(mode="json", exclude={"out"}),
             "learning_rate": peak,
@@ -208,4 +208,4 @@ def train(
     written = save_bundle(config.out, manifest, final, tokenizer, submodels=parts, overwrite=overwrite)
     shutil.rmtree(state.parent, ignore_errors=True)
     evaluation = evaluated.evaluation if evaluated else None
-    return TrainResult(config.out, written, evaluation, len(training), len(measuring), skipped + skipped_too)
+    return TrainResult(config.out, written, evaluation, len(training), len(held_out_pairs_encoded), skipped + skipped_held_out)

@@ -13,7 +13,7 @@ from redline_model.extraction import TokenStatistics
 from redline_model.reward_spec import all_reward_specs, spec_key
 from redline_model.scorer import Scorer, forward_all
 from redline_model.scorers.seq2seq import Seq2SeqScorer
-from redline_trainer.encode_pairs import EncodedPair, correction_of
+from redline_trainer.encode_pairs import EncodedPair, correction_item
 from redline_trainer.evaluation.calibration import calibrate
 
 _RESAMPLES = 2000
@@ -53,11 +53,11 @@ def accuracy_by_prompt(differences: Sequence[float], prompt_keys: Sequence[str],
     wins = [1.0 if d > 0 else 0.5 if d == 0 else 0.0 for d in differences]
     position = {key: n for n, key in enumerate(dict.fromkeys(prompt_keys))}
     index = torch.tensor([position[key] for key in prompt_keys])
-    won = torch.zeros(len(position), dtype=torch.float64).index_add_(0, index, torch.tensor(wins, dtype=torch.float64))
+    chosen_scores = torch.zeros(len(position), dtype=torch.float64).index_add_(0, index, torch.tensor(wins, dtype=torch.float64))
     count = torch.bincount(index, minlength=len(position)).double()
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randint(len(position), (_RESAMPLES, len(position)), generator=generator)
-    means = won[draws].sum(1) / count[draws].sum(1)
+    means = chosen_scores[draws].sum(1) / count[draws].sum(1)
     low, high = (float(means.quantile(q)) for q in (0.025, 0.975))
     return Interval(mean=sum(wins) / len(wins), low=low, high=high, pairs=len(wins), prompts=len(position))
 
@@ -76,18 +76,18 @@ def evaluate(
     """
     items = [p.chosen for p in pairs] + [p.rejected for p in pairs]
     if isinstance(scorer, Seq2SeqScorer):
-        items += [correction_of(p) for p in pairs]
+        items += [correction_item(p) for p in pairs]
     outputs = forward_all(scorer, items, max_batch_tokens)
     chosen, rejected, corrected = (outputs[n * len(pairs) : (n + 1) * len(pairs)] for n in range(3))
     keys = [p.prompt_key for p in pairs]
     accuracy: dict[str, Interval] = {}
     calibration: dict[str, CalibrationFit] = {}
     for spec in all_reward_specs(scorer):
-        won = [scorer.to_rewards(m, spec).score for m in chosen]
-        lost = [scorer.to_rewards(m, spec).score for m in rejected]
-        differences = [w - r for w, r in zip(won, lost, strict=True)]
+        chosen_scores = [scorer.to_rewards(m, spec).score for m in chosen]
+        rejected_scores = [scorer.to_rewards(m, spec).score for m in rejected]
+        differences = [w - r for w, r in zip(chosen_scores, rejected_scores, strict=True)]
         accuracy[spec_key(scorer, spec)] = accuracy_by_prompt(differences, keys, seed)
-        calibration[spec_key(scorer, spec)] = calibrate(won, lost)
+        calibration[spec_key(scorer, spec)] = calibrate(chosen_scores, rejected_scores)
     evaluation = Evaluation(accuracy=accuracy)
     if isinstance(scorer, Seq2SeqScorer):
         evaluation = evaluation.model_copy(

@@ -25,9 +25,9 @@ def fit_temperature(differences: Tensor) -> float:
 
     def slope(inverse: float) -> float:
         # derivative of mean[softplus(-d/T)] + weight * mean[softplus(+d/T)] in 1/T
-        kept = (-d * torch.sigmoid(-d * inverse)).mean()
+        as_labelled = (-d * torch.sigmoid(-d * inverse)).mean()
         reversed_ = (d * torch.sigmoid(d * inverse)).mean()
-        return float(kept + weight * reversed_)
+        return float(as_labelled + weight * reversed_)
 
     low, high = -6.0, 6.0  # log10 of 1/T
     if slope(10.0**low) >= 0:  # no better than chance: as flat as allowed

@@ -73,18 +73,18 @@ def span_detection(
 ) -> SpanDetection:
     """Figures over the tokens of all responses, one tensor ``(T,)`` a response; ``keys`` say which share a prompt."""
     position = {key: n for n, key in enumerate(dict.fromkeys(keys))}
-    owner = torch.cat([torch.full((len(s),), position[k]) for s, k in zip(error_scores, keys, strict=True)])
+    prompt_index = torch.cat([torch.full((len(s),), position[k]) for s, k in zip(error_scores, keys, strict=True)])
     all_scores, all_marked = torch.cat(list(error_scores)), torch.cat(list(marked))
     generator = torch.Generator().manual_seed(seed)
     aucs, precisions = [], []
     for _ in range(_RESAMPLES):
-        drawn = torch.randint(len(position), (len(position),), generator=generator)
-        weights = torch.bincount(drawn, minlength=len(position))[owner]
+        resample = torch.randint(len(position), (len(position),), generator=generator)
+        weights = torch.bincount(resample, minlength=len(position))[prompt_index]
         aucs.append(roc_auc(all_scores, all_marked, weights))
         precisions.append(average_precision(all_scores, all_marked, weights))
-    at = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    auc_low, auc_high = torch.tensor(aucs, dtype=torch.float64).quantile(at).tolist()
-    low, high = torch.tensor(precisions, dtype=torch.float64).quantile(at).tolist()
+    quantiles = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    auc_low, auc_high = torch.tensor(aucs, dtype=torch.float64).quantile(quantiles).tolist()
+    low, high = torch.tensor(precisions, dtype=torch.float64).quantile(quantiles).tolist()
     return SpanDetection(
         auc=roc_auc(all_scores, all_marked),
         auc_low=auc_low,

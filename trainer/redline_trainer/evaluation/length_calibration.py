@@ -33,7 +33,7 @@ from redline_trainer.evaluation.accuracy import evaluate
 from redline_trainer.evaluation.lowess import lowess
 
 # Knots of a curve: more would only make the manifest longer.
-_MOST_KNOTS = 200
+_MAX_KNOTS = 200
 
 
 def fit_length_curves(
@@ -48,10 +48,10 @@ def fit_length_curves(
     curves: dict[str, LengthCurve] = {}
     lengths = torch.tensor([len(item.target_ids) for item in items], dtype=torch.float64)
     distinct = sorted({len(item.target_ids) for item in items})
-    places = torch.linspace(0, len(distinct) - 1, min(len(distinct), _MOST_KNOTS)).round().int().tolist()
-    knots = torch.tensor([distinct[place] for place in places], dtype=torch.float64)
+    indices = torch.linspace(0, len(distinct) - 1, min(len(distinct), _MAX_KNOTS)).round().int().tolist()
+    knots = torch.tensor([distinct[index] for index in indices], dtype=torch.float64)
     for spec in all_reward_specs(scorer):
-        scores = torch.tensor([scorer.to_rewards(one, spec).score for one in outputs], dtype=torch.float64)
+        scores = torch.tensor([scorer.to_rewards(output, spec).score for output in outputs], dtype=torch.float64)
         values = lowess(lengths, scores, knots, fraction)
         curves[spec_key(scorer, spec)] = LengthCurve(lengths=knots.tolist(), values=values.tolist())
     return curves

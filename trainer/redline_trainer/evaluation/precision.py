@@ -60,7 +60,7 @@ class PrecisionTable(BaseModel):
     rows: list[PrecisionReport]
 
 
-def placement_of(precision: str, device: str) -> LoadOptions:
+def load_options_of(precision: str, device: str) -> LoadOptions:
     """Where and how weights of ``precision`` are held. Raises UnsupportedError for an unknown one."""
     if precision in {"int8", "nf4"}:
         # on a CPU the arithmetic between the quantised layers is float32; bfloat16 is slow there
@@ -87,10 +87,10 @@ def compare_precisions(
     Raises:
         DataError, BundleError, UnsupportedError: the pairs, the bundle or a precision cannot be used.
     """
-    placements = [placement_of(precision, device) for precision in precisions]
+    all_load_options = [load_options_of(precision, device) for precision in precisions]
     rows: list[PrecisionReport] = []
     reference: tuple[list[Any], Tensor] | None = None
-    for precision, load_options in zip(precisions, placements, strict=True):
+    for precision, load_options in zip(precisions, all_load_options, strict=True):
         loaded = Bundle.load(bundle, load_options)
         scorer = loaded.scorer
         encoded, skipped = encode_pairs(scorer.encoder, pairs, "skip", report)
@@ -104,7 +104,7 @@ def compare_precisions(
         outputs = forward_all(scorer, items, max_batch_tokens)
         seconds = time.perf_counter() - started
         spec = reward_spec(scorer)
-        scores = torch.tensor([scorer.to_rewards(one, spec).score for one in outputs], dtype=torch.float64)
+        scores = torch.tensor([scorer.to_rewards(output, spec).score for output in outputs], dtype=torch.float64)
         reference = reference or (outputs, scores)
         chosen, rejected = scores.chunk(2)
         rows.append(
@@ -136,8 +136,8 @@ def compare_precisions(
 def _argmax_agreement(outputs: Sequence[Any], reference: Sequence[Any]) -> float | None:
     if not isinstance(outputs[0], TokenStatistics):
         return None
-    ours, theirs = (torch.cat([one.best_ids for one in some]) for some in (outputs, reference))
-    return float((ours == theirs).double().mean())
+    best_ids, reference_ids = (torch.cat([output.best_ids for output in some]) for some in (outputs, reference))
+    return float((best_ids == reference_ids).double().mean())
 
 
 def _same_paper_rewards(outputs: Sequence[Any], reference: Sequence[Any]) -> float | None:

@@ -60,7 +60,7 @@ class QualityReport(BaseModel):
     spans: dict[str, SpanDetection]
 
 
-def measure_quality(
+def quality_report(
     scorer: Scorer[Any],
     pairs: Sequence[Pair],
     *,
@@ -130,12 +130,12 @@ def _without_trend(scores: Tensor, lengths: Tensor, halves: Tensor) -> Tensor:
     """
     free = scores.clone()
     for half in (False, True):
-        here, there = halves == half, halves != half
-        there = there if there.any() else here
-        if here.any():
-            distinct, place = torch.unique(lengths[here], return_inverse=True)
-            known = distinct.clamp(lengths[there].min(), lengths[there].max())
-            free[here] = scores[here] - lowess(lengths[there], scores[there], known)[place]
+        in_half, in_other_half = halves == half, halves != half
+        in_other_half = in_other_half if in_other_half.any() else in_half
+        if in_half.any():
+            distinct, place = torch.unique(lengths[in_half], return_inverse=True)
+            known = distinct.clamp(lengths[in_other_half].min(), lengths[in_other_half].max())
+            free[in_half] = scores[in_half] - lowess(lengths[in_other_half], scores[in_other_half], known)[place]
     return free
 
 
@@ -143,9 +143,9 @@ def _probabilities(differences: Tensor, halves: Tensor) -> tuple[Tensor, float]:
     """P(chosen wins) ``(N,)`` under the other half's temperature, and the expected calibration error."""
     scaled = differences.clone()
     for half in (False, True):
-        here, there = halves == half, halves != half
-        if here.any():
-            scaled[here] = differences[here] / fit_temperature(differences[there if there.any() else here])
+        in_half, in_other_half = halves == half, halves != half
+        if in_half.any():
+            scaled[in_half] = differences[in_half] / fit_temperature(differences[in_other_half if in_other_half.any() else in_half])
     return torch.sigmoid(scaled), expected_calibration_error(scaled, 1.0)
 
 
@@ -160,15 +160,15 @@ def reliability(probabilities: Tensor) -> list[ReliabilityBin]:
     index = (predicted * _BINS).long().clamp(max=_BINS - 1)
     bins = []
     for b in range(_BINS):
-        here = index == b
-        if here.any():
+        in_half = index == b
+        if in_half.any():
             bins.append(
                 ReliabilityBin(
                     low=b / _BINS,
                     high=(b + 1) / _BINS,
-                    pairs=int(here.sum()),
-                    predicted=float(predicted[here].mean()),
-                    observed=float(observed[here].mean()),
+                    pairs=int(in_half.sum()),
+                    predicted=float(predicted[in_half].mean()),
+                    observed=float(observed[in_half].mean()),
                 )
             )
     return bins

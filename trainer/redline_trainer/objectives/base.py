@@ -9,29 +9,29 @@ from torch import Tensor, nn
 
 from redline_trainer.encode_pairs import EncodedPair
 
-U = TypeVar("U")
+Example = TypeVar("U")
 
 
-class Objective(Protocol[U]):
+class Objective(Protocol[Example]):
     """A loss over units (training sequences), divided by the sum of their sizes over a whole step."""
 
-    def units(self, pair: EncodedPair) -> list[U]:
+    def examples(self, pair: EncodedPair) -> list[Example]:
         """The training sequences of one pair."""
         ...
 
-    def batches(self, units: Sequence[U], max_tokens: int) -> Iterator[list[int]]:
-        """Indices of ``units``, forward pass by forward pass, each at most ``max_tokens`` (or one unit)."""
+    def batches(self, examples: Sequence[Example], max_tokens: int) -> Iterator[list[int]]:
+        """Indices of ``examples``, forward pass by forward pass, each at most ``max_tokens`` (or one unit)."""
         ...
 
-    def size(self, unit: U) -> int:
+    def size(self, example: Example) -> int:
         """What the summed loss is to be divided by."""
         ...
 
-    def tokens(self, unit: U) -> int:
+    def tokens(self, example: Example) -> int:
         """Tokens of its sequences, for the throughput shown; what they share is counted for each."""
         ...
 
-    def loss(self, units: Sequence[U]) -> Tensor:
+    def loss(self, examples: Sequence[Example]) -> Tensor:
         """The summed loss, a scalar."""
         ...
 

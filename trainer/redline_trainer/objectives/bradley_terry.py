@@ -30,43 +30,43 @@ class ScalarObjective(Objective[EncodedPair]):
         self.forward = ScalarForward.probed(model)
         self._labels = labels
 
-    def units(self, pair: EncodedPair) -> list[EncodedPair]:
+    def examples(self, pair: EncodedPair) -> list[EncodedPair]:
         """The pair itself, and its chosen side against the mismatched response; both sides of one are in one batch."""
         return [pair] if pair.mismatched is None else [pair, pair._replace(rejected=pair.mismatched)]
 
-    def batches(self, units: Sequence[EncodedPair], max_tokens: int) -> Iterator[list[int]]:
+    def batches(self, examples: Sequence[EncodedPair], max_tokens: int) -> Iterator[list[int]]:
         """Pairs of one prompt together where its computation can be shared, else of like length."""
         causal = self.forward.causal
         if not causal.is_packed:
-            return pack_by_length(units, lambda u: 2 * max(map(self._length, (u.chosen, u.rejected))), max_tokens)
+            return pack_by_length(examples, lambda example: 2 * max(map(self._length, (example.chosen, example.rejected))), max_tokens)
         # both sides of a comparison in one forward pass: they are packed as one sequence
         pairs = [
-            PrefixedSequence(tuple(u.chosen.prefix_ids), [*u.chosen.target_ids, *u.rejected.target_ids]) for u in units
+            PrefixedSequence(tuple(example.chosen.prefix_ids), [*example.chosen.target_ids, *example.rejected.target_ids]) for example in examples
         ]
         return causal.batches(pairs, max_tokens)
 
     def _length(self, side: EncodedItem) -> int:
         return len(side.prefix_ids) + len(side.target_ids)
 
-    def size(self, unit: EncodedPair) -> int:
+    def size(self, example: EncodedPair) -> int:
         """One comparison."""
         return 1
 
-    def tokens(self, unit: EncodedPair) -> int:
+    def tokens(self, example: EncodedPair) -> int:
         """Both sides."""
-        return self._length(unit.chosen) + self._length(unit.rejected)
+        return self._length(example.chosen) + self._length(example.rejected)
 
-    def loss(self, units: Sequence[EncodedPair]) -> Tensor:
+    def loss(self, examples: Sequence[EncodedPair]) -> Tensor:
         """Summed over the comparisons."""
-        rewards = self.forward([u.chosen for u in units] + [u.rejected for u in units])
+        rewards = self.forward([example.chosen for example in examples] + [example.rejected for example in examples])
         chosen, rejected = rewards.chunk(2)
-        return self.ranking(units, chosen - rejected)
+        return self.ranking(examples, chosen - rejected)
 
-    def ranking(self, units: Sequence[EncodedPair], differences: Tensor) -> Tensor:
+    def ranking(self, examples: Sequence[EncodedPair], differences: Tensor) -> Tensor:
         """The summed cross-entropy of the comparisons, from ``r_w - r_l`` ``(B,)``."""
         if self._labels is None:
             return -F.logsigmoid(differences).sum()
-        return self._labels.loss_and_update([unit.number for unit in units], differences)
+        return self._labels.loss_and_update([example.number for example in examples], differences)
 
     def state(self) -> dict[str, Any]:
         """The labels, if they are soft."""

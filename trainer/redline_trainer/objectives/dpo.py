@@ -42,32 +42,32 @@ class DPOObjective(Objective[EncodedPair]):
         self._adapted = adapted
         self._beta = beta
 
-    def units(self, pair: EncodedPair) -> list[EncodedPair]:
+    def examples(self, pair: EncodedPair) -> list[EncodedPair]:
         """The pair itself: both sides stand in one batch."""
         return [pair]
 
-    def batches(self, units: Sequence[EncodedPair], max_tokens: int) -> Iterator[list[int]]:
+    def batches(self, examples: Sequence[EncodedPair], max_tokens: int) -> Iterator[list[int]]:
         """Pairs of one prompt together where its computation can be shared, else of like length."""
         causal = self._forward.forward
         if causal is None or not causal.is_packed:
-            return pack_by_length(units, lambda u: 2 * max(map(_length, (u.chosen, u.rejected))), max_tokens)
+            return pack_by_length(examples, lambda example: 2 * max(map(_length, (example.chosen, example.rejected))), max_tokens)
         pairs = []
-        for unit in units:
-            chosen, rejected = (target_sequence(response_only(side))[0] for side in (unit.chosen, unit.rejected))
+        for example in examples:
+            chosen, rejected = (target_sequence(response_only(side))[0] for side in (example.chosen, example.rejected))
             pairs.append(PrefixedSequence(chosen.prefix, [*chosen.suffix, *rejected.suffix]))
         return causal.batches(pairs, max_tokens)
 
-    def size(self, unit: EncodedPair) -> int:
+    def size(self, example: EncodedPair) -> int:
         """One comparison."""
         return 1
 
-    def tokens(self, unit: EncodedPair) -> int:
+    def tokens(self, example: EncodedPair) -> int:
         """Both sides; the reference's passes are not counted."""
-        return _length(unit.chosen) + _length(unit.rejected)
+        return _length(example.chosen) + _length(example.rejected)
 
-    def loss(self, units: Sequence[EncodedPair]) -> Tensor:
+    def loss(self, examples: Sequence[EncodedPair]) -> Tensor:
         """Summed over the comparisons."""
-        sides = [response_only(side) for side in [u.chosen for u in units] + [u.rejected for u in units]]
+        sides = [response_only(side) for side in [example.chosen for example in examples] + [example.rejected for example in examples]]
         with torch.no_grad(), self._as_reference():
             reference = _sequence_logprobs(self._frozen, sides)
         delta = _sequence_logprobs(self._forward, sides) - reference

@@ -10,7 +10,7 @@ from redline_model.bundle.loading import load_model
 from redline_model.kinds import kind_spec
 from redline_model.options import Template
 from redline_model.scorers.dpo import REFERENCE
-from redline_trainer.adapters import inner
+from redline_trainer.adapters import unwrapped
 from redline_trainer.config import TrainConfig
 from redline_trainer.objectives.base import Objective
 from redline_trainer.objectives.bradley_terry import ScalarObjective
@@ -51,7 +51,7 @@ def template_for(config: TrainConfig, tokenizer: Any) -> Template:
 
 def make_objective(config: TrainConfig, model: Any, pairs: int, reference: Any = None) -> Objective[Any]:
     """The objective of a run over ``pairs`` pairs, those left out counted; ``reference``: see ``frozen_reference``."""
-    base = inner(model)
+    base = unwrapped(model)
     if config.kind == "dpo":
         return DPOObjective(base, config.beta, reference=reference, adapted=None if base is model else model)
     if kind_spec(config.kind).is_classifier:
@@ -71,8 +71,8 @@ def frozen_reference(config: TrainConfig, load_options: LoadOptions) -> Any:
     """The base as it stands, in the dtype that the fitted model will be saved in; None where a kind keeps none."""
     if config.kind != "dpo":
         return None
-    held = load_options.model_copy(update={"dtype": "float32"}) if config.method == "full" else load_options
-    return load_model(config.base, "dpo", held).requires_grad_(False)
+    reference_options = load_options.model_copy(update={"dtype": "float32"}) if config.method == "full" else load_options
+    return load_model(config.base, "dpo", reference_options).requires_grad_(False)
 
 
 def scorer_options(config: TrainConfig, reference: Any) -> dict[str, Any]:

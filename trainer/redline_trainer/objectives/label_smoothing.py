@@ -24,7 +24,7 @@ class SmoothedLabels:
     """
 
     def __init__(self, pairs: int, rate: float, device: torch.device | str = "cpu") -> None:
-        self.table = torch.ones(pairs, device=device)
+        self.values = torch.ones(pairs, device=device)
         self.rate = rate
 
     def loss_and_update(self, numbers: list[int], differences: Tensor) -> Tensor:
@@ -32,16 +32,16 @@ class SmoothedLabels:
 
         Afterwards their labels move towards the predictions.
         """
-        index = torch.tensor(numbers, device=self.table.device)
-        labels = self.table[index]
+        index = torch.tensor(numbers, device=self.values.device)
+        labels = self.values[index]
         loss = F.binary_cross_entropy_with_logits(differences, labels, reduction="sum")
-        self.table[index] = (1 - self.rate) * labels + self.rate * differences.detach().sigmoid()
+        self.values[index] = (1 - self.rate) * labels + self.rate * differences.detach().sigmoid()
         return loss
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must keep."""
-        return {"labels": self.table.cpu().clone()}
+        return {"labels": self.values.cpu().clone()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Put ``state`` back."""
-        self.table.copy_(state["labels"])
+        self.values.copy_(state["labels"])

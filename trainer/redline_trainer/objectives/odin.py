@@ -74,22 +74,22 @@ class ODINObjective(ScalarObjective):
         super().load_state(state)
         self.length_head.weight.copy_(state["length_head"])
 
-    def loss(self, units: Sequence[EncodedPair]) -> Tensor:
+    def loss(self, examples: Sequence[EncodedPair]) -> Tensor:
         """Summed over the comparisons, see the module."""
-        if len(units) == 1 and not self._has_warned:
+        if len(examples) == 1 and not self._has_warned:
             logger.warning(
                 "a forward pass holds one pair, from which ODIN learns nothing about length; "
                 "a larger max_batch_tokens puts more into one"
             )
             self._has_warned = True
-        sides: list[EncodedItem] = [unit.chosen for unit in units] + [unit.rejected for unit in units]
+        sides: list[EncodedItem] = [example.chosen for example in examples] + [example.rejected for example in examples]
         pooled = self.forward.pooled(sides)
         quality = self.forward.apply_head(pooled)
         length = linear_float32(pooled, self.length_head.weight).squeeze(-1)
         tokens = torch.tensor([len(side.target_ids) for side in sides], device=quality.device, dtype=torch.float32)
         chosen, rejected = (quality + length).chunk(2)
-        apart = pearson(quality, tokens, epsilon=_EPSILON).abs() - pearson(length, tokens, epsilon=_EPSILON)
+        length_penalty = pearson(quality, tokens, epsilon=_EPSILON).abs() - pearson(length, tokens, epsilon=_EPSILON)
         heads = self.forward.head_weight.float(), self.length_head.weight
-        orthogonal = F.cosine_similarity(*heads, dim=-1).abs().sum()
-        beside = self._length_weight * apart + self._orthogonality_weight * orthogonal
-        return self.ranking(units, chosen - rejected) + len(units) * beside
+        cosine = F.cosine_similarity(*heads, dim=-1).abs().sum()
+        penalty = self._length_weight * length_penalty + self._orthogonality_weight * cosine
+        return self.ranking(examples, chosen - rejected) + len(examples) * penalty

@@ -29,7 +29,7 @@ def target_nll(forward: TargetForward, items: Sequence[EncodedItem]) -> Tensor:
     """
     projection = forward.projection
     parts = [
-        _nll_again(projection, rows[part], ids[part])
+        _recomputed_nll(projection, rows[part], ids[part])
         for rows, ids in forward.hidden_states(items)
         for part in projection.row_chunks(len(rows))
     ]
@@ -58,11 +58,11 @@ def _nll(projection: Projection, rows: Tensor, ids: Tensor) -> Tensor:
     return F.cross_entropy(projection.project(rows).float(), ids, reduction="none")
 
 
-def _nll_again(projection: Projection, rows: Tensor, ids: Tensor) -> Tensor:
+def _recomputed_nll(projection: Projection, rows: Tensor, ids: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return _nll(projection, rows, ids)
-    again: Tensor = checkpoint(_nll, projection, rows, ids, use_reentrant=False)
-    return again
+    recomputed: Tensor = checkpoint(_nll, projection, rows, ids, use_reentrant=False)
+    return recomputed
 
 
 class _WeightedNLL(torch.autograd.Function):
@@ -73,25 +73,25 @@ class _WeightedNLL(torch.autograd.Function):
         ctx: Any, projection: Projection, rows: Tensor, ids: Tensor, weights: Tensor, *parameters: Tensor
     ) -> Tensor:
         """See the class."""
-        _, rows_learn, *_ = ctx.needs_input_grad
-        learning = [p for p, needs in zip(parameters, ctx.needs_input_grad[4:], strict=True) if needs]
+        _, rows_need_gradient, *_ = ctx.needs_input_grad
+        learned = [p for p, needs in zip(parameters, ctx.needs_input_grad[4:], strict=True) if needs]
         total = torch.zeros((), device=rows.device)
-        for_rows = torch.empty_like(rows) if rows_learn else None
-        for_learning: list[Tensor | None] = [None] * len(learning)
+        row_gradients = torch.empty_like(rows) if rows_need_gradient else None
+        parameter_gradients: list[Tensor | None] = [None] * len(learned)
         for part in projection.row_chunks(len(rows)):
-            with torch.set_grad_enabled(rows_learn or bool(learning)):
-                chunk = rows[part].detach().requires_grad_(rows_learn)
+            with torch.set_grad_enabled(rows_need_gradient or bool(learned)):
+                chunk = rows[part].detach().requires_grad_(rows_need_gradient)
                 loss = (_nll(projection, chunk, ids[part]) * weights[part]).sum()
             total += loss.detach()
-            wanted = [chunk, *learning] if rows_learn else learning
-            gradients = list(torch.autograd.grad(loss, wanted, allow_unused=True)) if wanted else []
-            if for_rows is not None:
-                for_rows[part] = gradients.pop(0)
+            inputs = [chunk, *learned] if rows_need_gradient else learned
+            gradients = list(torch.autograd.grad(loss, inputs, allow_unused=True)) if inputs else []
+            if row_gradients is not None:
+                row_gradients[part] = gradients.pop(0)
             for n, gradient in enumerate(gradients):
-                kept = for_learning[n]
-                for_learning[n] = gradient if kept is None else kept if gradient is None else kept.add_(gradient)
+                accumulated = parameter_gradients[n]
+                parameter_gradients[n] = gradient if accumulated is None else accumulated if gradient is None else accumulated.add_(gradient)
         # not among autograd's saved tensors: they are scaled in place, for a head's gradient is as large as the head
-        ctx.gradients = ([] if for_rows is None else [for_rows]) + for_learning
+        ctx.gradients = ([] if row_gradients is None else [row_gradients]) + parameter_gradients
         return total
 
     @staticmethod
