@@ -1,4 +1,4 @@
-"""One optimiser step, refused before the update where its loss or its gradient is no finite number."""
+"""One optimiser step. It raises before the update if the loss or the gradient is not finite."""
 
 from __future__ import annotations
 
@@ -20,11 +20,18 @@ from redline_trainer.objectives.base import Objective
 
 
 class DivergedError(RedlineModelError):
-    """Training left the finite numbers."""
+    """The loss or the gradient of a step is NaN or infinite."""
 
 
 class StepReport(NamedTuple):
-    """What one optimiser step did. ``loss`` in nats, ``tokens`` of the training sequences, without padding."""
+    """Figures of one optimiser step.
+
+    ``step``, ``steps``: number of this step, from 1, and of all steps.
+    ``loss``: in nats.
+    ``learning_rate``, ``grad_norm``: of the step.
+    ``tokens``: of the training sequences, without padding.
+    ``seconds``: duration.
+    """
 
     step: int
     steps: int
@@ -36,10 +43,10 @@ class StepReport(NamedTuple):
 
 
 def write_failed_step(out: Path, step: int, pairs: Sequence[Pair]) -> Path:
-    """Write the pairs of a refused step beside ``out``, a row each with where it came from; return the file.
+    """Write the pairs of a step that failed to a file next to ``out``, one row per pair, and return the file.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     file = out.with_name(f"{out.name}.refused-step-{step}.jsonl")
     rows = [
@@ -60,14 +67,14 @@ def run_optimizer_step(
     *,
     steps: int = 0,
 ) -> StepReport:
-    """One optimiser step on ``batch``, in as many forward passes as ``config.max_batch_tokens`` asks for.
+    """One optimiser step on ``batch``, in forward passes of at most ``config.max_batch_tokens`` tokens.
 
     Args:
-        step: counts from 0; ``steps`` is how many there will be, both for the report alone.
-        learning: the weights that learn.
+        step: counts from 0. Like ``steps``, the number of all steps, it is used for the report only.
+        parameters: the trained weights.
 
     Raises:
-        DivergedError: the loss or the gradient is not finite; the weights are as they were.
+        DivergedError: the loss or the gradient is not finite. The weights have not changed.
     """
     start_s = time.perf_counter()
     for group in optimizer.param_groups:
@@ -86,8 +93,8 @@ def run_optimizer_step(
     if not bool(torch.isfinite(total) & torch.isfinite(grad_norm)):
         optimizer.zero_grad(set_to_none=True)
         raise DivergedError(
-            f"step {step + 1} was refused before its update: its loss is {float(total):.4g} and the norm of its "
-            f"gradient {float(grad_norm):.4g}"
+            f"step {step + 1} was not applied: its loss is {float(total):.4g} and the norm of its gradient is "
+            f"{float(grad_norm):.4g}"
         )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

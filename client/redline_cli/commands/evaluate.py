@@ -45,7 +45,7 @@ def evaluate(
     from redline_model.bundle.load_options import LoadOptions
     from redline_model.errors import DataError
     from redline_trainer.evaluation.precision import compare_precisions
-    from redline_trainer.evaluation.report import quality_report, plot_reliability
+    from redline_trainer.evaluation.report import plot_reliability, quality_report
     from redline_trainer.load_pairs import load_pairs
 
     if plot is not None and precision:

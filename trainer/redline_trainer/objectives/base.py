@@ -1,4 +1,7 @@
-"""What an objective is: a loss over encoded pairs, summed so that the microbatches of a step add up exactly."""
+"""The interface of training objectives: a loss that is summed over the training sequences of encoded pairs.
+
+Because it is a sum, the microbatches of a step add up exactly.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +12,26 @@ from torch import Tensor, nn
 
 from redline_trainer.encode_pairs import EncodedPair
 
-Example = TypeVar("U")
+Example = TypeVar("Example")
 
 
 class Objective(Protocol[Example]):
-    """A loss over units (training sequences), divided by the sum of their sizes over a whole step."""
+    """A loss over examples (training sequences). A step divides it by the sum of the sizes of its examples."""
 
     def examples(self, pair: EncodedPair) -> list[Example]:
-        """The training sequences of one pair."""
+        """The examples of one pair."""
         ...
 
     def batches(self, examples: Sequence[Example], max_tokens: int) -> Iterator[list[int]]:
-        """Indices of ``examples``, forward pass by forward pass, each at most ``max_tokens`` (or one unit)."""
+        """Indices of ``examples`` for each forward pass of at most ``max_tokens`` tokens, or of one longer example."""
         ...
 
     def size(self, example: Example) -> int:
-        """What the summed loss is to be divided by."""
+        """The number by which the summed loss is divided."""
         ...
 
     def tokens(self, example: Example) -> int:
-        """Tokens of its sequences, for the throughput shown; what they share is counted for each."""
+        """Tokens of the example's sequences, for throughput figures. Shared prefixes are counted for each sequence."""
         ...
 
     def loss(self, examples: Sequence[Example]) -> Tensor:
@@ -36,13 +39,13 @@ class Objective(Protocol[Example]):
         ...
 
     def parameters(self) -> list[nn.Parameter]:
-        """Weights of its own that learn beside the model's and are not served."""
+        """Additional trained weights that are not part of the model and are not served."""
         return []
 
     def state(self) -> dict[str, Any]:
-        """What it has learned, on the CPU: a checkpoint keeps it."""
+        """Trained state for checkpoints, on the CPU."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Put ``state`` back, in place."""
+        """Restore ``state`` in place."""
         return

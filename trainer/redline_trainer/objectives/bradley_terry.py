@@ -1,4 +1,4 @@
-"""The objective of scalar reward models: the chosen response is to get a higher score than the rejected one."""
+"""The Bradley-Terry objective of scalar reward models: chosen responses should score higher than rejected ones."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from redline_trainer.objectives.label_smoothing import SmoothedLabels
 class ScalarObjective(Objective[EncodedPair]):
     """Bradley-Terry: ``-log sigmoid(r_w - r_l)`` (arXiv 2009.01325), mean over comparisons.
 
-    A pair with a mismatched response is two comparisons: the chosen response is also to beat that one.
+    A pair with a mismatched response is two comparisons: the chosen response should also score higher than that one.
 
     Args:
-        labels: soft labels; None takes every label as certain.
+        labels: soft labels; None for hard labels.
     """
 
     def __init__(self, model: Any, labels: SmoothedLabels | None = None) -> None:
@@ -31,17 +31,22 @@ class ScalarObjective(Objective[EncodedPair]):
         self._labels = labels
 
     def examples(self, pair: EncodedPair) -> list[EncodedPair]:
-        """The pair itself, and its chosen side against the mismatched response; both sides of one are in one batch."""
+        """The pair itself, and its chosen against its mismatched response. Both sides of a pair are in one batch."""
         return [pair] if pair.mismatched is None else [pair, pair._replace(rejected=pair.mismatched)]
 
     def batches(self, examples: Sequence[EncodedPair], max_tokens: int) -> Iterator[list[int]]:
-        """Pairs of one prompt together where its computation can be shared, else of like length."""
+        """Pairs of one prompt are in one batch if its computation can be shared; otherwise pairs of similar length."""
         causal = self.forward.causal
         if not causal.is_packed:
-            return pack_by_length(examples, lambda example: 2 * max(map(self._length, (example.chosen, example.rejected))), max_tokens)
-        # both sides of a comparison in one forward pass: they are packed as one sequence
+            return pack_by_length(
+                examples, lambda example: 2 * max(map(self._length, (example.chosen, example.rejected))), max_tokens
+            )
+        # both sides of a comparison are packed as one sequence, so that they are in one forward pass
         pairs = [
-            PrefixedSequence(tuple(example.chosen.prefix_ids), [*example.chosen.target_ids, *example.rejected.target_ids]) for example in examples
+            PrefixedSequence(
+                tuple(example.chosen.prefix_ids), [*example.chosen.target_ids, *example.rejected.target_ids]
+            )
+            for example in examples
         ]
         return causal.batches(pairs, max_tokens)
 
@@ -49,11 +54,11 @@ class ScalarObjective(Objective[EncodedPair]):
         return len(side.prefix_ids) + len(side.target_ids)
 
     def size(self, example: EncodedPair) -> int:
-        """One comparison."""
+        """1: an example is one comparison."""
         return 1
 
     def tokens(self, example: EncodedPair) -> int:
-        """Both sides."""
+        """Tokens of both sides."""
         return self._length(example.chosen) + self._length(example.rejected)
 
     def loss(self, examples: Sequence[EncodedPair]) -> Tensor:
@@ -73,6 +78,6 @@ class ScalarObjective(Objective[EncodedPair]):
         return {} if self._labels is None else self._labels.state()
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Put ``state`` back, in place."""
+        """Restore ``state`` in place."""
         if self._labels is not None:
             self._labels.load_state(state)
