@@ -12,8 +12,8 @@ from redline.files.metrics_log import read_metrics
 
 _PANELS = {
     "score": "score",
-    "kl": "KL from the reference (nats a response)",
-    "entropy": "entropy (nats a token)",
+    "kl": "KL from the reference (nats per response)",
+    "entropy": "entropy (nats per token)",
     "response_tokens": "response length (tokens)",
     "clip_fraction": "clipped share",
     "explained_variance": "explained variance",
