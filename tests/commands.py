@@ -100,7 +100,7 @@ class Silent:
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._connections: list[socket.socket] = []
-        self._is_there = threading.Event()
+        self._has_connection = threading.Event()
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -108,11 +108,11 @@ class Silent:
         with suppress(OSError):
             while len(self._connections) < 50:
                 self._connections.append(self._listener.accept()[0])
-                self._is_there.set()
+                self._has_connection.set()
 
     def wait(self) -> None:
         """Return once somebody has connected."""
-        assert self._is_there.wait(60)
+        assert self._has_connection.wait(60)
         time.sleep(0.2)
 
     def close(self) -> None:

@@ -34,8 +34,8 @@ def run_on_terminal(*arguments: str) -> tuple[int, str, str, float, int]:
         # what wait4 reports counts the process that forked, too
         nonlocal peak
         while not is_over.wait(0.05):
-            found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())
-            peak = max(peak, int(found[1]) // 1024 if found else 0)
+            match = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())
+            peak = max(peak, int(match[1]) // 1024 if match else 0)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -49,12 +49,12 @@ def run_on_terminal(*arguments: str) -> tuple[int, str, str, float, int]:
         took = time.monotonic() - started
         os.set_blocking(controller, False)
         try:
-            shown = os.read(controller, 10_000).decode()
+            terminal_output = os.read(controller, 10_000).decode()
         except BlockingIOError:
-            shown = ""
+            terminal_output = ""
     finally:
         is_over.set()
         timer.cancel()
         os.close(terminal)
         os.close(controller)
-    return process.returncode, output, shown, took, peak
+    return process.returncode, output, terminal_output, took, peak

@@ -67,11 +67,11 @@ def test_scores_on_a_full_disk(home: Path, url: str, tmp_path: Path, name: str) 
     assert partial.read_bytes().endswith(b"\n"), "half a row was left"
     done = run("score", str(home / "items.jsonl"), "--url", url, "--out", str(out))
     assert done.returncode == 0, done.stderr
-    assert "rows are there, going on" in done.stderr
+    assert "resuming after" in done.stderr
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_scores_whose_last_step_fails_are_kept(home: Path, url: str, tmp_path: Path) -> None:
+def test_scores_are_kept_if_the_final_rename_fails(home: Path, url: str, tmp_path: Path) -> None:
     """All rows are in the partial file, and the disk is full when they are to be given their name."""
     out, items = tmp_path / "scores.parquet", tmp_path / "items.jsonl"
     items.write_text(json.dumps({"prompt": "p", "response": "r"}) + "\n")
@@ -83,7 +83,7 @@ def test_scores_whose_last_step_fails_are_kept(home: Path, url: str, tmp_path: P
 
 
 @pytest.mark.parametrize("command", ["score", pytest.param("correct", marks=pytest.mark.faults)])
-def test_rows_go_into_pipes_and_standard_output(home: Path, url: str, tmp_path: Path, command: str) -> None:
+def test_rows_are_written_to_pipes_and_standard_output(home: Path, url: str, tmp_path: Path, command: str) -> None:
     items = tmp_path / "items.jsonl"
     items.write_text("".join((home / "items.jsonl").read_text().splitlines(keepends=True)[:20]))
     plain = run(command, str(items), "--url", url)
@@ -117,7 +117,7 @@ def test_rows_go_into_pipes_and_standard_output(home: Path, url: str, tmp_path: 
     assert refused.stderr == f"redline: {tmp_path}/pipe.parquet: Parquet needs a regular file\n"
 
 
-def test_what_can_be_no_output_is_refused_before_a_row_is_asked_for(home: Path, url: str, tmp_path: Path) -> None:
+def test_an_unusable_output_path_is_refused_before_the_first_request(home: Path, url: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for out in (tmp_path, tmp_path / "file" / "below", tmp_path / "file" / "missing" / "below"):
         failed = run("score", str(home / "items.jsonl"), "--url", url, "--out", str(out))
@@ -127,7 +127,7 @@ def test_what_can_be_no_output_is_refused_before_a_row_is_asked_for(home: Path, 
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_link_is_written_through(home: Path, url: str, tmp_path: Path) -> None:
+def test_a_link_s_target_is_written(home: Path, url: str, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     link = tmp_path / "scores.jsonl"
     link.symlink_to("elsewhere/target.jsonl")
@@ -136,7 +136,7 @@ def test_a_link_is_written_through(home: Path, url: str, tmp_path: Path) -> None
     assert len((tmp_path / "elsewhere" / "target.jsonl").read_text().splitlines()) == 3
 
 
-def test_a_reader_that_has_enough_ends_the_command_quietly(home: Path, url: str) -> None:
+def test_a_closed_output_pipe_ends_the_command_quietly(home: Path, url: str) -> None:
     for arguments in (["score", str(home / "items.jsonl"), "--url", url], ["models", "--url", url]):
         reading, writing = os.pipe()
         os.close(reading)
@@ -186,11 +186,11 @@ def file_limit(size: int | None) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-Here = Callable[..., tuple[int, str]]
+RunHere = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+def run_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunHere:
     """``redline ARGUMENTS`` in this process: its status, and what it printed on standard error but for progress."""
 
     def command(*arguments: Any, limit: int | None = None) -> tuple[int, str]:
@@ -209,28 +209,28 @@ def train_command(home: Path, out: Path, *more: Any) -> list[Any]:
     return [*base, "--pairs-per-step", 2, "--held-out-share", 0, *more]
 
 
-def test_training_on_a_full_disk(home: Path, here: Here, tmp_path: Path) -> None:
+def test_training_on_a_full_disk(home: Path, run_here: RunHere, tmp_path: Path) -> None:
     out, logs, state = tmp_path / "rm", tmp_path / "rm-logs", tmp_path / ".rm.checkpoint" / "state.pt"
     arguments = train_command(home, out, "--checkpoint-every", 1)
-    assert here(*arguments, limit=100_000) == (1, f"redline: {state}: File too large\n")
+    assert run_here(*arguments, limit=100_000) == (1, f"redline: {state}: File too large\n")
     assert list(state.parent.iterdir()) == []
     assert not out.exists()
     assert [row["step"] for row in read_metrics(logs / "metrics.jsonl")] == [1]
 
-    assert here(*arguments, limit=100) == (1, f"redline: {logs / 'metrics.jsonl'}: File too large\n")
+    assert run_here(*arguments, limit=100) == (1, f"redline: {logs / 'metrics.jsonl'}: File too large\n")
     without = train_command(home, out, "--checkpoint-every", 100)
-    assert here(*without, limit=100_000) == (1, f"redline: {out}: File too large\n")
+    assert run_here(*without, limit=100_000) == (1, f"redline: {out}: File too large\n")
     assert sorted(p.name for p in tmp_path.iterdir()) == [".rm.checkpoint", "rm-logs"]
 
-    assert here(*arguments) == (0, "")
+    assert run_here(*arguments) == (0, "")
     assert Bundle.load(out)
     before = contents(out)
     again = train_command(home, out, "--overwrite")
-    assert here(*again, limit=100_000) == (1, f"redline: {out}: File too large\n")
+    assert run_here(*again, limit=100_000) == (1, f"redline: {out}: File too large\n")
     assert contents(out) == before
 
 
-def test_a_bundle_has_a_place_before_anything_is_trained(home: Path, here: Here, tmp_path: Path) -> None:
+def test_an_unusable_output_path_is_refused_before_training(home: Path, run_here: RunHere, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept")
     os.mkfifo(tmp_path / "pipe")
     cases = {
@@ -239,44 +239,46 @@ def test_a_bundle_has_a_place_before_anything_is_trained(home: Path, here: Here,
         tmp_path / "pipe": "is not",
     }
     for out, reason in cases.items():
-        status, said = here(*train_command(home, out, "--overwrite"))
-        assert (status, said.count("\n")) == (1, 1)
-        assert said.startswith(f"redline: {out}")
-        assert reason in said
-    status, said = here(*train_command(home, tmp_path / "rm", "--logs", tmp_path / "file"))
-    assert (status, said) == (1, f"redline: {tmp_path}/file/metrics.jsonl: Not a directory\n")
+        status, stderr = run_here(*train_command(home, out, "--overwrite"))
+        assert (status, stderr.count("\n")) == (1, 1)
+        assert stderr.startswith(f"redline: {out}")
+        assert reason in stderr
+    status, stderr = run_here(*train_command(home, tmp_path / "rm", "--logs", tmp_path / "file"))
+    assert (status, stderr) == (1, f"redline: {tmp_path}/file/metrics.jsonl: Not a directory\n")
     for name in (".", "/", ".."):
-        status, said = here(*train_command(home, Path(name), "--overwrite"))
-        assert (status, said.count("\n")) == (1, 1)
+        status, stderr = run_here(*train_command(home, Path(name), "--overwrite"))
+        assert (status, stderr.count("\n")) == (1, 1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "pipe"]
     assert (tmp_path / "file").read_text() == "kept"
 
 
-def test_figures_and_plots_on_a_full_disk(home: Path, bundle: Bundle, here: Here, tmp_path: Path) -> None:
+def test_evaluation_results_and_plots_on_a_full_disk(
+    home: Path, bundle: Bundle, run_here: RunHere, tmp_path: Path
+) -> None:
     out, plot = tmp_path / "figures.json", tmp_path / "plot.png"
     for path in (out, plot):
         path.write_text("earlier")
     arguments = ["evaluate", bundle.folder, "--pairs", home / "pairs.jsonl", "--limit", 4]
-    assert here(*arguments, "--out", out, limit=300) == (1, f"redline: {out}: File too large\n")
-    assert here(*arguments, "--plot", plot, limit=300) == (1, f"redline: {plot}: File too large\n")
+    assert run_here(*arguments, "--out", out, limit=300) == (1, f"redline: {out}: File too large\n")
+    assert run_here(*arguments, "--plot", plot, limit=300) == (1, f"redline: {plot}: File too large\n")
     for option, path in (("--out", tmp_path), ("--out", out / "below"), ("--plot", out / "below.png")):
-        status, said = here(*arguments, option, path)
-        assert (status, said.count("\n")) == (1, 1)
-        assert said.startswith(f"redline: {path}: ")
+        status, stderr = run_here(*arguments, option, path)
+        assert (status, stderr.count("\n")) == (1, 1)
+        assert stderr.startswith(f"redline: {path}: ")
     assert contents(tmp_path) == {"figures.json": b"earlier", "plot.png": b"earlier"}
-    assert here(*arguments, "--out", out, "--plot", plot) == (0, "")
+    assert run_here(*arguments, "--out", out, "--plot", plot) == (0, "")
     assert json.loads(out.read_text())
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_derived_bundles_on_a_full_disk(bundle: Bundle, here: Here, tmp_path: Path) -> None:
+def test_derived_bundles_on_a_full_disk(bundle: Bundle, run_here: RunHere, tmp_path: Path) -> None:
     arguments = ["derive", "ensemble", bundle.folder, bundle.folder, "--out", tmp_path / "out"]
-    assert here(*arguments, limit=100_000) == (1, f"redline: {tmp_path / 'out'}: File too large\n")
+    assert run_here(*arguments, limit=100_000) == (1, f"redline: {tmp_path / 'out'}: File too large\n")
     assert list(tmp_path.iterdir()) == []
-    assert here(*arguments) == (0, "")
+    assert run_here(*arguments) == (0, "")
 
 
-def test_ppo_on_a_full_disk(home: Path, url: str, here: Here, tmp_path: Path) -> None:
+def test_ppo_on_a_full_disk(home: Path, url: str, run_here: RunHere, tmp_path: Path) -> None:
     out = tmp_path / "ppo"
     arguments = (
         f"ppo --url {url} --policy {home}/base --prompts {home}/pairs.jsonl --out {out} --rollouts 4 "
@@ -284,21 +286,21 @@ def test_ppo_on_a_full_disk(home: Path, url: str, here: Here, tmp_path: Path) ->
     ).split()
     first = [*arguments, "--steps", "1"]
     for limit, name in ((200, "metrics.jsonl"), (1_500, "samples.jsonl"), (100_000, "checkpoint/state.pt")):
-        status, said = here(*first, limit=limit)
-        assert (status, said) == (1, f"redline: {out / name}: File too large\n")
+        status, stderr = run_here(*first, limit=limit)
+        assert (status, stderr) == (1, f"redline: {out / name}: File too large\n")
         assert not [p for p in out.rglob("*") if p.suffix in {".tmp", ".pt", ".png"}]
-    assert here(*first) == (0, "")
+    assert run_here(*first) == (0, "")
     before = contents(out / "policy")
     for limit, name in ((100_000, "policy"), (10_000, "plots.png"), (100, "summary.json")):
-        made = contents(out)
+        files_before = contents(out)
         with pytest.MonkeyPatch.context() as patch:
             if name != "policy":  # the larger files before it are let through
                 patch.setattr("redline.ppo.policy.CausalPolicy.save", lambda self, folder: None)
             patch.setattr("redline.files.metrics_log.write_text", lambda path, text: None)
-            status, said = here(*first, limit=limit)
-        assert (status, said) == (1, f"redline: {out / name}: File too large\n")
+            status, stderr = run_here(*first, limit=limit)
+        assert (status, stderr) == (1, f"redline: {out / name}: File too large\n")
         assert {k: v for k, v in contents(out).items() if "tfevents" not in k and k != "summary.json"} == {
-            k: v for k, v in made.items() if "tfevents" not in k and k != "summary.json"
+            k: v for k, v in files_before.items() if "tfevents" not in k and k != "summary.json"
         }
     assert contents(out / "policy") == before
 
@@ -306,7 +308,7 @@ def test_ppo_on_a_full_disk(home: Path, url: str, here: Here, tmp_path: Path) ->
 # --- the metrics log --------------------------------------------------------------------------------------
 
 
-def test_a_log_on_a_full_disk_keeps_whole_rows_and_goes_on_later(tmp_path: Path) -> None:
+def test_a_metrics_log_on_a_full_disk_keeps_complete_rows_and_can_be_resumed(tmp_path: Path) -> None:
     with MetricsLog(tmp_path) as log:
         with file_limit(500), pytest.raises(OSError, match="File too large") as caught:
             for step in range(1, 1000):
@@ -324,7 +326,7 @@ def test_a_log_on_a_full_disk_keeps_whole_rows_and_goes_on_later(tmp_path: Path)
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
-def test_tensorboard_reads_what_the_log_writes(tmp_path: Path) -> None:
+def test_tensorboard_reads_the_events_of_the_log(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -340,14 +342,14 @@ def test_tensorboard_reads_what_the_log_writes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", [b'{"step": 3, "lo', b"\xff\n", b"[" * 100_000, b"7\n", b"{}\n", b"x" * 3_000_000])
-def test_rows_end_where_a_log_is_damaged(line: bytes, tmp_path: Path) -> None:
+def test_rows_before_the_damage_of_a_log_are_read(line: bytes, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n{"step": 2}\n' + line)
     assert [row["step"] for row in read_metrics(path)] == [1, 2]
 
 
-def test_a_second_run_into_one_place_is_refused(
-    home: Path, url: str, bundle: Bundle, here: Here, tmp_path: Path
+def test_a_second_run_with_the_same_output_is_refused(
+    home: Path, url: str, bundle: Bundle, run_here: RunHere, tmp_path: Path
 ) -> None:
     out, logs = tmp_path / "out", tmp_path / "logs"
     commands = [
@@ -358,10 +360,10 @@ def test_a_second_run_into_one_place_is_refused(
     for command in commands:
         with sole_writer(out, is_kept=command[0] == "ppo"):
             before = sorted(tmp_path.rglob("*"))
-            said = f"redline: {out}: another process (id {os.getpid()}) is writing there\n"
-            assert here(*command) == (1, said)
+            stderr = f"redline: {out}: another process (id {os.getpid()}) is writing there\n"
+            assert run_here(*command) == (1, stderr)
             assert sorted(tmp_path.rglob("*")) == before
     with sole_writer(logs, is_kept=True):
-        status, said = here(*train_command(home, out, "--logs", logs))
-        assert (status, said) == (1, f"redline: {logs}: another process (id {os.getpid()}) is writing there\n")
+        status, stderr = run_here(*train_command(home, out, "--logs", logs))
+        assert (status, stderr) == (1, f"redline: {logs}: another process (id {os.getpid()}) is writing there\n")
     assert not out.exists()

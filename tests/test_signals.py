@@ -66,7 +66,7 @@ def overloaded() -> Iterator[str]:
         yield url
 
 
-def stopped(process: subprocess.Popen[str], number: signal.Signals) -> str:
+def stop_with_signal(process: subprocess.Popen[str], number: signal.Signals) -> str:
     """Send the signal to a command that waits; what it said on standard error."""
     assert process.poll() is None, process.communicate()
     began = time.monotonic()
@@ -74,11 +74,11 @@ def stopped(process: subprocess.Popen[str], number: signal.Signals) -> str:
     status = process.wait(60)
     assert time.monotonic() - began < PROMPTLY_S
     assert process.stderr is not None
-    said = process.stderr.read()
+    stderr = process.stderr.read()
     expected, line = ENDS[number]
-    assert (status, said.splitlines()[-1]) == (expected, line)
-    assert "Traceback" not in said
-    return said
+    assert (status, stderr.splitlines()[-1]) == (expected, line)
+    assert "Traceback" not in stderr
+    return stderr
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -99,37 +99,37 @@ def wait_for(condition: Callable[[], bool]) -> None:
         "health --wait-s 60",
     ],
 )
-def test_a_service_that_never_answers(
+def test_commands_end_if_the_service_never_answers(
     command: str, number: signal.Signals, home: Path, silent: Silent, tmp_path: Path
 ) -> None:
     arguments = command.format(home=home, tmp=tmp_path).split()
     with ended(start(*arguments, "--url", silent.url)) as process:
         silent.wait()
-        stopped(process, number)
+        stop_with_signal(process, number)
     assert list(tmp_path.iterdir()) == []
 
 
 @both
 @pytest.mark.parametrize("command", ["score", "correct"])
-def test_a_service_that_is_overloaded(
+def test_commands_end_if_the_service_is_overloaded(
     command: str, number: signal.Signals, home: Path, overloaded: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.jsonl"
     with ended(start(command, str(home / "rows.jsonl"), "--url", overloaded, "--out", str(out))) as process:
         wait_for((tmp_path / "out.jsonl.partial").exists)
         time.sleep(0.5)
-        stopped(process, number)
+        stop_with_signal(process, number)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_service_that_is_not_there(tmp_path: Path) -> None:
+def test_commands_end_if_the_service_is_unreachable(tmp_path: Path) -> None:
     with ended(start("health", "--url", "http://127.0.0.1:9", "--wait-s", "60")) as process:
         time.sleep(1.5)
-        stopped(process, signal.SIGTERM)
+        stop_with_signal(process, signal.SIGTERM)
 
 
 @both
-def test_what_is_done_is_kept(number: signal.Signals, home: Path, tmp_path: Path) -> None:
+def test_finished_rows_are_kept(number: signal.Signals, home: Path, tmp_path: Path) -> None:
     """Rows that were answered before the signal are there for the next run."""
     fake = FakeService(lambda word: 1.0)
     answer, blocked = fake._answer, threading.Event()
@@ -144,32 +144,34 @@ def test_what_is_done_is_kept(number: signal.Signals, home: Path, tmp_path: Path
     arguments = ["score", str(home / "rows.jsonl"), "--out", str(tmp_path / "out.jsonl")]
     with served(fake) as url, ended(start(*arguments, "--url", url)) as process:
         wait_for(lambda: partial.exists() and partial.read_bytes().count(b"\n") > 512)
-        said = stopped(process, number)
+        stderr = stop_with_signal(process, number)
         blocked.set()
         kept = partial.read_bytes().count(b"\n") - 1
-        assert f"keeps {kept} rows; the same command goes on" in said
+        assert f"keeps {kept} rows; run the same command again to resume" in stderr
         with ended(start(*arguments, "--url", url)) as again:
             assert again.wait(60) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
 
 
 @slowly
-def test_output_that_nobody_reads(number: signal.Signals, home: Path, answering: str, tmp_path: Path) -> None:
+def test_commands_end_if_their_output_is_not_read(
+    number: signal.Signals, home: Path, answering: str, tmp_path: Path
+) -> None:
     reading, writing = os.pipe()
     with ended(start("score", str(home / "rows.jsonl"), "--url", answering, stdout=writing)) as process:
         os.close(writing)
         time.sleep(2.0)  # the pipe is full by then
-        stopped(process, number)
+        stop_with_signal(process, number)
     os.close(reading)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with ended(start("score", str(home / "rows.jsonl"), "--url", answering, "--out", str(pipe))) as process:
         time.sleep(1.5)  # at open, for there is no reader
-        stopped(process, number)
+        stop_with_signal(process, number)
     with ended(start("score", str(home / "rows.jsonl"), "--url", answering, "--out", str(pipe))) as process:
         reading = os.open(pipe, os.O_RDONLY)
         time.sleep(2.0)
-        stopped(process, number)
+        stop_with_signal(process, number)
         os.close(reading)
 
 
@@ -184,22 +186,24 @@ def test_ppo_waiting_for_a_service(number: signal.Signals, home: Path, overloade
         for line in process.stderr:
             if "waiting" in line:
                 break
-        stopped(process, number)
+        stop_with_signal(process, number)
     assert not [path for path in tmp_path.rglob("*") if path.suffix == ".tmp"]
 
 
 @slowly
-def test_training(number: signal.Signals, home: Path, tmp_path: Path) -> None:
+def test_train_ends_at_a_signal(number: signal.Signals, home: Path, tmp_path: Path) -> None:
     common = f"--pairs {home}/rows.jsonl --base {home}/base --max-steps 100000 --pairs-per-step 64 --held-out-share 0"
     train = f"train {common} --out {tmp_path}/rm --checkpoint-every 1".split()
     with ended(start(*train)) as process:
         wait_for((tmp_path / ".rm.checkpoint/state.pt").exists)
-        stopped(process, number)
+        stop_with_signal(process, number)
     assert not [path for path in tmp_path.rglob("*") if path.suffix == ".tmp"]
 
 
 @slowly
-def test_sampling(number: signal.Signals, home: Path, answering: str, tmp_path: Path) -> None:
+def test_ppo_ends_at_a_signal_while_sampling(
+    number: signal.Signals, home: Path, answering: str, tmp_path: Path
+) -> None:
     ppo = (
         f"ppo --url {answering} --policy {home}/base --prompts {home}/rows.jsonl --out {tmp_path}/ppo "
         "--rollouts 64 --sample-batch 64 --max-new-tokens 400 --checkpoint-every 1"
@@ -207,7 +211,7 @@ def test_sampling(number: signal.Signals, home: Path, answering: str, tmp_path: 
     with ended(start(*ppo)) as process:
         wait_for((tmp_path / "ppo/metrics.jsonl").exists)
         time.sleep(0.5)
-        stopped(process, number)
+        stop_with_signal(process, number)
     assert not [path for path in tmp_path.rglob("*") if path.suffix == ".tmp"]
 
 
@@ -244,7 +248,7 @@ HEAVIER = list(CASES)[2:]
 @pytest.mark.parametrize(
     "case", [*list(CASES)[:2], *(pytest.param(case, marks=pytest.mark.faults) for case in HEAVIER)]
 )
-def test_what_cannot_be_stopped_is_not_waited_for(case: str, tmp_path: Path) -> None:
+def test_code_that_ignores_the_exception_is_ended(case: str, tmp_path: Path) -> None:
     program = STUBBORN.format(work=CASES[case])
     command = [*LAUNCH, sys.executable, "-c", program, str(tmp_path / "out")]
     process = subprocess.Popen(command, env=ENVIRONMENT, text=True, stderr=subprocess.PIPE)
@@ -252,11 +256,11 @@ def test_what_cannot_be_stopped_is_not_waited_for(case: str, tmp_path: Path) -> 
         assert process.stderr is not None
         assert process.stderr.readline() == "working\n"
         time.sleep(0.1)
-        assert stopped(process, signal.SIGTERM) == "redline: terminated\n"
+        assert stop_with_signal(process, signal.SIGTERM) == "redline: terminated\n"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_several_signals_are_one(home: Path, silent: Silent, tmp_path: Path) -> None:
+def test_several_signals_print_one_message(home: Path, silent: Silent, tmp_path: Path) -> None:
     """A terminal's Ctrl-C and the SIGTERM of a parent that clears up come together."""
     arguments = ["score", str(home / "rows.jsonl"), "--out", str(tmp_path / "out.jsonl"), "--url", silent.url]
     with ended(start(*arguments)) as process:
@@ -265,9 +269,9 @@ def test_several_signals_are_one(home: Path, silent: Silent, tmp_path: Path) -> 
         for _ in range(20):
             process.send_signal(signal.SIGTERM)
             time.sleep(0.001)
-        _, said = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=60)
     assert process.returncode in {130, 143}  # which of two that come at once is seen first is not ours to say
-    assert re.fullmatch("(ignored columns: .*\n)?redline: (interrupted|terminated)\n", said)
+    assert re.fullmatch("(ignored columns: .*\n)?redline: (interrupted|terminated)\n", stderr)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -280,22 +284,22 @@ def test_a_signal_that_is_ignored_stays_ignored(silent: Silent) -> None:
         process.send_signal(signal.SIGINT)
         time.sleep(0.5)
         assert process.poll() is None
-        stopped(process, signal.SIGTERM)
+        stop_with_signal(process, signal.SIGTERM)
 
 
 def catches(pid: int, number: signal.Signals) -> bool:
     """Whether a process has a handler for the signal."""
-    found = re.search(r"^SigCgt:\s*([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    assert found is not None
-    return bool(int(found[1], 16) >> (number - 1) & 1)
+    match = re.search(r"^SigCgt:\s*([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert match is not None
+    return bool(int(match[1], 16) >> (number - 1) & 1)
 
 
 @both
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc here")
-def test_a_service_that_is_still_loading(number: signal.Signals, bundle: Bundle) -> None:
+def test_serve_ends_while_it_is_loading(number: signal.Signals, bundle: Bundle) -> None:
     with ended(start("serve", str(bundle.folder), "--port", "0")) as process:
         wait_for(lambda: catches(process.pid, signal.SIGTERM))  # Python itself catches SIGINT before
-        stopped(process, number)
+        stop_with_signal(process, number)
 
 
 @pytest.mark.parametrize(
@@ -303,14 +307,14 @@ def test_a_service_that_is_still_loading(number: signal.Signals, bundle: Bundle)
     [(signal.SIGTERM, 0), pytest.param(signal.SIGINT, 130, marks=pytest.mark.faults)],
     ids=["SIGTERM", "SIGINT"],
 )
-def test_a_service_has_signal_handlers_of_its_own(number: signal.Signals, status: int, bundle: Bundle) -> None:
+def test_serve_has_its_own_signal_handlers(number: signal.Signals, status: int, bundle: Bundle) -> None:
     """It drains: a request that is under way, for longer than commands are given, is answered first."""
     with ended(start("serve", str(bundle.folder), "--port", "0")) as process:
         assert process.stderr is not None
-        found = next(re.findall(r"http://[\d.:]+", line) for line in process.stderr if "serving" in line)
-        with RewardClient(found[0], retry=NO_RETRY) as client:
+        match = next(re.findall(r"http://[\d.:]+", line) for line in process.stderr if "serving" in line)
+        with RewardClient(match[0], retry=NO_RETRY) as client:
             client.wait_until_ready(60)
-            host, port = found[0].removeprefix("http://").split(":")
+            host, port = match[0].removeprefix("http://").split(":")
             body = json.dumps({"items": [{"prompt": "p", "response": "r"}]}).encode()
             with socket.create_connection((host, int(port))) as slow:
                 head = f"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
@@ -321,6 +325,6 @@ def test_a_service_has_signal_handlers_of_its_own(number: signal.Signals, status
                 slow.sendall(body[10:])
                 assert slow.recv(100).startswith(b"HTTP/1.1 200 ")
         assert process.wait(30) == status
-        said = process.stderr.read()
-        assert "Traceback" not in said
-        assert said.count("redline: interrupted\n") == (number == signal.SIGINT)
+        stderr = process.stderr.read()
+        assert "Traceback" not in stderr
+        assert stderr.count("redline: interrupted\n") == (number == signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Talk to a Redline service: token rewards for any (prompt, response), over HTTP.
+"""Client of a Redline service: token rewards for any prompt and response, over HTTP.
 
     from redline import RewardClient
 
@@ -6,8 +6,7 @@
         result = client.score_one("How do I reset my router?", "Hold the button.")
         print(result.score, list(zip(result.offsets, result.rewards)))
 
-Importing this loads neither torch nor transformers, and the rest only when it is used: a command that is interrupted
-while it starts can say so.
+Importing this package loads neither torch nor transformers; submodules are imported when a name is first used.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from redline.text.token_spans import token_spans  # at once: the module of this name would stand in its place
+from redline.text.token_spans import token_spans  # imported eagerly: else the submodule would be found first
 
 if TYPE_CHECKING:
     from redline.aclient import AsyncRewardClient
@@ -75,7 +74,7 @@ __all__ = [
     "token_spans",
 ]
 
-# where each public name is defined
+# the module that defines each public name
 _MODULES = {
     "redline.aclient": ("AsyncRewardClient",),
     "redline.text.alignment": (
@@ -123,15 +122,15 @@ _MODULES = {
         "ItemCorrection",
     ),
 }
-_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     if f"{__name__}.{name}" in _MODULES:
         return import_module(f"{__name__}.{name}")
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
+    value = getattr(import_module(_MODULE_OF[name]), name)
     globals()[name] = value
     return value
 

@@ -1,4 +1,4 @@
-"""The asyncio client: carries out the steps of ``http.call_steps``, awaiting."""
+"""The asyncio client. ``http.call_steps`` decides what is sent; this module sends it."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from redline.http.exchange import (
     ITEMS_PER_REQUEST,
     Batch,
     connection_error,
-    correcting,
+    correct_batch,
     new_request,
-    scoring,
+    score_batch,
 )
 from redline.http.proxies import readable_proxy_errors
-from redline.http.request_ids import surplus_connection
+from redline.http.request_ids import connection_with_surplus
 from redline.http.retry import OnWait, RetryPolicy
 from redline.results import CorrectResult, Result, ScoreResult
 from redline.wire import CorrectOptions, ItemCorrection, ItemScore, ModelInfo, ResponseItem, ScoreItem, ScoreOptions
 
-# a larger answer is parsed and checked in a thread: 10 ms of work
-_READ_AT_ONCE_BYTES = 2**18
+# a larger answer takes over 10 ms to parse and check, so a thread does it
+_PARSE_INLINE_BYTES = 2**18
 R = TypeVar("R", bound=Result[Any])
 T = TypeVar("T")
 
 
 class AsyncRewardClient:
-    """Scores and corrects responses with a Redline service; keeps its connections; close it or use ``async with``.
+    """Scores and corrects responses with a Redline service. Close it or use ``async with``.
 
     Args:
-        url: where the service is.
+        url: address of the service.
         key: sent as a bearer token.
-        timeout_s: of one HTTP request, from connecting to the last byte of its answer, whatever the server does.
-        retry: what to do when a request fails with something that may pass; ``NO_RETRY`` turns it off.
-        items_per_request: larger batches are split.
-        concurrency: requests of one call under way at once.
-        max_answer_bytes: of one answer, inflated; a larger one is AnswerTooLargeError.
-        on_wait: called with the error and the seconds before each wait.
-        transport: for tests; an ``httpx`` transport in place of the network.
+        timeout_s: total time of one HTTP request, from connecting to the last byte of the answer.
+        retry: when to repeat a failed request; ``NO_RETRY`` turns retries off.
+        items_per_request: larger calls are split into several requests.
+        concurrency: maximum number of concurrent requests per call.
+        max_answer_bytes: maximum size of an answer, decompressed; a larger one raises AnswerTooLargeError.
+        on_wait: called before each wait with the error and the seconds to wait.
+        transport: for tests; an ``httpx`` transport that replaces the network.
 
     Raises:
-        ProtocolError: ``url`` is no http(s) address, or the key cannot stand in a header.
+        ProtocolError: ``url`` is not an http(s) address, or the key cannot be sent in a header.
         ConfigurationError: the environment names a proxy or certificates that cannot be used.
         ValueError: ``timeout_s`` or ``max_answer_bytes`` is not above 0.
     """
@@ -101,14 +101,14 @@ class AsyncRewardClient:
         model: str = "default",
         options: ScoreOptions | None = None,
     ) -> ScoreResult:
-        """Score items; their order is kept, and one that cannot be scored has an error in its place.
+        """Score items, in order; an item that cannot be scored has an ItemError as its result.
 
         Raises:
-            ProtocolError: an item is malformed, or the other side is no Redline service.
+            ProtocolError: an item is invalid, or the server is not a Redline service.
             ServiceError: the service refused the request.
-            ConnectionFailedError: it could not be reached, however often the policy let us try.
+            ConnectionFailedError: the service could not be reached within the retry policy.
         """
-        return await self._run_batch(scoring(items, model, options))
+        return await self._run_batch(score_batch(items, model, options))
 
     async def correct(
         self,
@@ -119,9 +119,9 @@ class AsyncRewardClient:
     ) -> CorrectResult:
         """The model's rewrite of each item's response, once or, with ``max_rounds``, until it stays the same.
 
-        Order is kept, and an item that cannot be rewritten has an error in its place. Raises as ``score`` does.
+        Results are in order; an item that cannot be rewritten has an ItemError. Raises as ``score`` does.
         """
-        return await self._run_batch(correcting(items, model, options))
+        return await self._run_batch(correct_batch(items, model, options))
 
     async def score_one(
         self, prompt: Any, response: str, *, finished: bool = True, options: ScoreOptions | None = None
@@ -138,7 +138,7 @@ class AsyncRewardClient:
         return (await self.correct([item], options=options)).corrected()[0]
 
     async def models(self) -> list[ModelInfo]:
-        """What is served."""
+        """All served models."""
         return await self._run(self._steps.models())
 
     async def model(self, name: str = "default") -> ModelInfo:
@@ -146,7 +146,7 @@ class AsyncRewardClient:
         return await self._run(self._steps.model(name))
 
     async def wait_until_ready(self, timeout_s: float = 120.0, poll_s: float = 0.2) -> None:
-        """Return once the service has a model that scores. Raises ConnectionFailedError after ``timeout_s``."""
+        """Wait until the service is ready to score. Raises ConnectionFailedError after ``timeout_s``."""
         await self._run(self._steps.ready(timeout_s, poll_s))
 
     async def _run_batch(self, batch: Batch[R]) -> R:
@@ -166,7 +166,7 @@ class AsyncRewardClient:
         return batch.result()
 
     async def _run(self, steps: Steps[T]) -> T:
-        """Carry out ``steps`` one after the other."""
+        """Carry out ``steps`` one after another."""
         try:
             step = next(steps)
             while True:
@@ -175,24 +175,24 @@ class AsyncRewardClient:
                     step = next(steps)
                     continue
                 try:
-                    answered = await self._send(step.request, step.timeout_s)
+                    answer = await self._send(step.request, step.timeout_s)
                 except RedlineError as error:
                     step = steps.throw(error)
                 else:
-                    step = steps.send(answered)
+                    step = steps.send(answer)
         except StopIteration as done:
             result: T = done.value
             return result
 
     async def _send(self, request: Request, timeout_s: float) -> Any:
-        """One request, and what its ``read`` makes of the whole of its answer, within ``timeout_s``."""
+        """Send one request and return the result of its ``read``, within ``timeout_s``."""
         try:
             http_request = new_request(
                 self._http, request.method, request.path, request.body, timeout_s, self._steps.request_ids.new()
             )
             async with asyncio.timeout(timeout_s) as scope:
-                answer = await self._received(http_request, request.longest_answer)
-                if len(answer.body) > _READ_AT_ONCE_BYTES:
+                answer = await self._receive(http_request, request.largest_answer_bytes)
+                if len(answer.body) > _PARSE_INLINE_BYTES:
                     return await asyncio.to_thread(request.read, answer)
                 result = request.read(answer)
             if scope.when() is not None and asyncio.get_running_loop().time() > (scope.when() or 0.0):
@@ -201,23 +201,23 @@ class AsyncRewardClient:
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             raise connection_error(error, self.url, timeout_s) from error
 
-    async def _received(self, request: httpx.Request, longest_answer: int | None) -> Answer:
-        """The answer to ``request``. The connection is kept if the answer ends where it should."""
+    async def _receive(self, request: httpx.Request, largest_answer_bytes: int | None) -> Answer:
+        """Send ``request`` and read the answer. The connection is kept if nothing follows the answer."""
         response = await self._http.send(request, stream=True)
         try:
             self._steps.request_ids.check(response)
-            reader = AnswerReader(response, self._steps.max_answer_bytes, longest_answer)
+            reader = AnswerReader(response, self._steps.max_answer_bytes, largest_answer_bytes)
             if response.is_stream_consumed:
                 reader.add_decoded(response.content)
             else:
                 async for piece in response.aiter_raw():
                     reader.add(piece)
-                    if reader.is_complete and surplus_connection(response) is not None:
+                    if reader.is_complete and connection_with_surplus(response) is not None:
                         break
             answer = reader.answer()
         finally:
             await response.aclose()
-        connection = surplus_connection(response)
+        connection = connection_with_surplus(response)
         if connection is not None:
             await connection.aclose()
         return answer

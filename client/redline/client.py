@@ -1,4 +1,4 @@
-"""The blocking client: carries out the steps of ``http.call_steps``."""
+"""The blocking client. ``http.call_steps`` decides what is sent; this module sends it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from redline.http.exchange import (
     ITEMS_PER_REQUEST,
     Batch,
     connection_error,
-    correcting,
+    correct_batch,
     new_request,
-    scoring,
+    score_batch,
 )
 from redline.http.proxies import readable_proxy_errors
-from redline.http.request_ids import surplus_connection
+from redline.http.request_ids import connection_with_surplus
 from redline.http.retry import OnWait, RetryPolicy
 from redline.results import CorrectResult, Result, ScoreResult
 from redline.wire import CorrectOptions, ItemCorrection, ItemScore, ModelInfo, ResponseItem, ScoreItem, ScoreOptions
@@ -36,21 +36,21 @@ T = TypeVar("T")
 
 
 class RewardClient:
-    """Scores and corrects responses with a Redline service. Thread-safe; keeps its connections; close it.
+    """Scores and corrects responses with a Redline service. Thread-safe. Close it or use ``with``.
 
     Args:
-        url: where the service is.
+        url: address of the service.
         key: sent as a bearer token.
-        timeout_s: of one HTTP request, from connecting to the last byte of its answer, whatever the server does.
-        retry: what to do when a request fails with something that may pass; ``NO_RETRY`` turns it off.
-        items_per_request: larger batches are split.
-        concurrency: requests of one call under way at once.
-        max_answer_bytes: of one answer, inflated; a larger one is AnswerTooLargeError.
-        on_wait: called with the error and the seconds before each wait.
-        transport: for tests; an ``httpx`` transport in place of the network.
+        timeout_s: total time of one HTTP request, from connecting to the last byte of the answer.
+        retry: when to repeat a failed request; ``NO_RETRY`` turns retries off.
+        items_per_request: larger calls are split into several requests.
+        concurrency: maximum number of concurrent requests per call.
+        max_answer_bytes: maximum size of an answer, decompressed; a larger one raises AnswerTooLargeError.
+        on_wait: called before each wait with the error and the seconds to wait.
+        transport: for tests; an ``httpx`` transport that replaces the network.
 
     Raises:
-        ProtocolError: ``url`` is no http(s) address, or the key cannot stand in a header.
+        ProtocolError: ``url`` is not an http(s) address, or the key cannot be sent in a header.
         ConfigurationError: the environment names a proxy or certificates that cannot be used.
         ValueError: ``timeout_s`` or ``max_answer_bytes`` is not above 0.
     """
@@ -102,14 +102,14 @@ class RewardClient:
         model: str = "default",
         options: ScoreOptions | None = None,
     ) -> ScoreResult:
-        """Score items; their order is kept, and one that cannot be scored has an error in its place.
+        """Score items, in order; an item that cannot be scored has an ItemError as its result.
 
         Raises:
-            ProtocolError: an item is malformed, or the other side is no Redline service.
+            ProtocolError: an item is invalid, or the server is not a Redline service.
             ServiceError: the service refused the request.
-            ConnectionFailedError: it could not be reached, however often the policy let us try.
+            ConnectionFailedError: the service could not be reached within the retry policy.
         """
-        return self._run_batch(scoring(items, model, options))
+        return self._run_batch(score_batch(items, model, options))
 
     def correct(
         self,
@@ -120,9 +120,9 @@ class RewardClient:
     ) -> CorrectResult:
         """The model's rewrite of each item's response, once or, with ``max_rounds``, until it stays the same.
 
-        Order is kept, and an item that cannot be rewritten has an error in its place. Raises as ``score`` does.
+        Results are in order; an item that cannot be rewritten has an ItemError. Raises as ``score`` does.
         """
-        return self._run_batch(correcting(items, model, options))
+        return self._run_batch(correct_batch(items, model, options))
 
     def score_one(
         self, prompt: Any, response: str, *, finished: bool = True, options: ScoreOptions | None = None
@@ -139,7 +139,7 @@ class RewardClient:
         return self.correct([item], options=options).corrected()[0]
 
     def models(self) -> list[ModelInfo]:
-        """What is served."""
+        """All served models."""
         return self._run(self._steps.models())
 
     def model(self, name: str = "default") -> ModelInfo:
@@ -147,7 +147,7 @@ class RewardClient:
         return self._run(self._steps.model(name))
 
     def wait_until_ready(self, timeout_s: float = 120.0, poll_s: float = 0.2) -> None:
-        """Return once the service has a model that scores. Raises ConnectionFailedError after ``timeout_s``."""
+        """Wait until the service is ready to score. Raises ConnectionFailedError after ``timeout_s``."""
         self._run(self._steps.ready(timeout_s, poll_s))
 
     def _run_batch(self, batch: Batch[R]) -> R:
@@ -162,7 +162,7 @@ class RewardClient:
         return batch.result()
 
     def _run(self, steps: Steps[T]) -> T:
-        """Carry out ``steps`` one after the other."""
+        """Carry out ``steps`` one after another."""
         try:
             step = next(steps)
             while True:
@@ -171,46 +171,46 @@ class RewardClient:
                     step = next(steps)
                     continue
                 try:
-                    answered = self._send(step.request, step.timeout_s)
+                    answer = self._send(step.request, step.timeout_s)
                 except RedlineError as error:
                     step = steps.throw(error)
                 else:
-                    step = steps.send(answered)
+                    step = steps.send(answer)
         except StopIteration as done:
             result: T = done.value
             return result
 
     def _send(self, request: Request, timeout_s: float) -> Any:
-        """One request, and what its ``read`` makes of the whole of its answer, within ``timeout_s``."""
+        """Send one request and return the result of its ``read``, within ``timeout_s``."""
         try:
             http_request = new_request(
                 self._http, request.method, request.path, request.body, timeout_s, self._steps.request_ids.new()
             )
             with request_deadline(timeout_s) as deadline:
-                result = request.read(self._received(http_request, deadline, request.longest_answer))
+                result = request.read(self._receive(http_request, deadline, request.largest_answer_bytes))
                 deadline.check()
                 return result
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise connection_error(error, self.url, timeout_s) from error
 
-    def _received(self, request: httpx.Request, deadline: RequestDeadline, longest_answer: int | None) -> Answer:
-        """The answer to ``request``. The connection is kept if the answer ends where it should."""
+    def _receive(self, request: httpx.Request, deadline: RequestDeadline, largest_answer_bytes: int | None) -> Answer:
+        """Send ``request`` and read the answer. The connection is kept if nothing follows the answer."""
         response = self._http.send(request, stream=True)
         try:
             self._steps.request_ids.check(response)
-            reader = AnswerReader(response, self._steps.max_answer_bytes, longest_answer)
+            reader = AnswerReader(response, self._steps.max_answer_bytes, largest_answer_bytes)
             if response.is_stream_consumed:
                 reader.add_decoded(response.content)
             else:
                 for piece in response.iter_raw():
                     reader.add(piece)
                     deadline.check()
-                    if reader.is_complete and surplus_connection(response) is not None:
+                    if reader.is_complete and connection_with_surplus(response) is not None:
                         break
             answer = reader.answer()
         finally:
             response.close()
-        connection = surplus_connection(response)
+        connection = connection_with_surplus(response)
         if connection is not None:
             connection.close()
         return answer

@@ -1,22 +1,22 @@
-"""Everything this package raises on purpose.
+"""The exceptions of this package.
 
 RedlineError
-├── ConnectionFailedError   no answer came: unreachable, reset, timed out
-├── ProtocolError           an answer came that is not Redline's contract
+├── ConnectionFailedError   no answer: unreachable, reset, timed out
+├── ProtocolError           an answer that does not follow the HTTP API
 │   ├── AnswerTooLargeError it was larger than the client accepts
 │   ├── AnswerMismatchError it was the answer to another request
-│   └── ConfigurationError  nothing was asked: the environment names a proxy or certificates that cannot be used
+│   └── ConfigurationError  nothing was sent: the environment names a proxy or certificates that cannot be used
 ├── ServiceError            the service refused the request: code, status, retryable
-├── ItemsFailedError        the request was answered, some of its items could not be
-├── ModelChangedError       the service answers with other weights than before
-├── StepRefusedError        a step of PPO met a number that is not finite; nothing was learned from it
-└── CommandError            a command cannot go on; its message is the one line that is printed
+├── ItemsFailedError        the request succeeded, but some of its items failed
+├── ModelChangedError       the service changed its reward model
+├── StepRefusedError        a PPO step met a number that is not finite; the step was not applied
+└── CommandError            a command cannot continue; its message is printed as one line
     ├── RowsError           rows of a file cannot be used, or the file cannot be read
     ├── PolicyError         a policy cannot be loaded, or cannot continue a prompt
     └── CheckpointError     a checkpoint cannot be read, or belongs to another run
 
-Library code raises none of ``CommandError`` itself: the three below it are the library's. They are CommandErrors until
-0.2, because 0.1 raised CommandError in their place and callers may catch it.
+Library code does not raise ``CommandError`` itself, only its three subclasses. They stay subclasses until 0.2, because
+0.1 raised CommandError instead and callers may catch it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from redline.wire import ErrorBody
 
 
 class RedlineError(Exception):
-    """Root of the client's errors; the message is fit to be shown to a user."""
+    """Base class of the client's errors; the message can be shown to a user."""
 
 
 class ConnectionFailedError(RedlineError):
@@ -36,15 +36,15 @@ class ConnectionFailedError(RedlineError):
 
 
 class ProtocolError(RedlineError):
-    """The answer is not one that a Redline service gives."""
+    """The answer does not follow the HTTP API of a Redline service."""
 
 
 class AnswerTooLargeError(ProtocolError):
-    """The answer is larger than ``max_answer_bytes``, or than what was asked can take; reading it was stopped."""
+    """The answer is larger than ``max_answer_bytes``, or than any answer to the request can be; reading was stopped."""
 
 
 class AnswerMismatchError(ProtocolError):
-    """The answer is to another request, as on a connection that was answered twice; it was not read."""
+    """The answer belongs to another request, as after two answers on one connection; it was not read."""
 
 
 class ConfigurationError(ProtocolError):
@@ -54,7 +54,7 @@ class ConfigurationError(ProtocolError):
 class ServiceError(RedlineError):
     """The service refused a request.
 
-    ``code`` and ``is_retryable`` are the service's own words; ``retry_after_s`` is how long it asks to wait.
+    ``code`` and ``is_retryable`` come from the service; ``retry_after_s`` is its Retry-After header.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class ServiceError(RedlineError):
 
 
 class ItemsFailedError(RedlineError):
-    """Some items have an error in place of an answer; ``failures`` are their positions and errors."""
+    """Some items failed; ``failures`` are their positions and errors."""
 
     def __init__(self, failures: Sequence[tuple[int, ErrorBody]]) -> None:
         position, body = failures[0]
@@ -81,15 +81,15 @@ class ItemsFailedError(RedlineError):
 
 
 class ModelChangedError(RedlineError):
-    """The reward model was swapped in mid-run and the caller asked to stop at that."""
+    """The service changed its reward model during a run that must stop in that case."""
 
 
 class StepRefusedError(RedlineError):
-    """A step of PPO met a reward, log-probability, loss or gradient that is not finite, and changed nothing."""
+    """A PPO step met a reward, log-probability, loss or gradient that is not finite; no weights were changed."""
 
 
 class CommandError(RedlineError):
-    """A command cannot go on. For the command line; library code raises the errors below or others."""
+    """A command cannot continue. For the command line; library code raises the subclasses below."""
 
 
 class RowsError(CommandError):
@@ -97,7 +97,7 @@ class RowsError(CommandError):
 
 
 class PolicyError(CommandError):
-    """A policy cannot be loaded, cannot be trained as asked, or cannot continue a prompt."""
+    """A policy cannot be loaded, cannot be trained with the given settings, or cannot continue a prompt."""
 
 
 class CheckpointError(CommandError):

@@ -1,8 +1,9 @@
-"""Messages of a conversation in the form that every reader keeps them in; pure, standard library only.
+"""Normalizes chat messages; pure, standard library only.
 
-A message is ``{"role": text, "content": text}`` and, where they hold something, further fields: ``tool_calls``,
-``reasoning_content``, ``name`` and so on. Chat templates differ in which of them they use, so they are passed on as
-they are, and what a template does not use is refused where the template is known (``redline_model.encoding.encoder``).
+A message is ``{"role": text, "content": text}`` and, if they are not empty, further fields: ``tool_calls``,
+``reasoning_content``, ``name`` and so on. Chat templates differ in which of them they use, so they are passed on
+unchanged. A field that the model's template does not use is refused by the service
+(``redline_model.encoding.encoder``).
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ Message = dict[str, Any]
 # one user message as text, or a conversation that ends before the response
 Prompt = str | Sequence[Message]
 
-MAX_INTEGER_BITS = 256  # written out a longer one would be a text of any length
+MAX_INTEGER_BITS = 256  # a longer integer would be a text of any length in JSON
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
-# Fields whose values are part of what was said: a reader that leaves one out reads another conversation. Any other
-# field (an id, a name, a weight) is passed on too and may be left unused.
+# Fields that are part of the conversation: leaving one out changes what is scored. Other fields (an id, a name, a
+# weight) are passed on too and may stay unused.
 CONTENT_FIELDS = (
     *("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "refusal"),
     *("images", "image", "audio", "video", "documents"),
@@ -26,17 +27,17 @@ CONTENT_FIELDS = (
 
 
 class MessageError(ValueError):
-    """A value is no message; the text says why, without naming the place."""
+    """A value is not a valid message; the text is the reason, without the position."""
 
 
 def normalized(value: Any) -> Message:
-    """One message: content parts as one text, and without fields that hold nothing (None, "", [] or {}).
+    """Normalize a message: content parts become one text, and empty fields (None, "", [] or {}) are removed.
 
-    Content may be text, a list of ``{"type": "text", "text": ...}`` parts, or missing where a content field (a tool
-    call, say) stands in its place; it is "" then.
+    Content may be text, a list of ``{"type": "text", "text": ...}`` parts, or missing if there is a content field such
+    as a tool call; it is "" then.
 
     Raises:
-        MessageError: no role, no content, or a part that is not text (an image, say), named in the message.
+        MessageError: no role, no content, or a part that is not text, such as an image.
     """
     if not isinstance(value, dict):
         raise MessageError("holds a message that is not an object")
@@ -69,39 +70,39 @@ def _text_of_part(part: Any) -> str:
     text = part.get("text") if isinstance(part, dict) else None
     if isinstance(kind, str) and kind in _TEXT_PARTS and isinstance(text, str):
         return text
-    raise MessageError(f"holds a content part of type {str(kind)[:40]!r}; only text is read")
+    raise MessageError(f"holds a content part of type {str(kind)[:40]!r}; only text is supported")
 
 
 def content_fields(message: Message) -> list[str]:
-    """Names of the message's fields, beside ``content``, that are part of what was said."""
+    """Names of the message's fields, other than ``content``, that are part of the conversation."""
     return [name for name in CONTENT_FIELDS if name in message]
 
 
 def json_size(value: Any, *, max_values: int, max_depth: int) -> int:
-    """How many values (members, elements and single ones) a JSON value holds.
+    """Number of values in a JSON value: itself, and all members and elements inside it.
 
     Raises:
         MessageError: more than ``max_values``, nested deeper than ``max_depth``, a number that is not finite, an
-            integer of more than ``MAX_INTEGER_BITS``, half a surrogate pair, or something that JSON does not know.
+            integer of more than ``MAX_INTEGER_BITS``, half a surrogate pair, or a type that JSON does not have.
     """
     count = 0
-    waiting = [(value, 0)]
-    while waiting:
-        one, depth = waiting.pop()
+    pending = [(value, 0)]
+    while pending:
+        current, depth = pending.pop()
         count += 1
-        if isinstance(one, (dict, list)):
+        if isinstance(current, (dict, list)):
             if depth >= max_depth:
                 raise MessageError(f"holds values nested deeper than {max_depth}")
-            if count + len(waiting) + len(one) > max_values:
+            if count + len(pending) + len(current) > max_values:
                 raise MessageError(f"holds more than {max_values} values")
-            if isinstance(one, dict):
-                for name in one:
+            if isinstance(current, dict):
+                for name in current:
                     _check_plain(name)
-                waiting += [(inner, depth + 1) for inner in one.values()]
+                pending += [(inner, depth + 1) for inner in current.values()]
             else:
-                waiting += [(inner, depth + 1) for inner in one]
+                pending += [(inner, depth + 1) for inner in current]
         else:
-            _check_plain(one)
+            _check_plain(current)
     return count
 
 
@@ -116,4 +117,4 @@ def _check_plain(value: Any) -> None:
     elif isinstance(value, int) and value.bit_length() > MAX_INTEGER_BITS:
         raise MessageError(f"holds an integer of more than {MAX_INTEGER_BITS} bits")
     elif value is not None and not isinstance(value, (bool, int, float)):
-        raise MessageError(f"holds a {type(value).__name__}, which is no JSON")
+        raise MessageError(f"holds a {type(value).__name__}, which is not JSON")

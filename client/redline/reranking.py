@@ -1,4 +1,4 @@
-"""Best-of-n: keep the highest-scored of n responses to a prompt; the baseline that needs no training."""
+"""Best-of-n sampling: keep the highest-scored of n responses to a prompt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from redline.wire import PromptInput, ScoreItem, ScoreOptions
 
 @dataclass(frozen=True)
 class BestOf:
-    """The response with the highest score, the first of equals; ``scores`` in the order of the responses."""
+    """The response with the highest score, the first one on ties; ``scores`` in the order of the responses."""
 
     index: int
     response: str
@@ -30,14 +30,14 @@ def best_of(
     options: ScoreOptions | None = None,
     finished: bool | Sequence[bool] = True,
 ) -> BestOf:
-    """The best of ``responses`` to ``prompt`` by a reward service.
+    """The best of ``responses`` to ``prompt`` by the score of a reward service.
 
     Args:
-        finished: whether the policy ended each response itself, or all of them.
+        finished: whether the policy ended the responses with an end token; one value for all, or one per response.
 
     Raises:
-        ValueError: there are no responses, or not one ``finished`` a response.
-        ItemsFailedError: a response could not be scored; it is not passed over.
+        ValueError: there are no responses, or ``finished`` has another length.
+        ItemsFailedError: a response could not be scored.
         ProtocolError, ServiceError, ConnectionFailedError: as ``RewardClient.score``.
     """
     return _best(responses, client.score(_items(prompt, responses, finished), model=model, options=options))
@@ -63,15 +63,15 @@ def _items(
         raise ValueError("there are no responses to choose from")
     flags = [finished] * len(responses) if isinstance(finished, bool) else list(finished)
     if len(flags) != len(responses):
-        raise ValueError(f"{len(flags)} times finished for {len(responses)} responses")
-    asked = prompt if isinstance(prompt, str) else list(prompt)
+        raise ValueError(f"finished has {len(flags)} values for {len(responses)} responses")
+    shared_prompt = prompt if isinstance(prompt, str) else list(prompt)
     return [
-        {"prompt": asked, "response": response, "finished": flag}
+        {"prompt": shared_prompt, "response": response, "finished": flag}
         for response, flag in zip(responses, flags, strict=True)
     ]
 
 
 def _best(responses: Sequence[str], result: ScoreResult) -> BestOf:
     scores = tuple(item.score for item in result.scored())
-    index = max(range(len(scores)), key=lambda n: scores[n])  # the first of equals
+    index = max(range(len(scores)), key=lambda n: scores[n])  # the first one on ties
     return BestOf(index, responses[index], scores)

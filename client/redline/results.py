@@ -1,4 +1,4 @@
-"""What a caller gets back."""
+"""The results that the clients return."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Result(Generic[T]):
-    """Answers in the order of the items asked about.
+    """Results in the order of the items.
 
-    ``digests``: every bundle digest that answered; more than one says that the model was swapped meanwhile.
+    ``digests``: digests of all bundles that answered; more than one means that the model changed during the call.
     """
 
     items: Sequence[T | ItemError]
@@ -27,10 +27,10 @@ class Result(Generic[T]):
 
     @property
     def failures(self) -> list[tuple[int, ErrorBody]]:
-        """Position and error of every item that could not be answered."""
+        """Position and error of every item that failed."""
         return [(n, item.error) for n, item in enumerate(self.items) if isinstance(item, ItemError)]
 
-    def _answered(self) -> list[T]:
+    def _without_failures(self) -> list[T]:
         if self.failures:
             raise ItemsFailedError(self.failures)
         return [item for item in self.items if not isinstance(item, ItemError)]
@@ -38,17 +38,17 @@ class Result(Generic[T]):
 
 @dataclass(frozen=True)
 class ScoreResult(Result[ItemScore]):
-    """What ``score`` gives."""
+    """The result of ``score``."""
 
     def scored(self) -> list[ItemScore]:
-        """Every item's score. Raises ItemsFailedError if any has none."""
-        return self._answered()
+        """Every item's score. Raises ItemsFailedError if an item failed."""
+        return self._without_failures()
 
 
 @dataclass(frozen=True)
 class CorrectResult(Result[ItemCorrection]):
-    """What ``correct`` gives."""
+    """The result of ``correct``."""
 
     def corrected(self) -> list[ItemCorrection]:
-        """Every item's correction. Raises ItemsFailedError if any has none."""
-        return self._answered()
+        """Every item's correction. Raises ItemsFailedError if an item failed."""
+        return self._without_failures()

@@ -1,6 +1,6 @@
-"""The type of a span, in the lightest place: texts, requests and evaluation all use it."""
+"""The type of a character span, which texts, requests and evaluation share."""
 
 from __future__ import annotations
 
-# Characters (Unicode code points) of a text from start to end, end exclusive; of a token without text both are equal.
+# (start, end) in characters (Unicode code points), end exclusive; equal for a token without text.
 Span = tuple[int, int]

@@ -1,11 +1,11 @@
-"""A stand-in for a Redline service, for tests of code that calls one: no server, no model, no network.
+"""A fake Redline service for tests of code that calls one: no server, no model, no network.
 
     from redline import RewardClient
     from redline.testing import FakeService
 
     client = RewardClient(transport=FakeService(lambda word: float("sorry" not in word)).transport)
 
-Its rewards are a visible function of the text: one token a word (white space before it included), and the end token.
+Its rewards are a simple function of the text: one token per word (with the white space before it), and the end token.
 """
 
 from __future__ import annotations
@@ -59,16 +59,16 @@ _AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
 
 
 class FakeService:
-    """Answers ``/v1/score``, ``/v1/correct``, ``/v1/models`` and ``/readyz`` as a service would.
+    """Answers ``/v1/score``, ``/v1/correct``, ``/v1/models`` and ``/readyz`` like a service.
 
     Args:
-        reward: of each word of a response.
-        end_reward: of ending there.
-        rewrite: of a whole response; by default every response stays as it is.
-        digest: what it calls its weights, with or without ``sha256:``; set it anew to play a swapped model.
+        reward: function from a word of the response to its reward.
+        end_reward: reward of the end token.
+        rewrite: function from a response to its correction; by default the response itself.
+        digest: digest of its weights, with or without ``sha256:``; assign another one to simulate a changed model.
 
-    ``requests`` and ``corrections`` are what it was asked on the two paths. It aggregates as it is asked, by ``sum`` if
-    it is not, calls any mode its own, and its calibration leaves scores as they are.
+    ``requests`` and ``corrections`` are the requests received by the two endpoints. The default aggregate is ``sum``;
+    every mode is accepted and gives the same rewards, and calibration changes nothing.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class FakeService:
 
     @property
     def transport(self) -> httpx.MockTransport:
-        """For ``RewardClient(transport=...)`` and ``AsyncRewardClient(transport=...)`` alike."""
+        """For ``RewardClient(transport=...)`` and ``AsyncRewardClient(transport=...)`` ."""
         return httpx.MockTransport(self._answer)
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
@@ -102,24 +102,28 @@ class FakeService:
         answer: ScoreResponse | CorrectResponse
         usage = Usage(scored_tokens=0, batch_tokens=0)
         if request.url.path == SCORE_PATH:
-            asked = ScoreRequest.model_validate(json.loads(request.content))
-            self.requests.append(asked)
-            if asked.options.aggregate not in {None, *_AGGREGATES}:
-                return _refusal(422, ErrorCode.UNSUPPORTED, f"the fake has no aggregate {asked.options.aggregate!r}")
-            items = [self._score(item, asked.options) for item in asked.items]
+            score_request = ScoreRequest.model_validate(json.loads(request.content))
+            self.requests.append(score_request)
+            if score_request.options.aggregate not in {None, *_AGGREGATES}:
+                return _refusal(
+                    422, ErrorCode.UNSUPPORTED, f"the fake has no aggregate {score_request.options.aggregate!r}"
+                )
+            items = [self._score(item, score_request.options) for item in score_request.items]
             usage.scored_tokens = sum(len(item.rewards) for item in items if isinstance(item, ItemScore))
             options = AppliedOptions(
-                mode=asked.options.mode,
-                aggregate=asked.options.aggregate or "sum",
-                calibrated=asked.options.calibrated,
+                mode=score_request.options.mode,
+                aggregate=score_request.options.aggregate or "sum",
+                calibrated=score_request.options.calibrated,
             )
-            answer = ScoreResponse(model=self._model(asked.model), options=options, items=items, usage=usage)
+            answer = ScoreResponse(model=self._model(score_request.model), options=options, items=items, usage=usage)
         elif request.url.path == CORRECT_PATH:
-            wanted = CorrectRequest.model_validate(json.loads(request.content))
-            self.corrections.append(wanted)
-            corrected = [self._correct(item, wanted.options) for item in wanted.items]
+            correct_request = CorrectRequest.model_validate(json.loads(request.content))
+            self.corrections.append(correct_request)
+            corrected = [self._correct(item, correct_request.options) for item in correct_request.items]
             options = AppliedOptions(mode=None, aggregate="sum", calibrated=False)
-            answer = CorrectResponse(model=self._model(wanted.model), options=options, items=corrected, usage=usage)
+            answer = CorrectResponse(
+                model=self._model(correct_request.model), options=options, items=corrected, usage=usage
+            )
         else:
             return _refusal(404, ErrorCode.NOT_FOUND, "the fake has no such endpoint")
         return httpx.Response(200, json=answer.model_dump(mode="json", exclude_none=True))
@@ -147,7 +151,7 @@ class FakeService:
         return self.digest if self.digest.startswith("sha256:") else f"sha256:{self.digest}"
 
     def _score(self, item: ScoreItem, options: ScoreOptions) -> ItemResult:
-        score = self._judge(item)
+        score = self._score_response(item)
         if not isinstance(score, ItemScore):
             return score
         score.score = _AGGREGATES[options.aggregate or "sum"](score.rewards)
@@ -158,33 +162,33 @@ class FakeService:
         return score
 
     def _correct(self, item: ResponseItem, options: CorrectOptions) -> CorrectionResult:
-        before = self._judge(ScoreItem.model_validate(item.payload()))
+        before = self._score_response(ScoreItem.model_validate(item.payload()))
         if isinstance(before, ItemError):
             return before
-        texts = [item.response or ""]
+        rewrites = [item.response or ""]
         ended: Ended | None = None
         while ended is None:
-            texts.append(self._rewrite(texts[-1]))
-            if texts[-1] in texts[:-1]:
-                ended = "fixed_point" if texts[-1] == texts[-2] else "cycle"
-            elif not texts[-1]:
+            rewrites.append(self._rewrite(rewrites[-1]))
+            if rewrites[-1] in rewrites[:-1]:
+                ended = "fixed_point" if rewrites[-1] == rewrites[-2] else "cycle"
+            elif not rewrites[-1]:
                 ended = "empty"
-            elif len(texts) > options.max_rounds:
+            elif len(rewrites) > options.max_rounds:
                 ended = "max_rounds"
-        first, last = texts[0], texts[-1]
-        after = self._judge(ScoreItem(prompt=item.prompt or "", response=last))
-        is_told = options.score_after or last in texts[:-1]
+        first, last = rewrites[0], rewrites[-1]
+        after = self._score_response(ScoreItem(prompt=item.prompt or "", response=last))
+        has_score_after = options.score_after or last in rewrites[:-1]
         return ItemCorrection(
             id=item.id,
             correction=last,
             ended=ended,
-            rounds=len(texts) - 1,
+            rounds=len(rewrites) - 1,
             edits=_edits(first, last),
             score_before=before.score,
-            score_after=after.score if isinstance(after, ItemScore) and is_told else None,
+            score_after=after.score if isinstance(after, ItemScore) and has_score_after else None,
         )
 
-    def _judge(self, item: ScoreItem) -> ItemResult:
+    def _score_response(self, item: ScoreItem) -> ItemResult:
         text = item.response or ""
         if not text and not item.token_offsets:
             return ItemError(id=item.id, error=ErrorBody.of(ErrorCode.EMPTY_RESPONSE, "the response is empty"))

@@ -1,4 +1,4 @@
-"""Credit assignment on token rewards: rewards to go, and token advantages without a value function. Torch alone.
+"""Rewards to go and leave-one-out token advantages (credit assignment without a value function). Needs only torch.
 
 Used by ``redline.ppo`` and by the integrations. Pure functions on ``(B, T)`` tensors.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def rewards_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
-    """``G_t = sum_{k >= t} gamma^(k - t) r_k`` over the tokens of ``mask``; other tokens take no time.
+    """``G_t = sum_{k >= t} gamma^(k - t) r_k`` over the tokens of ``mask``; other tokens are not time steps.
 
     Args:
         rewards: (B, T). mask: (B, T), True on tokens that the policy sampled.
@@ -20,12 +20,12 @@ def rewards_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
     Returns:
         (B, T), 0 after the last token of the mask.
     """
-    own = rewards * mask
-    is_own = mask.bool()
-    following = torch.zeros_like(own[:, 0])
+    masked = rewards * mask
+    is_response = mask.bool()
+    following = torch.zeros_like(masked[:, 0])
     columns: list[Tensor] = []
-    for t in range(own.shape[1] - 1, -1, -1):
-        following = torch.where(is_own[:, t], own[:, t] + gamma * following, following)
+    for t in range(masked.shape[1] - 1, -1, -1):
+        following = torch.where(is_response[:, t], masked[:, t] + gamma * following, following)
         columns.append(following)
     return torch.stack(columns[::-1], dim=1)
 
@@ -37,28 +37,29 @@ def leave_one_out_advantages(
 
     The baseline of response i at its token t is the mean of the rewards to go of the other responses to its prompt at
     their token t, or at their last token if they are shorter. It does not depend on response i, so the gradient stays
-    unbiased (RLOO, arXiv 2402.14740). If only last tokens have rewards this is RLOO. **Ours**: the form for tokens.
+    unbiased (RLOO, arXiv 2402.14740). If only last tokens have rewards this is RLOO. The per-token form is Redline's
+    own.
 
     Args:
         rewards, mask: (B, T) as in ``rewards_to_go``; responses may be padded on the left or on the right.
         groups: B values, equal for responses to one prompt. A group of one gets zeros. A row without a token in the
-            mask (a sample that failed, say) is not a response and is in no baseline.
-        scale: divide by the root mean square of a group's advantages over its tokens. GRPO's deviation of the sums
-            (arXiv 2402.03300) may vanish where those of token rewards do not.
+            mask (such as a failed sample) is ignored.
+        scale: divide by the root mean square of a group's advantages over its tokens. GRPO's standard deviation of sums
+            (arXiv 2402.03300) can be 0 when token rewards differ.
 
     Returns:
         (B, T), 0 outside the mask.
     """
     to_go = rewards_to_go(rewards, mask, gamma)
-    is_own = mask.bool()
+    is_response = mask.bool()
     # every response is moved to the left of its row, so that equal columns are equal positions, and its last value is
     # repeated after its end
     at = torch.arange(rewards.shape[1], device=rewards.device)
-    begins = is_own.int().argmax(1, keepdim=True)
-    last = torch.where(is_own, at, 0).amax(1, keepdim=True)
+    begins = is_response.int().argmax(1, keepdim=True)
+    last = torch.where(is_response, at, 0).amax(1, keepdim=True)
     left = to_go.gather(1, torch.minimum(at + begins, last))
     members: dict[Hashable, list[int]] = {}
-    for row, (group, has_tokens) in enumerate(zip(groups, is_own.any(1).tolist(), strict=True)):
+    for row, (group, has_tokens) in enumerate(zip(groups, is_response.any(1).tolist(), strict=True)):
         if has_tokens:
             members.setdefault(group, []).append(row)
     baselines = left.clone()
@@ -66,9 +67,9 @@ def leave_one_out_advantages(
         if len(rows) > 1:
             baselines[rows] = (left[rows].sum(0, keepdim=True) - left[rows]) / (len(rows) - 1)
     back = (at - begins).clamp(min=0)
-    advantages = (left - baselines).gather(1, back) * is_own
+    advantages = (left - baselines).gather(1, back) * is_response
     if scale:
         for rows in members.values():
-            count = is_own[rows].sum().clamp(min=1)
+            count = is_response[rows].sum().clamp(min=1)
             advantages[rows] /= (advantages[rows].square().sum() / count).sqrt() + 1e-4
     return advantages

@@ -1,4 +1,4 @@
-"""``redline``: the composition root, the one place that may see every package, and does so inside functions."""
+"""The ``redline`` command line. It may import every package of the repository, and does so inside functions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _DEFAULTS: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handle
 
 def main() -> None:
     """Entry point of the console command."""
-    # Until the command has handlers of its own, nothing is open that would have to be closed: it just ends. Its modules
-    # take a while to load, and what they import may swallow an exception.
+    # The command's modules take a while to load. Until it sets its own handlers, no file is open, so a signal ends the
+    # process at once; an exception could be swallowed by a module that is being imported.
     handled = [number for number, default in _DEFAULTS.items() if signal.getsignal(number) is default]
     for number in handled:
-        signal.signal(number, _stopped)
+        signal.signal(number, _exit_on_signal)
     try:
         from redline_cli.app import run
     except ImportError as error:
@@ -28,7 +28,7 @@ def main() -> None:
     run()
 
 
-def _stopped(number: int, frame: object) -> None:
+def _exit_on_signal(number: int, frame: object) -> None:
     try:
         os.write(2, b"redline: interrupted\n" if number == signal.SIGINT else b"redline: terminated\n")
     finally:

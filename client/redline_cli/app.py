@@ -1,4 +1,4 @@
-"""The command table, and the place at which errors become one line and an exit status."""
+"""The list of commands, and the function that turns errors into one line and an exit status."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from redline.errors import RedlineError
 from redline.text.printable import visible
 from redline_cli.commands import correct, derive, evaluate, inspect, ppo, score, serve, status, train
-from redline_cli.signals import PipeClosedError, Stopped, leave, stoppable
+from redline_cli.signals import PipeClosedError, Stopped, exit_now, stoppable
 
 
 class _Commands(TyperGroup):
@@ -30,14 +30,16 @@ app = typer.Typer(
     cls=_Commands,
     help="Reward models with a reward for every token: fit one, serve it, score with it, train a policy on it.",
     no_args_is_help=True,
-    rich_markup_mode=None,  # its tables cut the names of options in narrow terminals
+    rich_markup_mode=None,  # its tables cut option names in narrow terminals
     pretty_exceptions_enable=False,
     add_completion=False,
 )
 app.command("train")(train.train)
 app.add_typer(derive.app, name="derive")
-app.command("evaluate", short_help="Measure a reward model on preference pairs.")(evaluate.evaluate)
-app.command("inspect", short_help="Load a reward model and print what it is, and in which precision.")(inspect.inspect)
+app.command("evaluate", short_help="Evaluate a reward model on preference pairs.")(evaluate.evaluate)
+app.command("inspect", short_help="Load a reward model and print its properties, device and precision.")(
+    inspect.inspect
+)
 app.command("serve")(serve.serve)
 app.command("score")(score.score)
 app.command("correct")(correct.correct)
@@ -47,13 +49,13 @@ app.command("health")(status.health)
 
 
 def run() -> None:
-    """Run a command; a foreseen failure is one line on standard error and status 1."""
+    """Run a command. An expected failure prints one line on standard error and exits with status 1."""
     try:
         with stoppable():
             _run()
     except Stopped as stopped:
-        leave(stopped)
-    except KeyboardInterrupt:  # where the signal's handler is not ours
+        exit_now(stopped)
+    except KeyboardInterrupt:  # if another handler than this package's is set
         _fail("interrupted", 130)
 
 
@@ -67,8 +69,8 @@ def _run() -> None:
         _fail(str(error))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        _fail(f"{where + ': ' if where else ''}{str(first['msg']).removeprefix('Value error, ')}")
+        field = ".".join(map(str, first["loc"]))
+        _fail(f"{field + ': ' if field else ''}{str(first['msg']).removeprefix('Value error, ')}")
     except BrokenPipeError as error:
         raise PipeClosedError from error
     except OSError as error:
@@ -77,25 +79,25 @@ def _run() -> None:
     except MemoryError:
         _fail("out of memory")
     except Exception as error:
-        # errors of redline_model, recognised by their root's name so that no torch is loaded for a client's failure
+        # errors of redline_model, recognised by the name of their base class: importing it here would load torch
         if any(kind.__name__ == "RedlineModelError" for kind in type(error).__mro__):
             _fail(str(error))
         raise
     except BaseException as error:
-        # how Python sees a crash in a library written in Rust; no Exception
+        # a crash in a library written in Rust; not a subclass of Exception
         if type(error).__name__ == "PanicException":
-            _fail(f"a library crashed: {(str(error).strip().splitlines() or ['it does not say why'])[0][:300]}")
+            _fail(f"a library crashed: {(str(error).strip().splitlines() or ['no message'])[0][:300]}")
         raise
 
 
 def _flush() -> None:
-    """Bring out what was printed, while a failure to do so can still be told. Raises OSError."""
+    """Flush standard output while a failure can still be reported. Raises OSError."""
     if sys.stdout is None or isinstance(sys.exception(), Stopped):
         return
     try:
         sys.stdout.flush()
     except OSError as error:
-        with suppress(OSError):  # what is left would be tried again at the very end
+        with suppress(OSError):  # else Python flushes the rest again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise OSError(error.errno, error.strerror, "standard output") from error
 

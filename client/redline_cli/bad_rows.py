@@ -1,4 +1,4 @@
-"""What commands do with rows that cannot be used, and how they report what they left out."""
+"""The option --on-bad-row, and the report of skipped rows on standard error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from redline.text.printable import visible
 
 
 class BadRowPolicy(StrEnum):
-    """What is done with a row that cannot be used."""
+    """What a command does with a row that cannot be used."""
 
     ERROR = "error"
     SKIP = "skip"
@@ -24,16 +24,17 @@ class BadRowPolicy(StrEnum):
 OnBadRow = Annotated[
     BadRowPolicy,
     typer.Option(
-        "--on-bad-row", help="Refuse all rows if one is bad, or skip bad rows and write why (OUT-skipped.jsonl)."
+        "--on-bad-row",
+        help="error: refuse all rows if one is bad; skip: leave bad rows out and write why (OUT-skipped.jsonl).",
     ),
 ]
 
 
 def row_report(policy: BadRowPolicy, out: Path | None, *, is_folder: bool = False) -> RowReport:
-    """The report of a command that writes ``out``: on standard error, with skipped rows in a file beside ``out``.
+    """The row report of a command that writes ``out``: on standard error, with skipped rows in a file next to ``out``.
 
     Raises:
-        OSError: that file cannot be written.
+        OSError: the file of skipped rows cannot be written.
     """
     file = None
     if policy is BadRowPolicy.SKIP and out is not None and not is_special(out):

@@ -1,4 +1,4 @@
-"""Where answers go: standard output, or a file that is whole once it has its name and can be added to until then."""
+"""Writes result rows to standard output, or to a file that appears complete and whose run can be resumed."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from typing import IO, Any, Self
 
 from redline.errors import CommandError
 from redline.files.atomic import RecordingFile, atomic_file, check_file_writable, is_special, open_special
-from redline.files.locks import holder_of, is_at, try_lock
+from redline.files.locks import is_same_file, lock_holder, try_lock
 from redline.files.row_files import Problems
 from redline.text.printable import visible_json
-from redline_cli.terminal import is_terminal, need, say, write_stdout
+from redline_cli.terminal import is_terminal, print_line, require_modules, write_stdout
 
 _ROW_GROUP = 4096
-_MAX_LINE_BYTES = 256 * 2**20  # of an answer with a number or two for every token of the longest row
+_MAX_LINE_BYTES = 256 * 2**20  # enough for several numbers per token of the longest row
 
 
 def is_parquet(out: Path | None) -> bool:
-    """Whether ``out`` asks for Parquet."""
+    """Whether ``out`` is to be a Parquet file."""
     return out is not None and out.suffix == ".parquet"
 
 
 class Output:
-    """Rows as they come, to standard output or towards ``out``.
+    """Writes result rows to standard output or to ``out``.
 
-    Rows are kept in ``OUT.partial`` and are given their name, as JSONL or Parquet, when all are there. A run that was
-    killed leaves that file: the same command goes on behind its last whole row. ``done``: rows that are there already.
-    An ``out`` that is no regular file (a pipe, a terminal, /dev/stdout) gets each row as it comes.
+    Rows are collected in ``OUT.partial``, which becomes ``out`` (JSONL or Parquet) once all rows are written. A killed
+    run leaves that file, and the same command resumes after its last complete row. ``done``: rows written so far.
+    If ``out`` is not a regular file (a pipe, a terminal, /dev/stdout), each row is written to it directly.
 
     Args:
-        asked: what the answers are answers to; a partial file of anything else is refused.
+        run_identity: input file, model and options; a partial file of a run with others is refused.
 
     Raises:
-        CommandError: there is a partial file of something else, or another process writes it.
+        CommandError: the partial file belongs to another run, or another process is writing it.
         OSError: ``out`` cannot be written.
     """
 
-    def __init__(self, out: Path | None, asked: Mapping[str, Any]) -> None:
+    def __init__(self, out: Path | None, run_identity: Mapping[str, Any]) -> None:
         self.out = out
         self.done = 0
         self.failures = Problems(1)
@@ -51,28 +51,28 @@ class Output:
         if out is None:
             return
         if is_parquet(out):
-            need("parquet", "pyarrow")
+            require_modules("parquet", "pyarrow")
             if is_special(out):
                 raise CommandError(f"{out}: Parquet needs a regular file")
         self._special = open_special(out)
         if self._special is None:
             check_file_writable(out)
-            self._begin(out.with_name(out.name + ".partial"), asked)
+            self._begin(out.with_name(out.name + ".partial"), run_identity)
 
-    def _begin(self, partial: Path, asked: Mapping[str, Any]) -> None:
+    def _begin(self, partial: Path, run_identity: Mapping[str, Any]) -> None:
         if is_special(partial):
             raise CommandError(f"{partial} is not a regular file; remove it")
         self._partial = partial
         self._file = self._locked(partial)
-        head = json.dumps({"redline_partial": 1, **asked}, sort_keys=True, ensure_ascii=False)
+        header = json.dumps({"redline_partial": 1, **run_identity}, sort_keys=True, ensure_ascii=False)
         try:
-            self._resume(partial, head.encode() + b"\n")
+            self._resume(partial, header.encode() + b"\n")
         except BaseException:
             self._file.close()
             raise
 
     def _locked(self, partial: Path) -> RecordingFile:
-        """The partial file, this process's alone until it is closed. Raises CommandError and OSError."""
+        """The partial file, locked for this process until it is closed. Raises CommandError and OSError."""
         while True:
             try:
                 partial.parent.mkdir(parents=True, exist_ok=True)
@@ -81,37 +81,37 @@ class Output:
                 raise OSError(error.errno, error.strerror, str(self.out)) from error
             file = RecordingFile(descriptor, "ab")
             if not try_lock(descriptor):
-                holder = holder_of(descriptor)
+                holder = lock_holder(descriptor)
                 file.close()
                 raise CommandError(f"{holder} is writing {partial}")
-            if is_at(descriptor, partial):
+            if is_same_file(descriptor, partial):
                 return file
-            file.close()  # whoever wrote it has just finished
+            file.close()  # the process that wrote it has just finished
 
-    def _resume(self, partial: Path, head: bytes) -> None:
-        """Count the whole rows, and cut off the one that was being written."""
-        whole = 0
+    def _resume(self, partial: Path, header: bytes) -> None:
+        """Count the complete rows, and cut off an incomplete last one."""
+        complete_bytes = 0
         with partial.open("rb") as lines:
             number = 0
             while (line := lines.readline(_MAX_LINE_BYTES)).endswith(b"\n"):
-                if number == 0 and line != head:
+                if number == 0 and line != header:
                     raise CommandError(
-                        f"{partial} holds answers to something else (another file, model or options); "
-                        "finish that run or remove it"
+                        f"{partial} belongs to a run with another file, model or options; "
+                        "finish that run or remove the file"
                     )
-                whole += len(line)
+                complete_bytes += len(line)
                 if number:
-                    self._note(*_answer(partial, number + 1, line)[:2])
+                    self._add_failures(*_parse_record(partial, number + 1, line)[:2])
                     self.done += 1
                 number += 1
-        self._file.truncate(whole)
-        if whole == 0:
-            self._append(head)
+        self._file.truncate(complete_bytes)
+        if complete_bytes == 0:
+            self._append(header)
         if self.done:
-            print(f"{partial}: {self.done} rows are there, going on", file=sys.stderr)
+            print(f"{partial}: resuming after {self.done} rows", file=sys.stderr)
 
     def _append(self, line: bytes) -> None:
-        """Write a whole line, or none of it."""
+        """Append a line completely, or not at all."""
         size = os.fstat(self._file.fileno()).st_size
         try:
             self._file.write(line)
@@ -120,12 +120,20 @@ class Output:
                 self._file.truncate(size)
             raise
 
-    def _note(self, where: str, failed: list[str]) -> None:
-        for why in failed:
-            self.failures.add(f"{where}: {why}")
+    def _add_failures(self, location: str, failed: list[str]) -> None:
+        for reason in failed:
+            self.failures.add(f"{location}: {reason}")
 
-    def write(self, where: str, row: Mapping[str, Any], failed: list[str]) -> None:
-        """One more row. ``where`` it came from, and why answers in it failed, if any did. Raises OSError."""
+    def write(self, location: str, row: Mapping[str, Any], failed: list[str]) -> None:
+        """Write one row.
+
+        Args:
+            location: file and line of the row that it is the result of.
+            failed: error messages of results in ``row`` that are errors.
+
+        Raises:
+            OSError: the row cannot be written.
+        """
         data = _line(row)
         if self.out is None:
             write_stdout(visible_json(data.decode()).encode() if is_terminal() else data)
@@ -134,14 +142,14 @@ class Output:
                 if self._special is not None:
                     self._special.write(data)
                 else:
-                    self._append(_line({"where": where, "failed": failed, "row": row}))
+                    self._append(_line({"where": location, "failed": failed, "row": row}))
             except OSError as error:
                 raise OSError(error.errno, error.strerror, str(self.out)) from error
-        self._note(where, failed)
+        self._add_failures(location, failed)
         self.done += 1
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Every row of the partial file; none where rows are written as they come."""
+        """Every row of the partial file; none if rows are written directly."""
         if self._partial is None:
             return
         with self._partial.open("rb") as lines:
@@ -149,7 +157,7 @@ class Output:
             number = 1
             while line := lines.readline(_MAX_LINE_BYTES):
                 number += 1
-                yield _answer(self._partial, number, line)[2]
+                yield _parse_record(self._partial, number, line)[2]
 
     def __enter__(self) -> Self:
         return self
@@ -165,13 +173,13 @@ class Output:
             if error is None:
                 self._finish(self.out)
                 self._partial.unlink()
-                say(f"wrote {self.out}: {self.done} rows")
+                print_line(f"wrote {self.out}: {self.done} rows")
             elif not self.done:
                 self._partial.unlink()
             else:
-                print(f"{self._partial} keeps {self.done} rows; the same command goes on", file=sys.stderr)
+                print(f"{self._partial} keeps {self.done} rows; run the same command again to resume", file=sys.stderr)
         finally:
-            self._file.close()  # the lock goes with it
+            self._file.close()  # releases the lock
 
     def _finish(self, out: Path) -> None:
         with atomic_file(out) as file:
@@ -182,23 +190,23 @@ class Output:
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
-    # half a surrogate pair stays the escape that it came as
+    # half a surrogate pair is written as the escape that it came as
     return json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
 
-def _answer(partial: Path, number: int, line: bytes) -> tuple[str, list[str], dict[str, Any]]:
-    """Where a row came from, why answers in it failed, and the row itself. Raises CommandError."""
+def _parse_record(partial: Path, number: int, line: bytes) -> tuple[str, list[str], dict[str, Any]]:
+    """``(location, failed, row)`` of a line of the partial file. Raises CommandError."""
     try:
-        held = json.loads(line)
-        return held["where"], held["failed"], held["row"]
+        record = json.loads(line)
+        return record["where"], record["failed"], record["row"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CommandError(f"{partial}:{number}: is damaged; remove the file to start over") from error
 
 
 def _write_parquet(file: IO[bytes], rows: Callable[[], Iterator[dict[str, Any]]]) -> None:
-    """Rows as Parquet, a row group at a time. The schema is that of all rows: some fields stand in few.
+    """Write rows as Parquet, one row group at a time. The schema covers all rows: some fields are in few of them.
 
-    Ids are text: a file may have numbers here and words there.
+    Ids become text, because one file may have both numbers and words as ids.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -206,8 +214,8 @@ def _write_parquet(file: IO[bytes], rows: Callable[[], Iterator[dict[str, Any]]]
     schema = pa.schema([])
     for group in _groups(rows()):
         names = dict.fromkeys(name for row in group for name in row)
-        found = pa.table({name: [row.get(name) for row in group] for name in names}).schema
-        schema = pa.unify_schemas([schema, found], promote_options="permissive")
+        group_schema = pa.table({name: [row.get(name) for row in group] for name in names}).schema
+        schema = pa.unify_schemas([schema, group_schema], promote_options="permissive")
     with pq.ParquetWriter(file, schema) as writer:
         for group in _groups(rows()):
             columns = {name: [row.get(name) for row in group] for name in schema.names}

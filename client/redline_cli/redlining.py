@@ -1,4 +1,4 @@
-"""A scored response on a terminal: coloured by reward, with the edits of its correction."""
+"""Renders a scored response in a terminal: tokens coloured by reward, and the edits of its correction."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from redline.wire.correction import ItemCorrection
 
 
 def _style(reward: float, largest: float) -> str:
-    """Green for reward, red for its loss, the stronger the larger; a colour pair readable on dark and light."""
+    """Green for positive, red for negative rewards, stronger for larger ones; readable on dark and light terminals."""
     share = min(1.0, abs(reward) / largest) if largest > 0 else 0.0
     if share < 0.05:
         return ""
@@ -20,9 +20,9 @@ def _style(reward: float, largest: float) -> str:
 
 
 def coloured(response: str, result: ItemScore) -> Text:
-    """The response, every token on the colour of its reward; the end token as ``⏎``.
+    """The response with every token in the colour of its reward; the end token is shown as ``⏎``.
 
-    Tokens that are parts of one character are shown as that character, on the colour of the sum of their rewards.
+    Tokens that are parts of one character are shown as one, in the colour of the sum of their rewards.
     """
     pieces: list[tuple[int, int, float]] = []
     for reward, (start, end) in zip(result.rewards, result.offsets, strict=True):
@@ -34,32 +34,32 @@ def coloured(response: str, result: ItemScore) -> Text:
     response = visible(response)
     text = Text()
     largest = max((abs(reward) for _, _, reward in pieces), default=0.0)
-    shown_to = 0
+    position = 0
     for start, end, reward in pieces:
-        text.append(response[shown_to:start])
+        text.append(response[position:start])
         piece = response[start:end] or ("⏎" if start == len(response) else "")
         text.append(piece, style=_style(reward, largest))
-        shown_to = max(shown_to, end)
-    text.append(response[shown_to:])
+        position = max(position, end)
+    text.append(response[position:])
     return text
 
 
 def redlined(response: str, edits: list[Edit]) -> Text:
-    """The response with its edits: what is taken out struck through, what is put in underlined."""
+    """The response with its edits: deleted text is struck through, inserted text is underlined."""
     response = visible(response)
     text = Text()
-    at = 0
+    position = 0
     for edit in edits:
-        text.append(response[at : edit.start])
+        text.append(response[position : edit.start])
         text.append(response[edit.start : edit.end], style="red strike")
         text.append(visible(edit.text), style="green underline")
-        at = edit.end
-    text.append(response[at:])
+        position = edit.end
+    text.append(response[position:])
     return text
 
 
 def render(response: str, result: ItemScore, edits: EditsBy | None = None) -> Text:
-    """Score, coloured response and, where there is one, the redline; ``edits`` None groups them."""
+    """Score, coloured response and, if there is a correction, its edits; ``edits`` None groups them."""
     text = Text()
     text.append(f"score {result.score:.3f}\n\n", style="bold")
     text.append_text(coloured(response, result))
@@ -70,7 +70,7 @@ def render(response: str, result: ItemScore, edits: EditsBy | None = None) -> Te
 
 
 def render_correction(response: str, result: ItemCorrection, edits: EditsBy | None = None) -> Text:
-    """What came of rewriting, the scores that are known, and the redline; ``edits`` None groups them."""
+    """How rewriting ended, the known scores, and the edits; ``edits`` None groups them."""
     rewrites = "1 rewrite" if result.rounds == 1 else f"{result.rounds} rewrites"
     after = "" if result.score_after is None else f" -> {result.score_after:.3f}"
     text = Text()
@@ -82,7 +82,7 @@ def render_correction(response: str, result: ItemCorrection, edits: EditsBy | No
 
 
 def _redline(response: str, edits: list[Edit], is_complete: bool, by: EditsBy | None) -> Text:
-    """The redline; ``…`` says that it breaks off."""
+    """The response with edits; ``…`` at the end marks an incomplete correction."""
     text = redlined(response, edits if by == "words" else grouped(response, edits))
     if not is_complete:
         text.append(" …", style="dim")

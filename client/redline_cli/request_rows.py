@@ -1,4 +1,4 @@
-"""From rows of a file to items of a request, and from answers to rows of another; a block at a time."""
+"""Turns the rows of a file into request items, sends them in blocks, and returns the results in order."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from redline.http.daemon_pool import DaemonThreadPool
 from redline.http.exchange import as_items
 from redline.preference_data.checked_rows import CheckedRows
 from redline.preference_data.row_report import RowReport
-from redline.preference_data.rows import parse_asked
+from redline.preference_data.rows import parse_prompt_and_tools
 from redline.preference_data.turns import single_reply
 from redline.text.printable import one_line
-from redline.wire import ErrorBody, ErrorCode, ItemError, ResponseItem
+from redline.wire import ErrorBody, ErrorCode, ItemError, ResponseItem, ScoreItem
 from redline_cli.terminal import progress_bar
 
 Item = TypeVar("Item", bound=ResponseItem)
 Answer = TypeVar("Answer", bound=BaseModel)
 
 
-def item_of(fields: dict[str, Any], kind: type[Item]) -> Item:
-    """An item of ``kind``. Raises BadRowError."""
-    fields = {**fields, "id": id_of(fields.get("id"))}
+def make_item(fields: dict[str, Any], kind: type[Item]) -> Item:
+    """Build an item of ``kind``. Raises BadRowError."""
+    fields = {**fields, "id": wire_id(fields.get("id"))}
     try:
         return as_items([fields], kind)[0]
     except Exception as error:
         raise BadRowError(str(error).removeprefix("item 0: ")) from error
 
 
-def id_of(value: Any) -> Any:
-    """An id as the wire has it: a whole number is text there."""
+def wire_id(value: Any) -> Any:
+    """An id as the HTTP API has it: integers become text."""
     return str(value) if type(value) is int else value
 
 
-class Asked(NamedTuple, Generic[Item]):
-    """What a row asks: one item, or several that belong together. ``id`` is the row's own, None if it has none.
+class RequestRow(NamedTuple, Generic[Item]):
+    """The items of one row, one or several that belong together. ``id``: the row's id, None if it has none.
 
-    A row that was skipped asks nothing; ``errors`` are what stands in the place of its answers.
+    A skipped row has no items; ``errors`` replace its results.
     """
 
     id: Any
@@ -51,27 +51,27 @@ class Asked(NamedTuple, Generic[Item]):
     errors: tuple[ItemError, ...] = ()
 
 
-class Answers(NamedTuple, Generic[Answer]):
-    """What came of one row: ``items`` are the answers, or the errors of a row that was skipped."""
+class RowResults(NamedTuple, Generic[Answer]):
+    """The results of one row: ``items`` are the service's answers, or the errors of a skipped row."""
 
-    where: str
+    location: str
     id: Any
     items: list[Answer]
     is_skipped: bool
 
 
-def row_item(kind: type[Item], report: RowReport | None = None) -> Callable[[str, dict[str, Any]], Asked[Item]]:
-    """The parser of a row that is one item: the fields that ``kind`` knows, and a prompt in any form that train reads.
+def row_item(kind: type[Item], report: RowReport | None = None) -> Callable[[str, dict[str, Any]], RequestRow[Item]]:
+    """A parser of rows with one item: the fields of ``kind``, and a prompt in any format that train reads.
 
-    It raises BadRowError.
+    The parser raises BadRowError.
 
     Args:
-        report: counts the other columns. If it skips bad rows, a row with an empty response is one; otherwise the
-            service says so.
+        report: counts the other columns. If it skips bad rows, a row with an empty response is skipped; otherwise it
+            is sent and the service returns its error.
     """
     known = set(kind.model_fields)
 
-    def parse(where: str, row: dict[str, Any]) -> Asked[Item]:
+    def parse(location: str, row: dict[str, Any]) -> RequestRow[Item]:
         fields = {name: value for name, value in row.items() if name in known and value is not None}
         if not fields.get("tools"):
             fields.pop("tools", None)
@@ -79,79 +79,83 @@ def row_item(kind: type[Item], report: RowReport | None = None) -> Callable[[str
             fields["response"] = single_reply(row["response"], "response")
             if report is not None:
                 refuse_empty(report, fields["response"])
+        elif "response_ids" not in fields and {"chosen", "rejected"} <= row.keys():
+            hint = " (score pairs with --pairs FILE)" if kind is ScoreItem else ""
+            raise BadRowError(f"the row is a pair with 'chosen' and 'rejected', not one 'response'{hint}")
         ignored: list[str] = []
         if "prompt_ids" in fields:
             ignored = [name for name, value in row.items() if name not in known and value is not None]
         else:
-            prompt, tools = parse_asked(row, fields.get("response"), known=known, ignore=ignored.extend)
+            prompt, tools = parse_prompt_and_tools(row, fields.get("response"), known=known, ignore=ignored.extend)
             fields |= {"prompt": prompt, "tools": tools}
-        item = item_of(fields, kind)
+        item = make_item(fields, kind)
         if report is not None:
             report.ignore(ignored)
-        return Asked(row.get("id"), [item])
+        return RequestRow(row.get("id"), [item])
 
     return parse
 
 
 def refuse_empty(report: RowReport, response: str) -> None:
-    """Raise BadRowError for an empty response where bad rows are skipped, as train does."""
+    """Raise BadRowError for an empty response if bad rows are skipped, as train does."""
     if report.skips and not response.strip():
         raise BadRowError("'response' is empty")
 
 
-def skipped_row(count: int) -> Callable[[str, Any, str], Asked[Any]]:
-    """What stands in the place of a bad row that is skipped: ``count`` errors, and the row's id if it has one."""
+def skipped_row(count: int) -> Callable[[str, Any, str], RequestRow[Any]]:
+    """Replaces a skipped row by ``count`` errors and the row's id, if it has one."""
 
-    def stand_in(where: str, value: Any, reason: str) -> Asked[Any]:
-        name = value.get("id") if isinstance(value, dict) else None
-        name = name if isinstance(name, (str, int, float)) else None
+    def stand_in(location: str, value: Any, reason: str) -> RequestRow[Any]:
+        row_id = value.get("id") if isinstance(value, dict) else None
+        row_id = row_id if isinstance(row_id, (str, int, float)) else None
         error = ItemError(
-            id=None if name is None or count > 1 else str(name), error=ErrorBody.of(ErrorCode.INVALID_REQUEST, reason)
+            id=None if row_id is None or count > 1 else str(row_id),
+            error=ErrorBody.of(ErrorCode.INVALID_REQUEST, reason),
         )
-        return Asked(name, [], (error,) * count)
+        return RequestRow(row_id, [], (error,) * count)
 
     return stand_in
 
 
-def answered(
-    what: str,
-    rows: CheckedRows[Asked[Item]],
-    ask: Callable[[list[Item]], Sequence[Answer]],
+def request_results(
+    label: str,
+    rows: CheckedRows[RequestRow[Item]],
+    send: Callable[[list[Item]], Sequence[Answer]],
     *,
     block: int,
     done: int = 0,
-) -> Iterator[Answers[Any]]:
-    """The answers to every row but the first ``done``, in order, with a progress bar.
+) -> Iterator[RowResults[Any]]:
+    """Send the items of every row after the first ``done``; yields their results in order, with a progress bar.
 
-    Rows are asked for ``block`` at a time, and one block ahead, so that the service does not wait for the disk. No more
-    than two blocks are held.
+    Rows are sent in blocks of ``block``, the next block while the last is awaited, so that the service does not wait
+    for the disk. At most two blocks are in memory.
     """
-    left = islice(iter(rows), done, None)
-    ahead: deque[tuple[list[tuple[str, Asked[Item]]], Future[Sequence[Answer]]]] = deque()
-    with progress_bar(what, rows.count) as bar, DaemonThreadPool(2) as pool:
+    remaining = islice(iter(rows), done, None)
+    ahead: deque[tuple[list[tuple[str, RequestRow[Item]]], Future[Sequence[Answer]]]] = deque()
+    with progress_bar(label, rows.count) as bar, DaemonThreadPool(2) as pool:
         while True:
-            while len(ahead) < 2 and (part := list(islice(left, block))):
-                ahead.append((part, pool.submit(ask, [item for _, asked in part for item in asked.items])))
+            while len(ahead) < 2 and (part := list(islice(remaining, block))):
+                ahead.append((part, pool.submit(send, [item for _, row in part for item in row.items])))
             if not ahead:
                 if done < rows.count:
-                    raise CommandError(f"{rows.path}: has fewer rows than at the start; it was changed meanwhile")
+                    raise CommandError(f"{rows.path}: the file changed while it was read; it has fewer rows now")
                 return
             part, future = ahead.popleft()
-            answers = iter(future.result())
-            for where, asked in part:
+            results = iter(future.result())
+            for location, row in part:
                 done += 1
-                items = list(asked.errors or islice(answers, len(asked.items)))
-                yield Answers(where, asked.id, items, bool(asked.errors))
+                items = list(row.errors or islice(results, len(row.items)))
+                yield RowResults(location, row.id, items, bool(row.errors))
             bar.update(done, "")
 
 
-def fail_if_any(failures: Problems, total: int, what: str) -> None:
-    """Raise CommandError where there are failures; ``what`` as in "2 of 9 not scored"."""
+def fail_if_any(failures: Problems, total: int, outcome: str) -> None:
+    """Raise CommandError if there are failures. ``outcome``: "not scored", as in "2 of 9 not scored"."""
     if failures.count:
         more = f" (and {failures.count - 1} more)" if failures.count > 1 else ""
-        raise CommandError(f"{failures.count} of {total} {what}: {failures.first[0]}{more}")
+        raise CommandError(f"{failures.count} of {total} {outcome}: {failures.first[0]}{more}")
 
 
-def failures_of(answers: Answers[Any]) -> list[str]:
-    """Why answers to a row are none, of those; rows that were skipped on request are no failures."""
-    return [] if answers.is_skipped else [one_line(a.error.message) for a in answers.items if isinstance(a, ItemError)]
+def failure_messages(results: RowResults[Any]) -> list[str]:
+    """Error messages of a row's failed items; a skipped row has none."""
+    return [] if results.is_skipped else [one_line(a.error.message) for a in results.items if isinstance(a, ItemError)]

@@ -1,9 +1,9 @@
-"""Ctrl-C and SIGTERM: every command ends at once and in order, whatever it waits for.
+"""Handles Ctrl-C and SIGTERM: every command ends promptly and cleans up, whatever it is waiting for.
 
-The first signal raises ``Stopped`` in the main thread, so that files are closed and temporary ones removed; later ones
-are ignored. Code that no exception reaches in time (a long call into a library, an ``except`` that takes everything)
-is not waited for: after ``GRACE_S`` the process ends all the same. A command with signal handlers of its own, as
-``serve`` has, is left alone from the moment it sets them.
+The first signal raises ``Stopped`` in the main thread, so that files are closed and temporary files removed; later
+signals are ignored. If the exception does not end the process within ``GRACE_S`` (because of a long call into a
+library, or an ``except`` that catches everything), the process is ended. Once a command sets its own signal handlers,
+as ``serve`` does, this module does nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ _announced = threading.Lock()
 
 
 class Stopped(BaseException):
-    """The command is to end; no Exception, so that nothing takes it for a failure. ``message`` is printed."""
+    """The command must end.
+
+    Not a subclass of Exception, so that no handler treats it as a failure. ``message`` is printed.
+    """
 
     def __init__(self, status: int, message: str | None) -> None:
         super().__init__(message)
@@ -40,7 +43,7 @@ class Stopped(BaseException):
 
 
 class PipeClosedError(Stopped):
-    """Nobody reads what the command writes any more, as after ``| head -1``: it ends, and says nothing."""
+    """The reader of the command's output is gone, as after ``| head -1``: the command ends without a message."""
 
     def __init__(self) -> None:
         super().__init__(BROKEN_PIPE_STATUS, None)
@@ -79,7 +82,7 @@ def stoppable() -> Iterator[None]:
     try:
         yield
     finally:
-        if not handler.is_stopping:  # a process that ends needs them to the last
+        if not handler.is_stopping:  # a process that is ending keeps its handlers
             for number in handled:
                 if signal.getsignal(number) is handler:
                     signal.signal(number, _DEFAULTS[number])
@@ -94,14 +97,14 @@ def _watch(report: socket.socket, handler: _Handler) -> None:
             number = data[0]
             if number in _DEFAULTS and signal.getsignal(number) is handler:
                 time.sleep(GRACE_S)
-                leave(_stopped(number), has_time=False)
+                exit_now(_stopped(number), has_time=False)
 
 
-def leave(stopped: Stopped, *, has_time: bool = True) -> NoReturn:
-    """End the process now, without waiting for any thread or for output that nobody reads.
+def exit_now(stopped: Stopped, *, has_time: bool = True) -> NoReturn:
+    """End the process now, without waiting for threads or for blocked output.
 
     Args:
-        has_time: for the exit functions that libraries have registered.
+        has_time: whether to run the exit functions that libraries have registered.
     """
     with suppress(BaseException):
         discard_unfinished()
@@ -112,7 +115,7 @@ def leave(stopped: Stopped, *, has_time: bool = True) -> NoReturn:
 
 
 def _announce(stopped: Stopped) -> None:
-    """Print the message, once and only where it can be printed at once."""
+    """Print the message once, and only if standard error accepts it without blocking."""
     is_mute = stopped.message is None or sys.stderr is None or not _announced.acquire(blocking=False)
     if not is_mute and select.select([], [sys.stderr], [], 0.1)[1]:
         os.write(sys.stderr.fileno(), f"redline: {stopped.message}\n".encode())

@@ -1,4 +1,4 @@
-"""What commands have in common on the terminal: progress, one-line failures, quiet libraries."""
+"""Terminal output of the commands: lines, warnings, progress bars; and quiet libraries."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from redline.errors import CommandError
 from redline.text.printable import visible
 
-# what is printed often holds text from elsewhere: brackets are no markup in it
+# printed text often comes from files or services: brackets in it are not markup
 console = Console(stderr=True, markup=False, highlight=False, emoji=False)
 
 
 def is_terminal() -> bool:
-    """Whether somebody sees what is printed; standard output may also be closed."""
+    """Whether standard output is a terminal; it may also be closed."""
     return sys.stdout is not None and sys.stdout.isatty()
 
 
 def write_stdout(data: bytes) -> None:
-    """Write ``data`` to standard output at once. Raises OSError that names it."""
+    """Write ``data`` to standard output at once. Raises OSError naming standard output."""
     try:
         if sys.stdout is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -38,30 +38,33 @@ def write_stdout(data: bytes) -> None:
 
 
 def notice(text: str, *, is_warning: bool = False) -> None:
-    """Print a line on standard error, whatever is in it; a warning in yellow."""
+    """Print a line on standard error, control characters made visible; a warning in yellow."""
     console.print(visible(text), style="yellow" if is_warning else None, soft_wrap=True)
 
 
-def say(text: str) -> None:
-    """Print a line on standard output at once, whatever is in it. Raises OSError that names it."""
+def print_line(text: str) -> None:
+    """Print a line on standard output at once, control characters made visible.
+
+    Raises OSError naming standard output.
+    """
     try:
         print(visible(text), flush=True)
     except OSError as error:
         raise OSError(error.errno, error.strerror, "standard output") from error
 
 
-def need(extra: str, *modules: str) -> None:
-    """Raise CommandError naming the extra to install unless every module is there."""
+def require_modules(extra: str, *modules: str) -> None:
+    """Raise CommandError naming the extra to install, unless every module is installed."""
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
         raise CommandError(f"this command needs {', '.join(missing)}: pip install 'redline-rm[{extra}]'")
 
 
 def prepare_torch() -> None:
-    """Settings that must stand before torch loads.
+    """Settings that must be made before torch is imported.
 
     Waiting OpenMP threads spin by default; a trainer and a service on the same cores then slow each other down
-    several times over. A value that the user has set wins.
+    several times over. A value that the user has set is kept.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -73,37 +76,37 @@ def prepare_torch() -> None:
 
 
 class Bar:
-    """A progress bar in a terminal, a line now and then elsewhere."""
+    """A progress bar in a terminal; elsewhere a line at every tenth of the total."""
 
-    def __init__(self, progress: Progress, what: str, total: int) -> None:
+    def __init__(self, progress: Progress, label: str, total: int) -> None:
         self._progress = progress
-        self._what = what
+        self._label = label
         self._total = total
         self._every = max(1, total // 10)
-        self._task = progress.add_task(what, total=total, shown="")
+        self._task = progress.add_task(label, total=total, figures="")
 
     def resize(self, total: int) -> None:
-        """The total became known."""
+        """Set the total once it is known."""
         self._total = total
         self._every = max(1, total // 10)
         self._progress.update(self._task, total=total)
 
-    def update(self, done: int, shown: str) -> None:
-        """``done`` of the total; ``shown`` are the figures beside it."""
-        self._progress.update(self._task, completed=done, shown=shown)
+    def update(self, done: int, figures: str) -> None:
+        """Show ``done`` of the total, followed by ``figures``."""
+        self._progress.update(self._task, completed=done, figures=figures)
         if not self._progress.console.is_terminal and (done % self._every == 0 or done == self._total):
-            print(f"{self._what} {done}/{self._total}  {shown}", file=sys.stderr, flush=True)
+            print(f"{self._label} {done}/{self._total}  {figures}", file=sys.stderr, flush=True)
 
 
 @contextmanager
-def progress_bar(what: str, total: int) -> Iterator[Bar]:
-    """A bar with figures and the time left."""
+def progress_bar(label: str, total: int) -> Iterator[Bar]:
+    """A progress bar with figures and the remaining time."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[shown]}", markup=False),
+        TextColumn("{task.fields[figures]}", markup=False),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        yield Bar(progress, what, total)
+        yield Bar(progress, label, total)

@@ -34,15 +34,15 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     return function
 
 
-def test_its_request_gets_the_native_scores(served: str, ask: Callable[..., Any]) -> None:
+def test_llama_factory_s_request_gets_the_native_scores(served: str, ask: Callable[..., Any]) -> None:
     texts = [f"{PROMPT}{text}<|end|>" for text in RESPONSES] + [f"<|end|>{PROMPT}{RESPONSES[1]}<|end|><|end|>"]
-    told = ask(f"{served}/v1/score/evaluation", texts)
+    scores = ask(f"{served}/v1/score/evaluation", texts)
     with RewardClient(served) as client:
         items = [{"prompt": CHAT, "response": text} for text in [*RESPONSES, RESPONSES[1]]]
         expected = [item.score for item in client.score(items).scored()]
-    assert told.tolist() == pytest.approx(expected, rel=1e-4)
+    assert scores.tolist() == pytest.approx(expected, rel=1e-4)
 
 
-def test_what_cannot_be_scored_is_no_number(served: str, ask: Callable[..., Any]) -> None:
+def test_a_response_that_cannot_be_scored_is_an_error(served: str, ask: Callable[..., Any]) -> None:
     with pytest.raises(KeyError):
         ask(f"{served}/v1/score/evaluation", ["no markup at all"])

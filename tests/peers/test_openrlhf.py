@@ -38,7 +38,7 @@ def native(url: str, texts: list[str], **more: Any) -> list[Any]:
         return list(client.score([{"prompt": CHAT, "response": text, **more} for text in texts]).scored())
 
 
-def test_its_remote_reward_client_gets_the_native_score(served: str, policy_tokenizer: Any) -> None:
+def test_openrlhf_s_remote_reward_client_gets_the_native_score(served: str, policy_tokenizer: Any) -> None:
     from openrlhf.utils.agent import SingleTurnAgentExecutor
 
     executor = SingleTurnAgentExecutor(f"{served}/get_reward")
@@ -60,7 +60,7 @@ def test_its_remote_reward_client_gets_the_native_score(served: str, policy_toke
         assert output["extra_logs"]["redline_tokens"] == [float(len(item.rewards))]
 
 
-def test_every_sample_of_a_thousand_at_once_has_its_number(served: str, policy_tokenizer: Any) -> None:
+def test_a_thousand_concurrent_samples_all_get_their_scores(served: str, policy_tokenizer: Any) -> None:
     from openrlhf.utils.agent import SingleTurnAgentExecutor
 
     executor = SingleTurnAgentExecutor(f"{served}/get_reward")
@@ -72,19 +72,19 @@ def test_every_sample_of_a_thousand_at_once_has_its_number(served: str, policy_t
             *(executor.execute(PROMPT, "", params(text), 512, policy_tokenizer, engine) for text in texts)
         )
 
-    told = [output["reward"][0] for output in asyncio.run(run())]
-    assert told == pytest.approx([item.score for item in native(served, texts)], rel=1e-4)
+    actual = [output["reward"][0] for output in asyncio.run(run())]
+    assert actual == pytest.approx([item.score for item in native(served, texts)], rel=1e-4)
 
 
-def test_the_reward_function_file_is_one_for_openrlhf(
+def test_openrlhf_loads_the_reward_function_file(
     served: str, policy_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from openrlhf.utils.agent import SingleTurnAgentExecutor
 
-    import redline.integrations.openrlhf as ours
+    import redline.integrations.openrlhf as integration
 
     monkeypatch.setenv("REDLINE_URL", served)
-    executor = SingleTurnAgentExecutor(str(ours.__file__))
+    executor = SingleTurnAgentExecutor(str(integration.__file__))
     output = asyncio.run(
         executor.execute(PROMPT, "", params(RESPONSES[0]), 512, policy_tokenizer, Engine(policy_tokenizer))
     )
@@ -130,11 +130,11 @@ def test_token_rewards_reach_the_experience_and_are_spread_over_its_actions(
     last = mask.shape[1] - 1 - mask.int().flip(1).argmax(1)
     baseline = 0.75
     reward = torch.zeros(mask.shape).scatter_(1, last[:, None], (together.rewards - baseline)[:, None])
-    told = spread(reward, together)
+    actual = spread(reward, together)
     assert TOKEN_REWARDS not in together.info
-    assert bool((told[~mask] == 0).all())
-    torch.testing.assert_close(told.sum(1), reward.sum(1), rtol=1e-4, atol=1e-4)
+    assert bool((actual[~mask] == 0).all())
+    torch.testing.assert_close(actual.sum(1), reward.sum(1), rtol=1e-4, atol=1e-4)
     for row, item in enumerate(expected):
-        own = told[row][mask[row]].tolist()
+        own = actual[row][mask[row]].tolist()
         assert own[:-1] == pytest.approx(item.rewards[:-1], rel=1e-3, abs=1e-4)
         assert own[-1] == pytest.approx(item.rewards[-1] - baseline, rel=1e-3, abs=1e-3)

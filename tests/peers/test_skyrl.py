@@ -42,15 +42,17 @@ def output(served: str, policy_tokenizer: Any) -> dict[str, Any]:
     return asyncio.run(generator.generate({"prompts": PROMPTS}))
 
 
-def test_its_validation_passes_and_its_tensors_keep_every_reward(output: dict[str, Any], policy_tokenizer: Any) -> None:
+def test_skyrl_s_validation_passes_and_its_tensors_keep_every_reward(
+    output: dict[str, Any], policy_tokenizer: Any
+) -> None:
     from skyrl.train.dataset.preprocess import convert_prompts_responses_to_batch_tensors
     from skyrl.train.utils.trainer_utils import validate_generator_output
 
     validate_generator_output(4, output)
-    told = convert_prompts_responses_to_batch_tensors(
+    tensors = convert_prompts_responses_to_batch_tensors(
         policy_tokenizer, output["prompt_token_ids"], output["response_ids"], output["rewards"], output["loss_masks"]
     )
-    sequences, _, mask, rewards = told[:4]
+    sequences, _, mask, rewards = tensors[:4]
     assert rewards.shape == mask.shape
     torch.testing.assert_close(rewards.sum(1), torch.tensor([sum(row) for row in output["rewards"]]))
     for row, own in enumerate(output["rewards"]):
@@ -75,21 +77,21 @@ def its_advantages(rewards: Any, mask: Any, index: Any, estimator: str, *, grpo_
     )
 
 
-def test_its_registry_takes_our_estimator_and_its_tensors(output: dict[str, Any], policy_tokenizer: Any) -> None:
+def test_skyrl_s_registry_accepts_the_estimator(output: dict[str, Any], policy_tokenizer: Any) -> None:
     from skyrl.train.dataset.preprocess import convert_prompts_responses_to_batch_tensors
 
     register_estimator("redline_test")
-    told = convert_prompts_responses_to_batch_tensors(
+    tensors = convert_prompts_responses_to_batch_tensors(
         policy_tokenizer, output["prompt_token_ids"], output["response_ids"], output["rewards"], output["loss_masks"]
     )
-    mask, rewards = told[2], told[3]
+    mask, rewards = tensors[2], tensors[3]
     index = ["a", "a", "b", "b"]
     advantages, returns = its_advantages(rewards, mask, index, "redline_test", grpo_norm_by_std=False)
     torch.testing.assert_close(advantages, leave_one_out_advantages(rewards, mask, index, scale=False))
     assert torch.equal(advantages, returns)
 
 
-def test_rows_that_fill_up_its_batches_get_zeros() -> None:
+def test_padding_rows_of_batches_get_zeros() -> None:
     from skyrl.backends.skyrl_train.training_batch import TrainingInputBatch, pad_training_input_batch
 
     register_estimator("redline_padded")

@@ -45,8 +45,8 @@ def arguments(kind: type, out: Path, **more: Any) -> Any:
 def prompts(is_chat: bool) -> Any:
     from datasets import Dataset
 
-    asked: list[Any] = [[{"role": "user", "content": q}] for q in QUESTIONS] if is_chat else list(QUESTIONS)
-    return Dataset.from_dict({"prompt": asked})
+    prompts: list[Any] = [[{"role": "user", "content": q}] for q in QUESTIONS] if is_chat else list(QUESTIONS)
+    return Dataset.from_dict({"prompt": prompts})
 
 
 @pytest.mark.parametrize("is_chat", [True, False])
@@ -70,7 +70,9 @@ def test_the_reward_function_drives_trl_s_trainers(
     logged = [row for row in trainer.state.log_history if "reward" in row]
     assert len(logged) == 2
     assert all(math.isfinite(row["reward"]) for row in logged)
-    assert logged[-1]["reward"] == pytest.approx(sum(told.score for told in reward.latest) / 4, rel=1e-4)
+    assert logged[-1]["reward"] == pytest.approx(
+        sum(token_rewards.score for token_rewards in reward.latest) / 4, rel=1e-4
+    )
     if kind == "GRPO":
         assert all(0.0 <= row["redline/blamed_share"] <= 1.0 for row in logged)
 
@@ -88,8 +90,8 @@ def test_token_rewards_reach_trl_s_loss_with_their_shape_and_sum(
     class Watched(TokenGRPOTrainer):
         def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
             output = super()._generate_and_score_completions(inputs)
-            told = self.reward_funcs[0].latest
-            seen.append({**output, "told": told, "rewards": self._token_rewards(output["completion_mask"])})
+            token_rewards = self.reward_funcs[0].latest
+            seen.append({**output, "told": token_rewards, "rewards": self._token_rewards(output["completion_mask"])})
             return output
 
     def brief(completions: list[Any], **columns: Any) -> list[float]:
@@ -111,7 +113,7 @@ def test_token_rewards_reach_trl_s_loss_with_their_shape_and_sum(
             assert advantages.shape == ids.shape == (4, ids.shape[1])
             assert bool((advantages[mask == 0] == 0).all())
             # what the other function gave stands on the last token, twice as heavy
-            sums = torch.tensor([told.score for told in output["told"]]) + 0.5
+            sums = torch.tensor([token_rewards.score for token_rewards in output["told"]]) + 0.5
             torch.testing.assert_close(output["rewards"].sum(1), sums, rtol=1e-5, atol=1e-4)
             # advantages of a group cancel out at every token, but for the division by its deviation
             torch.testing.assert_close(
@@ -122,13 +124,13 @@ def test_token_rewards_reach_trl_s_loss_with_their_shape_and_sum(
             text = policy_tokenizer.decode(own, skip_special_tokens=False).removesuffix("<|end|>")
             item = {"prompt": [{"role": "user", "content": QUESTIONS[0]}], "response": text, "finished": own[-1] == 0}
             other = {**item, "prompt": [{"role": "user", "content": QUESTIONS[1]}]}
-            scores = [one.score for one in client.score([item, other]).scored()]
+            scores = [item.score for item in client.score([item, other]).scored()]
             assert any(abs(score - output["told"][0].score) < 1e-3 for score in scores)
     after = list(trainer.model.parameters())
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-def test_a_failure_is_never_a_zero(policy_tokenizer: Any, served: str) -> None:
+def test_a_failed_response_raises_in_trl(policy_tokenizer: Any, served: str) -> None:
     from redline import ItemsFailedError
     from redline.integrations.trl import RedlineReward
 

@@ -28,7 +28,7 @@ def ids(policy_tokenizer: Any) -> list[list[int]]:
     return [[*policy_tokenizer(text)["input_ids"], policy_tokenizer.eos_token_id] for text in RESPONSES]
 
 
-def test_its_agent_loop_output_carries_token_rewards_to_rm_scores(
+def test_the_agent_loop_output_has_token_rewards_in_rm_scores(
     served: str, policy_tokenizer: Any, ids: list[list[int]], scored: list[Any]
 ) -> None:
     from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
@@ -39,22 +39,22 @@ def test_its_agent_loop_output_carries_token_rewards_to_rm_scores(
     output = AgentLoopOutput(
         prompt_ids=[5, 6], response_ids=ids[0], response_mask=[1] * len(ids[0]), metrics=AgentLoopMetrics()
     )
-    told = asyncio.run(with_token_rewards(output, CHAT, rewarder))
-    assert told.reward_score == pytest.approx(scored[0].score, rel=1e-4)
-    fields = told.as_dict()
+    result = asyncio.run(with_token_rewards(output, CHAT, rewarder))
+    assert result.reward_score == pytest.approx(scored[0].score, rel=1e-4)
+    fields = result.as_dict()
     assert fields["rm_scores"].shape == fields["responses"].shape
     assert fields["rm_scores"].tolist() == pytest.approx(scored[0].rewards, rel=1e-3, abs=1e-4)
     assert "token_rewards" not in fields
 
 
-def test_its_registries_know_the_agent_loop_and_the_estimator(scored: list[Any]) -> None:
+def test_verl_s_registries_have_the_agent_loop_and_the_estimator(scored: list[Any]) -> None:
     from verl.experimental.agent_loop.agent_loop import _agent_loop_registry
     from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 
-    import redline.integrations.verl as ours
+    import redline.integrations.verl as integration
 
     assert "redline_agent" in _agent_loop_registry
-    assert get_adv_estimator_fn("redline") is ours.estimate
+    assert get_adv_estimator_fn("redline") is integration.estimate
 
 
 def test_a_data_proto_gets_a_reward_tensor_and_verl_s_advantages(
@@ -101,25 +101,25 @@ def test_the_custom_reward_function_is_the_native_score(
     monkeypatch.setenv("REDLINE_URL", served)
     from redline.integrations.verl_reward import compute_score
 
-    told = asyncio.run(compute_score("any", RESPONSES[0], None, {"prompt": CHAT}))
-    assert told["score"] == pytest.approx(scored[0].score, rel=1e-4)
+    result = asyncio.run(compute_score("any", RESPONSES[0], None, {"prompt": CHAT}))
+    assert result["score"] == pytest.approx(scored[0].score, rel=1e-4)
     with pytest.raises(KeyError):
         asyncio.run(compute_score("any", RESPONSES[0], None, {}))
 
 
-def test_it_loads_the_reward_function_by_path_beside_the_external_module() -> None:
+def test_verl_loads_the_reward_function_by_path() -> None:
     from pathlib import Path
 
     from verl.utils.import_utils import load_extern_object
 
-    import redline.integrations.verl as ours
+    import redline.integrations.verl as integration
 
-    path = Path(ours.__file__).with_name("verl_reward.py")
+    path = Path(integration.__file__).with_name("verl_reward.py")
     assert callable(load_extern_object(str(path), "compute_score"))
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
-def test_its_reward_model_client_gets_the_native_score(
+def test_verl_s_reward_model_client_gets_the_native_score(
     served: str, policy_tokenizer: Any, ids: list[list[int]], scored: list[Any], engine: str
 ) -> None:
     """``compute_score_disrm`` as the reward loop calls it, every sample at once; 4xx are fatal to it."""
@@ -143,7 +143,7 @@ def test_its_reward_model_client_gets_the_native_score(
     async def every() -> list[Any]:
         return await asyncio.gather(*[worker.compute_score_disrm(sample(CHAT, row)) for row in ids])
 
-    told = [one["reward_score"] for one in asyncio.run(every())]
-    assert told == pytest.approx([one.score for one in scored], rel=1e-4)
+    result = [item["reward_score"] for item in asyncio.run(every())]
+    assert result == pytest.approx([item.score for item in scored], rel=1e-4)
     with pytest.raises(aiohttp.ClientResponseError, match="422"):
         asyncio.run(worker._post_request({"model": "any", "input": "no markup"}, "classify"))

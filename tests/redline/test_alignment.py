@@ -78,8 +78,8 @@ def partitions(draw: st.DrawFn, length: int, within: Sequence[int] = ()) -> list
     return list(pairwise(edges))
 
 
-def common(one: Span, other: Span) -> int:
-    return len(set(range(*one)) & set(range(*other)))
+def common(first: Span, second: Span) -> int:
+    return len(set(range(*first)) & set(range(*second)))
 
 
 # --- align_rewards ---------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def common(one: Span, other: Span) -> int:
 
 @quickly
 @given(two_tokenizations())
-def test_sum_is_kept_with_one_reward_a_target_token(case: Case) -> None:
+def test_the_sum_is_kept_with_one_reward_per_target_token(case: Case) -> None:
     _, rewards, source, target = case
     aligned = align_rewards(rewards, source, target)
     assert len(aligned) == len(target)
@@ -109,7 +109,7 @@ def test_a_reward_reaches_only_overlapping_tokens_each_by_its_share(case: Case) 
     if source == target:
         return  # one to one, even where tokens within one character overlap
     for position, span in enumerate(source):
-        shared = [common(span, other) for other in target]
+        shared = [common(span, second) for second in target]
         if not any(shared):
             continue
         lone = [float(n == position) for n in range(len(source))]
@@ -144,7 +144,7 @@ def test_end_span_without_an_end_reward_stays_zero() -> None:
     assert align_rewards([1.0, 2.0], [(0, 2), (2, 5)], [(0, 5), (5, 5)]) == [3.0, 0.0]
 
 
-def test_token_over_a_border_is_shared_by_characters() -> None:
+def test_a_token_over_a_boundary_is_split_by_characters() -> None:
     # 2 of its 5 characters lie in the first target token, 3 in the second
     assert align_rewards([10.0], [(3, 8)], [(0, 5), (5, 8)]) == pytest.approx([4.0, 6.0])
 
@@ -154,12 +154,12 @@ def test_white_space_that_neither_side_covers_moves_nothing() -> None:
     assert align_rewards([1.0, 2.0], [(0, 3), (4, 7)], [(0, 3), (4, 5), (5, 7)]) == pytest.approx([1.0, 2 / 3, 4 / 3])
 
 
-def test_white_space_token_that_the_target_leaves_out_goes_to_the_token_before() -> None:
+def test_a_white_space_token_missing_in_the_target_goes_to_the_token_before() -> None:
     # "one  two": the source has the spaces as a token, the target has not
     assert align_rewards([1.0, 5.0, 2.0], [(0, 3), (3, 5), (5, 8)], [(0, 3), (5, 8)]) == [6.0, 2.0]
 
 
-def test_leading_white_space_that_the_target_leaves_out_goes_to_the_first_token() -> None:
+def test_leading_white_space_missing_in_the_target_goes_to_the_first_token() -> None:
     assert align_rewards([5.0, 2.0], [(0, 2), (2, 5)], [(2, 5)]) == [7.0]
 
 
@@ -180,7 +180,7 @@ def test_target_tokens_within_one_character_share_its_reward() -> None:
     ]
 
 
-def test_long_token_before_a_short_one_with_the_same_start_is_not_lost_sight_of() -> None:
+def test_a_long_token_before_a_short_one_with_the_same_start_keeps_its_overlaps() -> None:
     # ends do not ascend: (0, 4) reaches beyond (1, 2)
     assert align_rewards([6.0], [(3, 4)], [(0, 4), (1, 2), (4, 4)]) == [6.0, 0.0, 0.0]
 
@@ -189,13 +189,13 @@ def test_the_text_may_be_empty() -> None:
     assert align_rewards([2.5], [(0, 0)], [(0, 0)]) == [2.5]
 
 
-def test_arguments_are_left_as_they_were() -> None:
+def test_arguments_are_not_modified() -> None:
     rewards, source, target = [1.0, 2.0], [(0, 1), (1, 2)], [(0, 2)]
     align_rewards(rewards, source, target)
     assert (rewards, source, target) == ([1.0, 2.0], [(0, 1), (1, 2)], [(0, 2)])
 
 
-def test_lengths_that_differ_and_no_target_are_refused() -> None:
+def test_different_lengths_and_an_empty_target_are_refused() -> None:
     with pytest.raises(ValueError, match="2 rewards for 1 spans"):
         align_rewards([1.0, 2.0], [(0, 1)], [(0, 1)])
     with pytest.raises(ValueError, match="no target"):
@@ -213,14 +213,14 @@ def test_every_tokenization_passes(data: st.DataObject, text: str) -> None:
 
 @quickly
 @given(st.data(), texts.filter(lambda text: bool(text.strip())))
-def test_leaving_out_a_token_with_visible_text_is_noticed(data: st.DataObject, text: str) -> None:
+def test_a_missing_token_with_visible_text_is_detected(data: st.DataObject, text: str) -> None:
     spans = data.draw(partitions(len(text)))
     visible = [n for n, (start, end) in enumerate(spans) if text[start:end].strip()]
     gone = data.draw(st.sampled_from(visible))
-    left = [span for n, span in enumerate(spans) if n != gone]
-    problem = check_offsets(left, text)
+    remaining = [span for n, span in enumerate(spans) if n != gone]
+    problem = check_offsets(remaining, text)
     assert problem is not None
-    assert ("leave out" if left else "empty") in problem
+    assert ("do not cover" if remaining else "empty") in problem
 
 
 @quickly
@@ -247,7 +247,7 @@ def test_a_span_beyond_the_text_is_named(data: st.DataObject, text: str) -> None
         ([(0, 0)], "a", "0 to 1"),
     ],
 )
-def test_what_is_wrong_is_said(spans: list[Span], text: str, reason: str) -> None:
+def test_problems_are_described(spans: list[Span], text: str, reason: str) -> None:
     problem = check_offsets(spans, text)
     assert problem is not None
     assert reason in problem
@@ -260,12 +260,12 @@ def test_a_few_tokens_more_than_bytes_pass_and_thousands_do_not() -> None:
     assert "1000 token_offsets for 1 characters" in problem
 
 
-def test_a_gap_of_white_space_of_any_kind_is_none() -> None:
+def test_white_space_need_not_be_covered() -> None:
     text = " one\n\u3000two\u00a0"
     assert check_offsets([(1, 4), (6, 9)], text) is None
 
 
-def test_a_short_span_after_a_long_one_does_not_uncover_anything() -> None:
+def test_a_short_span_after_a_long_one_uncovers_nothing() -> None:
     assert check_offsets([(0, 3), (1, 2), (3, 4)], "abcd") is None
 
 
@@ -304,7 +304,7 @@ def test_spans_are_a_tokenization_of_the_decoded_text(case: Cut) -> None:
 
 @quickly
 @given(split_texts())
-def test_each_token_stands_among_the_characters_of_which_it_holds_bytes(
+def test_each_span_covers_the_characters_of_the_token_s_bytes(
     case: Cut,
 ) -> None:
     text, pieces = case
@@ -341,18 +341,18 @@ def test_token_with_the_end_of_one_character_and_the_start_of_the_next() -> None
     assert token_spans(vocabulary.decode, vocabulary.ids) == ("éü", [(0, 1), (0, 2), (1, 2)])
 
 
-def test_token_that_decodes_to_nothing_at_the_end_is_an_empty_span_there() -> None:
+def test_a_final_token_without_text_is_an_empty_span_at_the_end() -> None:
     vocabulary = ByteVocabulary([b"do", b"ne", b""])
     assert token_spans(vocabulary.decode, vocabulary.ids) == ("done", [(0, 2), (2, 4), (4, 4)])
 
 
-def test_no_tokens_are_no_spans() -> None:
+def test_no_tokens_give_no_spans() -> None:
     assert token_spans(ByteVocabulary([]).decode, []) == ("", [])
 
 
 @quickly
 @given(st.binary(min_size=1, max_size=24), st.lists(st.integers(0, 24), max_size=24))
-def test_bytes_that_are_no_text_still_give_offsets_that_a_service_accepts(data: bytes, cuts: list[int]) -> None:
+def test_invalid_bytes_give_offsets_that_a_service_accepts(data: bytes, cuts: list[int]) -> None:
     vocabulary = ByteVocabulary(cut_bytes(data, [cut for cut in cuts if cut <= len(data)]))
     text, spans = token_spans(vocabulary.decode, vocabulary.ids)
     assert check_offsets(spans, text) is None
@@ -360,7 +360,7 @@ def test_bytes_that_are_no_text_still_give_offsets_that_a_service_accepts(data: 
 
 @quickly
 @given(st.data(), split_texts())
-def test_rewards_of_a_service_reach_sampled_tokens_whole(data: st.DataObject, case: Cut) -> None:
+def test_the_sum_of_rewards_on_sampled_tokens_is_kept(data: st.DataObject, case: Cut) -> None:
     text, pieces = case
     vocabulary = ByteVocabulary([*pieces, b""])
     _, spans = token_spans(vocabulary.decode, vocabulary.ids)

@@ -95,7 +95,7 @@ def reached(position: int, spans: Sequence[Span], target: Sequence[Span]) -> lis
 
 @pytest.mark.parametrize("scorer_name", TOKENIZERS)
 @pytest.mark.parametrize("caller", TOKENIZERS)
-def test_no_reward_is_lost_or_invented_or_moved_away(scorer_name: str, caller: str) -> None:
+def test_rewards_between_tokenizers_keep_their_sum_and_position(scorer_name: str, caller: str) -> None:
     scorer, policy = tokenizer_of(scorer_name), tokenizer_of(caller)
     for case in range(_CASES):
         rng = random.Random(f"{scorer_name} {caller} {case}")
@@ -114,7 +114,7 @@ def test_no_reward_is_lost_or_invented_or_moved_away(scorer_name: str, caller: s
 
 
 @pytest.mark.parametrize("family", TOKENIZERS)
-def test_spans_found_in_windows_are_those_of_the_whole_prefix(family: str) -> None:
+def test_windowed_spans_equal_those_of_full_prefixes(family: str) -> None:
     tokenizer = tokenizer_of(family)
 
     def decode(ids: Sequence[int]) -> str:
@@ -136,16 +136,16 @@ def test_spans_found_in_windows_are_those_of_the_whole_prefix(family: str) -> No
         assert token_spans(decode, ids) == (text, expected), case
 
 
-def test_sampled_spans_are_a_byte_level_tokenizer_s_own_where_its_ids_are() -> None:
+def test_spans_of_encoded_text_equal_a_byte_level_tokenizer_s_offsets() -> None:
     tokenizer = tokenizer_of("byte_bpe")
     for case in range(300):
         text = random_text(random.Random(f"own {case}")).replace("\ufffd", "")  # looks like a part of a character
         encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-        told = token_spans(lambda part: tokenizer.decode(part, skip_special_tokens=False), encoded["input_ids"])
-        assert told == (text, [tuple(span) for span in encoded["offset_mapping"]]), case
+        result = token_spans(lambda part: tokenizer.decode(part, skip_special_tokens=False), encoded["input_ids"])
+        assert result == (text, [tuple(span) for span in encoded["offset_mapping"]]), case
 
 
-def test_a_long_response_is_not_decoded_again_from_its_beginning_for_every_token() -> None:
+def test_a_long_response_is_decoded_in_linear_time() -> None:
     tokenizer = tokenizer_of("byte_bpe")
     ids = tokenizer("Grüße aus Köln! 世界 🙂 " * 200, add_special_tokens=False)["input_ids"]
     decoded = 0
@@ -159,10 +159,10 @@ def test_a_long_response_is_not_decoded_again_from_its_beginning_for_every_token
     assert decoded < 40 * len(ids)
 
 
-def test_a_decoder_that_looks_far_back_is_noticed() -> None:
+def test_a_decoder_that_looks_far_back_is_detected() -> None:
     def decode(ids: Sequence[int]) -> str:
-        told = f" {len(ids):04}" if ids[-1] == 26 else ""  # the last token tells how many there were
-        return "".join(chr(97 + i) for i in ids if i < 26) + told
+        result = f" {len(ids):04}" if ids[-1] == 26 else ""  # the last token tells how many there were
+        return "".join(chr(97 + i) for i in ids if i < 26) + result
 
     text, spans = token_spans(decode, list(range(27)))
     assert text.endswith("xyz 0027")

@@ -50,7 +50,7 @@ def fake_answer(request: httpx.Request) -> Answer:
     return body
 
 
-def asked(is_async: bool, change: Change, use: Callable[[Any], Any], **settings: Any) -> Any:
+def call_with_change(is_async: bool, change: Change, use: Callable[[Any], Any], **settings: Any) -> Any:
     """``use(client)``, its service's answers changed."""
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -64,7 +64,9 @@ def asked(is_async: bool, change: Change, use: Callable[[Any], Any], **settings:
 def scored(is_async: bool, change: Change, options: ScoreOptions | None = None, **settings: Any) -> Any:
     model = settings.pop("model", "default")
     items = settings.pop("items", ITEMS)
-    return asked(is_async, change, lambda client: client.score(items, model=model, options=options), **settings)
+    return call_with_change(
+        is_async, change, lambda client: client.score(items, model=model, options=options), **settings
+    )
 
 
 def set_in(item: int, **fields: Any) -> Change:
@@ -100,15 +102,15 @@ def swap_first_two(body: Answer) -> None:
     body["items"][:2] = body["items"][1::-1]
 
 
-def nothing(body: Answer) -> None:
+def no_change(body: Answer) -> None:
     pass
 
 
 WORDS = [[0, 4], [4, 8], [8, 14], [14, 17], [17, 25]]  # the fake's spans but for the end token
 
 
-def test_what_a_service_answers_is_believed(is_async: bool) -> None:
-    result = scored(is_async, nothing)
+def test_valid_answers_are_accepted(is_async: bool) -> None:
+    result = scored(is_async, no_change)
     assert [item.score for item in result.scored()] == [21.5, 21.5, 3.0]
     assert result.scored()[1].offsets == [tuple(span) for span in SPANS]
 
@@ -118,11 +120,11 @@ def test_what_a_service_answers_is_believed(is_async: bool) -> None:
     [
         (lambda body: body["items"].pop(), "2 answers for 3 items"),
         (lambda body: body["items"].append(body["items"][0]), "4 answers for 3 items"),
-        (reverse_items, "item 0: its id is 'c' where 'a' was sent"),
-        (swap_first_two, "item 0: its id is '[0-9a-f]{16}-1' where 'a' was sent"),
-        (set_in(0, id="b"), "item 0: its id is 'b' where 'a' was sent"),
-        (without("items", 0, "id"), "item 0: its id is None where 'a' was sent"),
-        (set_in(1, id=""), "item 1: its id is '' where '[0-9a-f]{16}-1' was sent"),
+        (reverse_items, "item 0: its id is 'c', but 'a' was sent"),
+        (swap_first_two, "item 0: its id is '[0-9a-f]{16}-1', but 'a' was sent"),
+        (set_in(0, id="b"), "item 0: its id is 'b', but 'a' was sent"),
+        (without("items", 0, "id"), "item 0: its id is None, but 'a' was sent"),
+        (set_in(1, id=""), "item 1: its id is '', but '[0-9a-f]{16}-1' was sent"),
         (set_in(0, id="x" * 100_000), "item 0: its id is 'xxx"),
         (set_in(1, rewards=[21.5]), "item 1: 1 rewards and 6 offsets"),
         (set_in(0, rewards=[], offsets=[]), "item 0: it has no rewards"),
@@ -140,9 +142,9 @@ def test_what_a_service_answers_is_believed(is_async: bool) -> None:
         ),
         (
             set_in(0, offsets=[[0, 4], [4, 8], [8, 14], [16, 17], [17, 25], [25, 25]]),
-            "leave out the characters 14 to 16",
+            "do not cover the characters 14 to 16",
         ),
-        (set_in(0, offsets=[[0, 4]] * 6), "item 0: its offsets leave out the characters 4 to 25"),
+        (set_in(0, offsets=[[0, 4]] * 6), "item 0: its offsets do not cover the characters 4 to 25"),
         (set_in(0, offsets=[[0, 10**300]] * 6), "item 0: offsets"),
         # ids
         (set_in(2, rewards=[3.0], offsets=[[0, 4]], diverged_at=0), "item 2: 1 rewards for 3 response_ids"),
@@ -151,7 +153,7 @@ def test_what_a_service_answers_is_believed(is_async: bool) -> None:
         (set_in(2, diverged_at=3), "item 2: diverged_at is 3 of 3 tokens"),
         (set_in(0, diverged_at=-1), "item 0: diverged_at is -1"),
         (set_in(1, diverged_at=-1), "item 1: diverged_at is -1"),
-        (set_in(0, truncated=True), "item 0: it was truncated, which was not asked for"),
+        (set_in(0, truncated=True), "item 0: it was truncated, which was not requested"),
         (set_in(0, score=22.5), "item 0: its score is 22.5 and the sum of its rewards 21.5"),
         (set_in(1, score=-21.5), "item 1: its score is -21.5 and the sum of its rewards 21.5"),
         (set_in(0, score=1e308, rewards=[1e308, 1e308, 0, 0, 0, 0]), "item 0: its score is 1e\\+308"),
@@ -163,10 +165,10 @@ def test_what_a_service_answers_is_believed(is_async: bool) -> None:
         (set_at("model", "digest", to="sha256:"), "digest"),
         (set_at("model", "digest", to="md5:0123"), "digest"),
         (set_at("model", "digest", to="sha256:one two"), "digest"),
-        (set_at("options", "calibrated", to=True), "option calibrated is True where False was asked for"),
+        (set_at("options", "calibrated", to=True), "option calibrated is True, but False was requested"),
     ],
 )
-def test_a_score_that_cannot_be_right_is_an_error(change: Change, reason: str, is_async: bool) -> None:
+def test_an_invalid_score_is_an_error(change: Change, reason: str, is_async: bool) -> None:
     with pytest.raises(ProtocolError, match=reason) as caught:
         scored(is_async, change)
     assert "\n" not in str(caught.value)
@@ -176,33 +178,37 @@ def test_a_score_that_cannot_be_right_is_an_error(change: Change, reason: str, i
 @pytest.mark.parametrize(
     ("change", "options", "reason"),
     [
-        (set_at("options", "mode", to="paper"), ScoreOptions(mode="margin"), "option mode is 'paper' where 'margin'"),
+        (set_at("options", "mode", to="paper"), ScoreOptions(mode="margin"), "option mode is 'paper', but 'margin'"),
         (without("options", "mode"), ScoreOptions(mode="margin"), "option mode is None"),
         (set_at("options", "aggregate", to="sum"), ScoreOptions(aggregate="mean"), "option aggregate is 'sum'"),
         (set_at("options", "calibrated", to=False), ScoreOptions(calibrated=True), "option calibrated is False"),
-        (without("items", 0, "correction"), ScoreOptions(correction=True), "item 0: a correction was asked for"),
-        (without("items", 0, "edits"), ScoreOptions(correction=True), "item 0: a correction was asked for"),
-        (without("items", 0, "correction_complete"), ScoreOptions(correction=True), "item 0: a correction was asked"),
-        (set_in(0, correction="Hold it."), ScoreOptions(correction=True), "item 0: its edits do not lead to"),
-        (set_in(0, edits=[]), ScoreOptions(correction=True), "item 0: its edits do not lead to"),
+        (without("items", 0, "correction"), ScoreOptions(correction=True), "item 0: a correction was requested"),
+        (without("items", 0, "edits"), ScoreOptions(correction=True), "item 0: a correction was requested"),
+        (
+            without("items", 0, "correction_complete"),
+            ScoreOptions(correction=True),
+            "item 0: a correction was requested",
+        ),
+        (set_in(0, correction="Hold it."), ScoreOptions(correction=True), "item 0: its edits do not give"),
+        (set_in(0, edits=[]), ScoreOptions(correction=True), "item 0: its edits do not give"),
     ],
 )
-def test_options_are_answered_as_they_were_asked(
+def test_applied_options_must_match_the_request(
     change: Change, options: ScoreOptions, reason: str, is_async: bool
 ) -> None:
-    assert len(scored(is_async, nothing, options, items=ITEMS[:2]).scored()) == 2
+    assert len(scored(is_async, no_change, options, items=ITEMS[:2]).scored()) == 2
     with pytest.raises(ProtocolError, match=reason):
         scored(is_async, change, options, items=ITEMS[:2])
 
 
-def test_the_model_that_was_asked_answers(is_async: bool) -> None:
-    assert scored(is_async, nothing, model="other").model.name == "other"
+def test_the_answering_model_must_match_the_request(is_async: bool) -> None:
+    assert scored(is_async, no_change, model="other").model.name == "other"
     assert scored(is_async, set_at("model", "name", to="other")).model.name == "other"  # the default is any
-    with pytest.raises(ProtocolError, match="model 'other' was asked for and 'default' answered"):
+    with pytest.raises(ProtocolError, match="model 'other' was requested, but 'default' answered"):
         scored(is_async, set_at("model", "name", to="default"), model="other")
 
 
-def test_truncation_that_was_asked_for_is_believed(is_async: bool) -> None:
+def test_requested_truncation_is_accepted(is_async: bool) -> None:
     result = scored(is_async, set_in(0, truncated=True), ScoreOptions(on_too_long="truncate"))
     assert result.scored()[0].truncated
 
@@ -240,26 +246,26 @@ def test_a_score_is_the_aggregate_of_its_rewards(
 ) -> None:
     items = ITEMS[item : item + 1]
 
-    def one(body: Answer) -> None:
+    def change(body: Answer) -> None:
         body["options"]["aggregate"] = aggregate
         body["items"][0].update(rewards=TEN, score=score)
 
     if is_right:
-        assert scored(is_async, one, items=items).scored()[0].score == score
+        assert scored(is_async, change, items=items).scored()[0].score == score
     else:
         with pytest.raises(ProtocolError, match="item 0: its score is"):
-            scored(is_async, one, items=items)
+            scored(is_async, change, items=items)
 
 
 @pytest.mark.parametrize(
-    "unasked", [{"correction": TEXT}, {"edits": []}, {"correction_complete": True}, {"correction": "Hold it."}]
+    "unrequested", [{"correction": TEXT}, {"edits": []}, {"correction_complete": True}, {"correction": "Hold it."}]
 )
-def test_a_correction_that_was_not_asked_for_is_refused(unasked: Answer, is_async: bool) -> None:
-    with pytest.raises(ProtocolError, match="item 0: it has a correction, which was not asked for"):
-        scored(is_async, set_in(0, **unasked))
+def test_a_correction_that_was_not_requested_is_refused(unrequested: Answer, is_async: bool) -> None:
+    with pytest.raises(ProtocolError, match="item 0: it has a correction, which was not requested"):
+        scored(is_async, set_in(0, **unrequested))
 
 
-def test_rounding_is_no_fault(is_async: bool) -> None:
+def test_rounding_errors_are_accepted(is_async: bool) -> None:
     assert scored(is_async, set_in(0, score=21.5 + 1e-5)).scored()[0].score == 21.5 + 1e-5
 
 
@@ -267,20 +273,20 @@ def test_rounding_is_no_fault(is_async: bool) -> None:
     ("path", "value"),
     [("kind", "dpo"), ("name", "other"), ("mode", "paper"), ("aggregate", "last"), ("digest", "sha256:other")],
 )
-def test_one_call_is_answered_by_one_model_in_one_way(path: str, value: str, is_async: bool) -> None:
-    answers = 0
+def test_all_answers_of_a_call_have_the_same_model_and_options(path: str, value: str, is_async: bool) -> None:
+    answer_count = 0
 
     def change(body: Answer) -> None:
-        nonlocal answers
-        answers += 1
-        if answers == 2:
+        nonlocal answer_count
+        answer_count += 1
+        if answer_count == 2:
             body["model" if path in body["model"] else "options"][path] = value
 
     settings: dict[str, Any] = {"items": ITEMS[:2], "items_per_request": 1, "concurrency": 1}
     if path == "digest":  # the bundle was swapped meanwhile: told, and no fault
         assert scored(is_async, change, **settings).digests == ("sha256:fake", "sha256:other")
         return
-    with pytest.raises(ProtocolError, match="one call was answered"):
+    with pytest.raises(ProtocolError, match="two requests of one call"):
         scored(is_async, change, **settings)
 
 
@@ -292,12 +298,12 @@ CORRECTED = TEXT.replace("naïve", "round")
 
 def corrected(is_async: bool, change: Change, options: CorrectOptions = ROUNDS) -> Any:
     items = [{name: value for name, value in item.items() if name != "token_offsets"} for item in ITEMS]
-    return asked(is_async, change, lambda client: client.correct(items, options=options))
+    return call_with_change(is_async, change, lambda client: client.correct(items, options=options))
 
 
-def test_corrections_that_a_service_gives_are_believed(is_async: bool) -> None:
-    result = corrected(is_async, nothing).corrected()
-    assert [(one.correction, one.ended, one.rounds) for one in result] == [
+def test_valid_corrections_are_accepted(is_async: bool) -> None:
+    result = corrected(is_async, no_change).corrected()
+    assert [(change.correction, change.ended, change.rounds) for change in result] == [
         (CORRECTED, "fixed_point", 2),
         (CORRECTED, "fixed_point", 2),
         ("x", "max_rounds", 2),
@@ -307,12 +313,12 @@ def test_corrections_that_a_service_gives_are_believed(is_async: bool) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (set_in(0, rounds=0), "item 0: 0 rounds where 1 to 2"),
-        (set_in(0, rounds=3), "item 0: 3 rounds where 1 to 2"),
+        (set_in(0, rounds=0), "item 0: 0 rounds, but 1 to 2"),
+        (set_in(0, rounds=3), "item 0: 3 rounds, but 1 to 2"),
         (set_in(2, rounds=1), "item 2: it ended after 1 of 2 rounds"),
         (set_in(0, ended="exhausted"), "did not answer as a Redline service does"),
-        (set_in(0, correction="Hold it."), "item 0: its edits do not lead to its correction"),
-        (set_in(0, edits=[]), "item 0: its edits do not lead to its correction"),
+        (set_in(0, correction="Hold it."), "item 0: its edits do not give its correction"),
+        (set_in(0, edits=[]), "item 0: its edits do not give its correction"),
         (set_in(0, edits=[{"op": "delete", "start": 24, "end": 26, "text": ""}]), r"item 0: edits\[0\] is out of"),
         (
             set_in(0, edits=[{"op": "insert", "start": n, "end": n, "text": "a"} for n in (3, 2)]),
@@ -320,18 +326,18 @@ def test_corrections_that_a_service_gives_are_believed(is_async: bool) -> None:
         ),
         (set_in(2, edits=[{"op": "delete", "start": 3, "end": 2, "text": ""}]), r"item 2: edits\[0\] is out of order"),
         (without("items", 0, "score_after"), "item 0: fixed_point without score_after"),
-        (set_in(0, rounds=1), "item 0: fixed_point after 1 rounds, and the correction is not the response"),
+        (set_in(0, rounds=1), "item 0: fixed_point after 1 rounds, but the correction differs from the response"),
         (set_in(0, ended="cycle", rounds=1), "item 0: cycle after 1 rounds"),
-        (set_in(0, ended="cycle"), "item 0: cycle after 2 rounds, and the correction is not the response"),
+        (set_in(0, ended="cycle"), "item 0: cycle after 2 rounds, but the correction differs from the response"),
         (set_in(0, ended="too_long"), "item 0: a score_after of a correction that is too_long"),
         (set_in(0, truncated=True), "item 0: it was truncated"),
-        (set_in(1, id="b"), "item 1: its id is 'b' where '[0-9a-f]{16}-1' was sent"),
+        (set_in(1, id="b"), "item 1: its id is 'b', but '[0-9a-f]{16}-1' was sent"),
         (set_in(1, error={"code": "too_long", "message": "m", "retryable": False}), "both an error and a result"),
         (set_at("options", "calibrated", to=True), "option calibrated"),
         (reverse_items, "item 0: its id"),
     ],
 )
-def test_a_correction_that_cannot_be_right_is_an_error(change: Change, reason: str, is_async: bool) -> None:
+def test_an_invalid_correction_is_an_error(change: Change, reason: str, is_async: bool) -> None:
     with pytest.raises(ProtocolError, match=reason):
         corrected(is_async, change)
 
@@ -396,7 +402,7 @@ SEVEN = b'"score": 7.0'
     ],
     ids=lambda body: body[:40],
 )
-def test_what_has_not_the_form_of_an_answer_is_one_line(body: bytes, is_async: bool) -> None:
+def test_a_malformed_answer_is_a_one_line_error(body: bytes, is_async: bool) -> None:
     def use(client: Any) -> Any:
         return client.score([{"prompt": "p", "response": "r"}])
 
@@ -417,38 +423,36 @@ ERROR = b'{"code": "too_long", "message": "m", "retryable": false}'
         (b'"score": 7.0, "rewards"', b'"error": %s, "rewards"' % ERROR, "both an error and a result"),
         (b'{"model"', b'{"error": %s, "model"' % ERROR, "both an error and items"),
         (b'{"model"', b'{"\\u0065rror": %s, "model"' % ERROR, "both an error and items"),
-        (SEVEN, b'"score": 1.0, ' + SEVEN, "'score' stands twice"),
-        (SEVEN, b'"scor\\u0065": 1.0, ' + SEVEN, "'score' stands twice"),
-        (b'"offsets"', b'"rewards": [7.0], "offsets"', "'rewards' stands twice"),
-        (b'"usage"', b'"items": [], "usage"', "'items' stands twice"),
-        (b'"kind"', b'"digest": "sha256:2", "kind"', "'digest' stands twice"),
-        (b'"diverged_at"', b'"new": {"a": 1, "a": 2, "score": 1}, "diverged_at"', "'a' stands twice"),
+        (SEVEN, b'"score": 1.0, ' + SEVEN, "'score' is there twice"),
+        (SEVEN, b'"scor\\u0065": 1.0, ' + SEVEN, "'score' is there twice"),
+        (b'"offsets"', b'"rewards": [7.0], "offsets"', "'rewards' is there twice"),
+        (b'"usage"', b'"items": [], "usage"', "'items' is there twice"),
+        (b'"kind"', b'"digest": "sha256:2", "kind"', "'digest' is there twice"),
+        (b'"diverged_at"', b'"new": {"a": 1, "a": 2, "score": 1}, "diverged_at"', "'a' is there twice"),
     ],
 )
-def test_an_answer_that_says_two_things_at_once_is_an_error(
-    old: bytes, new: bytes, reason: str, is_async: bool
-) -> None:
+def test_an_ambiguous_answer_is_an_error(old: bytes, new: bytes, reason: str, is_async: bool) -> None:
     assert GOOD.count(old) == 1
     with pytest.raises(ProtocolError, match=reason):
         sent(GOOD.replace(old, new), lambda client: client.score([{"prompt": "p", "response": "r"}]), is_async)
 
 
 @pytest.mark.parametrize("text", ["score", '"score"', 'a "score" b', "error", "\\u0065rror", "\\", "rewards"])
-def test_texts_that_look_like_fields_are_no_fault(text: str, is_async: bool) -> None:
+def test_texts_that_look_like_fields_are_accepted(text: str, is_async: bool) -> None:
     item = {"id": text, "score": 7.0, "rewards": [7.0], "offsets": [[0, 1]], "new": {"score": 1, "error": text}}
     body = json.dumps({**json.loads(GOOD), "items": [item]}).encode()
-    asked_for = {"id": text, "prompt": "p", "response": "r"}
-    assert sent(body, lambda client: client.score([asked_for]), is_async).scored()[0].score == 7.0
+    request_item = {"id": text, "prompt": "p", "response": "r"}
+    assert sent(body, lambda client: client.score([request_item]), is_async).scored()[0].score == 7.0
 
 
-def test_a_refusal_that_says_two_things_is_an_error(is_async: bool) -> None:
+def test_an_ambiguous_refusal_is_an_error(is_async: bool) -> None:
     body = b'{"error": {"code": "c", "message": "m", "retryable": true, "retryable": false}}'
-    with pytest.raises(ProtocolError, match="'retryable' stands twice"):
+    with pytest.raises(ProtocolError, match="'retryable' is there twice"):
         sent(body, lambda client: client.models(), is_async, status=503)
 
 
 @pytest.mark.parametrize("retryable", ["yes", 1, None, "false"])
-def test_whether_an_error_may_pass_is_said_with_true_or_false(retryable: Any, is_async: bool) -> None:
+def test_retryable_must_be_true_or_false(retryable: Any, is_async: bool) -> None:
     error = {"code": "some_new_code", "message": "m", "retryable": retryable}
     with pytest.raises(ProtocolError, match="HTTP 500 without a Redline error"):
         sent(json.dumps({"error": error}).encode(), lambda client: client.models(), is_async, status=500)
@@ -466,16 +470,16 @@ def test_codes_of_a_newer_service_are_tolerated_and_messages_are_one_line(is_asy
     assert len(str(caught.value)) < 1200
 
 
-def test_a_model_s_description_is_of_the_model_that_was_asked_about(is_async: bool) -> None:
+def test_a_model_description_must_be_of_the_requested_model(is_async: bool) -> None:
     info = json.loads(FAKE.transport.handler(httpx.Request("GET", f"http://x{MODELS_PATH}/a")).content)  # type: ignore[union-attr]
     body = json.dumps(info).encode()
     assert sent(body, lambda client: client.model("a"), is_async).name == "a"
     assert sent(body, lambda client: client.model(), is_async).name == "a"
-    with pytest.raises(ProtocolError, match="model 'b' was asked for and 'a' answered"):
+    with pytest.raises(ProtocolError, match="model 'b' was requested, but 'a' answered"):
         sent(body, lambda client: client.model("b"), is_async)
     for field, value in [("digest", "1"), ("kind", ""), ("name", "")]:
         wrong = json.dumps({"models": [{**info, field: value}]}).encode()
-        with pytest.raises(ProtocolError, match="cannot be right"):
+        with pytest.raises(ProtocolError, match="answer is invalid"):
             sent(wrong, lambda client: client.models(), is_async)
 
 
@@ -524,17 +528,17 @@ def test_retry_after_in_any_form(value: str, date: str | None, seconds: float | 
     assert retry_after_s(headers) == seconds
 
 
-def test_a_date_to_retry_after_is_waited_for(is_async: bool) -> None:
-    answers = [http(b'{"error": {"code": "overloaded", "message": "m", "retryable": true}}', status="503 Busy")]
+def test_a_retry_after_date_is_honoured(is_async: bool) -> None:
+    answer_count = [http(b'{"error": {"code": "overloaded", "message": "m", "retryable": true}}', status="503 Busy")]
     headers = ["Date: Wed, 21 Oct 2037 07:28:00 GMT", "Retry-After: Wed, 21 Oct 2037 07:28:09 GMT"]
-    answers[0] = answers[0].replace(b"Busy\r\n", b"Busy\r\n" + "\r\n".join([*headers, ""]).encode())
-    answers.append(http(b'{"models": []}'))
+    answer_count[0] = answer_count[0].replace(b"Busy\r\n", b"Busy\r\n" + "\r\n".join([*headers, ""]).encode())
+    answer_count.append(http(b'{"models": []}'))
     waits: list[float] = []
 
     def send(connection: socket.socket) -> None:
-        while answers:
+        while answer_count:
             receive_request(connection)
-            connection.sendall(answers.pop(0))
+            connection.sendall(answer_count.pop(0))
 
     retry = RetryPolicy(first_wait_s=0.0, longest_wait_s=0.05)
     with RawServer(send) as server:
@@ -573,24 +577,24 @@ def random_answer(rng: random.Random) -> bytes:
     return b"\r\n".join([*head, b"", b"".join(rng.choices(_BODIES, k=rng.randrange(3)))])
 
 
-def test_whatever_bytes_come_back_the_error_is_one_of_ours(is_async: bool) -> None:
+def test_any_bytes_give_a_redline_error(is_async: bool) -> None:
     rng = random.Random(14)
-    answers = [random_answer(rng) for _ in range(60)]
-    waiting = iter(answers)
+    answer_count = [random_answer(rng) for _ in range(60)]
+    waiting = iter(answer_count)
 
     def send(connection: socket.socket) -> None:
         receive_request(connection)
         connection.sendall(next(waiting))
 
     with RawServer(send) as server:
-        for answer in answers:
+        for answer in answer_count:
             try:
                 assert call(is_async, lambda client: client.models(), url=server.url, timeout_s=5.0) == []
             except RedlineError as error:
                 assert "\n" not in str(error), answer
 
 
-def test_a_cookie_is_not_taken_and_spoils_no_later_request(is_async: bool) -> None:
+def test_cookies_are_ignored(is_async: bool) -> None:
     heads: list[bytes] = []
 
     def send(connection: socket.socket) -> None:
@@ -615,30 +619,30 @@ def test_a_cookie_is_not_taken_and_spoils_no_later_request(is_async: bool) -> No
 
 
 @pytest.mark.parametrize("family", TOKENIZERS)
-def test_offsets_that_tokenizers_give_are_never_refused(family: str) -> None:
+def test_offsets_of_tokenizers_are_accepted(family: str) -> None:
     rng = random.Random(family)
     letters = "abcXYZ 019 \n\t.,'é\u0301\u200b\u00ad\x00\x07日本語한국рус🙂\u200d👧½ﬁ①Ⅷनमस्ते عَرَ\ufeff\ue000\u0e33ñÅǅßİŉ"
     tokenizer = tokenizer_of(family)
     for _ in range(500):
         text = "".join(rng.choices(letters, k=rng.randrange(1, 13)))
-        found = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-        spans = [tuple(span) for span in found["offset_mapping"]]
+        encoding = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+        spans = [tuple(span) for span in encoding["offset_mapping"]]
         if spans:
             assert offsets_problem([*spans, (len(text), len(text))], text) is None, (text, spans)
 
 
-def test_an_aggregate_that_is_neither_known_nor_asked_for_is_refused(is_async: bool) -> None:
-    def one(body: Answer) -> None:
+def test_an_unknown_aggregate_that_was_not_requested_is_refused(is_async: bool) -> None:
+    def change(body: Answer) -> None:
         body["options"]["aggregate"] = "newest"
 
-    with pytest.raises(ProtocolError, match="aggregate is 'newest', which is not known"):
-        scored(is_async, one)
+    with pytest.raises(ProtocolError, match="aggregate is 'newest', which is unknown"):
+        scored(is_async, change)
 
 
 @pytest.mark.parametrize(("field", "value"), [("digest", "sha256:\x1b[31m"), ("name", "a\x1b[2J"), ("kind", "x\n")])
-def test_names_that_move_a_cursor_are_refused(field: str, value: str, is_async: bool) -> None:
-    def one(body: Answer) -> None:
+def test_names_with_control_characters_are_refused(field: str, value: str, is_async: bool) -> None:
+    def change(body: Answer) -> None:
         body["model"][field] = value
 
     with pytest.raises(ProtocolError):
-        scored(is_async, one)
+        scored(is_async, change)

@@ -193,11 +193,13 @@ class Service:
                 scripted.status_code, headers=scripted.headers, content=scripted.content
             )  # a new one: a client binds the one it gets to its own kind of stream
         assert (request.method, request.url.path) == ("POST", SCORE_PATH)
-        asked = json.loads(request.content)
-        options = {"calibrated": asked["options"]["calibrated"]}
-        return answer([self._judge(item) for item in asked["items"]], self.digest, asked["model"], options)
+        request_body = json.loads(request.content)
+        options = {"calibrated": request_body["options"]["calibrated"]}
+        return answer(
+            [self._score_item(item) for item in request_body["items"]], self.digest, request_body["model"], options
+        )
 
-    def _judge(self, item: dict[str, Any]) -> dict[str, Any]:
+    def _score_item(self, item: dict[str, Any]) -> dict[str, Any]:
         waiting = self._items.get(item["response"])
         return waiting.pop(0) if waiting else scored(item["response"], item.get("token_offsets"))
 
@@ -274,13 +276,13 @@ def test_items_may_come_from_a_generator_and_as_objects(connect: Connect) -> Non
     service = Service()
     item = ScoreItem(prompt="Say it.", response="yes", token_offsets=[(0, 3), (3, 3)])
     same = {"prompt": "Say it.", "response": "yes", "token_offsets": [[0, 3], [3, 3]]}
-    connect(service).score(one for one in (item, same))
+    connect(service).score(item for item in (item, same))
     first, second = json.loads(service.requests[0].content)["items"]
     assert {**first, "id": None} == {**second, "id": None} == {**same, "finished": True, "id": None}
     assert first["id"] != second["id"]
 
 
-def test_what_was_asked_arrives_as_it_was_said(connect: Connect) -> None:
+def test_items_and_options_arrive_unchanged(connect: Connect) -> None:
     service = Service()
     options = ScoreOptions(mode="paper", calibrated=True, on_too_long="truncate")
     connect(service).score(items_for("naïve 世界 🙂\u2028"), model="other/one", options=options)
@@ -295,7 +297,7 @@ def test_what_was_asked_arrives_as_it_was_said(connect: Connect) -> None:
     }
 
 
-def test_what_was_answered_is_passed_on(connect: Connect) -> None:
+def test_every_field_of_an_answer_is_returned(connect: Connect) -> None:
     result = connect(Service()).score(items_for("ab"))
     assert result.model is not None
     assert (result.model.name, result.model.kind) == ("default", "seq2seq")
@@ -325,14 +327,14 @@ def test_one_bundle_is_one_digest_however_many_requests(connect: Connect) -> Non
     assert result.digests == ("sha256:7",)
 
 
-def test_a_swap_between_requests_shows_both_digests(connect: Connect) -> None:
+def test_a_model_change_between_requests_shows_both_digests(connect: Connect) -> None:
     script = [answer([scored("a")], "sha256:old"), answer([scored("b")], "sha256:new")]
     client = connect(Service(script), items_per_request=1, concurrency=1)
     result = client.score(items_for("a", "b"))
     assert result.digests == ("sha256:old", "sha256:new")
 
 
-def test_a_swap_before_an_item_is_sent_again_shows_both_digests(connect: Connect) -> None:
+def test_a_model_change_before_an_item_is_repeated_shows_both_digests(connect: Connect) -> None:
     script = [
         answer([scored("a"), failed(ErrorCode.OUT_OF_MEMORY)], "sha256:old"),
         answer([scored("b")], "sha256:new"),
@@ -369,7 +371,7 @@ def test_the_one_response_that_cannot_be_scored_raises(connect: Connect) -> None
         connect(service).score_one("Say it.", "")
 
 
-def test_an_item_whose_error_may_pass_is_sent_again_alone(connect: Connect) -> None:
+def test_an_item_with_a_retryable_error_is_sent_again_alone(connect: Connect) -> None:
     out_of_memory = failed(ErrorCode.OUT_OF_MEMORY)
     service = Service(
         items={
@@ -388,7 +390,7 @@ def test_an_item_whose_error_may_pass_is_sent_again_alone(connect: Connect) -> N
     ]
 
 
-def test_an_item_that_never_passes_keeps_its_error(connect: Connect) -> None:
+def test_an_item_that_always_fails_keeps_its_error(connect: Connect) -> None:
     service = Service(items={"bb": [failed(ErrorCode.OUT_OF_MEMORY)] * 9})
     waits: list[RedlineError] = []
     client = connect(service, on_wait=lambda error, wait_s: waits.append(error))
@@ -399,7 +401,7 @@ def test_an_item_that_never_passes_keeps_its_error(connect: Connect) -> None:
     assert result.items[1].error.code == "out_of_memory"
 
 
-def test_patience_without_end_is_not_spent_on_items(connect: Connect) -> None:
+def test_items_are_tried_a_few_times_even_without_a_time_limit(connect: Connect) -> None:
     service = Service(items={"bb": [failed(ErrorCode.OUT_OF_MEMORY)] * 100})
     endless = RetryPolicy(max_attempts=None, max_elapsed_s=None, first_wait_s=0.0, longest_wait_s=0.0)
     result = connect(service, retry=endless).score(items_for("a", "bb"))
@@ -417,7 +419,7 @@ def test_without_retry_an_item_is_sent_once(connect: Connect) -> None:
 # --- errors of requests ----------------------------------------------------------------------------------
 
 
-def test_overload_is_waited_out_as_long_as_the_service_asks(connect: Connect) -> None:
+def test_retry_after_of_an_overloaded_service_is_honoured(connect: Connect) -> None:
     busy = {"Retry-After": "0.04"}
     service = Service([refuse(ErrorCode.OVERLOADED, busy), refuse(ErrorCode.OVERLOADED, {"Retry-After": "60"})])
     waits: list[tuple[RedlineError, float]] = []
@@ -432,20 +434,20 @@ def test_overload_is_waited_out_as_long_as_the_service_asks(connect: Connect) ->
 
 
 @pytest.mark.parametrize("value", ["soon", "Wed, 21 Oct 2037 07:28:00 GMT", "-5", "nan", ""])
-def test_a_retry_after_that_is_no_number_of_seconds_stops_nobody(connect: Connect, value: str) -> None:
+def test_an_invalid_retry_after_is_ignored(connect: Connect, value: str) -> None:
     service = Service([refuse(ErrorCode.OVERLOADED, {"Retry-After": value})])
     assert scores(connect(service).score(items_for("abc"))) == [3.0]
 
 
 @pytest.mark.parametrize("code", [code for code in ErrorCode if ERROR_TABLE[code].retryable])
-def test_a_refusal_that_may_pass_is_retried(connect: Connect, code: ErrorCode) -> None:
+def test_a_retryable_refusal_is_retried(connect: Connect, code: ErrorCode) -> None:
     service = Service([refuse(code), refuse(code)])
     assert scores(connect(service).score(items_for("abc"))) == [3.0]
     assert len(service.requests) == 3
 
 
 @pytest.mark.parametrize("code", [code for code in ErrorCode if not ERROR_TABLE[code].retryable])
-def test_a_refusal_that_will_stay_is_not_retried(connect: Connect, code: ErrorCode) -> None:
+def test_a_final_refusal_is_not_retried(connect: Connect, code: ErrorCode) -> None:
     service = Service([refuse(code, {"X-Request-Id": "r-1"})])
     with pytest.raises(ServiceError, match=f"it is {code.value}") as caught:
         connect(service).score(items_for("abc"))
@@ -455,7 +457,7 @@ def test_a_refusal_that_will_stay_is_not_retried(connect: Connect, code: ErrorCo
     assert error.request_id == "r-1"
 
 
-def test_the_last_refusal_is_raised_when_the_tries_are_used_up(connect: Connect) -> None:
+def test_the_last_refusal_is_raised_after_the_last_attempt(connect: Connect) -> None:
     service = Service([refuse(ErrorCode.NOT_READY)] * 9)
     with pytest.raises(ServiceError) as caught:
         connect(service).score(items_for("abc"))
@@ -489,17 +491,17 @@ class SlowService(Service):
 
 
 @pytest.mark.parametrize(("count", "most"), [(8, 4), (8, 1), (7, 2), (3, 2), (2, 1)])
-def test_a_request_that_is_too_much_is_sent_in_halves(connect: Connect, count: int, most: int) -> None:
+def test_a_request_that_times_out_in_the_service_is_sent_in_halves(connect: Connect, count: int, most: int) -> None:
     service = SlowService(most)
     result = connect(service).score(items_for(*("x" * n for n in range(1, count + 1))))
     assert scores(result) == [float(n) for n in range(1, count + 1)]
-    answered = [batch for batch in service.batches if len(batch) <= most]
-    assert sorted(len(response) for batch in answered for response in batch) == list(range(1, count + 1))
+    accepted = [batch for batch in service.batches if len(batch) <= most]
+    assert sorted(len(response) for batch in accepted for response in batch) == list(range(1, count + 1))
     refused = [len(batch) for batch in service.batches if len(batch) > most]
-    assert len(refused) == len(answered) - 1  # every refusal made two of one, and none was repeated
+    assert len(refused) == len(accepted) - 1  # every refusal made two of one, and none was repeated
 
 
-def test_one_item_that_takes_too_long_is_tried_again_as_it_is(connect: Connect) -> None:
+def test_a_single_item_that_times_out_is_sent_again(connect: Connect) -> None:
     service = SlowService(most=0)
     with pytest.raises(ServiceError, match="timed_out"):
         connect(service).score(items_for("abc"))
@@ -509,7 +511,7 @@ def test_one_item_that_takes_too_long_is_tried_again_as_it_is(connect: Connect) 
 # --- another side that is no Redline service -------------------------------------------------------------
 
 
-ONE = [scored("abc")]
+SINGLE_ITEM = [scored("abc")]
 OPTIONS = {"mode": None, "aggregate": "sum", "calibrated": False}
 REF = {"name": "default", "digest": "sha256:1", "kind": "seq2seq"}
 USAGE = {"scored_tokens": 1, "batch_tokens": 1}
@@ -524,16 +526,16 @@ USAGE = {"scored_tokens": 1, "batch_tokens": 1}
         httpx.Response(204),
         httpx.Response(200, json=[1.0]),
         httpx.Response(200, json={"rewards": [1.0]}),
-        httpx.Response(200, json={"options": OPTIONS, "items": ONE, "usage": USAGE}),
+        httpx.Response(200, json={"options": OPTIONS, "items": SINGLE_ITEM, "usage": USAGE}),
         httpx.Response(200, json={"model": REF, "options": OPTIONS, "items": [{"id": "a"}], "usage": USAGE}),
         httpx.Response(200, json={"model": REF, "options": OPTIONS, "items": [None], "usage": USAGE}),
-        httpx.Response(200, content=answer(ONE).content.replace(b"3.0", b"NaN")),
-        httpx.Response(200, content=answer(ONE).content[:-1]),
+        httpx.Response(200, content=answer(SINGLE_ITEM).content.replace(b"3.0", b"NaN")),
+        httpx.Response(200, content=answer(SINGLE_ITEM).content[:-1]),
         answer([]),
-        answer(ONE * 2),
+        answer(SINGLE_ITEM * 2),
     ],
 )
-def test_an_answer_outside_the_contract_is_an_error_and_not_a_score(connect: Connect, response: httpx.Response) -> None:
+def test_a_malformed_answer_is_an_error_and_not_a_score(connect: Connect, response: httpx.Response) -> None:
     service = Service([response])
     with pytest.raises(ProtocolError):
         connect(service).score(items_for("abc"))
@@ -550,7 +552,7 @@ def test_an_answer_outside_the_contract_is_an_error_and_not_a_score(connect: Con
         httpx.Response(302, headers={"Location": "http://elsewhere.test/"}),
     ],
 )
-def test_a_server_of_another_kind_is_named_as_such(connect: Connect, response: httpx.Response) -> None:
+def test_a_server_that_is_not_redline_is_reported(connect: Connect, response: httpx.Response) -> None:
     service = Service([response])
     with pytest.raises(ProtocolError, match=f"{URL}{SCORE_PATH} answered HTTP {response.status_code}"):
         connect(service).score(items_for("abc"))
@@ -558,7 +560,7 @@ def test_a_server_of_another_kind_is_named_as_such(connect: Connect, response: h
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])
-def test_a_proxy_whose_service_is_away_is_asked_again(connect: Connect, status: int) -> None:
+def test_a_proxy_without_its_service_is_retried(connect: Connect, status: int) -> None:
     service = Service([httpx.Response(status, html="Bad Gateway")] * 2)
     assert scores(connect(service).score(items_for("abc"))) == [3.0]
     service = Service([httpx.Response(status, html="Bad Gateway")] * 9)
@@ -576,7 +578,7 @@ def test_a_proxy_whose_service_is_away_is_asked_again(connect: Connect, status: 
         httpx.ReadError(""),
     ],
 )
-def test_a_service_out_of_reach_is_tried_again_and_then_reported(connect: Connect, error: Exception) -> None:
+def test_an_unreachable_service_is_retried_and_then_reported(connect: Connect, error: Exception) -> None:
     service = Service([error] * 2)
     assert scores(connect(service).score(items_for("abc"))) == [3.0]
 
@@ -597,7 +599,7 @@ def test_a_service_out_of_reach_is_tried_again_and_then_reported(connect: Connec
         *["http://redline.test:99999", "http://xn--.test", "http://redline.test/\x00"],
     ],
 )
-def test_what_is_no_address_is_said_and_not_retried(connect: Connect, url: str) -> None:
+def test_an_invalid_address_is_reported_and_not_retried(connect: Connect, url: str) -> None:
     waits: list[float] = []
     with pytest.raises(ProtocolError, match=r"not an http\(s\) address"):
         # no transport in place of the network: httpx itself refuses before it connects
@@ -631,7 +633,7 @@ def test_without_a_key_no_authorization_is_sent(connect: Connect) -> None:
     assert "Authorization" not in service.requests[0].headers
 
 
-def test_a_key_that_no_header_can_carry_is_refused_unseen(connect: Connect) -> None:
+def test_a_key_that_no_header_can_carry_is_refused_without_showing_it(connect: Connect) -> None:
     service = Service()
     with pytest.raises(ProtocolError, match="the key") as caught:
         connect(service, key="clé").score(items_for("a"))
@@ -675,7 +677,7 @@ def test_models_are_listed_and_fetched_by_name(connect: Connect) -> None:
     ]
 
 
-def test_a_model_that_is_not_there_is_a_refusal(connect: Connect) -> None:
+def test_an_unknown_model_is_a_refusal(connect: Connect) -> None:
     with pytest.raises(ServiceError, match="model_not_found"):
         connect(Service([refuse(ErrorCode.MODEL_NOT_FOUND)])).model("other")
 
@@ -686,7 +688,7 @@ def test_a_path_before_the_routes_is_kept(connect: Connect) -> None:
     assert str(service.requests[0].url) == f"{URL}/keyed/abc{MODELS_PATH}"
 
 
-def test_waiting_ends_as_soon_as_the_service_is_ready(connect: Connect) -> None:
+def test_wait_until_ready_ends_as_soon_as_the_service_is_ready(connect: Connect) -> None:
     script: list[httpx.Response | Exception] = [
         httpx.ConnectError("Connection refused"),
         httpx.Response(502, html="Bad Gateway"),
@@ -699,7 +701,7 @@ def test_waiting_ends_as_soon_as_the_service_is_ready(connect: Connect) -> None:
     assert service.times[-1] - service.times[0] < 10.0
 
 
-def test_waiting_gives_up_in_time_and_says_why(connect: Connect) -> None:
+def test_wait_until_ready_ends_in_time_with_the_reason(connect: Connect) -> None:
     service = Service([refuse(ErrorCode.NOT_READY)] * 1000)
     started = time.monotonic()
     with pytest.raises(ConnectionFailedError, match=r"not ready within 0\.1 s: it is not_ready") as caught:

@@ -16,7 +16,7 @@ from redline_trainer.config import TrainConfig
 COMMANDS: Any = typer.main.get_command(app)
 
 
-def options_of(command: str) -> dict[str, Any]:
+def command_options(command: str) -> dict[str, Any]:
     """The default of every option that is not required, by the name of its parameter."""
     return {p.name: p.default for p in COMMANDS.commands[command].params if not p.required}
 
@@ -24,14 +24,14 @@ def options_of(command: str) -> dict[str, Any]:
 @pytest.mark.parametrize(("command", "config", "least"), [("train", TrainConfig, 25), ("ppo", PPOConfig, 18)])
 def test_an_option_has_the_default_of_its_field(command: str, config: type[BaseModel], least: int) -> None:
     fields = {name: field.get_default() for name, field in config.model_fields.items() if not field.is_required()}
-    shared = {name: value for name, value in options_of(command).items() if name in fields}
+    shared = {name: value for name, value in command_options(command).items() if name in fields}
     assert shared == {name: fields[name] for name in shared}
     assert len(shared) >= least
 
 
 def test_serve_leaves_every_default_to_its_settings() -> None:
     """An option with a default of its own would win over the environment."""
-    given = options_of("serve")
-    names = {"compile" if name == "compile_" else "keys" if name == "key" else name for name in given}
+    options = command_options("serve")
+    names = {"compile" if name == "compile_" else "keys" if name == "key" else name for name in options}
     assert names <= set(ServiceSettings.model_fields)
-    assert {name: value for name, value in given.items() if value is not None} == {}
+    assert {name: value for name, value in options.items() if value is not None} == {}

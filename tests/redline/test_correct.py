@@ -45,7 +45,7 @@ def shorter(response: str) -> str:
     return response[:-1] if len(response) > 3 else response
 
 
-class Watched:
+class RecordingService:
     """A fake service that notes the sizes of requests, refuses those over ``room``, and fails items by a script."""
 
     def __init__(self, room: int = 1000, **failing: list[ErrorCode]) -> None:
@@ -55,14 +55,14 @@ class Watched:
         self.sizes: list[int] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
-        asked = json.loads(request.content)["items"]
+        items = json.loads(request.content)["items"]
         assert request.url.path == CORRECT_PATH
-        self.sizes.append(len(asked))
-        if len(asked) > self.room:
+        self.sizes.append(len(items))
+        if len(items) > self.room:
             body = ErrorResponse(error=ErrorBody.of(ErrorCode.TIMED_OUT, "not answered within 85 s"))
             return httpx.Response(ERROR_TABLE[ErrorCode.TIMED_OUT].status, json=body.model_dump())
         answer = json.loads(self.fake.transport.handler(request).content)  # type: ignore[union-attr]
-        for position, item in enumerate(asked):
+        for position, item in enumerate(items):
             codes = self.failing.get(f"n{item.get('id')}")
             if codes:
                 error = ErrorBody.of(codes.pop(0), "no").model_dump()
@@ -87,23 +87,23 @@ Correct = Callable[..., CorrectResult]
 
 
 def test_chunks_keep_the_order_of_items(correct: Correct) -> None:
-    service = Watched()
+    service = RecordingService()
     result = correct(service, ITEMS, items_per_request=3)
     assert sorted(service.sizes) == [1, 3, 3, 3]
-    assert [one.id for one in result.corrected()] == [item["id"] for item in ITEMS]
-    assert [one.correction for one in result.corrected()] == [shorter(item["response"]) for item in ITEMS]
+    assert [item.id for item in result.corrected()] == [item["id"] for item in ITEMS]
+    assert [item.correction for item in result.corrected()] == [shorter(item["response"]) for item in ITEMS]
     assert result.digests == ("sha256:fake",)
 
 
-def test_halves_are_sent_where_a_request_takes_too_long(correct: Correct) -> None:
-    service = Watched(room=3)
+def test_a_correction_request_that_times_out_is_sent_in_halves(correct: Correct) -> None:
+    service = RecordingService(room=3)
     result = correct(service, ITEMS)
-    assert [one.correction for one in result.corrected()] == [shorter(item["response"]) for item in ITEMS]
+    assert [item.correction for item in result.corrected()] == [shorter(item["response"]) for item in ITEMS]
     assert service.sizes == [10, 5, 2, 3, 5, 2, 3]
 
 
-def test_only_items_that_may_pass_are_sent_again(correct: Correct) -> None:
-    service = Watched(n2=[ErrorCode.OUT_OF_MEMORY], n4=[ErrorCode.TOO_LONG])
+def test_only_items_with_retryable_errors_are_sent_again(correct: Correct) -> None:
+    service = RecordingService(n2=[ErrorCode.OUT_OF_MEMORY], n4=[ErrorCode.TOO_LONG])
     result = correct(service, ITEMS)
     assert service.sizes == [10, 1]
     assert [position for position, _ in result.failures] == [3]
@@ -115,11 +115,11 @@ def test_only_items_that_may_pass_are_sent_again(correct: Correct) -> None:
 
 def test_a_refusal_fails_the_call(correct: Correct) -> None:
     with pytest.raises(ServiceError, match="timed_out"):
-        correct(Watched(room=0), ITEMS[:1])
+        correct(RecordingService(room=0), ITEMS[:1])
 
 
-def test_what_was_asked_arrives_as_it_was_said(correct: Correct) -> None:
-    service = Watched()
+def test_items_and_options_arrive_unchanged(correct: Correct) -> None:
+    service = RecordingService()
     items = [ResponseItem(prompt="Say it.", response="naïve 世界 🙂", finished=False), ITEMS[0]]
     correct(service, items, CorrectOptions(max_rounds=7, score_after=True, on_too_long="truncate"))
     (sent,) = service.fake.corrections
@@ -132,17 +132,17 @@ def test_what_was_asked_arrives_as_it_was_said(correct: Correct) -> None:
     assert (sent.options.max_rounds, sent.options.score_after, sent.options.on_too_long) == (7, True, "truncate")
 
 
-def test_items_to_score_are_items_to_correct_unless_they_bring_tokens(correct: Correct) -> None:
-    service = Watched()
-    (one,) = correct(service, [ScoreItem(prompt="Say it.", response="yes!")]).corrected()
-    assert one.correction == "yes"
+def test_score_items_are_accepted_unless_they_have_token_offsets(correct: Correct) -> None:
+    service = RecordingService()
+    (item,) = correct(service, [ScoreItem(prompt="Say it.", response="yes!")]).corrected()
+    assert item.correction == "yes"
     with pytest.raises(ProtocolError, match="item 0: token_offsets"):
         correct(service, [ScoreItem(prompt="Say it.", response="yes", token_offsets=[(0, 3)])])
     assert service.sizes == [1]
 
 
 def test_no_items_are_no_request(correct: Correct) -> None:
-    service = Watched()
+    service = RecordingService()
     assert correct(service, []) == CorrectResult(items=[], model=None, options=None, digests=())
     assert service.sizes == []
 
@@ -162,19 +162,19 @@ def test_one_response_has_one_correction() -> None:
     assert (blocking.score_before, blocking.score_after) == (6.0, 3.0)
 
 
-def test_the_fake_tells_cycles_emptiness_and_rounds_apart() -> None:
+def test_the_fake_service_distinguishes_cycle_empty_and_max_rounds() -> None:
     table = {"a": "b", "b": "a", "gone": "", "x": "y", "y": "z"}
     fake = FakeService(lambda word: 1.0, rewrite=lambda response: table.get(response, response))
     client = RewardClient(transport=fake.transport)
     items = [{"prompt": "p", "response": response} for response in ("a", "gone", "x", "still")]
     result = client.correct(items, options=CorrectOptions(max_rounds=2)).corrected()
-    assert [(one.correction, one.ended, one.rounds) for one in result] == [
+    assert [(item.correction, item.ended, item.rounds) for item in result] == [
         ("a", "cycle", 2),
         ("", "empty", 1),
         ("z", "max_rounds", 2),
         ("still", "fixed_point", 1),
     ]
-    assert [one.score_after for one in result] == [1.0, None, None, 1.0]
+    assert [item.score_after for item in result] == [1.0, None, None, 1.0]
 
 
 # --- the command -----------------------------------------------------------------------------------------
@@ -208,19 +208,19 @@ def test_rows_come_out_in_order_with_their_ids(fake: FakeService, tmp_path: Path
     assert [row["id"] for row in rows] == [str(n) for n in range(80)]
     assert [row["correction"] for row in rows] == [shorter(shorter(item["response"])) for item in ITEMS * 8]
     assert all(row["score_after"] == len(row["correction"]) for row in rows)
-    assert {asked.options.max_rounds for asked in fake.corrections} == {2}
-    assert max(len(asked.items) for asked in fake.corrections) <= 16
+    assert {items.options.max_rounds for items in fake.corrections} == {2}
+    assert max(len(items.items) for items in fake.corrections) <= 16
 
 
-def test_a_row_that_fails_is_told_and_the_others_are_kept(fake: FakeService, tmp_path: Path) -> None:
+def test_a_failed_row_is_reported_and_the_others_are_written(fake: FakeService, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "p", "response": "fine"}\n{"prompt": "p", "response": ""}\n')
-    status, printed, told = run(str(file))
+    status, printed, stderr = run(str(file))
     first, second = (json.loads(line) for line in printed.splitlines() if line.startswith("{"))
     assert (first["correction"], second["error"]["code"]) == ("fin", "empty_response")
     assert status == 1
-    assert told.startswith("1 of 2 not corrected: ")
-    assert f"{file}:2" in told
+    assert stderr.startswith("1 of 2 not corrected: ")
+    assert f"{file}:2" in stderr
 
 
 def test_one_response_is_corrected_and_a_failure_is_status_1(fake: FakeService) -> None:
@@ -233,14 +233,14 @@ def test_one_response_is_corrected_and_a_failure_is_status_1(fake: FakeService) 
     "arguments",
     [(), ("--prompt", "p"), ("--response", "r"), ("rows.jsonl", "--prompt", "p", "--response", "r")],
 )
-def test_what_to_correct_is_said_in_one_way(fake: FakeService, arguments: tuple[str, ...]) -> None:
-    status, _, told = run(*arguments)
+def test_exactly_one_kind_of_input_is_required(fake: FakeService, arguments: tuple[str, ...]) -> None:
+    status, _, stderr = run(*arguments)
     assert status == 1
-    assert "--prompt" in told
+    assert "--prompt" in stderr
     assert fake.corrections == []
 
 
-def test_too_many_rounds_are_refused_by_the_command_itself(fake: FakeService) -> None:
+def test_too_many_rounds_are_refused_by_the_command_line(fake: FakeService) -> None:
     assert run("--prompt", "p", "--response", "r", "--max-rounds", "17")[0] == 2
 
 
@@ -252,9 +252,9 @@ def test_a_failed_command_ends_with_status_1(fake: FakeService, monkeypatch: pyt
     assert capfd.readouterr().err.startswith("redline: item 0 could not be answered: ")
 
 
-def test_the_terminal_view_names_rounds_scores_and_the_redline() -> None:
+def test_the_terminal_view_shows_rounds_scores_and_edits() -> None:
     edits = [Edit(op="replace", start=9, end=12, text="round")]
-    one = ItemCorrection(
+    item = ItemCorrection(
         correction="Hold the round button.",
         ended="fixed_point",
         rounds=2,
@@ -262,11 +262,11 @@ def test_the_terminal_view_names_rounds_scores_and_the_redline() -> None:
         score_before=-3.0,
         score_after=0.0,
     )
-    text: Text = render_correction("Hold the red button.", one)
+    text: Text = render_correction("Hold the red button.", item)
     assert text.plain == "2 rewrites (fixed point), score -3.000 -> 0.000\n\nHold the redround button."
     styles = {text.plain[span.start : span.end]: str(span.style) for span in text.spans}
     assert (styles["red"], styles["round"]) == ("red strike", "green underline")
-    broken = one.model_copy(update={"ended": "incomplete", "rounds": 1, "score_after": None})
+    broken = item.model_copy(update={"ended": "incomplete", "rounds": 1, "score_after": None})
     assert render_correction("Hold the red button.", broken).plain.startswith(
         "1 rewrite (incomplete), score -3.000\n\n"
     )

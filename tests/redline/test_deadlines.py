@@ -93,12 +93,12 @@ def answer_once_then_drip(server: RawServer, connection: socket.socket) -> None:
     "script",
     [drip_status_line, drip_headers, drip_body, drip_chunks, drip_error_body, say_continue, never_answer],
 )
-def test_a_server_that_drips_its_answer_holds_nobody_beyond_the_timeout(script: Script, is_async: bool) -> None:
+def test_a_slowly_sent_answer_ends_at_the_timeout(script: Script, is_async: bool) -> None:
     with serving(script) as server:
         in_time(is_async, lambda client: client.models(), url=server.url)
 
 
-def test_a_kept_connection_has_a_deadline_for_each_request(is_async: bool) -> None:
+def test_each_request_on_a_kept_connection_has_its_own_deadline(is_async: bool) -> None:
     with serving(answer_once_then_drip) as server:
         if is_async:
 
@@ -109,15 +109,15 @@ def test_a_kept_connection_has_a_deadline_for_each_request(is_async: bool) -> No
             in_time(is_async, twice, url=server.url)
         else:
 
-            def one_after_the_other(client: Any) -> None:
+            def sequentially(client: Any) -> None:
                 assert client.models() == []
                 client.models()
 
-            in_time(is_async, one_after_the_other, url=server.url)
+            in_time(is_async, sequentially, url=server.url)
         assert server.connections == 1
 
 
-def test_a_server_that_reads_slowly_holds_nobody_beyond_the_timeout(is_async: bool) -> None:
+def test_a_server_that_reads_slowly_is_cut_off_at_the_timeout(is_async: bool) -> None:
     def read_slowly(server: RawServer, connection: socket.socket) -> None:
         for _ in range(100):  # every send ends soon, for there is always some room again
             for _ in range(8):
@@ -129,7 +129,7 @@ def test_a_server_that_reads_slowly_holds_nobody_beyond_the_timeout(is_async: bo
         in_time(is_async, lambda client: client.score([item]), url=server.url)
 
 
-def test_a_tls_handshake_that_drips_holds_nobody_beyond_the_timeout(is_async: bool) -> None:
+def test_a_slow_tls_handshake_ends_at_the_timeout(is_async: bool) -> None:
     def drip_handshake(server: RawServer, connection: socket.socket) -> None:
         server.drip(connection, b"\x16\x03\x03\x40\x00" + bytes(100))
 
@@ -138,9 +138,7 @@ def test_a_tls_handshake_that_drips_holds_nobody_beyond_the_timeout(is_async: bo
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_proxy_of_the_environment_keeps_to_the_timeout(
-    scheme: str, is_async: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_timeout_holds_through_a_proxy(scheme: str, is_async: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(drip_headers) as server:
         monkeypatch.setenv(f"{scheme}_proxy", server.url)
         monkeypatch.delenv("no_proxy", raising=False)
@@ -149,12 +147,12 @@ def test_a_proxy_of_the_environment_keeps_to_the_timeout(
         assert server.connections == 1
 
 
-def test_a_transport_of_httpx_s_that_is_given_keeps_to_the_timeout() -> None:
+def test_the_timeout_holds_for_a_passed_httpx_transport() -> None:
     with serving(drip_headers) as server:
         in_time(False, lambda client: client.models(), url=server.url, transport=httpx.HTTPTransport())
 
 
-def test_any_other_transport_is_held_to_the_timeout_between_pieces_of_the_body() -> None:
+def test_the_timeout_of_other_transports_is_checked_between_chunks() -> None:
     def pieces() -> Iterable[bytes]:
         for _ in range(100):
             time.sleep(0.05)
@@ -167,7 +165,7 @@ def test_any_other_transport_is_held_to_the_timeout_between_pieces_of_the_body()
     in_time(False, lambda client: client.models(), url="http://redline.test", transport=Slow())
 
 
-def test_waiting_for_a_service_that_never_answers_ends_in_time(is_async: bool) -> None:
+def test_wait_until_ready_ends_in_time_if_the_service_never_answers(is_async: bool) -> None:
     with serving(never_answer) as server:
         started = time.monotonic()
         with pytest.raises(ConnectionFailedError, match=r"not ready within 0\.5 s"):
@@ -175,7 +173,7 @@ def test_waiting_for_a_service_that_never_answers_ends_in_time(is_async: bool) -
         assert time.monotonic() - started <= 0.5 + SLACK_S
 
 
-def test_the_service_is_told_the_deadline_of_the_request(is_async: bool) -> None:
+def test_the_deadline_is_sent_to_the_service(is_async: bool) -> None:
     heads: list[bytes] = []
 
     def note(server: RawServer, connection: socket.socket) -> None:
@@ -187,7 +185,7 @@ def test_the_service_is_told_the_deadline_of_the_request(is_async: bool) -> None
     assert b"\r\nx-deadline-s: 7.5\r\n" in heads[0].lower()
 
 
-def test_an_answer_in_time_is_an_answer(is_async: bool) -> None:
+def test_an_answer_before_the_deadline_is_accepted(is_async: bool) -> None:
     body = json.dumps({"models": []}).encode()
 
     def in_pieces(server: RawServer, connection: socket.socket) -> None:
@@ -199,7 +197,7 @@ def test_an_answer_in_time_is_an_answer(is_async: bool) -> None:
 
 
 @pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_timeout_that_is_none_is_refused(timeout_s: float, is_async: bool) -> None:
+def test_an_invalid_timeout_is_refused(timeout_s: float, is_async: bool) -> None:
     with pytest.raises(ValueError, match="timeout_s"):
         call(is_async, lambda client: client.models(), timeout_s=timeout_s)
 
@@ -229,8 +227,8 @@ class Unreachable(httpcore.MockBackend):
 
 
 def test_the_addresses_of_a_name_share_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"192.0.2.{n}", 80)) for n in (1, 2, 3, 3)]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **named: found)
+    address_info = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"192.0.2.{n}", 80)) for n in (1, 2, 3, 3)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **named: address_info)
     backend = Unreachable()
     with request_deadline(0.3), pytest.raises(httpcore.ConnectTimeout):
         DeadlineBackend(backend).connect_tcp("redline.test", 80, timeout=60.0)
@@ -239,7 +237,7 @@ def test_the_addresses_of_a_name_share_the_time(monkeypatch: pytest.MonkeyPatch)
     assert backend.attempts[0][1] == pytest.approx(0.1, abs=0.02)
 
 
-def test_what_is_done_outside_of_a_request_has_httpx_s_own_timeouts() -> None:
+def test_outside_of_a_request_httpx_s_own_timeouts_apply() -> None:
     class Noting(httpcore.MockBackend):
         def connect_tcp(self, host: str, port: int, timeout: float | None = None, *rest: Any) -> Any:
             assert timeout == 60.0
@@ -253,16 +251,18 @@ def test_every_pool_of_a_client_is_wrapped_and_none_twice(monkeypatch: pytest.Mo
     with RewardClient("https://redline.test") as client:
         enforce_deadlines(client._http)
         transports = [client._http._transport, *client._http._mounts.values()]
-        backends = [one._pool._network_backend for one in transports if isinstance(one, httpx.HTTPTransport)]
+        backends = [
+            transport._pool._network_backend for transport in transports if isinstance(transport, httpx.HTTPTransport)
+        ]
         assert len(backends) == 2
         assert all(isinstance(backend, DeadlineBackend) for backend in backends)
         assert not any(isinstance(backend._backend, DeadlineBackend) for backend in backends)
 
 
-def test_an_httpx_with_other_insides_is_warned_about_and_works(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_httpx_with_changed_internals_gives_a_warning_and_works(monkeypatch: pytest.MonkeyPatch) -> None:
     class Other:
         _transport = httpx.HTTPTransport()
 
     del Other._transport._pool
-    with pytest.warns(RuntimeWarning, match="no total deadline with httpx"):
+    with pytest.warns(RuntimeWarning, match="not a total deadline with httpx"):
         enforce_deadlines(Other())  # type: ignore[arg-type]

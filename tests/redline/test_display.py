@@ -17,7 +17,7 @@ from redline.wire import Edit, ErrorBody, ErrorCode, ItemError, ItemResult, Item
 from redline.wire.correction import ItemCorrection
 from redline_cli import terminal
 from redline_cli.redlining import render, render_correction
-from redline_cli.terminal import notice, say
+from redline_cli.terminal import notice, print_line
 from tests.commands import run, served
 
 CLEAR_SCREEN = "\x1b[2J\x9b2J\r\x07\x7f\u202e"
@@ -38,23 +38,23 @@ def test_no_command_prints_markup() -> None:
     for path in Path(redline_cli.__file__).parent.glob("*.py"):
         code = path.read_text()
         assert "console.print(" not in code or path.name == "terminal.py", path
-        for made in re.findall(r"Console\((.*?)\)(\.print\(\w+)?", code):
+        for call in re.findall(r"Console\((.*?)\)(\.print\(\w+)?", code):
             # a Text is never markup
-            assert "markup=False" in made[0] or made[1].startswith(".print(render"), path
+            assert "markup=False" in call[0] or call[1].startswith(".print(render"), path
 
 
-def test_control_characters_are_shown_as_pictures(
+def test_control_characters_are_shown_as_symbols(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(terminal.console, "_file", sys.stderr)
     assert visible("a\x1b[2J\tb\nc\x7f\x9b\u202e") == "a␛[2J\tb\nc␡\ufffd\ufffd"
     notice(CLEAR_SCREEN)
-    say(CLEAR_SCREEN)
+    print_line(CLEAR_SCREEN)
     shown = capsys.readouterr()
     assert not UNFIT.search(shown.out + shown.err)
 
 
-def test_what_people_write_stays_as_it_is() -> None:
+def test_ordinary_text_is_unchanged() -> None:
     text = "naïve 世界 🙂 👩‍👩‍👧 Привет שלום\tx\ny"
     assert visible(text) == text
     assert visible_json(json.dumps(text, ensure_ascii=False)) == json.dumps(text, ensure_ascii=False)
@@ -72,7 +72,7 @@ def test_json_with_control_characters_escaped_has_the_same_values() -> None:
     assert not UNFIT.search(text)
 
 
-def test_a_judged_response_moves_no_cursor() -> None:
+def test_a_scored_response_cannot_move_the_cursor() -> None:
     response = f"a{CLEAR_SCREEN}b"
     edits = [Edit(op="replace", start=0, end=1, text=CLEAR_SCREEN)]
     spans = [(n, n + 1) for n in range(len(response))]
@@ -94,7 +94,7 @@ class Hostile(FakeService):
         return ItemError(id=item.id, error=ErrorBody.of(ErrorCode.TOO_LONG, f"[/x]\nforged line {CLEAR_SCREEN}"))
 
 
-def test_a_server_s_message_is_one_line_of_a_command(tmp_path: Path) -> None:
+def test_a_server_s_message_is_printed_as_one_line(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"prompt": "p", "response": "r"}) + "\n")
     with served(Hostile(lambda word: 1.0)) as url:

@@ -23,7 +23,7 @@ def _apply(response: str, edits: list[Edit]) -> str:
     return "".join([*parts, response[at:]])
 
 
-def test_a_sentence_that_is_wholly_rewritten_is_one_replacement() -> None:
+def test_a_completely_rewritten_sentence_is_one_replacement() -> None:
     response = "I can not help you with this today because of the rules."
     correction = "Hold the red button with one finger because routers of this kind need the signal."
     edits = _edits(response, correction)
@@ -40,12 +40,12 @@ def test_two_corrected_words_with_a_pair_between_them_stay_two_edits() -> None:
     ]
 
 
-def test_one_kept_word_between_two_replaced_ones_is_taken_in() -> None:
+def test_one_kept_word_between_two_replaced_words_is_included() -> None:
     edits = _edits("a cold big house", "a warm big home")
     assert grouped("a cold big house", edits) == [Edit(op="replace", start=2, end=16, text="warm big home")]
 
 
-def test_an_inserted_comma_does_not_take_in_the_word_beside_it() -> None:
+def test_an_inserted_comma_does_not_include_the_next_word() -> None:
     response, correction = "Yes we can go house", "Yes, we can go home"
     assert len(grouped(response, _edits(response, correction))) == 2
 

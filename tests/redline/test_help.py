@@ -21,7 +21,7 @@ def _commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
 COMMANDS = dict(_commands(typer.main.get_command(app)))
 
 
-def test_all_commands_are_looked_at() -> None:
+def test_all_commands_are_covered() -> None:
     assert ("train",) in COMMANDS
     assert ("derive", "ensemble") in COMMANDS
     assert len(COMMANDS) >= 12

@@ -17,7 +17,7 @@ from redline.text.chat_markup import (
     parse_prompt_and_response,
     parse_query_and_prompt,
 )
-from redline.text.marker_scan import end_of_content, marker_at_end, overlap, start_of_content
+from redline.text.marker_scan import marker_at_end, overlap, skip_leading_space, trailing_space_start
 
 _FRAGMENTS = [
     *("[INST] <<SYS>>", "<</SYS>>", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT] ", "<s>", "</s>", "<pad> ", "[/INST]"),
@@ -59,7 +59,7 @@ def test_reading_conversations_is_linear(reader: str) -> None:
 
 
 @pytest.mark.parametrize("fragment", [" ", "<s>"])
-def test_what_doubles_takes_about_twice_as_long(fragment: str) -> None:
+def test_double_the_input_takes_about_double_the_time(fragment: str) -> None:
     def took(size: int) -> float:
         text = "[INST] <<SYS>>" + fragment * (size // len(fragment))
         return seconds(lambda: [prompt_of_any(text) for _ in range(3)])
@@ -74,18 +74,18 @@ def prompt_of_any(text: str) -> None:
             read(text)
 
 
-def test_the_scan_finds_what_copies_of_the_text_would() -> None:
+def test_marker_scans_equal_simple_string_operations() -> None:
     draw = random.Random(1)
     for _ in range(500):
         text = "".join(draw.choice([" ", "\n", "a", "\u3000", "<s>"]) for _ in range(draw.randrange(600)))
         at = draw.randrange(len(text) + 1)
-        assert end_of_content(text, at) == len(text[:at].rstrip())
-        assert start_of_content(text, at) == at + len(text[at:]) - len(text[at:].lstrip())
-        found = marker_at_end(text, at, ["<s>"])
-        assert (found == "<s>") == text[:at].rstrip().endswith("<s>")
+        assert trailing_space_start(text, at) == len(text[:at].rstrip())
+        assert skip_leading_space(text, at) == at + len(text[at:]) - len(text[at:].lstrip())
+        marker = marker_at_end(text, at, ["<s>"])
+        assert (marker == "<s>") == text[:at].rstrip().endswith("<s>")
 
 
-def test_the_overlap_is_the_longest_end_that_the_other_begins_with() -> None:
+def test_the_overlap_is_the_longest_suffix_that_is_a_prefix() -> None:
     draw = random.Random(2)
     for _ in range(2000):
         before = "".join(draw.choice("ab") for _ in range(draw.randrange(12)))
@@ -108,7 +108,7 @@ def test_alignment_onto_overlapping_tokens_is_linear(target: Sequence[tuple[int,
     assert seconds(lambda: align_rewards([1.0] * len(source), source, target)) < 5.0
 
 
-def test_more_tokens_over_a_place_than_it_has_bytes_are_refused() -> None:
+def test_more_tokens_over_a_character_than_it_has_bytes_are_refused() -> None:
     assert check_offsets([(0, 50)] * 80, "a" * 50) is None
     assert "80 tokens over the character" in str(check_offsets([(0, 50)] * 81, "a" * 50))
     assert "more than 80 tokens" in str(check_offsets([(0, 50)] * 80 + [(n, n + 1) for n in range(50)], "a" * 50))
@@ -128,7 +128,7 @@ class Decoder:
 @pytest.mark.parametrize(
     "pattern", [b"\xff", b"\xe4\xb8", b"\xf0\x9f", b"\x80", b"a\xff", "世".encode(), "🙂".encode(), b"\xe4a"]
 )
-def test_bytes_that_make_no_character_are_placed_in_linear_time(pattern: bytes) -> None:
+def test_spans_of_invalid_bytes_take_linear_time(pattern: bytes) -> None:
     ids = list(pattern * 4000)
     decode = Decoder()
     text, spans = token_spans(decode, ids)
@@ -140,7 +140,7 @@ def test_bytes_that_make_no_character_are_placed_in_linear_time(pattern: bytes) 
     assert all(end >= least for (_, end), least in zip(token_spans(Decoder(), short)[1], by_prefixes, strict=True))
 
 
-def test_ids_whose_text_depends_on_distant_ids_are_refused_if_they_are_many() -> None:
+def test_many_ids_whose_text_depends_on_distant_ids_are_refused() -> None:
     def decode(ids: Sequence[int]) -> str:
         return "x" * len(ids) if 9 in ids else "".join(map(str, ids))
 

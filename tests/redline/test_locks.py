@@ -47,7 +47,7 @@ def other(code: str, path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.parametrize("is_kept", [False, True])
-def test_a_second_writer_is_told_which_process_is_the_first(is_kept: bool, tmp_path: Path) -> None:
+def test_a_second_writer_gets_the_id_of_the_first(is_kept: bool, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
     link = tmp_path / "link"
     link.symlink_to(out)
@@ -64,7 +64,7 @@ def test_a_second_writer_is_told_which_process_is_the_first(is_kept: bool, tmp_p
     assert not (tmp_path / "new").exists()
 
 
-def test_a_process_that_was_killed_keeps_nobody_out(tmp_path: Path) -> None:
+def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
     with pytest.raises(AssertionError), other(WRITER, tmp_path / "out") as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -74,20 +74,20 @@ def test_a_process_that_was_killed_keeps_nobody_out(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_name_of_any_length_is_locked(tmp_path: Path) -> None:
+def test_long_names_can_be_locked(tmp_path: Path) -> None:
     for name in ("x" * 255, "世" * 85):
         with sole_writer(tmp_path / name):
             pass
 
 
-def test_a_place_that_cannot_be_locked_is_named(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_locked_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="Not a directory") as caught, sole_writer(tmp_path / "file" / "out"):
         pass
     assert caught.value.filename == str(tmp_path / "file" / "out")
 
 
-def test_one_of_many_that_start_at_once_writes(tmp_path: Path) -> None:
+def test_one_of_many_concurrent_processes_writes(tmp_path: Path) -> None:
     code = (
         f"{HOLD}\nimport os, time\nwhile not os.path.exists(sys.argv[2]): pass\nfor _ in range(200):\n    try:\n"
         "        with sole_writer(Path(sys.argv[1])):\n"
@@ -102,12 +102,12 @@ def test_one_of_many_that_start_at_once_writes(tmp_path: Path) -> None:
         assert process.communicate(timeout=60)[1] == ""
 
 
-def test_what_a_living_process_is_writing_is_not_removed(tmp_path: Path) -> None:
+def test_files_of_a_running_process_are_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
-    left = tmp_path / ".state.pt.0123456789ab.tmp"
-    left.write_text("of a process that was killed")
+    abandoned = tmp_path / ".state.pt.0123456789ab.tmp"
+    abandoned.write_text("of a process that was killed")
     with other(FILLER, path) as process:
-        assert not left.exists()
+        assert not abandoned.exists()
         with atomic_file(path, is_only_writer=True) as file:
             file.write(b"of this one")
         assert path.read_bytes() == b"of this one"
@@ -115,4 +115,4 @@ def test_what_a_living_process_is_writing_is_not_removed(tmp_path: Path) -> None
         process.stdin.close()
         assert process.wait(20) == 0
         assert path.read_bytes() == b"of the other"
-    assert [one.name for one in tmp_path.iterdir()] == ["state.pt"]
+    assert [path_in_folder.name for path_in_folder in tmp_path.iterdir()] == ["state.pt"]

@@ -32,18 +32,18 @@ from redline_cli.request_rows import row_item
 Handler = Callable[[httpx.Request], httpx.Response]
 
 
-class Stopping:
-    """A fake service that refuses every scoring request after the first ``lasts``, as a killed run would see it."""
+class StoppingService:
+    """A fake service that refuses every scoring request after the first ``max_requests``, so that the run ends."""
 
-    def __init__(self, lasts: int, digest: str = "sha256:fake") -> None:
+    def __init__(self, max_requests: int, digest: str = "sha256:fake") -> None:
         self.fake = FakeService(lambda word: float(len(word)), digest=digest)
-        self.lasts = lasts
-        self.asked = 0
+        self.max_requests = max_requests
+        self.requests = 0
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         if request.url.path == SCORE_PATH:
-            self.asked += 1
-            if self.asked > self.lasts:
+            self.requests += 1
+            if self.requests > self.max_requests:
                 error = ErrorBody.of(ErrorCode.UNSUPPORTED, "stopped")
                 return httpx.Response(422, json=ErrorResponse(error=error).model_dump())
         return self.fake.transport.handle_request(request)
@@ -77,55 +77,55 @@ def scores(path: Path) -> list[float]:
     return [json.loads(line)["score"] for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_a_stopped_run_goes_on_behind_its_last_row(use: Callable[[Handler], None], tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_after_its_last_row(use: Callable[[Handler], None], tmp_path: Path) -> None:
     rows, out = write_rows(tmp_path / "rows.jsonl.gz", 30), tmp_path / "out.jsonl"
-    use(Stopping(3))
+    use(StoppingService(3))
     assert isinstance(run(str(rows), "--out", str(out)).exception, ServiceError)
     assert not out.exists()
     kept = (tmp_path / "out.jsonl.partial").read_text(encoding="utf-8").count("\n") - 1
     assert kept in {8, 12}  # the block ahead may have been answered or not
-    again = Stopping(1000)
+    again = StoppingService(1000)
     use(again)
     result = run(str(rows), "--out", str(out))
     assert result.exit_code == 0, result.output
     assert scores(out) == [float(n + 1) for n in range(30)]
-    assert again.asked == -(-(30 - kept) // 4)
+    assert again.requests == -(-(30 - kept) // 4)
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out.jsonl"]
 
 
-def test_a_row_torn_by_a_kill_is_asked_for_again(use: Callable[[Handler], None], tmp_path: Path) -> None:
+def test_an_incomplete_last_row_is_scored_again(use: Callable[[Handler], None], tmp_path: Path) -> None:
     rows, out = write_rows(tmp_path / "rows.jsonl", 10), tmp_path / "out.jsonl"
-    use(Stopping(2))
+    use(StoppingService(2))
     run(str(rows), "--out", str(out))
     partial_file = tmp_path / "out.jsonl.partial"
     partial_file.write_bytes(partial_file.read_bytes()[:-20])
-    use(Stopping(1000))
+    use(StoppingService(1000))
     assert run(str(rows), "--out", str(out)).exit_code == 0
     assert scores(out) == [float(n + 1) for n in range(10)]
 
 
 @pytest.mark.parametrize("change", ["rows", "options", "model"])
-def test_answers_to_something_else_are_not_gone_on_with(
+def test_a_partial_file_of_another_run_is_not_resumed(
     use: Callable[[Handler], None], tmp_path: Path, change: str
 ) -> None:
     rows, out = write_rows(tmp_path / "rows.jsonl", 10), tmp_path / "out.jsonl"
-    use(Stopping(2))
+    use(StoppingService(2))
     run(str(rows), "--out", str(out))
     if change == "rows":
         rows.write_text(rows.read_text().replace("Say it.", "Sing it."))
-    use(Stopping(1000, digest="sha256:other" if change == "model" else "sha256:fake"))
+    use(StoppingService(1000, digest="sha256:other" if change == "model" else "sha256:fake"))
     result = run(str(rows), "--out", str(out), *(["--aggregate", "mean"] if change == "options" else []))
     assert isinstance(result.exception, CommandError)
-    assert "something else" in str(result.exception)
+    assert "belongs to a run with another" in str(result.exception)
     assert (tmp_path / "out.jsonl.partial").exists()
 
 
 def test_a_model_changed_within_a_run_stops_it(use: Callable[[Handler], None], tmp_path: Path) -> None:
-    service = Stopping(1000)
+    service = StoppingService(1000)
 
     def swapped(request: httpx.Request) -> httpx.Response:
         answer = service(request)
-        service.fake.digest = "sha256:new" if service.asked >= 1 else "sha256:fake"
+        service.fake.digest = "sha256:new" if service.requests >= 1 else "sha256:fake"
         return answer
 
     use(swapped)
@@ -133,7 +133,7 @@ def test_a_model_changed_within_a_run_stops_it(use: Callable[[Handler], None], t
     assert "changed its model" in str(result.exception)
 
 
-def test_pairs_of_every_form_are_scored_and_counted_over_the_break(
+def test_pairs_in_every_format_are_scored_and_counted_across_a_resume(
     use: Callable[[Handler], None], tmp_path: Path
 ) -> None:
     def turn(text: str) -> list[dict[str, str]]:
@@ -149,31 +149,31 @@ def test_pairs_of_every_form_are_scored_and_counted_over_the_break(
     ]
     pairs, out = tmp_path / "pairs.jsonl", tmp_path / "out.jsonl"
     pairs.write_text("".join(json.dumps(row) + "\n" for row in forms))
-    use(Stopping(1))
+    use(StoppingService(1))
     run("--pairs", str(pairs), "--out", str(out))
-    use(Stopping(1000))
+    use(StoppingService(1000))
     result = run("--pairs", str(pairs), "--out", str(out))
     assert "1 of 12 not scored" in str(result.exception)
-    told = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["id"] for row in told] == ["a", *(f"{pairs}:{n}" for n in (2, 3, 4, 5, 6))]
-    assert [row["chosen"]["score"] - row["rejected"]["score"] for row in told[:5]] == [1.0, 1.0, 7.0, 0.0, -2.0]
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["a", *(f"{pairs}:{n}" for n in (2, 3, 4, 5, 6))]
+    assert [row["chosen"]["score"] - row["rejected"]["score"] for row in rows[:5]] == [1.0, 1.0, 7.0, 0.0, -2.0]
     assert "chosen ranked above rejected in 70.0% of 5 pairs" in result.output
 
 
-def test_parquet_holds_what_jsonl_holds(use: Callable[[Handler], None], tmp_path: Path) -> None:
+def test_parquet_and_jsonl_have_the_same_rows(use: Callable[[Handler], None], tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     rows = write_rows(tmp_path / "rows.jsonl", 9)
     with rows.open("a") as file:
         file.write(json.dumps({"id": "empty", "prompt": "Say it.", "response": ""}) + "\n")
-    use(Stopping(1000))
+    use(StoppingService(1000))
     for name in ("out.jsonl", "out.parquet"):
         assert "1 of 10 not scored" in str(run(str(rows), "--out", str(tmp_path / name)).exception)
-    told = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     table = parquet.read_table(tmp_path / "out.parquet").to_pylist()
-    assert [{key: value for key, value in row.items() if value is not None} for row in table] == told
+    assert [{key: value for key, value in row.items() if value is not None} for row in table] == rows
 
 
-def test_rows_are_not_held_in_memory(tmp_path: Path) -> None:
+def test_rows_are_not_kept_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     with path.open("w") as file:
         for n in range(2000):
@@ -204,16 +204,16 @@ def test_columns_of_a_data_set(served: FakeService) -> None:
     data = datasets.Dataset.from_dict(
         {"prompt": ["a", "b", "c"], "chosen": ["one two", "three", ""], "rejected": ["x", "yy", "zzz"]}
     )
-    told = data.map(ScoreColumns(responses=("chosen", "rejected")), batched=True, batch_size=2)
-    assert told["chosen_score"] == [6.0, 5.0, None]
-    assert told["rejected_score"] == [1.0, 2.0, 3.0]
-    assert told["chosen_rewards"] == [[3.0, 3.0, 0.0], [5.0, 0.0], None]
-    assert told["chosen_offsets"] == [[[0, 3], [3, 7], [7, 7]], [[0, 5], [5, 5]], None]
-    assert told["chosen_error"] == ["", "", "the response is empty"]
-    assert told["prompt"] == ["a", "b", "c"]
+    rows = data.map(ScoreColumns(responses=("chosen", "rejected")), batched=True, batch_size=2)
+    assert rows["chosen_score"] == [6.0, 5.0, None]
+    assert rows["rejected_score"] == [1.0, 2.0, 3.0]
+    assert rows["chosen_rewards"] == [[3.0, 3.0, 0.0], [5.0, 0.0], None]
+    assert rows["chosen_offsets"] == [[[0, 3], [3, 7], [7, 7]], [[0, 5], [5, 5]], None]
+    assert rows["chosen_error"] == ["", "", "the response is empty"]
+    assert rows["prompt"] == ["a", "b", "c"]
 
 
-def test_columns_may_be_told_to_fail_and_can_travel(served: FakeService) -> None:
+def test_columns_can_be_pickled_and_must_succeed_raises(served: FakeService) -> None:
     columns = ScoreColumns(must_succeed=True)
     assert columns({"prompt": ["a"], "response": ["bb"]})["response_score"] == [2.0]
     again = pickle.loads(pickle.dumps(columns))
@@ -223,13 +223,13 @@ def test_columns_may_be_told_to_fail_and_can_travel(served: FakeService) -> None
         ScoreColumns(responses=())
 
 
-def test_columns_whose_first_batch_fails_have_their_types(served: FakeService) -> None:
+def test_columns_have_their_types_if_the_first_batch_fails(served: FakeService) -> None:
     datasets = pytest.importorskip("datasets")
     data = datasets.Dataset.from_dict({"prompt": ["a", "b", "c"], "response": ["", None, "one"]})
     score = ScoreColumns()
-    told = data.map(score, batched=True, batch_size=1, features=score.features(data.features))
-    assert told["response_score"] == [None, None, 3.0]
-    assert told["response_error"] == ["the response is empty", "the prompt or the response is missing", ""]
+    rows = data.map(score, batched=True, batch_size=1, features=score.features(data.features))
+    assert rows["response_score"] == [None, None, 3.0]
+    assert rows["response_error"] == ["the response is empty", "the prompt or the response is missing", ""]
     with pytest.raises(TypeError, match="batched=True"):
         score({"prompt": "a", "response": "b"})
 
@@ -250,14 +250,14 @@ def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
     assert (tmp_path / "out.jsonl").read_text() == '{"score": 1.0}\n'
 
 
-def test_folders_of_an_output_are_made(tmp_path: Path) -> None:
+def test_missing_output_folders_are_created(tmp_path: Path) -> None:
     for name in ("out.jsonl", "out.parquet"):
         with Output(tmp_path / "new" / name / name, {}) as output:
             output.write("row 1", {"score": 1.0}, [])
         assert [path.name for path in (tmp_path / "new" / name).iterdir()] == [name]
 
 
-def test_a_run_that_waits_for_another_to_end_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_opens_a_finished_partial_file_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that was opened just before its writer finished and removed it is not written."""
     out, opened = tmp_path / "out.jsonl", os.open
     first = Output(out, {})
@@ -278,7 +278,7 @@ def test_a_run_that_waits_for_another_to_end_begins_anew(tmp_path: Path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
 
 
-def test_parquet_takes_ids_of_every_kind(tmp_path: Path) -> None:
+def test_parquet_accepts_ids_of_every_type(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     with Output(tmp_path / "out.parquet", {}) as output:
         for n, name in enumerate([7, None, "x"]):
@@ -303,7 +303,7 @@ _FORMS: list[tuple[dict[str, Any], Any]] = [
 ]
 
 
-def _asked(item: Any) -> Any:
+def _request_prompt(item: Any) -> Any:
     prompt = item.payload()["prompt"] if hasattr(item, "payload") else item["prompt"]
     return (
         prompt if isinstance(prompt, str) else [{name: turn[name] for name in ("role", "content")} for turn in prompt]
@@ -311,13 +311,13 @@ def _asked(item: Any) -> Any:
 
 
 @pytest.mark.parametrize(("row", "prompt"), _FORMS)
-def test_prompts_of_rows_and_of_data_sets_are_read_as_those_of_pairs(
+def test_prompts_are_parsed_like_those_of_pairs(
     served: FakeService, monkeypatch: pytest.MonkeyPatch, row: dict[str, Any], prompt: Any
 ) -> None:
     for kind in (ScoreItem, ResponseItem):
-        asked = row_item(kind)("here", {"id": 7, **row, "response": "hello", "finished": None})
-        assert [_asked(item) for item in asked.items] == [prompt]
-        assert (asked.id, asked.items[0].id, asked.items[0].response, asked.items[0].finished) == (
+        requests = row_item(kind)("here", {"id": 7, **row, "response": "hello", "finished": None})
+        assert [_request_prompt(item) for item in requests.items] == [prompt]
+        assert (requests.id, requests.items[0].id, requests.items[0].response, requests.items[0].finished) == (
             7,
             "7",
             "hello",
@@ -326,17 +326,17 @@ def test_prompts_of_rows_and_of_data_sets_are_read_as_those_of_pairs(
     sent: list[Any] = []
     score = RewardClient.score
 
-    def noting(client: RewardClient, items: Any, **more: Any) -> Any:
+    def recording_score(client: RewardClient, items: Any, **more: Any) -> Any:
         sent.extend(items)
         return score(client, items, **more)
 
-    monkeypatch.setattr(RewardClient, "score", noting)
+    monkeypatch.setattr(RewardClient, "score", recording_score)
     columns = ScoreColumns()({name: [value] for name, value in {**row, "response": "hello"}.items()})
     assert columns["response_error"] == [""]
-    assert [_asked(item) for item in sent] == [prompt]
+    assert [_request_prompt(item) for item in sent] == [prompt]
 
 
-def test_forms_of_rows_without_text_stay() -> None:
+def test_rows_with_ids_and_offsets_are_accepted() -> None:
     ids = {"prompt_ids": [1], "response_ids": [2], "tokenizer_fingerprint": "f", "finished": False, "system": "S"}
     report = RowReport()
     item = row_item(ScoreItem, report)("here", ids).items[0]
@@ -348,7 +348,7 @@ def test_forms_of_rows_without_text_stay() -> None:
     assert tools.items[0].tools == [{"name": "x"}]
 
 
-def test_an_empty_response_is_a_bad_row_where_those_are_skipped() -> None:
+def test_an_empty_response_is_a_bad_row_if_bad_rows_are_skipped() -> None:
     row = {"prompt": "p", "response": " "}
     assert len(row_item(ScoreItem, RowReport())("here", row).items) == 1, "the service says so"
     with pytest.raises(BadRowError, match="'response' is empty"):
@@ -384,3 +384,25 @@ def test_columns_without_prompts_are_missing(served: FakeService) -> None:
             columns(batch)
     named = ScoreColumns(prompt="ask")({"ask": ["p"], "response": ["aa"]})
     assert named["response_score"] == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "hint"),
+    [(ScoreItem, r"'rejected', not one 'response' \(score pairs with --pairs FILE\)$"), (ResponseItem, "'response'$")],
+)
+def test_a_pair_in_a_file_of_responses_is_refused_with_a_hint(kind: type[ResponseItem], hint: str) -> None:
+    for prompt in ({"prompt": "p"}, {}):
+        with pytest.raises(BadRowError, match=hint):
+            row_item(kind)("rows.jsonl:1", {**prompt, "chosen": "a", "rejected": "b"})
+    item = row_item(kind)("rows.jsonl:1", {"prompt": "p", "response": "r", "chosen": "a", "rejected": "b"}).items[0]
+    assert item.response == "r"
+    with pytest.raises(BadRowError, match="exactly one of 'response'"):
+        row_item(kind)("rows.jsonl:1", {"prompt": "p"})
+
+
+def test_score_suggests_pairs_for_a_file_of_pairs(use: Callable[[Handler], None], tmp_path: Path) -> None:
+    use(StoppingService(1000))
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}) + "\n")
+    assert "--pairs FILE" in str(run(str(path)).exception)
+    assert run("--pairs", str(path)).exit_code == 0

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from redline.preference_data.rows import BadRowError, Pair, parse_asked, parse_prompt, parse_row
+from redline.preference_data.rows import BadRowError, Pair, parse_prompt, parse_prompt_and_tools, parse_row
 
 Row = dict[str, Any]
 
@@ -32,7 +32,7 @@ SIDES = {"chosen": GOOD, "rejected": BAD}
 TWO = {"response_a": BAD, "response_b": GOOD}
 TOOL_CALL = [{"type": "function", "function": {"name": "weather", "arguments": {"city": "Bonn"}}}]
 
-READ: dict[str, tuple[Row, Any]] = {
+ACCEPTED: dict[str, tuple[Row, Any]] = {
     "question": ({"question": Q, **SIDES}, Q),
     "query": ({"query": Q, **SIDES}, Q),
     "instruction": ({"instruction": Q, **SIDES}, Q),
@@ -154,41 +154,41 @@ READ: dict[str, tuple[Row, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", READ)
-def test_a_row_is_the_pair_that_it_means(name: str) -> None:
-    row, prompt = READ[name]
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_rows_in_every_accepted_format_are_parsed(name: str) -> None:
+    row, prompt = ACCEPTED[name]
     pair = parse_row(row, "here")
     sides = (" two.", " three.") if name == "whole texts" else (GOOD, BAD)
     assert pair == Pair(prompt, *sides, "here")
 
 
-@pytest.mark.parametrize("name", READ)
-def test_the_prompt_of_a_pair_is_the_one_that_is_trained_on(name: str) -> None:
-    assert parse_prompt(READ[name][0]) == READ[name][1]
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_parse_prompt_returns_the_prompt_of_parse_row(name: str) -> None:
+    assert parse_prompt(ACCEPTED[name][0]) == ACCEPTED[name][1]
 
 
 REFUSED: dict[str, tuple[Row, str]] = {
     "other text columns": ({"topic": Q, **SIDES}, "no 'prompt'; the other columns with text are 'topic'"),
     "a conversation of another name": ({"turns": [user(Q)], **SIDES}, "the other columns with text are 'turns'"),
     "two questions": ({"question": Q, "query": "What?", **SIDES}, "'question', 'query' differ"),
-    "question and input": ({"question": Q, "input": "A text.", **SIDES}, "'question' and 'input' both hold text"),
-    "prompt and input": ({"prompt": "Answer.", "input": Q, **SIDES}, "'input' is no part of 'prompt'"),
+    "question and input": ({"question": Q, "input": "A text.", **SIDES}, "'question' and 'input' both have text"),
+    "prompt and input": ({"prompt": "Answer.", "input": Q, **SIDES}, "'prompt' does not contain 'input'"),
     "two conversations": (
         {"messages": [user(Q)], "context": [user("Hi")], **SIDES},
-        "'messages', 'context' each hold a conversation",
+        "'messages', 'context' each have a conversation",
     ),
     "another system turn": (
         {"system": "Be brief.", "prompt": [system("Be long."), user(Q)], **SIDES},
-        "the row's system text is not the one",
+        "the row's system column differs",
     ),
-    "history": ({"question": Q, "history": ["Hi"], **SIDES}, "'history' is no list"),
+    "history": ({"question": Q, "history": ["Hi"], **SIDES}, "'history' must be a list"),
     "another prompt before the reply": (
         {"prompt": Q, "chosen": [user("What?"), assistant(GOOD)], "rejected": [user(Q), assistant(BAD)]},
-        "'chosen' must be one assistant turn beyond the prompt, it has 2, and it does not begin with 'prompt' alone",
+        "'chosen' must be one assistant turn beyond the prompt, it has 2, and the turns before the last are not 'prompt'",
     ),
     "a system turn that the prompt lacks": (
         {"prompt": Q, "chosen": [system("S"), user(Q), assistant(GOOD)], "rejected": [user(Q), assistant(BAD)]},
-        "it has 3, and it does not begin with 'prompt' alone",
+        "it has 3, and the turns before the last are not 'prompt'",
     ),
     "more turns than the prompt": (
         {
@@ -196,7 +196,7 @@ REFUSED: dict[str, tuple[Row, str]] = {
             "chosen": [user(Q), assistant("Eight?"), user("Yes?"), assistant(GOOD)],
             "rejected": [user(Q), assistant("Eight?"), user("Yes?"), assistant(BAD)],
         },
-        "it has 4, and it does not begin with 'prompt' alone",
+        "it has 4, and the turns before the last are not 'prompt'",
     ),
     "no verdict": ({"question": Q, **TWO}, "no known column says which of 'response_a', 'response_b' is better"),
     "a number that names neither": ({"question": Q, **TWO, "label": 0}, "'label' is '0', which does not name"),
@@ -219,24 +219,24 @@ REFUSED: dict[str, tuple[Row, str]] = {
     ),
     "ultrafeedback's completions": (
         {"instruction": Q, "completions": [{"response": GOOD}, {"response": BAD}]},
-        "'completions' is a list, and which response is 'chosen' is not said",
+        "'completions' is a list of responses, and no column says which of them is 'chosen'",
     ),
     "old LLaMA-Factory": ({"instruction": Q, "input": "", "output": [GOOD, BAD]}, "'output' is a list"),
     "unknown columns": ({"good": GOOD, "bad": BAD}, "'chosen' is missing; the columns are 'good', 'bad'"),
-    "an image": ({"prompt": Q, "images": ["x.png"], **SIDES}, "'images' holds something, and only text is read"),
+    "an image": ({"prompt": Q, "images": ["x.png"], **SIDES}, "'images' is not empty, but only text is supported"),
     "an image in a message": (
         {"prompt": [user([{"type": "image", "image": "x.png"}])], **SIDES},
         "'prompt' holds a content part of type 'image'",
     ),
     "a tool call as the reply": (
         {"prompt": Q, "chosen": [assistant(None, tool_calls=TOOL_CALL)], "rejected": [assistant(BAD)]},
-        "'chosen' carries 'tool_calls'; a response is text",
+        "'chosen' has 'tool_calls'; a response must be plain text",
     ),
     "a thought beside the reply": (
         {"prompt": Q, "chosen": [assistant(GOOD)], "rejected": [assistant(BAD, reasoning_content="Six?")]},
-        "'rejected' carries 'reasoning_content'; a response is text",
+        "'rejected' has 'reasoning_content'; a response must be plain text",
     ),
-    "tools that are no list": ({"prompt": Q, "tools": "weather", **SIDES}, "'tools' is text that is not JSON"),
+    "tools that are no list": ({"prompt": Q, "tools": "weather", **SIDES}, "'tools' is text, but not valid JSON"),
     "sharegpt's function call": (
         {"conversations": [{"from": "function_call", "value": "{}"}], **SIDES},
         "'conversations' holds a message from 'function_call'",
@@ -246,14 +246,14 @@ REFUSED: dict[str, tuple[Row, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_row_that_would_be_guessed_is_refused_by_name(name: str) -> None:
+def test_an_ambiguous_row_is_refused_with_its_reason(name: str) -> None:
     row, reason = REFUSED[name]
     with pytest.raises(BadRowError) as caught:
         parse_row(row, "here")
     assert reason in str(caught.value)
 
 
-def test_what_was_called_and_thought_in_a_prompt_is_kept() -> None:
+def test_tool_calls_and_reasoning_in_a_prompt_are_kept() -> None:
     call = assistant("", tool_calls=TOOL_CALL, reasoning_content="I should look.")
     turns = [user("Weather in Bonn?"), {**call, "content": None}, turn("tool", "sunny", name="weather")]
     pair = parse_row({"prompt": turns, **SIDES}, "here")
@@ -262,7 +262,7 @@ def test_what_was_called_and_thought_in_a_prompt_is_kept() -> None:
     assert parse_row({"prompt": other, **SIDES}, "here").prompt_key != pair.prompt_key
 
 
-def test_pairs_with_other_tools_are_other_prompts() -> None:
+def test_pairs_with_different_tools_have_different_prompt_keys() -> None:
     row = {"prompt": Q, **SIDES}
     plain = parse_row(row, "here")
     tools = [{"name": "weather"}]
@@ -296,12 +296,12 @@ def test_columns_that_are_not_used_are_reported() -> None:
     assert ignored(row, parse_prompt) == ["id", "chosen", "rejected", "source", "score"]
 
 
-def test_spans_belong_to_the_rejected_text_and_to_no_other() -> None:
+def test_spans_apply_only_to_the_rejected_text() -> None:
     spans = [{"start": 2, "end": 8}]
     assert parse_row({"prompt": Q, **SIDES, "spans": spans}, "here").spans == ((2, 8),)
     assert parse_row({"question": Q, **SIDES, "spans": spans}, "here").spans == ((2, 8),)
-    assert parse_row({**READ["winner"][0], "spans": spans}, "here").spans is None
-    assert parse_row({**READ["transcripts"][0], "spans": spans}, "here").spans is None
+    assert parse_row({**ACCEPTED["winner"][0], "spans": spans}, "here").spans is None
+    assert parse_row({**ACCEPTED["transcripts"][0], "spans": spans}, "here").spans is None
     assert parse_row({"chosen": "One two.", "rejected": "One three.", "spans": spans}, "here").spans is None
 
 
@@ -330,7 +330,7 @@ def test_prompts_need_no_responses(name: str) -> None:
         ({"prompt": []}, "empty conversation"),
         ({"prompt": [user(Q), assistant(GOOD)]}, "ends with an assistant turn"),
         ({"messages": [assistant(GOOD)]}, "ends with an assistant turn"),
-        ({"prompt": Q, "images": ["x"]}, "only text is read"),
+        ({"prompt": Q, "images": ["x"]}, "only text is supported"),
         ({"chosen": GOOD}, "'rejected' is missing"),
         ([], "a row must be an object"),
     ],
@@ -344,7 +344,7 @@ def test_a_row_without_a_usable_prompt_is_refused(row: Any, reason: str) -> None
 HH = f"\n\nHuman: {Q}\n\nAssistant:"
 EARLIER = [user("Hello."), assistant("Hi!")]
 # name: (row without a response, its prompt)
-LONGER: dict[str, tuple[Row, Any]] = {
+WITH_EARLIER_TURNS: dict[str, tuple[Row, Any]] = {
     "history of pairs": ({"prompt": Q, "history": [["Hello.", "Hi!"]]}, [*EARLIER, user(Q)]),
     "history of messages": ({"prompt": [user(Q)], "history": EARLIER}, [*EARLIER, user(Q)]),
     "history behind a system turn": (
@@ -370,13 +370,13 @@ LONGER: dict[str, tuple[Row, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", LONGER)
+@pytest.mark.parametrize("name", WITH_EARLIER_TURNS)
 def test_earlier_turns_in_another_column_belong_to_the_prompt(name: str) -> None:
-    row, prompt = LONGER[name]
+    row, prompt = WITH_EARLIER_TURNS[name]
     assert parse_row({**row, **SIDES}, "here").prompt == prompt
     assert parse_prompt({**row, **SIDES}) == prompt
     assert parse_prompt(row) == prompt
-    assert parse_asked({**row, "response": GOOD}, GOOD) == (prompt, None)
+    assert parse_prompt_and_tools({**row, "response": GOOD}, GOOD) == (prompt, None)
 
 
 @pytest.mark.parametrize(
@@ -397,15 +397,15 @@ def test_a_prompt_that_may_be_longer_is_refused(more: Row) -> None:
         with pytest.raises(BadRowError):
             parse_prompt(row)
         with pytest.raises(BadRowError):
-            parse_asked(row, GOOD)
+            parse_prompt_and_tools(row, GOOD)
 
 
-def test_a_dialogue_may_go_on_behind_a_prompt_without_a_response() -> None:
+def test_a_conversation_may_continue_after_a_prompt_without_response() -> None:
     row = {"prompt": Q, "messages": [user(Q), assistant("Hi!"), user("And then?"), assistant(GOOD)]}
     assert parse_prompt(row) == Q
 
 
-def test_a_prompt_is_compared_with_the_sides_where_it_is_sampled_from_too() -> None:
+def test_parse_prompt_refuses_pairs_that_contradict_their_prompt() -> None:
     others: list[Row] = [
         {"chosen": [user("Z"), assistant(GOOD)], "rejected": [user("Z"), assistant(BAD)]},
         {"chosen": [*EARLIER, user(Q), assistant(GOOD)], "rejected": [*EARLIER, user(Q), assistant(BAD)]},
@@ -417,14 +417,14 @@ def test_a_prompt_is_compared_with_the_sides_where_it_is_sampled_from_too() -> N
             with pytest.raises(BadRowError) as caught:
                 read({"prompt": Q, **sides})
             reasons.append(str(caught.value))
-        assert "does not begin with 'prompt' alone" in reasons[0]
+        assert "the turns before the last are not 'prompt'" in reasons[0]
         assert reasons[1] == reasons[0]
 
 
-def test_a_transcript_is_one_text_however_it_is_split() -> None:
-    whole = parse_row({"chosen": f"{HH} good one ", "rejected": f"{HH} bad\n"}, "here")
+def test_a_split_transcript_gives_the_same_pair() -> None:
+    implicit = parse_row({"chosen": f"{HH} good one ", "rejected": f"{HH} bad\n"}, "here")
     split = parse_row({"prompt": HH, "chosen": " good one ", "rejected": " bad\n"}, "here")
-    assert (whole.prompt, whole.chosen, whole.rejected) == ([user(Q)], "good one", "bad")
+    assert (implicit.prompt, implicit.chosen, implicit.rejected) == ([user(Q)], "good one", "bad")
     assert (split.prompt, split.chosen, split.rejected) == ([user(Q)], "good one", "bad")
     spans = [{"start": 0, "end": 2}, {"start": 2, "end": 5}]  # of " bad\n"
     assert parse_row({"prompt": HH, "chosen": " ok", "rejected": " bad\n", "spans": spans}, "x").spans == (

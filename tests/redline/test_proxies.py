@@ -14,7 +14,7 @@ import pytest
 
 from redline import AsyncRewardClient, ConfigurationError, ProtocolError, RewardClient
 from redline.errors import ConnectionFailedError
-from redline.http.proxies import is_loopback, proxy_of
+from redline.http.proxies import is_loopback, proxy_for
 from redline.http.retry import NO_RETRY
 from redline.wire import READY_PATH
 
@@ -41,12 +41,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[_Server]:
-    made = _Server(("127.0.0.1", 0), _Handler)
-    made.seen = []
-    threading.Thread(target=made.serve_forever, daemon=True).start()
-    yield made
-    made.shutdown()
-    made.server_close()
+    server = _Server(("127.0.0.1", 0), _Handler)
+    server.seen = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def test_another_machine_is_not(host: str) -> None:
 
 @pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9", "nonsense://x"])
 @pytest.mark.parametrize("name", ["http_proxy", "all_proxy"])
-def test_a_loopback_address_is_asked_directly(
+def test_a_loopback_address_is_reached_without_a_proxy(
     server: _Server, monkeypatch: pytest.MonkeyPatch, name: str, proxy: str
 ) -> None:
     monkeypatch.setenv(name, proxy)
@@ -102,20 +102,22 @@ def test_a_proxy_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch
         client.models()
 
 
-@pytest.mark.parametrize(("proxy", "said"), [("socks5://proxy:1080", "SOCKS"), ("nonsense://x", "cannot be used")])
-def test_a_proxy_that_httpx_cannot_use_is_our_own_error(monkeypatch: pytest.MonkeyPatch, proxy: str, said: str) -> None:
+@pytest.mark.parametrize(("proxy", "message"), [("socks5://proxy:1080", "SOCKS"), ("nonsense://x", "cannot be used")])
+def test_a_proxy_that_httpx_cannot_use_is_a_configuration_error(
+    monkeypatch: pytest.MonkeyPatch, proxy: str, message: str
+) -> None:
     monkeypatch.setenv("all_proxy", proxy)
-    with pytest.raises(ProtocolError, match=said):
+    with pytest.raises(ProtocolError, match=message):
         RewardClient("http://rewards.invalid:8000")
-    with pytest.raises(ProtocolError, match=said):
+    with pytest.raises(ProtocolError, match=message):
         AsyncRewardClient("http://rewards.invalid:8000")
 
 
 def test_no_proxy_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    assert proxy_of("http://rewards.example:8000") == "http://127.0.0.1:9"
+    assert proxy_for("http://rewards.example:8000") == "http://127.0.0.1:9"
     monkeypatch.setenv("no_proxy", "rewards.example")
-    assert proxy_of("http://rewards.example:8000") is None
+    assert proxy_for("http://rewards.example:8000") is None
 
 
 @pytest.fixture
@@ -133,9 +135,9 @@ def junk(tmp_path: Path) -> Path:
     [
         ("SSL_CERT_FILE", "nothing", "No such file or directory"),
         ("SSL_CERT_FILE", "empty/file", "Not a directory"),
-        ("SSL_CERT_FILE", "empty", "it holds no certificates that can be read"),
-        ("SSL_CERT_FILE", "text", "it holds no certificates that can be read"),
-        ("SSL_CERT_FILE", "half", "it holds no certificates that can be read"),
+        ("SSL_CERT_FILE", "empty", "it has no readable certificates"),
+        ("SSL_CERT_FILE", "text", "it has no readable certificates"),
+        ("SSL_CERT_FILE", "half", "it has no readable certificates"),
         ("SSL_CERT_FILE", "pipe", "not a regular file"),
         ("SSL_CERT_FILE", "", "not a regular file"),
         ("SSL_CERT_DIR", "nothing", "No such file or directory"),
@@ -149,16 +151,16 @@ def test_certificates_that_cannot_be_used_are_named(
     for other in ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE"):
         monkeypatch.delenv(other, raising=False)
     monkeypatch.setenv(name, str(junk / file))
-    said = f"{name} is {str(junk / file)!r}, which cannot be used: {reason}"
+    message = f"{name} is {str(junk / file)!r}, which cannot be used: {reason}"
     for kind in (RewardClient, AsyncRewardClient):
         for url in ("http://127.0.0.1:9", "https://rewards.invalid"):
             with pytest.raises(ConfigurationError) as failed:
                 kind(url)
-            assert str(failed.value) == said
+            assert str(failed.value) == message
     assert issubclass(ConfigurationError, ProtocolError)
 
 
-def test_certificates_that_can_be_used_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_usable_certificates_are_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SSL_CERT_DIR", f"{tmp_path}{os.pathsep}{tmp_path}")
     RewardClient("https://rewards.invalid").close()
     monkeypatch.setenv("SSL_CERT_FILE", certifi.where())

@@ -43,13 +43,13 @@ def refusal(code: ErrorCode = ErrorCode.OVERLOADED, retry_after_s: float | None 
 
 
 @pytest.mark.parametrize("code", ErrorCode)
-def test_a_refusal_is_retried_just_when_the_table_says_so(code: ErrorCode) -> None:
+def test_a_refusal_is_retried_if_the_table_says_retryable(code: ErrorCode) -> None:
     retryable = ERROR_TABLE[code].retryable
     assert is_retryable(refusal(code)) is retryable
     assert (STEADY.wait_s(refusal(code), 1, 0.0) is not None) is retryable
 
 
-def test_the_service_has_the_last_word_on_retryability() -> None:
+def test_the_service_s_retryable_field_decides() -> None:
     body = ErrorBody(code="code_of_a_newer_server", message="later", retryable=True)
     assert STEADY.wait_s(ServiceError(body, 418), 1, 0.0) == 1.0
 
@@ -64,12 +64,12 @@ def test_the_service_has_the_last_word_on_retryability() -> None:
         RedlineError("anything"),
     ],
 )
-def test_what_another_try_cannot_mend_is_not_retried(error: RedlineError) -> None:
+def test_other_errors_are_not_retried(error: RedlineError) -> None:
     assert not is_retryable(error)
     assert STEADY.wait_s(error, 1, 0.0) is None
 
 
-def test_no_answer_is_retried() -> None:
+def test_a_missing_answer_is_retried() -> None:
     assert is_retryable(UNREACHABLE)
     assert STEADY.wait_s(UNREACHABLE, 1, 0.0) == 1.0
 
@@ -84,19 +84,19 @@ def test_the_millionth_wait_is_the_longest() -> None:
 
 
 @pytest.mark.parametrize("tries", [1, 2, 5])
-def test_max_attempts_counts_tries_not_waits(tries: int) -> None:
+def test_max_attempts_counts_attempts_not_waits(tries: int) -> None:
     policy = RetryPolicy(max_attempts=tries, max_elapsed_s=None)
     waits = [policy.wait_s(UNREACHABLE, attempt, 0.0) for attempt in range(1, tries + 2)]
     assert [wait is not None for wait in waits] == [True] * (tries - 1) + [False, False]
 
 
-def test_no_retry_gives_up_at_once() -> None:
+def test_no_retry_stops_after_the_first_failure() -> None:
     assert NO_RETRY.wait_s(UNREACHABLE, 1, 0.0) is None
     assert NO_RETRY.wait_s(refusal(retry_after_s=0.0), 1, 0.0) is None
 
 
 @pytest.mark.parametrize(
-    ("asked", "waited"),
+    ("retry_after_s", "wait_s"),
     [
         (5.0, 5.0),  # longer than our own 1 s: honoured
         (10.0, 10.0),
@@ -106,8 +106,8 @@ def test_no_retry_gives_up_at_once() -> None:
         (0.0, 1.0),
     ],
 )
-def test_retry_after_is_honoured_and_capped(asked: float, waited: float) -> None:
-    assert STEADY.wait_s(refusal(retry_after_s=asked), 1, 0.0) == waited
+def test_retry_after_is_honoured_and_capped(retry_after_s: float, wait_s: float) -> None:
+    assert STEADY.wait_s(refusal(retry_after_s=retry_after_s), 1, 0.0) == wait_s
 
 
 def test_jitter_never_undercuts_retry_after() -> None:
@@ -115,7 +115,7 @@ def test_jitter_never_undercuts_retry_after() -> None:
     assert {policy.wait_s(refusal(retry_after_s=3.0), 1, 0.0) for _ in range(100)} == {3.0}
 
 
-def test_no_try_begins_after_the_patience_has_run_out() -> None:
+def test_no_attempt_begins_after_max_elapsed_s() -> None:
     policy = RetryPolicy(max_attempts=None, max_elapsed_s=30.0, first_wait_s=4.0, longest_wait_s=60.0, has_jitter=False)
     assert policy.wait_s(UNREACHABLE, 1, 26.0) == 4.0  # the next try begins at 30 s sharp
     assert policy.wait_s(UNREACHABLE, 1, 26.001) is None
@@ -135,7 +135,7 @@ def test_jitter_spreads_waits_over_the_upper_half() -> None:
         assert 0.98 < max(shares) <= 1.0
 
 
-def test_a_fault_that_comes_back_is_not_waited_out_for_ever() -> None:
+def test_repeated_internal_errors_are_not_retried_without_limit() -> None:
     waits = [STEADY.wait_s(refusal(ErrorCode.INTERNAL), attempt, 0.0) for attempt in range(1, 7)]
     assert waits == [1.0, 2.0, 4.0, 8.0, None, None]
     assert STEADY.wait_s(refusal(ErrorCode.OVERLOADED), 5, 0.0) == 10.0  # an absence is
@@ -145,26 +145,26 @@ def test_a_fault_that_comes_back_is_not_waited_out_for_ever() -> None:
 def test_single_items_are_tried_a_few_times_at_most(tries: int | None, item_tries: int) -> None:
     policy = RetryPolicy(max_attempts=tries, max_elapsed_s=None, first_wait_s=1.0, longest_wait_s=3.0, has_jitter=False)
     waits = [policy.for_items().wait_s(refusal(), attempt, 1e6) for attempt in range(1, 12)]
-    given_up = waits.index(None)
-    assert given_up + 1 == item_tries
-    assert waits[:given_up] == [1.0, 2.0, 3.0, 3.0][:given_up]  # in all else the same policy
-    assert set(waits[given_up:]) == {None}
+    first_stop = waits.index(None)
+    assert first_stop + 1 == item_tries
+    assert waits[:first_stop] == [1.0, 2.0, 3.0, 3.0][:first_stop]  # in all else the same policy
+    assert set(waits[first_stop:]) == {None}
     assert policy.max_attempts == tries
 
 
 @quickly
 @given(policies, st.integers(1, 50), st.floats(0.0, 300.0), st.none() | st.floats(0.0, 1e6), st.booleans())
 def test_every_wait_is_within_every_bound(
-    policy: RetryPolicy, attempt: int, elapsed_s: float, asked: float | None, has_answer: bool
+    policy: RetryPolicy, attempt: int, elapsed_s: float, retry_after_s: float | None, has_answer: bool
 ) -> None:
-    wait = policy.wait_s(refusal(retry_after_s=asked) if has_answer else UNREACHABLE, attempt, elapsed_s)
+    wait = policy.wait_s(refusal(retry_after_s=retry_after_s) if has_answer else UNREACHABLE, attempt, elapsed_s)
     if wait is None:
         return
     assert 0.0 <= wait <= policy.longest_wait_s
     assert policy.max_attempts is None or attempt < policy.max_attempts
     assert policy.max_elapsed_s is None or elapsed_s + wait <= policy.max_elapsed_s
-    if has_answer and asked is not None:
-        assert wait >= min(asked, policy.longest_wait_s)
+    if has_answer and retry_after_s is not None:
+        assert wait >= min(retry_after_s, policy.longest_wait_s)
 
 
 def test_the_old_name_of_max_elapsed_s_still_works_and_warns() -> None:
@@ -176,7 +176,7 @@ def test_the_old_name_of_max_elapsed_s_still_works_and_warns() -> None:
 
 
 @pytest.mark.filterwarnings("error::DeprecationWarning")
-def test_a_policy_made_of_another_one_keeps_its_time_without_a_warning() -> None:
+def test_replacing_fields_of_a_policy_gives_no_warning() -> None:
     policy = RetryPolicy(max_elapsed_s=7.0)
     assert policy.for_items().max_elapsed_s == 7.0
     assert dataclasses.replace(policy, max_attempts=2) == RetryPolicy(max_attempts=2, max_elapsed_s=7.0)

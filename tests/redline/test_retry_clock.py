@@ -56,12 +56,12 @@ class Scripted:
             self._started = self._started or now
             self.begun.append(now - self._started)
             self.deadlines.append(float(request.headers[DEADLINE_HEADER]))
-            asked = json.loads(request.content)["items"]
-            self.sizes.append(len(asked))
-            return len(self.sizes), asked
+            items = json.loads(request.content)["items"]
+            self.sizes.append(len(items))
+            return len(self.sizes), items
 
-    def _answer(self, request: httpx.Request, number: int, asked: list[Any]) -> httpx.Response:
-        decided = self._decide(number, asked)
+    def _answer(self, request: httpx.Request, number: int, items: list[Any]) -> httpx.Response:
+        decided = self._decide(number, items)
         return decided or self.fake.transport.handler(request)  # type: ignore[return-value]
 
     def transport(self, is_async: bool) -> httpx.MockTransport:
@@ -82,13 +82,13 @@ class Scripted:
         return call(is_async, lambda client: client.score(items(count)), **settings)
 
 
-def item_errors(asked: list[Any]) -> httpx.Response:
+def item_errors(items: list[Any]) -> httpx.Response:
     """Out of memory for every item."""
     error = ErrorBody.of(ErrorCode.OUT_OF_MEMORY, "no").model_dump()
     body = {
         "model": {"name": "default", "digest": "sha256:fake", "kind": "seq2seq"},
         "options": {"aggregate": "sum", "calibrated": False},
-        "items": [{"id": item["id"], "error": error} for item in asked],
+        "items": [{"id": item["id"], "error": error} for item in items],
         "usage": {"scored_tokens": 0, "batch_tokens": 0},
     }
     return httpx.Response(200, json=body)
@@ -108,18 +108,18 @@ def patient(max_elapsed_s: float | None, tries: int | None = None, wait_s: float
 # --- time ---------------------------------------------------------------------------------------------------
 
 
-def test_halves_do_not_start_the_clock_anew(is_async: bool) -> None:
-    service = Scripted(lambda number, asked: refusal(ErrorCode.TIMED_OUT), delay_s=0.15)
+def test_halves_do_not_restart_the_clock(is_async: bool) -> None:
+    service = Scripted(lambda number, items: refusal(ErrorCode.TIMED_OUT), delay_s=0.15)
     with pytest.raises(ServiceError, match="timed_out"):
         service.score(is_async, 64, patient(0.4))
     assert service.sizes[:3] == [64, 32, 16]
     assert max(service.begun) <= 0.4 + SLACK_S  # six halvings alone take 0.9 s
 
 
-def test_the_second_half_gets_no_time_of_its_own(is_async: bool) -> None:
-    def decide(number: int, asked: list[Any]) -> httpx.Response | None:
+def test_the_second_half_gets_no_extra_time(is_async: bool) -> None:
+    def decide(number: int, items: list[Any]) -> httpx.Response | None:
         # most of the time is used up by the first half
-        return None if number >= 5 and asked[0]["id"] == "1" else refusal(ErrorCode.TIMED_OUT)
+        return None if number >= 5 and items[0]["id"] == "1" else refusal(ErrorCode.TIMED_OUT)
 
     service = Scripted(decide, delay_s=0.1)
     with pytest.raises(ServiceError, match="timed_out"):
@@ -128,9 +128,9 @@ def test_the_second_half_gets_no_time_of_its_own(is_async: bool) -> None:
 
 
 def test_retries_of_items_and_of_requests_share_the_clock(is_async: bool) -> None:
-    def decide(number: int, asked: list[Any]) -> httpx.Response:
+    def decide(number: int, items: list[Any]) -> httpx.Response:
         # each time that items are sent again, the service is away for a while
-        return item_errors(asked) if number % 7 == 0 else refusal(ErrorCode.OVERLOADED)
+        return item_errors(items) if number % 7 == 0 else refusal(ErrorCode.OVERLOADED)
 
     service = Scripted(decide, delay_s=0.08)
     with suppress(ServiceError):  # on a busy machine the time is over before an item was answered
@@ -140,23 +140,23 @@ def test_retries_of_items_and_of_requests_share_the_clock(is_async: bool) -> Non
 
 
 def test_items_keep_their_errors_when_the_time_is_over(is_async: bool) -> None:
-    service = Scripted(lambda number, asked: item_errors(asked), delay_s=0.15)
+    service = Scripted(lambda number, items: item_errors(items), delay_s=0.15)
     result = service.score(is_async, 3, patient(0.4))
     assert [error.code for _, error in result.failures] == ["out_of_memory"] * 3
     assert max(service.begun) <= 0.4 + SLACK_S
     assert len(service.sizes) <= 3
 
 
-def test_parts_that_run_side_by_side_share_the_clock(is_async: bool) -> None:
-    service = Scripted(lambda number, asked: refusal(ErrorCode.OVERLOADED), delay_s=0.05)
+def test_concurrent_parts_share_the_clock(is_async: bool) -> None:
+    service = Scripted(lambda number, items: refusal(ErrorCode.OVERLOADED), delay_s=0.05)
     with pytest.raises(ServiceError, match="overloaded"):
         service.score(is_async, 6, patient(0.3), items_per_request=1, concurrency=3)
     time.sleep(0.3)  # the blocking client's other threads may still be at it
     assert max(service.begun) <= 0.3 + SLACK_S
 
 
-def test_a_request_that_is_repeated_gets_what_is_left_of_the_time(is_async: bool) -> None:
-    service = Scripted(lambda number, asked: refusal(ErrorCode.OVERLOADED), delay_s=0.1)
+def test_a_repeated_request_gets_the_remaining_time(is_async: bool) -> None:
+    service = Scripted(lambda number, items: refusal(ErrorCode.OVERLOADED), delay_s=0.1)
     with pytest.raises(ServiceError):
         service.score(is_async, 1, patient(0.5), timeout_s=60.0)
     first, *rest = service.deadlines
@@ -165,7 +165,7 @@ def test_a_request_that_is_repeated_gets_what_is_left_of_the_time(is_async: bool
     assert all(0 < deadline <= 0.5 - begun + 0.3 for deadline, begun in zip(rest, service.begun[1:], strict=True))
 
 
-def test_a_request_that_is_repeated_and_hangs_is_given_up_in_time(is_async: bool) -> None:
+def test_a_repeated_request_that_hangs_ends_in_time(is_async: bool) -> None:
     def refuse_then_hang(server: RawServer, connection: socket.socket) -> None:
         receive_request(connection)
         answer = refusal(ErrorCode.OVERLOADED)
@@ -181,8 +181,8 @@ def test_a_request_that_is_repeated_and_hangs_is_given_up_in_time(is_async: bool
         assert time.monotonic() - started <= 0.4 + 4 * SLACK_S
 
 
-def test_a_call_that_needs_no_second_try_may_take_longer_than_the_patience(is_async: bool) -> None:
-    service = Scripted(lambda number, asked: None, delay_s=0.05)
+def test_a_call_without_retries_may_take_longer_than_max_elapsed_s(is_async: bool) -> None:
+    service = Scripted(lambda number, items: None, delay_s=0.05)
     result = service.score(is_async, 6, patient(0.1), items_per_request=1, concurrency=1)
     assert [item.score for item in result.scored()] == [float(n) for n in range(1, 7)]
     assert set(service.deadlines) == {100.0}
@@ -191,10 +191,10 @@ def test_a_call_that_needs_no_second_try_may_take_longer_than_the_patience(is_as
 # --- number -------------------------------------------------------------------------------------------------
 
 
-def test_halves_have_the_tries_that_the_whole_had_left(is_async: bool) -> None:
+def test_halves_have_the_attempts_that_the_request_had_left(is_async: bool) -> None:
     script = [ErrorCode.OVERLOADED, ErrorCode.OVERLOADED, ErrorCode.TIMED_OUT]
 
-    def decide(number: int, asked: list[Any]) -> httpx.Response:
+    def decide(number: int, items: list[Any]) -> httpx.Response:
         return refusal(script[number - 1] if number <= len(script) else ErrorCode.OVERLOADED)
 
     service = Scripted(decide)
@@ -204,8 +204,8 @@ def test_halves_have_the_tries_that_the_whole_had_left(is_async: bool) -> None:
 
 
 def test_retries_of_items_and_of_requests_share_the_count(is_async: bool) -> None:
-    def decide(number: int, asked: list[Any]) -> httpx.Response:
-        return item_errors(asked) if number % 2 else refusal(ErrorCode.OVERLOADED)
+    def decide(number: int, items: list[Any]) -> httpx.Response:
+        return item_errors(items) if number % 2 else refusal(ErrorCode.OVERLOADED)
 
     service = Scripted(decide)
     result = service.score(is_async, 2, patient(None, tries=5, wait_s=0.0))
@@ -220,7 +220,7 @@ def begun(seconds_ago: float, policy: RetryPolicy, timeout_s: float = 100.0) -> 
     return Attempts(policy, timeout_s, started_s=time.monotonic() - seconds_ago)
 
 
-def test_what_a_request_may_take() -> None:
+def test_request_timeouts_by_attempt() -> None:
     attempts = begun(170.0, RetryPolicy(max_elapsed_s=180.0))
     assert attempts.request_timeout_s == 100.0
     assert attempts.wait_after_request_s(NO_ANSWER) is not None
@@ -233,7 +233,7 @@ def test_what_a_request_may_take() -> None:
     assert begun(1e6, RetryPolicy(max_elapsed_s=None)).for_half(NO_ANSWER).request_timeout_s == 100.0
 
 
-def test_nothing_is_begun_when_the_time_is_over() -> None:
+def test_no_attempt_begins_when_the_time_is_over() -> None:
     attempts = begun(181.0, RetryPolicy(max_elapsed_s=180.0))
     assert attempts.is_out_of_time
     assert attempts.for_half(NO_ANSWER).is_out_of_time and attempts.for_part().is_out_of_time
@@ -242,7 +242,7 @@ def test_nothing_is_begun_when_the_time_is_over() -> None:
     assert not begun(1e6, RetryPolicy(max_elapsed_s=None)).is_out_of_time
 
 
-def test_a_part_has_tries_of_its_own_and_a_half_those_of_its_whole() -> None:
+def test_parts_count_attempts_separately_and_halves_share_them() -> None:
     attempts = begun(0.0, RetryPolicy(max_attempts=3))
     assert attempts.wait_after_request_s(NO_ANSWER) is not None
     half = attempts.for_half(NO_ANSWER)
@@ -253,7 +253,7 @@ def test_a_part_has_tries_of_its_own_and_a_half_those_of_its_whole() -> None:
     assert [part.wait_after_request_s(NO_ANSWER) is None for _ in range(3)] == [False, False, True]
 
 
-def test_a_service_that_was_long_away_does_not_use_up_the_tries_of_items() -> None:
+def test_an_outage_does_not_use_up_the_attempts_of_items() -> None:
     attempts = begun(0.0, RetryPolicy(max_attempts=None))
     for _ in range(50):
         assert attempts.wait_after_request_s(NO_ANSWER) is not None

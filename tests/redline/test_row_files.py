@@ -129,7 +129,7 @@ def test_a_list_is_read_one_row_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 64])
-def test_where_a_list_is_cut_into_chunks_does_not_matter(
+def test_chunk_boundaries_within_a_list_do_not_matter(
     chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(row_files, "_CHUNK", chunk)
@@ -144,7 +144,7 @@ def test_where_a_list_is_cut_into_chunks_does_not_matter(
 @pytest.mark.parametrize(
     "text", ["", "{}", "[", "[1", "[1,", "[1,]", "[,1]", "[1 2]", "[1]]", "[1] x", "[1", '["a', "[nul]"]
 )
-def test_what_is_no_list_is_refused(text: str, tmp_path: Path) -> None:
+def test_a_json_file_without_a_list_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(text)
     with pytest.raises(UnreadableRowError, match=r"rows\.json"):
@@ -152,26 +152,28 @@ def test_what_is_no_list_is_refused(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".json.gz"])
-def test_a_packed_file_of_very_many_small_rows_is_refused(suffix: str, tmp_path: Path) -> None:
+def test_a_gzipped_file_of_very_many_small_rows_is_refused(suffix: str, tmp_path: Path) -> None:
     """Each takes memory however short it is: 64 MiB here are 6 million of them."""
     path = tmp_path / f"rows{suffix}"
     member = gzip.compress(b'{"a": 1}\n' * MiB) if suffix == ".jsonl.gz" else gzip.compress(b',{"a": 1}' * MiB)
     path.write_bytes(member * 8 if suffix == ".jsonl.gz" else gzip.compress(b'[{"a": 1}') + member * 8)
     rows = 0
-    with pytest.raises(UnreadableRowError, match=r"the file inflates to \d+ rows, too many for its size") as caught:
+    with pytest.raises(UnreadableRowError, match=r"the file decompresses to \d+ rows, too many for its size") as caught:
         for _ in read_rows(path):
             rows += 1
     assert rows < 300_000
     assert str(caught.value).startswith(f"{path}:")
 
 
-def test_a_file_that_inflates_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gzip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_files, "FREE_GZIP_BYTES", MiB // 8)
     path, plain = tmp_path / "rows.jsonl.gz", tmp_path / "rows.jsonl"
     data = (GOOD + b"\n") * 4_000
     for bomb in (data, b"\n" * len(data)):
         path.write_bytes(gzip.compress(bomb))
-        with pytest.raises(UnreadableRowError, match=r"rows\.jsonl\.gz:\d+: the file inflates to more than 200 times"):
+        with pytest.raises(
+            UnreadableRowError, match=r"rows\.jsonl\.gz:\d+: the file decompresses to more than 200 times"
+        ):
             list(read_rows(path))
     plain.write_bytes(data)
     assert sum(1 for _ in read_rows(plain)) == 4_000
@@ -199,7 +201,7 @@ def test_a_long_problem_is_shortened() -> None:
     assert [len(text) for text in problems.first] == [503, 503]
 
 
-def test_a_row_of_a_million_wrong_messages_is_one_problem(tmp_path: Path) -> None:
+def test_a_row_of_a_million_invalid_messages_is_one_problem(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     for field in ("prompt", "prompt_ids", "response_ids", "token_offsets"):
         row: dict[str, Any] = {"prompt": "p", "response": "r", field: [{}] * 100_000}
@@ -218,7 +220,7 @@ def test_files_that_cannot_be_read_twice_are_refused(tmp_path: Path) -> None:
             read(pipe)
 
 
-def test_line_ends_and_marks_do_not_change_what_rows_are(tmp_path: Path) -> None:
+def test_line_ends_and_byte_order_marks_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     digests = set()
     for data in (GOOD + b"\n" + GOOD, b"\xef\xbb\xbf" + GOOD + b"\r\n\r\n" + GOOD):
@@ -227,7 +229,7 @@ def test_line_ends_and_marks_do_not_change_what_rows_are(tmp_path: Path) -> None
     assert len(digests) == 1
 
 
-def test_every_reader_takes_every_prefix_of_a_file(tmp_path: Path) -> None:
+def test_any_prefix_of_a_file_is_read_or_refused(tmp_path: Path) -> None:
     """A file that is still being copied: rows or an error, never anything else."""
     whole = gzip.compress(b"\n".join([GOOD] * 50))
     path = tmp_path / "rows.jsonl.gz"
@@ -238,6 +240,6 @@ def test_every_reader_takes_every_prefix_of_a_file(tmp_path: Path) -> None:
                 read(path)
 
 
-def test_parse_json_takes_what_json_is() -> None:
+def test_parse_json_accepts_json_and_nothing_else() -> None:
     for text in ('{"a": "\\u0000"}', '{"a": "\\ud83d\\ude42"}', '{"a": 1e300}', "1" * 1000, '{"a": [[[[[]]]]]}'):
         assert parse_json(text.encode()) == json.loads(text)

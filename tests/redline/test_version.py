@@ -14,7 +14,7 @@ def test_the_version_is_that_of_the_distribution(monkeypatch: pytest.MonkeyPatch
     assert module.installed_version() == "1.2.3"
 
 
-def test_code_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_version_is_unknown_without_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DISTRIBUTION", "redline-rm-that-nobody-installed")
     with pytest.raises(PackageNotFoundError):
         version(module.DISTRIBUTION)

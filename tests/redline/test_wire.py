@@ -93,12 +93,12 @@ def test_status_and_retryability_agree(code: ErrorCode) -> None:
 
 
 @pytest.mark.parametrize("code", ErrorCode)
-def test_a_body_says_what_the_table_says(code: ErrorCode) -> None:
+def test_error_bodies_match_the_error_table(code: ErrorCode) -> None:
     body = ErrorBody.of(code, "why")
     assert (body.code, body.message, body.retryable) == (code.value, "why", ERROR_TABLE[code].retryable)
 
 
-def test_an_error_code_of_a_newer_server_is_understood() -> None:
+def test_unknown_error_codes_are_accepted() -> None:
     raw = {"error": {"code": "too_funny", "message": "ha", "retryable": True, "details": {"level": 3}}}
     body = ErrorResponse.model_validate_json(json.dumps(raw)).error
     assert (body.code, body.retryable) == ("too_funny", True)
@@ -125,7 +125,7 @@ def test_a_misspelt_field_of_a_request_is_refused(model: type[BaseModel], value:
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"),
+    ("value", "kept"),
     [
         ({"content": "hi", "tool_calls": [], "name": None}, {"content": "hi"}),
         ({"content": "hi", "name": "eve"}, {"content": "hi", "name": "eve"}),
@@ -133,8 +133,8 @@ def test_a_misspelt_field_of_a_request_is_refused(model: type[BaseModel], value:
         ({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, {"content": "ab"}),
     ],
 )
-def test_a_message_keeps_its_fields_in_normal_form(given: dict[str, Any], kept: dict[str, Any]) -> None:
-    item = ScoreItem.model_validate({**ITEM, "prompt": [{"role": "user", **given}]})
+def test_messages_are_normalized_and_keep_their_fields(value: dict[str, Any], kept: dict[str, Any]) -> None:
+    item = ScoreItem.model_validate({**ITEM, "prompt": [{"role": "user", **value}]})
     assert item.payload()["prompt"] == [{"role": "user", **kept}]
     assert ScoreItem.model_validate_json(json.dumps(item.payload())) == item
 
@@ -146,7 +146,7 @@ def nested(depth: int) -> Any:
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
-        ({"content": [{"type": "image_url", "image_url": "x"}]}, "'image_url'; only text is read"),
+        ({"content": [{"type": "image_url", "image_url": "x"}]}, "'image_url'; only text is supported"),
         ({"name": "eve"}, "without 'content'"),
         ({"content": 3}, "neither text"),
         ({"content": "x", "tool_calls": nested(40)}, "nested deeper"),
@@ -156,7 +156,7 @@ def nested(depth: int) -> Any:
         ({"content": "x", **{f"f{n}": 1 for n in range(120)}}, "at most 100"),
     ],
 )
-def test_a_message_that_cannot_be_read_is_refused(message: dict[str, Any], reason: str) -> None:
+def test_an_invalid_message_is_refused(message: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
         ScoreItem.model_validate({**ITEM, "prompt": [{"role": "user", **message}]})
 
@@ -184,7 +184,7 @@ def test_the_values_of_an_item_are_counted_together() -> None:
         ({"prompt_ids": [], "response_ids": []}, "ids need 'tokenizer_fingerprint'"),
         (
             {"prompt": "2", "response_ids": [2], "tokenizer_fingerprint": "f", "token_offsets": [[0, 1]]},
-            "'token_offsets' go with 'response'",
+            "'token_offsets' need 'response'",
         ),
     ],
 )
@@ -206,7 +206,7 @@ def test_an_item_has_exactly_one_form(value: dict[str, Any], reason: str) -> Non
         {"prompt": "2+2?", "response_ids": [2], "tokenizer_fingerprint": "f", "finished": False},
     ],
 )
-def test_every_form_survives_the_wire(value: dict[str, Any]) -> None:
+def test_every_item_survives_serialization(value: dict[str, Any]) -> None:
     request = ScoreRequest(items=[ScoreItem.model_validate(value)])
     again = ScoreRequest.model_validate_json(json.dumps(request.model_dump(mode="json", exclude_none=True)))
     assert again == request
@@ -214,7 +214,7 @@ def test_every_form_survives_the_wire(value: dict[str, Any]) -> None:
     assert payload == {"finished": True, **value}  # nothing that was left out is sent
 
 
-def test_options_not_given_leave_the_choice_to_the_bundle() -> None:
+def test_unset_options_are_not_sent() -> None:
     options = ScoreRequest.model_validate({"items": [ITEM]}).options
     assert options == ScoreOptions(mode=None, aggregate=None, correction=False, calibrated=False, on_too_long="error")
 
@@ -228,9 +228,9 @@ def test_options_not_given_leave_the_choice_to_the_bundle() -> None:
         {"prompt": "p", "response": "r", "id": "HERE"},
     ],
 )
-def test_half_a_surrogate_pair_is_no_text(value: dict[str, Any]) -> None:
-    whole = json.dumps(value).replace("HERE", r"\ud83d\ude42")  # as JSON writes an emoji
-    assert "🙂" in ScoreItem.model_validate_json(whole).model_dump_json()
+def test_half_a_surrogate_pair_is_refused(value: dict[str, Any]) -> None:
+    complete = json.dumps(value).replace("HERE", r"\ud83d\ude42")  # as JSON writes an emoji
+    assert "🙂" in ScoreItem.model_validate_json(complete).model_dump_json()
     for half in (r"a\ud83d", r"\ude42", r"\ude42\ud83d"):
         with pytest.raises(ValidationError):
             ScoreItem.model_validate_json(json.dumps(value).replace("HERE", half))
@@ -239,13 +239,13 @@ def test_half_a_surrogate_pair_is_no_text(value: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("value", ["maybe", "Truncate", None])
-def test_on_too_long_knows_two_words(value: str | None) -> None:
+def test_on_too_long_accepts_error_and_truncate(value: str | None) -> None:
     with pytest.raises(ValidationError):
         ScoreOptions.model_validate({"on_too_long": value})
 
 
 @pytest.mark.parametrize("offsets", [[[0]], [[0, 1, 2]], [["a", 1]], [[0.5, 1]], [0, 1]])
-def test_offsets_are_pairs_of_whole_numbers(offsets: Any) -> None:
+def test_offsets_are_pairs_of_integers(offsets: Any) -> None:
     with pytest.raises(ValidationError):
         ScoreItem.model_validate({**ITEM, "token_offsets": offsets})
 
@@ -253,7 +253,7 @@ def test_offsets_are_pairs_of_whole_numbers(offsets: Any) -> None:
 # --- answers ---------------------------------------------------------------------------------------------
 
 
-def test_scores_and_errors_are_told_apart() -> None:
+def test_scores_and_errors_are_distinguished() -> None:
     scored, failed = ScoreResponse.model_validate_json(json.dumps(ANSWER)).items
     assert isinstance(scored, ItemScore)
     assert (scored.id, scored.score, scored.rewards, scored.offsets) == (
@@ -266,7 +266,7 @@ def test_scores_and_errors_are_told_apart() -> None:
     assert (failed.id, failed.error.code, failed.error.retryable) == ("b", "too_long", False)
 
 
-def test_corrections_and_errors_are_told_apart() -> None:
+def test_corrections_and_errors_are_distinguished() -> None:
     raw = put(CORRECTED, ("items", 0, "news"), ["anything"])  # of a newer server
     corrected, failed = CorrectResponse.model_validate_json(raw).items
     assert corrected == ItemCorrection.model_validate(CORRECTION)
@@ -276,7 +276,7 @@ def test_corrections_and_errors_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("field", ["correction", "ended", "rounds", "edits", "score_before"])
-def test_no_part_of_a_correction_is_made_up(field: str) -> None:
+def test_no_field_of_a_correction_has_a_default(field: str) -> None:
     partial = {name: value for name, value in CORRECTION.items() if name != field}
     with pytest.raises(ValidationError):
         CorrectResponse.model_validate_json(put(CORRECTED, ("items", 0), partial))
@@ -296,14 +296,14 @@ def test_an_item_that_is_neither_score_nor_error_is_refused(item: dict[str, Any]
 
 
 @pytest.mark.parametrize("field", ["score", "rewards", "offsets"])
-def test_no_part_of_a_score_is_made_up(field: str) -> None:
+def test_no_field_of_a_score_has_a_default(field: str) -> None:
     partial = {name: value for name, value in SCORE.items() if name != field}
     with pytest.raises(ValidationError):
         ScoreResponse.model_validate_json(put(ANSWER, ("items", 0), partial))
 
 
 @pytest.mark.parametrize("field", ["code", "message", "retryable"])
-def test_no_part_of_an_error_is_made_up(field: str) -> None:
+def test_no_field_of_an_error_has_a_default(field: str) -> None:
     partial = {name: value for name, value in ERROR["error"].items() if name != field}
     with pytest.raises(ValidationError):
         ScoreResponse.model_validate_json(put(ANSWER, ("items", 1, "error"), partial))
@@ -321,20 +321,20 @@ def test_no_part_of_an_error_is_made_up(field: str) -> None:
         ("items", 1, "error", "news"),
     ],
 )
-def test_a_field_of_a_newer_server_is_tolerated(path: tuple[str | int, ...]) -> None:
+def test_unknown_fields_of_an_answer_are_ignored(path: tuple[str | int, ...]) -> None:
     newer = ScoreResponse.model_validate_json(put(ANSWER, path, ["anything"]))
     assert newer == ScoreResponse.model_validate(ANSWER)
 
 
 @pytest.mark.parametrize("path", [("news",), ("limits", "news"), ("calibration", "paper/sum", "news")])
-def test_a_newer_model_card_is_tolerated(path: tuple[str | int, ...]) -> None:
+def test_unknown_fields_of_a_model_description_are_ignored(path: tuple[str | int, ...]) -> None:
     assert ModelInfo.model_validate_json(put(MODEL, path, 1)) == ModelInfo.model_validate(MODEL)
     assert ModelList.model_validate_json(json.dumps({"models": [MODEL], "more": 1})).models[0].name == "default"
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "null"])
 @pytest.mark.parametrize("path", [("items", 0, "score"), ("items", 0, "rewards", 1)])
-def test_a_number_that_is_none_is_refused(path: tuple[str | int, ...], number: str) -> None:
+def test_nan_and_infinity_are_refused(path: tuple[str | int, ...], number: str) -> None:
     raw = put(ANSWER, path, "HERE").replace('"HERE"', number)
     with pytest.raises(ValidationError):
         ScoreResponse.model_validate_json(raw)
@@ -348,23 +348,23 @@ def test_a_calibration_that_is_not_finite_is_refused(field: str) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_service_cannot_even_build_an_answer_with_nan(value: float) -> None:
+def test_an_answer_model_refuses_nan(value: float) -> None:
     with pytest.raises(ValidationError):
         ItemScore(score=value, rewards=[1.0], offsets=[(0, 1)])
     with pytest.raises(ValidationError):
         ItemScore(score=1.0, rewards=[value], offsets=[(0, 1)])
 
 
-def test_finished_is_true_or_false_and_null_is_its_default() -> None:
-    told = [(True, True), (False, False), (None, True)]
-    for given, wanted in told:
-        assert ScoreItem.model_validate({**ITEM, "finished": given}).finished is wanted
-        assert ScoreItem.model_validate_json(json.dumps({**ITEM, "finished": given})).finished is wanted
-    for given in ("no", "false", 0, 1, 0.0, [], ""):
+def test_finished_is_true_or_false_and_null_means_true() -> None:
+    cases = [(True, True), (False, False), (None, True)]
+    for value, expected in cases:
+        assert ScoreItem.model_validate({**ITEM, "finished": value}).finished is expected
+        assert ScoreItem.model_validate_json(json.dumps({**ITEM, "finished": value})).finished is expected
+    for value in ("no", "false", 0, 1, 0.0, [], ""):
         with pytest.raises(ValidationError):
-            ScoreItem.model_validate({**ITEM, "finished": given})
+            ScoreItem.model_validate({**ITEM, "finished": value})
         with pytest.raises(ValidationError):
-            ScoreItem.model_validate_json(json.dumps({**ITEM, "finished": given}))
+            ScoreItem.model_validate_json(json.dumps({**ITEM, "finished": value}))
 
 
 @pytest.mark.parametrize("module", ["base", "correction", "errors", "inputs", "models", "score"])

@@ -29,13 +29,13 @@ PROMPTS: list[Any] = [
 ]
 
 
-def messages_of(prompt: Any) -> list[dict[str, str]]:
+def parse_messages(prompt: Any) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
 def prompts_for(style: str | None) -> list[Any]:
     has_system = style is None or STYLES[style].has_system
-    return [p for p in PROMPTS if has_system or messages_of(p)[0]["role"] != "system"]
+    return [p for p in PROMPTS if has_system or parse_messages(p)[0]["role"] != "system"]
 
 
 def encoder_of(tokenizer: Any, template: Template | None = None) -> Encoder:
@@ -60,11 +60,11 @@ def test_a_policy_and_its_dpo_reward_have_the_prompt_ids_of_transformers(tokeniz
         assert encoder.encode(Item(prompt, "Hold the button.")).prefix_ids == ids
         if style is not None:
             expected_ids = dated.apply_chat_template(
-                messages_of(prompt), add_generation_prompt=True, date_string="01 Jan 2025", return_dict=False
+                parse_messages(prompt), add_generation_prompt=True, date_string="01 Jan 2025", return_dict=False
             )
         else:
             expected_ids = chat_tokenizer(
-                "\n\n".join(m["content"] for m in messages_of(prompt)), add_special_tokens=False
+                "\n\n".join(m["content"] for m in parse_messages(prompt)), add_special_tokens=False
             )["input_ids"]
         assert ids == list(expected_ids)
 
@@ -83,7 +83,7 @@ def test_the_ids_of_a_rewrite_request_equal_those_of_the_template(style: str) ->
     for prompt in PROMPTS:
         item = encoder.encode(Item(prompt, "Hold"))
         messages = [
-            *messages_of(prompt),
+            *parse_messages(prompt),
             {"role": "assistant", "content": "Hold"},
             {"role": "user", "content": encoder.template.instruction},
         ]

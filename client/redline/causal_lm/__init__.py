@@ -1,1 +1,1 @@
-"""What scoring and PPO both need to know of a causal language model: positions, rotary angles, CPU precision."""
+"""Properties of causal language models that scoring and PPO share: positions, rotary angles, CPU precision."""

@@ -1,7 +1,7 @@
-"""Which precision a CPU computes in: measured once, for processors differ by a factor of ten in what bfloat16 costs.
+"""Chooses float32 or bfloat16 for a CPU by timing both once per process.
 
-One with matrix units or AVX512-BF16 multiplies bfloat16 several times faster than float32; one without takes several
-times longer, for it converts every number. No list of processors is kept: both are tried.
+A CPU with matrix units or AVX512-BF16 multiplies bfloat16 several times faster than float32; others take several times
+longer, because they convert every number. There is no list of processors: both are timed.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import Literal, NamedTuple
 
 Precision = Literal["float32", "bfloat16"]
 ENVIRONMENT = "REDLINE_CPU_PRECISION"
-# bfloat16 rounds to three digits, and is taken only where it is worth that
+# bfloat16 has three significant digits, so it must be clearly faster
 NEEDED_RATIO = 1.5
 # 256 tokens through a layer of SmolLM2-135M's feed-forward network, 0.45e9 multiplications and additions
 _ROWS, _INNER, _OUTER = 256, 576, 1536
-# at least so many rounds, at most so many, and none begins after so many seconds
-_LEAST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 40, 0.2
+# rounds at least and at most; no round begins after this many seconds
+_MIN_ROUNDS, _MAX_ROUNDS, _MAX_SECONDS = 3, 40, 0.2
 
 _lock = threading.Lock()
-_known: CPUPrecision | None = None
+_cached: CPUPrecision | None = None
 
 
 class CPUPrecision(NamedTuple):
-    """What was chosen and why.
+    """The chosen precision and the measured speeds.
 
-    ``float32_gflops``, ``bfloat16_gflops``: 1e9 operations a second of one thread in each, the fastest of many; None
-    where nothing was measured, for the environment variable REDLINE_CPU_PRECISION had decided.
+    ``float32_gflops``, ``bfloat16_gflops``: 1e9 operations per second of one thread, the fastest round; None if nothing
+    was measured because the environment variable REDLINE_CPU_PRECISION is set.
     """
 
     chosen: Precision
@@ -40,41 +40,41 @@ class CPUPrecision(NamedTuple):
             return f"the CPU computes in {self.chosen} ({ENVIRONMENT})"
         return (
             f"the CPU computes in {self.chosen} (measured: float32 {self.float32_gflops:.0f}, bfloat16 "
-            f"{self.bfloat16_gflops:.0f} GFLOP/s a thread)"
+            f"{self.bfloat16_gflops:.0f} GFLOP/s per thread)"
         )
 
 
 def cpu_precision() -> CPUPrecision:
     """The precision for this process's work on the CPU, decided at the first call.
 
-    ``REDLINE_CPU_PRECISION`` (float32 or bfloat16) decides, if it is set; else bfloat16 is taken where it was measured
-    to be ``NEEDED_RATIO`` times as fast as float32. Takes a fifth of a second once; safe to call from several threads.
+    ``REDLINE_CPU_PRECISION`` (float32 or bfloat16) is used if it is set; else bfloat16 is chosen if it is measured to
+    be ``NEEDED_RATIO`` times as fast as float32. The first call takes about 0.2 s; safe to call from several threads.
 
     Raises:
-        ValueError: the environment variable holds something else.
+        ValueError: the environment variable has another value.
     """
-    global _known
-    asked = os.environ.get(ENVIRONMENT)
-    if asked in {"float32", "bfloat16"}:
-        return CPUPrecision("bfloat16" if asked == "bfloat16" else "float32")
-    if asked:
-        raise ValueError(f"{ENVIRONMENT} is {asked!r}; there are float32 and bfloat16")
+    global _cached
+    requested = os.environ.get(ENVIRONMENT)
+    if requested in {"float32", "bfloat16"}:
+        return CPUPrecision("bfloat16" if requested == "bfloat16" else "float32")
+    if requested:
+        raise ValueError(f"{ENVIRONMENT} is {requested!r}; it must be float32 or bfloat16")
     with _lock:
-        if _known is None:
-            _known = choose(*measure())
-        return _known
+        if _cached is None:
+            _cached = choose(*measure())
+        return _cached
 
 
 def choose(float32_gflops: float, bfloat16_gflops: float) -> CPUPrecision:
-    """The precision that these speeds speak for."""
+    """The precision for these measured speeds."""
     is_faster = bfloat16_gflops > NEEDED_RATIO * float32_gflops
     return CPUPrecision("bfloat16" if is_faster else "float32", float32_gflops, bfloat16_gflops)
 
 
 def measure() -> tuple[float, float]:
-    """1e9 operations a second of a matrix product in float32 and in bfloat16, in turns; the fastest of each.
+    """Speed (1e9 operations per second) of a matrix product in float32 and in bfloat16; the fastest round of each.
 
-    On one thread and by its own processor time, so that other work on the machine decides nothing.
+    On one thread and in its CPU time, so that other work on the machine has little influence.
     """
     import torch
 
@@ -89,19 +89,19 @@ def measure() -> tuple[float, float]:
 def _measured_on_this_thread() -> tuple[float, float]:
     import torch
 
-    is_fine = time.get_clock_info("thread_time").resolution < 1e-4  # of Windows it is not
+    is_fine = time.get_clock_info("thread_time").resolution < 1e-4  # not on Windows
     clock = time.thread_time if is_fine else time.perf_counter
     best = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
     with torch.inference_mode():
         rows, weight = torch.ones(_ROWS, _INNER), torch.ones(_OUTER, _INNER)
-        held = {dtype: (rows.to(dtype), weight.to(dtype)) for dtype in best}
-        for operands in held.values():  # the first product sets things up
+        operands_by_dtype = {dtype: (rows.to(dtype), weight.to(dtype)) for dtype in best}
+        for operands in operands_by_dtype.values():  # warm-up
             torch.nn.functional.linear(*operands)
         began = time.perf_counter()
-        for number in range(_MOST_ROUNDS):
-            if number >= _LEAST_ROUNDS and time.perf_counter() - began > _SECONDS:
+        for number in range(_MAX_ROUNDS):
+            if number >= _MIN_ROUNDS and time.perf_counter() - began > _MAX_SECONDS:
                 break
-            for dtype, operands in held.items():
+            for dtype, operands in operands_by_dtype.items():
                 started = clock()
                 torch.nn.functional.linear(*operands)
                 best[dtype] = min(best[dtype], clock() - started)

@@ -1,9 +1,8 @@
 """Rotary position embeddings whose angles depend on the longest sequence of a pass (dynamic NTK, LongRoPE).
 
-A sequence must not depend on what stands beside it, nor on what the model saw before. Up to a length that the
-configuration names all sequences have the same angles and may share a pass; a longer one may share it only with those
-of its own length, and angles that transformers keeps from earlier passes are put back before each. Scoring and PPO go
-by the same rule. Standard library only.
+The result for a sequence must not depend on other sequences of its pass or on earlier passes. Up to a length in the
+configuration all sequences have the same angles and may share a pass; a longer sequence gets a pass of its own. Angles
+that transformers keeps from earlier passes are reset before each pass. Standard library only.
 """
 
 from __future__ import annotations
@@ -13,26 +12,26 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 _SETTINGS = ("rope_parameters", "rope_scaling")
-_KEPT = re.compile(r"(.*)original_inv_freq")
+_ORIGINAL_ANGLES = re.compile(r"(.*)original_inv_freq")
 
 
 def longest_shared(config: Mapping[str, Any]) -> int | None:
-    """Tokens up to which sequences may share a pass; None where angles never depend on the pass.
+    """Length in tokens up to which sequences may share a pass; None if angles do not depend on the pass.
 
     Args:
-        config: a configuration as a dictionary. Settings may be nested by layer type, and lie in a part of it.
+        config: a configuration as a dictionary. Settings may be nested by layer type or in a sub-configuration.
     """
     return min(_limits(config), default=None)
 
 
 def reset_angles(modules: Iterable[Any]) -> None:
-    """Put back the angles of a model that has seen nothing yet, in each of its ``modules`` that keeps any."""
+    """Reset the angles of ``modules`` to those of a newly loaded model."""
     for module in modules:
         for name in _state(module):
-            found = _KEPT.fullmatch(name)
-            if found is None:
+            match = _ORIGINAL_ANGLES.fullmatch(name)
+            if match is None:
                 continue
-            prefix, original = found[1], getattr(module, name)
+            prefix, original = match[1], getattr(module, name)
             current = getattr(module, f"{prefix}inv_freq")
             setattr(module, f"{prefix}inv_freq", original.detach().clone().to(current.device))
             if f"{prefix}max_seq_len_cached" in vars(module):
@@ -56,11 +55,11 @@ def _limits_of_settings(settings: Any, config: Mapping[str, Any]) -> Iterator[in
         return
     variant = settings.get("rope_type", settings.get("type"))
     if isinstance(variant, str) and ("dynamic" in variant or variant in {"longrope", "su"}):
-        found = [config.get("max_position_embeddings")]
+        limit = config.get("max_position_embeddings")
         if "dynamic" not in variant:
-            named = "original_max_position_embeddings"
-            found = [settings.get(named) or config.get(named) or config.get("max_position_embeddings")]
-        yield found[0] if isinstance(found[0], int) else 0
+            field = "original_max_position_embeddings"
+            limit = settings.get(field) or config.get(field) or limit
+        yield limit if isinstance(limit, int) else 0
     for inner in settings.values():
         yield from _limits_of_settings(inner, config)
 
@@ -73,16 +72,16 @@ class RotaryState:
         self._modules: list[Any] = []
         if self.longest_shared is not None:
             self._modules = [
-                module for module in model.modules() if any(_KEPT.fullmatch(name) for name in _state(module))
+                module for module in model.modules() if any(_ORIGINAL_ANGLES.fullmatch(name) for name in _state(module))
             ]
 
     @property
     def depends_on_pass(self) -> bool:
-        """Whether there are sequences that must be alone in their pass."""
+        """Whether some sequences must have a pass of their own."""
         return self.longest_shared is not None
 
     def parts(self, lengths: Sequence[int]) -> list[slice]:
-        """Sequences of these ``lengths`` cut into runs, each of which may be one pass."""
+        """Split sequences of these ``lengths`` into slices that may each be one pass."""
         limit = self.longest_shared
         if limit is None:
             return [slice(0, len(lengths))]
@@ -95,7 +94,7 @@ class RotaryState:
         return parts
 
     def reset(self) -> None:
-        """Put back the angles of a model that has seen nothing yet; to be called before every pass."""
+        """Reset the angles to those of a newly loaded model; call it before every pass."""
         reset_angles(self._modules)
 
 

@@ -1,1 +1,1 @@
-"""Files that are written whole or not at all, and rows of files read in bounded memory. Standard library only."""
+"""Atomic writes, file locks, and readers of JSON rows in bounded memory. Standard library only."""

@@ -1,10 +1,9 @@
-"""Files and folders that are written whole or not at all. Standard library only.
+"""Atomic writes of files and folders: complete or not at all. Standard library only.
 
-What is written stands beside its final name under a temporary one until it is complete and on the disk; then one
-rename puts it in place. Whatever fails in between removes the temporary file and leaves an earlier one of that name as
-it was.
-A symbolic link is followed: its target is replaced and the link stays. What is no regular file (a terminal, a pipe,
-/dev/null, /dev/stdout) is written to directly and never replaced.
+Data is written to a temporary file in the same folder and flushed to disk; then one rename replaces the target. If
+anything fails before, the temporary file is removed and an existing target is unchanged.
+A symbolic link is followed: its target is replaced and the link stays. A path that is not a regular file (a terminal, a
+pipe, /dev/null, /dev/stdout) is written to directly.
 """
 
 from __future__ import annotations
@@ -24,32 +23,34 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from redline.files.locks import discard_held, is_at, try_lock
+from redline.files.locks import is_same_file, remove_held_lock_files, try_lock
 
 _OS_ERROR = re.compile(r"os error (\d{1,5})|Os \{ code: (\d{1,5})|[Ee]rrno (\d{1,5})")
-_NAME_SHOWN = 40  # of a name in its temporary one, which must not become too long for the file system
+_MAX_NAME_CHARACTERS = (
+    40  # of the target's name in that of the temporary file, so that it is not too long for the file system
+)
 _unfinished: set[Path] = set()
 
 
 class RecordingFile(io.FileIO):
-    """An unbuffered file that writes everything it is given, and remembers the first error that stopped it.
+    """An unbuffered file that writes all data and records the first error.
 
-    Libraries wrap the error of a write in one of their own, or lose it; ``error`` is the reason all the same.
+    Libraries wrap or lose the error of a write; ``error`` still has it.
     """
 
     error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Write all of ``data``, however often the system takes only a part."""
-        left = memoryview(data).cast("B")
-        count = len(left)
+        """Write all of ``data``, in several system calls if necessary."""
+        remaining = memoryview(data).cast("B")
+        count = len(remaining)
         try:
-            while left:
-                written = super().write(left)
-                if written is None:  # somebody made the pipe or terminal non-blocking
+            while remaining:
+                written = super().write(remaining)
+                if written is None:  # the pipe or terminal is non-blocking
                     select.select([], [self.fileno()], [])
                 else:
-                    left = left[written:]
+                    remaining = remaining[written:]
         except OSError as error:
             self.error = self.error or error
             raise
@@ -58,53 +59,53 @@ class RecordingFile(io.FileIO):
 
 @contextmanager
 def atomic_file(path: Path, *, is_only_writer: bool = False) -> Iterator[BinaryIO]:
-    """A binary file to fill, which is at ``path`` once the block ends without an error. Its parent folders are made.
+    """Open a binary file that replaces ``path`` if the block ends without an error. Creates parent folders.
 
     Args:
-        is_only_writer: what killed processes left of files of this name is removed. What a living process is writing
-            is not: temporary files are locked while they are written.
+        is_only_writer: also remove temporary files of killed processes for this path. Files that a running process is
+            writing are locked and stay.
 
     Raises:
-        OSError: naming ``path`` and the reason, whatever a library in the block made of it.
+        OSError: with ``path`` and the reason, also if a library in the block raised another exception.
     """
     special = open_special(path)
     if special is not None:
-        with _writing(path, special), special:
+        with _write_errors_naming(path, special), special:
             yield cast(BinaryIO, special)
         return
-    target = _followed(path)
-    with _naming(path):
+    target = _resolve_link(path)
+    with _errors_naming(path):
         _make_folder(target.parent)
     if is_only_writer:
-        for stale in target.parent.glob(f".{glob.escape(target.name[:_NAME_SHOWN])}.*.tmp"):
-            _remove_abandoned(stale)
+        for stale in target.parent.glob(f".{glob.escape(target.name[:_MAX_NAME_CHARACTERS])}.*.tmp"):
+            _remove_if_abandoned(stale)
     temporary = _temporary_name(target)
     with _temporary(temporary):
-        with _naming(path):
+        with _errors_naming(path):
             raw = _locked_new_file(temporary)
-        with _writing(path, raw), raw:
+        with _write_errors_naming(path, raw), raw:
             buffered = io.BufferedWriter(raw)
             yield buffered
             buffered.flush()
             os.fsync(raw.fileno())
-        with _naming(path):
+        with _errors_naming(path):
             if target.exists():
                 shutil.copymode(target, temporary)
             temporary.replace(target)
 
 
 def _locked_new_file(temporary: Path) -> RecordingFile:
-    """A new file, locked until it is closed, so that nobody takes it for one that was left behind."""
+    """Create a file that is locked until it is closed, so that no other process removes it as abandoned."""
     while True:
         raw = RecordingFile(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb")
-        if try_lock(raw.fileno()) and is_at(raw.fileno(), temporary):
+        if try_lock(raw.fileno()) and is_same_file(raw.fileno(), temporary):
             return raw
-        raw.close()  # somebody found it before it was locked, and removes it
+        raw.close()  # another process saw it before it was locked, and removes it
         temporary.unlink(missing_ok=True)
 
 
-def _remove_abandoned(temporary: Path) -> None:
-    """Remove a temporary file unless a living process is writing it."""
+def _remove_if_abandoned(temporary: Path) -> None:
+    """Remove a temporary file unless a running process is writing it."""
     with suppress(OSError):
         descriptor = os.open(temporary, os.O_WRONLY | os.O_NOFOLLOW)
         try:
@@ -115,42 +116,42 @@ def _remove_abandoned(temporary: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8, whole or not at all. Raises OSError naming ``path``."""
+    """Write ``text`` as UTF-8, atomically. Raises OSError naming ``path``."""
     with atomic_file(path) as file:
         file.write(text.encode())
 
 
 @contextmanager
 def atomic_folder(out: Path) -> Iterator[Path]:
-    """A new folder to fill, which is at ``out`` once the block ends without an error, in place of one that was there.
+    """Create a folder that replaces ``out`` if the block ends without an error.
 
     Raises:
-        OSError: naming ``out`` and the reason, whatever a library in the block made of it.
+        OSError: with ``out`` and the reason, also if a library in the block raised another exception.
     """
-    target = _followed(out)
+    target = _resolve_link(out)
     temporary = _temporary_name(target)
     with _temporary(temporary):
-        with _naming(out):
+        with _errors_naming(out):
             if target.exists() and not target.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             _make_folder(target.parent)
             temporary.mkdir()
-        with _writing(out, temporary):
+        with _write_errors_naming(out, temporary):
             yield temporary
             for path in temporary.rglob("*"):
                 if path.is_file():
                     with path.open("rb") as file:
                         os.fsync(file.fileno())
-        with _naming(out):
+        with _errors_naming(out):
             _replace_folder(temporary, target)
 
 
 def _replace_folder(new: Path, out: Path) -> None:
-    """Put ``new`` in the place of ``out`` by renames, so that ``out`` is never half there."""
+    """Replace ``out`` by ``new`` with renames, so that ``out`` is never incomplete."""
     if not out.exists():
         new.replace(out)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name[:_NAME_SHOWN]}.old.", dir=out.parent))
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name[:_MAX_NAME_CHARACTERS]}.old.", dir=out.parent))
     try:
         out.replace(old / "replaced")
         new.replace(out)
@@ -161,14 +162,14 @@ def _replace_folder(new: Path, out: Path) -> None:
 
 
 def open_special(path: Path) -> RecordingFile | None:
-    """``path`` opened to be written to directly; None where it is a regular file or nothing yet.
+    """Open ``path`` for direct writing; None if it is a regular file or does not exist.
 
     Raises:
         OSError: it is a folder, a block device or a socket, or cannot be opened.
     """
-    number = _descriptor(path)
+    number = _own_descriptor(path)
     if number is not None:
-        with _naming(path):
+        with _errors_naming(path):
             return RecordingFile(os.dup(number), "wb")
     try:
         mode = path.stat().st_mode
@@ -184,15 +185,15 @@ def open_special(path: Path) -> RecordingFile | None:
 
 
 def is_special(path: Path) -> bool:
-    """Whether ``path`` is there and is neither a regular file nor a folder; /dev/stdout is special in any case."""
-    return _descriptor(path) is not None or (path.exists() and not path.is_file() and not path.is_dir())
+    """Whether ``path`` exists and is neither a regular file nor a folder; /dev/stdout always is special."""
+    return _own_descriptor(path) is not None or (path.exists() and not path.is_file() and not path.is_dir())
 
 
 def check_file_writable(path: Path) -> None:
-    """Find out before anything is spent whether a file can be written at ``path``, its parent folders made if need be.
+    """Check early whether a file can be written at ``path``; missing parent folders are allowed.
 
     Raises:
-        OSError: it cannot; naming ``path`` and the reason.
+        OSError: it cannot; with ``path`` and the reason.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -201,15 +202,15 @@ def check_file_writable(path: Path) -> None:
 
 
 def check_parent_writable(path: Path) -> None:
-    """Find out before anything is spent whether a file or folder can be made at ``path``, with its parent folders.
+    """Check early whether a file or folder can be created at ``path``; missing parent folders are allowed.
 
     Raises:
-        OSError: it cannot; naming ``path`` and the reason.
+        OSError: it cannot; with ``path`` and the reason.
     """
-    parent = _followed(path).parent
+    parent = _resolve_link(path).parent
     while not parent.exists() and parent != parent.parent:
         parent = parent.parent
-    with _naming(path):
+    with _errors_naming(path):
         if not parent.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         with tempfile.TemporaryFile(dir=parent):
@@ -217,14 +218,14 @@ def check_parent_writable(path: Path) -> None:
 
 
 def discard_unfinished() -> None:
-    """Remove the temporary files and folders of writes that a process which is about to end has not finished."""
+    """Remove the temporary files and folders of unfinished writes, before the process ends."""
     for path in list(_unfinished):
         _remove(path)
-    discard_held()
+    remove_held_lock_files()
 
 
-def _descriptor(path: Path) -> int | None:
-    """The number of this process's own file descriptor that ``path`` names, as /dev/stdout and /dev/fd/3 do."""
+def _own_descriptor(path: Path) -> int | None:
+    """The file descriptor of this process that ``path`` names, as /dev/stdout and /dev/fd/3 do; else None."""
     for _ in range(40):
         parent = os.path.realpath(path.parent)
         is_own = re.fullmatch(r"/proc/(\d+)(/task/\d+)?/fd|(/dev/fd)", parent)
@@ -236,7 +237,7 @@ def _descriptor(path: Path) -> int | None:
     return None
 
 
-def _followed(path: Path) -> Path:
+def _resolve_link(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
@@ -248,9 +249,9 @@ def _make_folder(folder: Path) -> None:
 
 
 def _temporary_name(target: Path) -> Path:
-    if target.name in {"", ".."}:  # / or . or ..: with_name would say so in words of its own, or leave the folder
+    if target.name in {"", ".."}:  # / or . or ..: with_name would fail, or leave the folder
         raise OSError(errno.EINVAL, "cannot be replaced", str(target))
-    return target.with_name(f".{target.name[:_NAME_SHOWN]}.{secrets.token_hex(6)}.tmp")
+    return target.with_name(f".{target.name[:_MAX_NAME_CHARACTERS]}.{secrets.token_hex(6)}.tmp")
 
 
 @contextmanager
@@ -274,8 +275,8 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Every OSError, raised again naming ``path``."""
+def _errors_naming(path: Path) -> Iterator[None]:
+    """Raises every OSError again with ``path``."""
     try:
         yield
     except OSError as error:
@@ -283,12 +284,12 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _writing(path: Path, place: RecordingFile | Path) -> Iterator[None]:
-    """Failures to write to ``place``, the file or the folder that becomes ``path``, as OSErrors naming ``path``."""
+def _write_errors_naming(path: Path, target: RecordingFile | Path) -> Iterator[None]:
+    """Raises failed writes to ``target``, the file or folder that becomes ``path``, as OSErrors with ``path``."""
     try:
         yield
     except Exception as error:
-        cause = place.error if isinstance(place, RecordingFile) else _os_error_in(error, place)
+        cause = target.error if isinstance(target, RecordingFile) else _os_error_in(error, target)
         if cause is None and isinstance(error, OSError) and error.filename is None and error.errno is not None:
             cause = error
         if cause is None:
@@ -297,12 +298,12 @@ def _writing(path: Path, place: RecordingFile | Path) -> Iterator[None]:
 
 
 def _os_error_in(error: Exception, folder: Path) -> OSError | None:
-    """The failure to write into ``folder`` that ``error`` is or tells of; None where it is another."""
+    """The OSError about ``folder`` that ``error`` is or mentions; None for any other error."""
     if isinstance(error, OSError):
         names = [str(name) for name in (error.filename, error.filename2) if name is not None]
         return error if any(name.startswith(str(folder)) for name in names) else None
-    found = _OS_ERROR.search(str(error))  # as safetensors and tokenizers report it
-    if found is None:
+    match = _OS_ERROR.search(str(error))  # the format of safetensors and tokenizers
+    if match is None:
         return None
-    number = int(next(filter(None, found.groups())))
+    number = int(next(filter(None, match.groups())))
     return OSError(number, os.strerror(number))

@@ -1,4 +1,4 @@
-"""Metrics of a run as JSONL and, where tensorboard is installed, as TensorBoard events."""
+"""Metrics of a training run as JSONL and, if tensorboard is installed, as TensorBoard events."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _MAX_LINE_BYTES = 2**20
 
 
 class MetricsLog:
-    """Appends one row a step. Rows beyond ``resumed_at`` are of a run that was cut off, and are dropped.
+    """Appends one row per step. Existing rows after step ``resumed_at`` are dropped when a run is resumed.
 
     Raises:
-        OSError: a file cannot be written. Whole rows stay.
+        OSError: a file cannot be written. Complete rows stay.
     """
 
     def __init__(self, folder: Path, *, resumed_at: int = 0) -> None:
@@ -45,7 +45,7 @@ class MetricsLog:
         self.close()
 
     def write(self, metrics: Mapping[str, float]) -> None:
-        """One step's row; ``metrics["step"]`` counts from 1."""
+        """Append the row of one step; ``metrics["step"]`` counts from 1."""
         self._file.append(json.dumps(dict(metrics)).encode() + b"\n")
         if self._events is not None:
             self._events.write(int(metrics["step"]), {k: v for k, v in metrics.items() if k != "step"})
@@ -58,7 +58,7 @@ class MetricsLog:
 
 
 class _AppendedFile:
-    """A file that whole records are appended to."""
+    """A file to which complete records are appended."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -66,7 +66,7 @@ class _AppendedFile:
         self.close = self._file.close
 
     def append(self, record: bytes) -> None:
-        """Write all of ``record`` or, where that fails, nothing."""
+        """Append all of ``record``, or nothing if that fails."""
         size = os.fstat(self._file.fileno()).st_size
         try:
             self._file.write(record)
@@ -79,9 +79,9 @@ class _AppendedFile:
 
 
 class _EventFile:
-    """TensorBoard events, written in this thread: its own writer has one that prints a traceback on a full disk.
+    """Writes TensorBoard events in this thread: tensorboard's writer thread prints a traceback on a full disk.
 
-    Events of an earlier file from ``purge_step`` on are void.
+    TensorBoard ignores events of earlier files from ``purge_step`` on.
     """
 
     def __init__(self, folder: Path, *, purge_step: int) -> None:
@@ -94,7 +94,7 @@ class _EventFile:
         self._append(step=purge_step, session_log={"status": "START"})
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """The values of a step, by tag."""
+        """Write the values of a step, by tag."""
         self._append(step=step, summary={"value": [{"tag": k, "simple_value": v} for k, v in values.items()]})
 
     def _append(self, **fields: Any) -> None:
@@ -107,7 +107,7 @@ class _EventFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics file; an unfinished last line is left out, and a missing file is empty."""
+    """The rows of a metrics file without an incomplete last line; empty if the file does not exist."""
     rows: list[dict[str, float]] = []
     if not path.exists():
         return rows

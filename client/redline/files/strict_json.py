@@ -1,4 +1,4 @@
-"""JSON as any parser takes it: without NaN, endless numbers or half surrogate pairs. Standard library only."""
+"""A strict JSON parser: no NaN, no huge numbers, no half surrogate pairs. Standard library only."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any, NoReturn
 
 
 def parse_json(line: bytes) -> Any:
-    """The value that a line holds.
+    """Parse a line of JSON.
 
     Raises:
-        ValueError: the line is not JSON in UTF-8, or holds what no JSON parser has to take: NaN, infinity, numbers of
-            thousands of digits, nesting of a thousand levels, half a surrogate pair. The message says which.
+        ValueError: the line is not JSON in UTF-8, or has NaN, infinity, a number of thousands of digits, a thousand
+            levels of nesting, or half a surrogate pair. The message has the reason.
     """
     try:
         text = line.decode()
         value = STRICT.decode(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON: {reason_of(error)}") from error
+        raise ValueError(f"not JSON: {error_reason(error)}") from error
     check_surrogates(value, text)
     return value
 
 
 def check_surrogates(value: Any, text: str) -> None:
-    """Raise ValueError where ``value``, which was parsed from ``text``, holds half a surrogate pair."""
+    """Raise ValueError if ``value``, which was parsed from ``text``, has half a surrogate pair."""
     if "\\u" not in text:
         return
     try:
@@ -32,11 +32,11 @@ def check_surrogates(value: Any, text: str) -> None:
     except UnicodeEncodeError as error:
         raise ValueError("is not valid Unicode: it holds half a surrogate pair") from error
     except RecursionError as error:
-        raise ValueError(f"not JSON: {reason_of(error)}") from error
+        raise ValueError(f"not JSON: {error_reason(error)}") from error
 
 
-def reason_of(error: Exception) -> str:
-    """What a parser's error says, fit to be shown."""
+def error_reason(error: Exception) -> str:
+    """The reason of a parser's error, for a message."""
     if isinstance(error, RecursionError):
         return "nested too deeply"
     if isinstance(error, UnicodeDecodeError):
@@ -55,12 +55,12 @@ def _finite(digits: str) -> float:
     return value
 
 
-def _whole(digits: str) -> int:
+def _bounded_int(digits: str) -> int:
     if len(digits) > 1000:
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)
 
 
-STRICT = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole)
+STRICT = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite, parse_int=_bounded_int)
 # finds the end of a value that STRICT refuses for one of its numbers
 LENIENT = json.JSONDecoder(parse_constant=str, parse_float=str, parse_int=str)

@@ -1,1 +1,1 @@
-"""The HTTP layer of both clients: requests, answers and their checks, retries, deadlines, proxies."""
+"""The HTTP layer of both clients: requests, answer checks, retries, deadlines, proxies."""

@@ -1,7 +1,7 @@
-"""The steps of a call, decided here for both clients, which only carry them out: one blocking, one on asyncio.
+"""The requests, retries and waits of each call, as generators that the blocking and the asyncio client execute.
 
-A generator of steps yields a ``Send``, and gets back what the request's ``read`` returned, or has the RedlineError
-thrown in that the request failed with; or it yields a ``Pause``. What it returns is the call's result.
+A generator yields a ``Send`` and receives the result of the request's ``read`` (or a RedlineError is thrown into it),
+or it yields a ``Pause``. Its return value is the result of the call.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from redline.http.exchange import (
     Ready,
     base_url,
     check_settings,
+    empty_cookie_jar,
     headers_for,
     model_path,
-    no_cookies,
     parse,
     should_split,
 )
@@ -35,27 +35,27 @@ T = TypeVar("T")
 
 
 class Request(NamedTuple):
-    """One HTTP request; ``read`` is called with the whole of its answer.
+    """One HTTP request; ``read`` is called with its complete answer.
 
-    ``longest_answer``: bytes that no answer to it exceeds; None if that is not known.
+    ``largest_answer_bytes``: maximum bytes of an answer to it; None if unknown.
     """
 
     read: Callable[[Answer], Any]
     method: str
     path: str
     body: Any = None
-    longest_answer: int | None = None
+    largest_answer_bytes: int | None = None
 
 
 class Send(NamedTuple):
-    """Make ``request`` and read its answer, both within ``timeout_s``."""
+    """Send ``request`` and read its answer within ``timeout_s``."""
 
     request: Request
     timeout_s: float
 
 
 class Pause(NamedTuple):
-    """Wait for so many seconds."""
+    """Wait for ``seconds``."""
 
     seconds: float
 
@@ -64,7 +64,7 @@ Steps = Generator[Send | Pause, Any, T]
 
 
 class CallSteps:
-    """The settings that both clients have, and the steps of each of their calls; see ``RewardClient``."""
+    """The settings of both clients and the steps of their calls; see ``RewardClient``."""
 
     def __init__(
         self,
@@ -96,54 +96,54 @@ class CallSteps:
             "base_url": self._address,
             "headers": self._headers,
             "timeout": self._timeout_s,
-            "cookies": no_cookies(),
+            "cookies": empty_cookie_jar(),
             **proxy_settings(self._address),
         }
 
     def parts(self, batch: Batch[Any]) -> list[Steps[None]]:
-        """The steps of each part of ``batch``; parts may be carried out at the same time, and share one clock."""
+        """The steps of each part of ``batch``. Parts may run concurrently and share one time limit."""
         call = Attempts(self._retry, self._timeout_s)
         return [self._part(batch, part, call.for_part()) for part in batch.parts(self.items_per_request)]
 
     def models(self) -> Steps[list[ModelInfo]]:
-        """What is served."""
-        answer = yield from self._repeated(Request(partial(parse, kind=ModelList), "GET", MODELS_PATH))
+        """All served models."""
+        answer = yield from self._with_retries(Request(partial(parse, kind=ModelList), "GET", MODELS_PATH))
         return [checked_model(info) for info in answer.models]
 
     def model(self, name: str) -> Steps[ModelInfo]:
         """One model."""
-        answer = yield from self._repeated(Request(partial(parse, kind=ModelInfo), "GET", model_path(name)))
+        answer = yield from self._with_retries(Request(partial(parse, kind=ModelInfo), "GET", model_path(name)))
         return checked_model(answer, name)
 
     def ready(self, timeout_s: float, poll_s: float) -> Steps[None]:
-        """Ask every ``poll_s`` until the service is ready; ConnectionFailedError after ``timeout_s``."""
+        """Poll every ``poll_s`` seconds until the service is ready; ConnectionFailedError after ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
         request = Request(partial(parse, kind=Ready), "GET", READY_PATH)
         while True:
-            left_s = max(0.1, deadline - time.monotonic())
+            remaining_s = max(0.1, deadline - time.monotonic())
             try:
-                yield from self._repeated(request, Attempts(NO_RETRY, min(self._timeout_s, left_s)))
+                yield from self._with_retries(request, Attempts(NO_RETRY, min(self._timeout_s, remaining_s)))
                 return
             except RedlineError as error:
                 if time.monotonic() + poll_s > deadline:
-                    shown = without_secrets(self.url)
-                    raise ConnectionFailedError(f"{shown} was not ready within {timeout_s:g} s: {error}") from error
+                    address = without_secrets(self.url)
+                    raise ConnectionFailedError(f"{address} was not ready within {timeout_s:g} s: {error}") from error
             yield Pause(poll_s)
 
-    def _repeated(
-        self, request: Request, attempts: Attempts | None = None, *, is_divisible: bool = False
+    def _with_retries(
+        self, request: Request, attempts: Attempts | None = None, *, can_split: bool = False
     ) -> Steps[Any]:
-        """``request``, made again after a failure as ``attempts`` allows; by default those of a new call.
+        """Send ``request``, repeated after failures as ``attempts`` allows; by default as for a new call.
 
         Args:
-            is_divisible: a request that the service had no time for is not made again: halves of it are.
+            can_split: raise the error of a request that timed out in the service, so that the caller can split it.
         """
         attempts = attempts or Attempts(self._retry, self._timeout_s)
         while True:
             try:
                 return (yield Send(request, attempts.request_timeout_s))
             except RedlineError as error:
-                if is_divisible and should_split(error):
+                if can_split and should_split(error):
                     raise
                 wait_s = attempts.wait_after_request_s(error)
                 failure = attempts.failure or error
@@ -155,32 +155,32 @@ class CallSteps:
                 raise failure
 
     def _part(self, batch: Batch[Any], part: Sequence[int], attempts: Attempts) -> Steps[None]:
-        """Ask about the items at ``part``, in halves if need be, and again about those whose errors are retryable."""
-        unanswered = list(part)
-        while unanswered:
+        """Request the items at ``part``, in halves if necessary; items with retryable errors are requested again."""
+        pending = list(part)
+        while pending:
             request = Request(
-                partial(batch.read, unanswered),
+                partial(batch.read, pending),
                 "POST",
                 batch.path,
-                batch.body(unanswered),
-                batch.longest_answer(unanswered),
+                batch.body(pending),
+                batch.largest_answer_bytes(pending),
             )
             try:
-                response = yield from self._repeated(request, attempts, is_divisible=len(unanswered) > 1)
+                response = yield from self._with_retries(request, attempts, can_split=len(pending) > 1)
             except RedlineError as error:
-                if not should_split(error, len(unanswered)):
+                if not should_split(error, len(pending)):
                     if attempts.failed_items and is_retryable(error):
-                        return  # these items were answered before: they keep their errors
+                        return  # an earlier request succeeded: the items keep their errors
                     raise
-                middle = len(unanswered) // 2
-                for half in (unanswered[:middle], unanswered[middle:]):
+                middle = len(pending) // 2
+                for half in (pending[:middle], pending[middle:]):
                     if attempts.is_out_of_time:
                         if attempts.failed_items:
                             return
                         raise
                     yield from self._part(batch, half, attempts.for_half(error))
                 return
-            failed = batch.add(unanswered, response)
+            failed = batch.add(pending, response)
             if not failed:
                 return
             failure = ServiceError(next(iter(failed.values())), 200)
@@ -191,4 +191,4 @@ class CallSteps:
             yield Pause(wait_s)
             if attempts.is_out_of_time:
                 return
-            unanswered = list(failed)
+            pending = list(failed)

@@ -1,4 +1,4 @@
-"""Threads that never hold a program back: unlike an executor's, they are not waited for when it is interrupted."""
+"""A pool of daemon threads. Unlike an executor's threads, they do not delay the end of an interrupted program."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ R = TypeVar("R")
 
 
 class DaemonThreadPool:
-    """A few daemon threads that work off a queue, in order. Use ``with``; leaving it does not wait for work."""
+    """Daemon threads that process a queue in order. Use ``with``; leaving the block does not wait for the tasks."""
 
     def __init__(self, threads: int) -> None:
         self._tasks: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
@@ -28,7 +28,7 @@ class DaemonThreadPool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:  # what has not begun is of no use any more
+        if error is not None:  # cancel tasks that have not started
             with suppress(queue.Empty):
                 while True:
                     task = self._tasks.get_nowait()

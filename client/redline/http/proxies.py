@@ -1,8 +1,8 @@
-"""What the environment says of connections: proxies (``http_proxy``, ``all_proxy``, ``no_proxy``) and certificates
-(``SSL_CERT_FILE``, ``SSL_CERT_DIR``).
+"""Proxies and certificates from the environment (``http_proxy``, ``all_proxy``, ``no_proxy``, ``SSL_CERT_FILE``,
+``SSL_CERT_DIR``).
 
-Used as httpx uses them, but for proxies of loopback addresses, which a proxy on another machine would take for its own.
-What cannot be used is a ConfigurationError that names the variable.
+They are used as httpx does, except that loopback addresses never go through a proxy, which would connect to itself.
+An unusable value is a ConfigurationError that names the variable.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _ssl_context() -> ssl.SSLContext:
     file, folders = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
     try:
         if file:
-            if Path(file).exists() and not Path(file).is_file():  # a pipe would be waited for
+            if Path(file).exists() and not Path(file).is_file():  # reading a pipe would block
                 raise OSError(errno.EINVAL, "not a regular file")
         elif folders:
             for folder in filter(None, folders.split(os.pathsep)):
@@ -58,34 +58,34 @@ def _ssl_context() -> ssl.SSLContext:
         return httpx.create_ssl_context()
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         names = ("SSLKEYLOGFILE", "SSL_CERT_FILE", "SSL_CERT_DIR")
-        named = [name for name in names if os.environ.get(name)]
-        if not named:
+        set_names = [name for name in names if os.environ.get(name)]
+        if not set_names:
             raise ConfigurationError(f"TLS cannot be set up: {one_line(str(error))}") from error
         is_key_log = isinstance(error, OSError) and error.filename == os.environ.get("SSLKEYLOGFILE")
-        name = named[0] if is_key_log or len(named) == 1 else named[-2 if file and folders else -1]
-        reason = "it holds no certificates that can be read"
+        name = set_names[0] if is_key_log or len(set_names) == 1 else set_names[-2 if file and folders else -1]
+        reason = "it has no readable certificates"
         if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.strerror:
             reason = error.strerror
         raise ConfigurationError(f"{name} is {os.environ[name]!r}, which cannot be used: {reason}") from error
 
 
-def proxy_of(url: str) -> str | None:
-    """The proxy of the environment that requests to ``url`` go through, without its credentials; None for none."""
+def proxy_for(url: str) -> str | None:
+    """The proxy from the environment for requests to ``url``, without its credentials; None if there is none."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     if is_loopback(host) or proxy_bypass(host):
         return None
     proxies = getproxies()
-    found = proxies.get(parts.scheme) or proxies.get("all")
-    if not found:
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy:
         return None
-    scheme, separator, rest = found.rpartition("://")
+    scheme, separator, rest = proxy.rpartition("://")
     return scheme + separator + rest.rpartition("@")[2]
 
 
 @contextmanager
 def readable_proxy_errors() -> Iterator[None]:
-    """While an httpx client is made: what is wrong with the environment's proxies, as ConfigurationError."""
+    """Turns errors about the environment's proxies into ConfigurationError while an httpx client is constructed."""
     try:
         yield
     except ImportError as error:  # httpx needs socksio for SOCKS proxies
@@ -94,16 +94,16 @@ def readable_proxy_errors() -> Iterator[None]:
             "pip install 'httpx[socks]', or list the service's host in no_proxy"
         ) from error
     except (ValueError, httpx.InvalidURL):
-        # neither the error nor its cause is shown: they may hold the proxy's password
+        # the error and its cause are not shown: they may contain the proxy's password
         raise ConfigurationError(f"the environment names a proxy that cannot be used: {_unusable_proxy()}") from None
 
 
 def _unusable_proxy() -> str:
-    """Which of the environment's proxies httpx cannot use, without its credentials."""
+    """The proxy variable that httpx cannot use, without credentials."""
     for scheme, value in getproxies().items():
         if scheme in {"http", "https", "all"}:
             try:
                 httpx.Proxy(value if "://" in value else f"http://{value}")
             except (ValueError, httpx.InvalidURL):
                 return f"{scheme}_proxy is {without_secrets(value)!r}"
-    return "look at http_proxy, https_proxy, all_proxy and no_proxy"
+    return "check http_proxy, https_proxy, all_proxy and no_proxy"

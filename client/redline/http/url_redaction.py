@@ -1,4 +1,4 @@
-"""Addresses fit to be shown and logged: without passwords, and without the keys that stand in paths and queries."""
+"""Removes passwords and keys from URLs before they are shown or logged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FRAGMENT = re.compile(r"#.*", re.DOTALL)
 def without_secrets(url: httpx.URL | str) -> str:
     """``url`` with ``***`` for its user and password, the key of ``/key/KEY/``, its query and its fragment.
 
-    For any text that is meant as one address, well formed or not; in time linear in its length.
+    Accepts malformed URLs too; takes linear time.
     """
     text = httpx.URL.__str__(url) if isinstance(url, httpx.URL) else url
     text = _FRAGMENT.sub(f"#{HIDDEN}", text, count=1)
@@ -23,7 +23,7 @@ def without_secrets(url: httpx.URL | str) -> str:
     scheme, separator, rest = text.partition("://")
     if not separator:
         scheme, rest = "", text
-    _, at, rest = rest.rpartition("@")  # a password may hold / or @ where somebody forgot to quote it
+    _, at, rest = rest.rpartition("@")  # an unquoted password may contain / or @
     segments = rest.split("/")
     is_key = False
     for position, segment in enumerate(segments):
@@ -34,8 +34,8 @@ def without_secrets(url: httpx.URL | str) -> str:
     return scheme + separator + (f"{HIDDEN}@" if at else "") + "/".join(segments)
 
 
-class ShownURL(httpx.URL):
-    """An address that is sent as it is, and shown without its secrets: httpx logs the address of every request."""
+class RedactedURL(httpx.URL):
+    """A URL whose text form has no secrets: httpx logs the URL of every request."""
 
     def __str__(self) -> str:
         return without_secrets(self)

@@ -1,1 +1,1 @@
-"""Token rewards into other frameworks' data structures: one module a framework, each imports its framework itself."""
+"""Token rewards for other RL frameworks: one module per framework, which imports that framework."""

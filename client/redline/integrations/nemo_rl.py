@@ -1,6 +1,6 @@
-"""NeMo-RL: an environment with one number a sample, and an advantage estimator with token rewards. NeMo-RL 0.6.
+"""NeMo-RL 0.6: an environment with one score per sample, and an advantage estimator with token rewards.
 
-Its environments see no ids and give one number; token rewards go in where advantages are made::
+NeMo-RL's environments get no token ids and return one score; token rewards enter in the advantage estimator::
 
     from nemo_rl.algorithms import grpo
     grpo._create_advantage_estimator = lambda config: TokenAdvantages(TokenRewarder(tokenizer))
@@ -21,11 +21,11 @@ from redline.wire import ChatMessage, ScoreOptions
 
 
 def _prompt(log: list[dict[str, Any]]) -> str | list[ChatMessage]:
-    """The messages of a log; its data processors render templates into their contents, which is taken back."""
-    told = parse_prompt("".join(message["content"] for message in log))
-    if not isinstance(told, str):
-        return told
-    # a log's messages hold token ids and other things of the loop's own
+    """The messages of a log. Data processors render chat templates into the contents; that markup is removed again."""
+    prompt = parse_prompt("".join(message["content"] for message in log))
+    if not isinstance(prompt, str):
+        return prompt
+    # the messages of a log also have token ids and other fields that are not part of the conversation
     return to_messages([{"role": message["role"], "content": message["content"]} for message in log])
 
 
@@ -60,14 +60,14 @@ class RedlineEnvironment:
         )
 
     def global_post_process_and_metrics(self, batch: Any) -> tuple[Any, dict[str, float]]:
-        """The batch as it is, and the mean reward."""
+        """Returns the batch unchanged, and the mean reward as a metric."""
         return batch, {"redline/mean_reward": float(batch["total_reward"].float().mean())}
 
 
 class TokenAdvantages:
     """An advantage estimator: ``leave_one_out_advantages`` of a service's rewards on the sampled ids, (B, S).
 
-    The last assistant's message of each log is scored; earlier ones get nothing.
+    The last assistant message of each log is scored; earlier ones get advantage 0.
     """
 
     def __init__(self, rewarder: TokenRewarder, *, scale: bool = True) -> None:
@@ -77,11 +77,11 @@ class TokenAdvantages:
     def compute_advantage(
         self, prompt_ids: Tensor, rewards: Tensor, mask: Tensor, repeated_batch: Any, **others: Any
     ) -> Tensor:
-        """(B, S), on the tokens of the whole sequence, 0 outside ``mask``.
+        """Advantages (B, S) on the tokens of the full sequence, 0 outside ``mask``.
 
         Args:
-            prompt_ids: (B, P), equal for responses to one prompt. mask: (B, S), 1 where the policy wrote.
-            repeated_batch: with ``message_log``: messages with ``role``, ``content`` and ``token_ids``.
+            prompt_ids: (B, P), equal for responses to one prompt. mask: (B, S), 1 on tokens that the policy sampled.
+            repeated_batch: has ``message_log``: messages with ``role``, ``content`` and ``token_ids``.
 
         Raises:
             ItemsFailedError: a response could not be scored.
@@ -94,9 +94,9 @@ class TokenAdvantages:
             starts.append(sum(len(message["token_ids"]) for message in log[:last]))
         token_rewards = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
         is_scored = torch.zeros_like(token_rewards)
-        for row, (start, told) in enumerate(zip(starts, self._rewarder.score(prompts, ids), strict=True)):
-            end = min(start + len(told.rewards), mask.shape[1])
-            token_rewards[row, start:end] = torch.tensor(told.rewards[: end - start], device=mask.device)
+        for row, (start, scored) in enumerate(zip(starts, self._rewarder.score(prompts, ids), strict=True)):
+            end = min(start + len(scored.rewards), mask.shape[1])
+            token_rewards[row, start:end] = torch.tensor(scored.rewards[: end - start], device=mask.device)
             is_scored[row, start:end] = 1.0
         groups = [tuple(row.tolist()) for row in prompt_ids]
         return leave_one_out_advantages(token_rewards, mask * is_scored, groups, scale=self._scale)

@@ -1,11 +1,10 @@
-"""OpenRLHF: a reward function file, an agent function file with token rewards, and the line that spreads them.
-OpenRLHF 0.11.
+"""OpenRLHF 0.11: a reward function, an agent function with token rewards, and ``spread`` to apply those.
 
-    --reward.remote_url .../redline/integrations/openrlhf.py      one number a sample
-    --train.agent_func_path .../redline/integrations/openrlhf.py  a number and token rewards
+    --reward.remote_url .../redline/integrations/openrlhf.py      one score per sample
+    --train.agent_func_path .../redline/integrations/openrlhf.py  one score and token rewards
 
-The service is at ``REDLINE_URL`` (and ``REDLINE_KEY``) in the environment. OpenRLHF's own client can also ask the
-service itself (``--reward.remote_url http://HOST:PORT/get_reward``).
+The service's URL is ``REDLINE_URL`` in the environment (its key ``REDLINE_KEY``). OpenRLHF's own client can also call
+the service directly (``--reward.remote_url http://HOST:PORT/get_reward``).
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def _client() -> RewardClient:
 
 
 def reward_func(queries: list[str], prompts: list[str], labels: list[Any], **options: Any) -> dict[str, Any]:
-    """One number a sample.
+    """One score per sample.
 
     Raises:
         PromptBoundaryError: a query does not begin with its prompt.
@@ -45,10 +44,10 @@ def reward_func(queries: list[str], prompts: list[str], labels: list[Any], **opt
 
 
 class AgentExecutor(SingleTurnAgentExecutor):  # type: ignore[misc]
-    """OpenRLHF's single turn, scored by a service on the ids that were sampled.
+    """OpenRLHF's single-turn executor, with rewards from a service on the sampled token ids.
 
-    ``reward`` is the score. The token rewards travel in ``extra_logs`` to the experience's ``info``, from which
-    ``spread`` takes them.
+    ``reward`` is the score. The token rewards are passed in ``extra_logs`` to the experience's ``info``, where
+    ``spread`` reads them.
     """
 
     def __init__(self) -> None:
@@ -65,45 +64,45 @@ class AgentExecutor(SingleTurnAgentExecutor):  # type: ignore[misc]
         llm_engine: Any,
         images: Any = None,
     ) -> dict[str, Any]:
-        """Raises ItemsFailedError where the sample cannot be scored: OpenRLHF would go on with no reward at all."""
+        """Raises ItemsFailedError if the sample cannot be scored: OpenRLHF would continue without a reward."""
         output: dict[str, Any] = await super().execute(
             prompt, label, sampling_params, max_length, hf_tokenizer, llm_engine, images
         )
         if self._rewarder is None:
             self._rewarder = TokenRewarder(hf_tokenizer)
         [(start, end)] = output["action_ranges"]
-        [told] = await self._rewarder.ascore([prompt], [output["observation_tokens"][start:end]])
-        output.update(reward=told.score, scores=told.score, extra_logs={TOKEN_REWARDS: told.rewards})
+        [result] = await self._rewarder.ascore([prompt], [output["observation_tokens"][start:end]])
+        output.update(reward=result.score, scores=result.score, extra_logs={TOKEN_REWARDS: result.rewards})
         return output
 
 
 def spread(reward: Tensor, experience: Any) -> Tensor:
-    """The reward that ``compute_reward`` put on each response's last token, spread over its tokens; the sum is kept.
+    """Spreads the reward that ``compute_reward`` put on each response's last token over its tokens; the sum is kept.
 
-    Call it in ``RemoteExperienceMaker.compute_advantages_and_returns``, right behind ``compute_reward``::
+    Call it in ``RemoteExperienceMaker.compute_advantages_and_returns``, right after ``compute_reward``::
 
         reward = spread(reward, experience)
 
-    What OpenRLHF took off the score before (the group's baseline, a length penalty, the clamp) stays on the last
-    token. Made for the estimators that do not divide by a deviation: ``rloo``, ``reinforce_baseline``, ``reinforce``
+    What OpenRLHF subtracted from the score before (the group's baseline, a length penalty, clamping) stays on the last
+    token. For estimators that do not divide by a standard deviation: ``rloo``, ``reinforce_baseline``, ``reinforce``
     and ``gae``.
 
     Args:
-        reward: (B, A), on the predicted tokens. experience: OpenRLHF's, with ``action_mask`` (B, A) and token rewards
+        reward: (B, A), on the action tokens. experience: OpenRLHF's, with ``action_mask`` (B, A) and token rewards
         in ``info``.
 
     Returns:
-        (B, A); ``reward`` itself where there are no token rewards.
+        (B, A); ``reward`` itself if there are no token rewards.
     """
-    told = experience.info.pop(TOKEN_REWARDS, None)
-    if told is None:
+    token_rewards = experience.info.pop(TOKEN_REWARDS, None)
+    if token_rewards is None:
         return reward
     mask = experience.action_mask.bool()
-    told = told.to(reward.device, reward.dtype).reshape(len(mask), -1)
+    token_rewards = token_rewards.to(reward.device, reward.dtype).reshape(len(mask), -1)
     spread_out = reward.clone()
-    for row, own in enumerate(mask):
-        places = own.nonzero().flatten()
-        tokens = told[row, : len(places)]
-        spread_out[row, places[: len(tokens)]] += tokens
-        spread_out[row, places[-1]] -= tokens.sum()
+    for row, is_action in enumerate(mask):
+        positions = is_action.nonzero().flatten()
+        tokens = token_rewards[row, : len(positions)]
+        spread_out[row, positions[: len(tokens)]] += tokens
+        spread_out[row, positions[-1]] -= tokens.sum()
     return spread_out

@@ -1,6 +1,6 @@
-"""prime-rl: token rewards as its per-token advantages; and a reward for verifiers. prime-rl 0.8, verifiers 0.4.
+"""prime-rl 0.8 and verifiers 0.4: token rewards as per-token advantages, and a reward function for verifiers.
 
-prime-rl takes credit for every sampled token from an ``Algorithm``, and names its algorithms in a table::
+prime-rl gets the advantage of every sampled token from an ``Algorithm``, which it looks up by name in a table::
 
     from prime_rl.orchestrator import algo
     algo.ALGORITHM_CLASSES["grpo"] = token_algorithm(algo.ALGORITHM_CLASSES["grpo"], TokenRewarder(tokenizer))
@@ -20,9 +20,9 @@ from redline.wire import ChatMessage, PromptInput, ScoreOptions
 
 
 async def sampled_token_rewards(trace: Any, rewarder: TokenRewarder) -> list[float]:
-    """A reward for each sampled token of a trace, in the order of its nodes, as ``assign_advantages`` wants them.
+    """A reward for each sampled token of a trace, in the order of its nodes, as ``assign_advantages`` expects them.
 
-    Each of the policy's messages is scored as the response to what stands before it on its branch. Raises
+    Each message of the policy is scored as the response to the messages before it on its branch. Raises
     ItemsFailedError.
     """
     prompts: dict[int, PromptInput] = {}
@@ -30,31 +30,31 @@ async def sampled_token_rewards(trace: Any, rewarder: TokenRewarder) -> list[flo
         for n, node in enumerate(branch.nodes):
             prompts.setdefault(id(node), [_turn(other.message) for other in branch.nodes[:n]])
     nodes = [node for node in trace.nodes if any(node.mask)]
-    ids = [[token for token, own in zip(node.token_ids, node.mask, strict=True) if own] for node in nodes]
-    told = await rewarder.ascore([prompts[id(node)] for node in nodes], ids)
-    return [reward for one in told for reward in one.rewards]
+    ids = [[token for token, is_sampled in zip(node.token_ids, node.mask, strict=True) if is_sampled] for node in nodes]
+    scored = await rewarder.ascore([prompts[id(node)] for node in nodes], ids)
+    return [reward for item in scored for reward in item.rewards]
 
 
 def _turn(message: Any) -> ChatMessage:
     content = message.content
     if isinstance(content, list):
         content = "".join(getattr(part, "text", "") for part in content)
-    given = {name: _plain(getattr(message, name, None)) for name in CONTENT_FIELDS}
-    return ChatMessage.model_validate({"role": str(message.role), "content": content or "", **given})
+    content_fields = {name: _plain(getattr(message, name, None)) for name in CONTENT_FIELDS}
+    return ChatMessage.model_validate({"role": str(message.role), "content": content or "", **content_fields})
 
 
 def _plain(value: Any) -> Any:
-    """A field of a message as JSON knows it."""
+    """A field of a message as plain JSON data."""
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+        return [_plain(element) for element in value]
     return value.model_dump(mode="json", exclude_none=True) if hasattr(value, "model_dump") else value
 
 
 def token_algorithm(base: type, rewarder: TokenRewarder, *, scale: bool = False) -> type:
     """A prime-rl algorithm whose advantages are ``leave_one_out_advantages`` of a service's token rewards.
 
-    ``scale`` divides by the deviation of a group's sums; prime-rl's own GRPO does not. A group of one response gets
-    zeros.
+    ``scale`` divides by the standard deviation within a group; prime-rl's own GRPO does not. A group of one response
+    gets zeros.
     """
 
     class TokenAlgorithm(base):  # type: ignore[misc]
@@ -84,7 +84,7 @@ def token_algorithm(base: type, rewarder: TokenRewarder, *, scale: bool = False)
 
 
 def trace_reward(url: str, key: str | None = None) -> Callable[[Any], Awaitable[float]]:
-    """A reward of a verifiers' trace whose last message is the response: the body of a task's ``@vf.reward``."""
+    """A reward function for traces of verifiers: scores the last message. Use it as the body of ``@vf.reward``."""
     clients = ClientPerEventLoop(url, key)
 
     async def reward(trace: Any) -> float:

@@ -1,4 +1,4 @@
-"""SkyRL: native token rewards, ``rewards: list[list[float]]`` in the generator's output. SkyRL 0.3."""
+"""SkyRL 0.3: token rewards as ``rewards: list[list[float]]`` in the generator's output."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ async def with_token_rewards(
 ) -> dict[str, Any]:
     """A generator's output with a reward for each of its response ids.
 
-    What the environment gave is replaced. Tokens with loss mask 0 were not written by the policy and get 0.0.
+    The environment's rewards are replaced. Tokens with loss mask 0 were not sampled by the policy and get 0.0.
 
     Args:
-        output: SkyRL's ``GeneratorOutput``. prompts: ``prompts`` of the input batch, one a response.
+        output: SkyRL's ``GeneratorOutput``. prompts: ``prompts`` of the input batch, one per response.
 
     Raises:
-        ValueError: the output has not one response a prompt (step-wise trajectories have several).
+        ValueError: the number of responses and prompts differs (step-wise trajectories have several responses).
         ItemsFailedError: a response could not be scored.
     """
     responses = output["response_ids"]
     if len(responses) != len(prompts):
-        raise ValueError(f"{len(responses)} responses to {len(prompts)} prompts: there must be one a prompt")
-    told = await rewarder.ascore(prompts, responses)
+        raise ValueError(f"{len(responses)} responses for {len(prompts)} prompts; there must be one per prompt")
+    scored = await rewarder.ascore(prompts, responses)
     rewards = [
-        [reward if written else 0.0 for reward, written in zip(one.rewards, mask, strict=True)]
-        for one, mask in zip(told, output["loss_masks"], strict=True)
+        [reward if is_sampled else 0.0 for reward, is_sampled in zip(item.rewards, mask, strict=True)]
+        for item, mask in zip(scored, output["loss_masks"], strict=True)
     ]
     return {**output, "rewards": rewards}
 
 
 class TokenRewardGenerator:
-    """Any of SkyRL's generators, its rewards replaced by a service's token rewards.
+    """Wraps a SkyRL generator and replaces its rewards by a service's token rewards.
 
     Return it from ``get_generator`` of your entry point::
 
@@ -45,7 +45,7 @@ class TokenRewardGenerator:
                 inner = super().get_generator(cfg, tokenizer, inference_engine_client)
                 return TokenRewardGenerator(inner, TokenRewarder(tokenizer, url="http://127.0.0.1:8000"))
 
-    and choose an estimator that keeps positions: ``register_estimator`` and
+    and choose an advantage estimator that uses rewards per token: ``register_estimator`` and
     ``trainer.algorithm.advantage_estimator=redline``, or ``gae`` with a critic. SkyRL's own ``grpo``, ``rloo`` and
     ``maxrl`` sum the rewards of a response.
     """
@@ -53,11 +53,11 @@ class TokenRewardGenerator:
     def __init__(self, generator: Any, rewarder: TokenRewarder) -> None:
         self._generator = generator
         self._rewarder = rewarder
-        self._takes_tqdm = "disable_tqdm" in inspect.signature(generator.generate).parameters
+        self._accepts_disable_tqdm = "disable_tqdm" in inspect.signature(generator.generate).parameters
 
     async def generate(self, input_batch: dict[str, Any], disable_tqdm: bool = False) -> dict[str, Any]:
         """The generator's output with token rewards. Raises as ``with_token_rewards``."""
-        more = {"disable_tqdm": disable_tqdm} if self._takes_tqdm else {}
+        more = {"disable_tqdm": disable_tqdm} if self._accepts_disable_tqdm else {}
         output = await self._generator.generate(input_batch, **more)
         return await with_token_rewards(output, input_batch["prompts"], self._rewarder)
 
@@ -66,7 +66,7 @@ class TokenRewardGenerator:
 
 
 def register_estimator(name: str = "redline") -> None:
-    """Make ``leave_one_out_advantages`` one of SkyRL's advantage estimators, under ``name``."""
+    """Register ``leave_one_out_advantages`` as a SkyRL advantage estimator with the name ``name``."""
     from skyrl.backends.skyrl_train.utils.ppo_utils import register_advantage_estimator
 
     from redline.token_advantages import leave_one_out_advantages

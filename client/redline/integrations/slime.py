@@ -1,10 +1,10 @@
-"""slime: a reward hook, and the two hooks that carry token rewards into its advantages. slime 0.3.
+"""slime 0.3: a reward hook, and two hooks that turn token rewards into advantages.
 
     --custom-rm-path redline.integrations.slime.reward --reward-key score
     --custom-reward-post-process-path redline.integrations.slime.post_process
     --custom-advantage-function-path redline.integrations.slime.advantages
 
-The service is at ``REDLINE_URL`` (and ``REDLINE_KEY``) in the environment.
+The service's URL is ``REDLINE_URL`` in the environment (its key ``REDLINE_KEY``).
 """
 
 from __future__ import annotations
@@ -23,55 +23,56 @@ def _rewarder(tokenizer_path: str) -> TokenRewarder:
 
 
 async def reward(args: Any, sample: Any, **options: Any) -> dict[str, Any]:
-    """``{"score": float, "token_rewards": [one a response id]}`` of a ``Sample``.
+    """``{"score": float, "token_rewards": [one per response id]}`` of a ``Sample``.
 
-    The tokenizer is that of ``args.hf_checkpoint``. Raises ItemsFailedError where the sample cannot be scored.
+    The tokenizer is that of ``args.hf_checkpoint``. Raises ItemsFailedError if the sample cannot be scored.
     """
     ids = list(sample.tokens[len(sample.tokens) - sample.response_length :])
-    [told] = await _rewarder(args.hf_checkpoint).ascore([sample.prompt], [ids])
+    [result] = await _rewarder(args.hf_checkpoint).ascore([sample.prompt], [ids])
     mask = sample.loss_mask or [1] * len(ids)
-    rewards = [one if written else 0.0 for one, written in zip(told.rewards, mask, strict=True)]
-    return {"score": told.score, "token_rewards": rewards}
+    rewards = [reward if is_sampled else 0.0 for reward, is_sampled in zip(result.rewards, mask, strict=True)]
+    return {"score": result.score, "token_rewards": rewards}
 
 
 def post_process(args: Any, samples: list[Any]) -> tuple[list[float], list[Any]]:
-    """``(raw rewards, token advantages)``: the scalars for slime's logs, and a 1-D tensor a sample for ``advantages``.
+    """``(raw rewards, token advantages)``: scores for slime's logs, and a 1-D tensor per sample for ``advantages``.
 
-    A group is the samples with one ``group_index``, or ``args.n_samples_per_prompt`` in a row where they have none.
+    A group are the samples with the same ``group_index``; without it, ``args.n_samples_per_prompt`` consecutive
+    samples.
     """
     import torch
 
     from redline.token_advantages import leave_one_out_advantages
 
-    told = [torch.tensor(sample.reward["token_rewards"], dtype=torch.float32) for sample in samples]
-    width = max(len(one) for one in told)
-    rewards, mask = torch.zeros(len(told), width), torch.zeros(len(told), width)
-    for row, (one, sample) in enumerate(zip(told, samples, strict=True)):
-        rewards[row, : len(one)] = one
-        mask[row, : len(one)] = torch.tensor(sample.loss_mask or [1] * len(one), dtype=torch.float32)
-    marks = [getattr(sample, "group_index", None) for sample in samples]
-    groups = [row // args.n_samples_per_prompt if mark is None else mark for row, mark in enumerate(marks)]
+    token_rewards = [torch.tensor(sample.reward["token_rewards"], dtype=torch.float32) for sample in samples]
+    width = max(len(values) for values in token_rewards)
+    rewards, mask = torch.zeros(len(token_rewards), width), torch.zeros(len(token_rewards), width)
+    for row, (values, sample) in enumerate(zip(token_rewards, samples, strict=True)):
+        rewards[row, : len(values)] = values
+        mask[row, : len(values)] = torch.tensor(sample.loss_mask or [1] * len(values), dtype=torch.float32)
+    indices = [getattr(sample, "group_index", None) for sample in samples]
+    groups = [row // args.n_samples_per_prompt if index is None else index for row, index in enumerate(indices)]
     advantages = leave_one_out_advantages(rewards, mask, groups)
     return (
         [float(sample.reward["score"]) for sample in samples],
-        [advantages[row, : len(one)] for row, one in enumerate(told)],
+        [advantages[row, : len(values)] for row, values in enumerate(token_rewards)],
     )
 
 
 def advantages(args: Any, rollout_data: dict[str, Any]) -> None:
-    """Put what ``post_process`` made into ``rollout_data``, on the device and in the shapes of its ``kl``.
+    """Puts the advantages from ``post_process`` into ``rollout_data``, on the device and in the shapes of its ``kl``.
 
     Raises:
-        ValueError: the sequences are split over several devices (context parallelism): their parts are not cut here.
+        ValueError: the sequences are split over several devices (context parallelism), which is not supported.
     """
-    told = [
-        one.to(device=like.device, dtype=like.dtype)
-        for one, like in zip(rollout_data["rewards"], rollout_data["kl"], strict=True)
+    moved = [
+        values.to(device=like.device, dtype=like.dtype)
+        for values, like in zip(rollout_data["rewards"], rollout_data["kl"], strict=True)
     ]
-    for one, like in zip(told, rollout_data["kl"], strict=True):
-        if one.shape != like.shape:
+    for values, like in zip(moved, rollout_data["kl"], strict=True):
+        if values.shape != like.shape:
             raise ValueError(
-                f"{tuple(one.shape)} advantages for {tuple(like.shape)} tokens; context parallelism is not served"
+                f"{tuple(values.shape)} advantages for {tuple(like.shape)} tokens; context parallelism is not supported"
             )
-    rollout_data["advantages"] = told
-    rollout_data["returns"] = list(told)
+    rollout_data["advantages"] = moved
+    rollout_data["returns"] = list(moved)

@@ -1,4 +1,4 @@
-"""Token rewards on ids that a policy sampled: what all integrations have in common. Standard library and the client."""
+"""Token rewards on the token ids that a policy sampled; the common part of all integrations. Needs no framework."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from redline.wire import ChatMessage, ItemScore, PromptInput, ScoreItem, ScoreOp
 
 @dataclass(frozen=True)
 class SampledResponse:
-    """A response as a policy sampled it: its text, a span an id, and whether it ended by itself.
+    """A sampled response: its text, one span per token id, and whether it ended with an end token.
 
-    ``spans`` are as long as the ids without padding; the end token has the empty span at the end.
+    ``spans``: one per id without padding; the end token has an empty span at the end of the text.
     """
 
     text: str
@@ -33,7 +33,7 @@ class SampledResponse:
 
 @dataclass(frozen=True)
 class TokenRewards:
-    """``rewards``: one an id that was given, padding included (0.0 there); ``score``: their aggregate."""
+    """``rewards``: one per response id, 0.0 on padding; ``score``: their aggregate."""
 
     score: float
     rewards: list[float]
@@ -45,8 +45,8 @@ def decode_sampled(
     """The text of sampled ids, padding on the right left out.
 
     Args:
-        decode: ids to text, special tokens included: whatever the policy wrote is scored, but for its last end token.
-        end_ids: ids that end a response; the first of several in a row at the end is the policy's, the rest is padding.
+        decode: ids to text, special tokens included: all of the policy's tokens are scored, except its end token.
+        end_ids: ids that end a response; of several at the end, the first is the policy's and the rest is padding.
     """
     count = len(ids)
     while count > 0 and (ids[count - 1] == pad_id or ids[count - 1] in end_ids):
@@ -57,24 +57,26 @@ def decode_sampled(
 
 
 def service_address(url: str | None = None, key: str | None = None) -> tuple[str, str | None]:
-    """Where the service is and its key; ``REDLINE_URL`` and ``REDLINE_KEY`` in the environment where not given."""
+    """URL and key of the service; by default ``REDLINE_URL`` and ``REDLINE_KEY`` in the environment."""
     return url or os.environ.get("REDLINE_URL", DEFAULT_URL), key or os.environ.get("REDLINE_KEY")
 
 
 def to_messages(prompt: PromptInput) -> str | list[ChatMessage]:
-    """A prompt in the wire's words: text is read back if it is rendered, messages keep what they hold.
+    """A prompt as text or as ``ChatMessage`` objects; rendered text is parsed into messages.
 
     Raises:
         PromptBoundaryError: as ``redline.text.chat_markup.parse_prompt``.
-        pydantic.ValidationError: a message is none of the wire's, see ``ChatMessage``.
+        pydantic.ValidationError: a message is not a valid ``ChatMessage``.
     """
     if isinstance(prompt, str):
         return parse_prompt(prompt)
-    return [one if isinstance(one, ChatMessage) else ChatMessage.model_validate(dict(one)) for one in prompt]
+    return [
+        message if isinstance(message, ChatMessage) else ChatMessage.model_validate(dict(message)) for message in prompt
+    ]
 
 
 class ClientPerEventLoop:
-    """An asyncio client for every event loop: a loop's connections end with it.
+    """One asyncio client per event loop, because connections cannot be used from another loop.
 
     Args:
         url, key: by default ``REDLINE_URL`` and ``REDLINE_KEY`` in the environment.
@@ -86,7 +88,7 @@ class ClientPerEventLoop:
         self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncRewardClient] = WeakKeyDictionary()
 
     def get(self) -> AsyncRewardClient:
-        """The running loop's client."""
+        """The client of the running event loop."""
         loop = asyncio.get_running_loop()
         if loop not in self._clients:
             url, key = service_address(self._url, self._key)
@@ -100,8 +102,8 @@ class TokenRewarder:
     Args:
         tokenizer: the policy's, with ``decode``, ``eos_token_id`` and ``pad_token_id`` as in transformers.
         end_ids: every id that ends a response; by default ``eos_token_id`` alone. Chat models often have several.
-        client, aclient: by default made from ``url`` and ``key``, which are ``REDLINE_URL`` and ``REDLINE_KEY`` in the
-            environment where they are not given.
+        client, aclient: by default made from ``url`` and ``key``, whose defaults are ``REDLINE_URL`` and
+            ``REDLINE_KEY`` in the environment.
     """
 
     def __init__(
@@ -150,8 +152,8 @@ class TokenRewarder:
         """Rewards of sampled ids, in order.
 
         Raises:
-            PromptBoundaryError: a rendered prompt cannot be read back.
-            ItemsFailedError: one could not be scored; a failure is never a zero.
+            PromptBoundaryError: a rendered prompt cannot be parsed.
+            ItemsFailedError: a response could not be scored; it never gets reward 0 instead.
             ProtocolError, ServiceError, ConnectionFailedError: as ``RewardClient.score``.
         """
         if self._client is None:

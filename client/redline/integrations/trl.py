@@ -1,4 +1,4 @@
-"""TRL: a reward function for GRPO and RLOO, and a GRPO trainer that learns from token rewards. TRL 0.26 or newer."""
+"""TRL 0.26 or newer: a reward function for GRPO and RLOO, and a GRPO trainer with token rewards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from redline.wire import ScoreOptions
 class RedlineReward:
     """A reward function: ``GRPOTrainer(reward_funcs=RedlineReward(url, tokenizer), ...)``, or RLOO's.
 
-    Scores the ids that were sampled, so the end token counts and no text is tokenised twice. ``latest`` keeps the
+    Scores the sampled token ids, so that the end token counts and no text is tokenized twice. ``latest`` keeps the
     token rewards of the last call for ``TokenGRPOTrainer``.
 
     Args:
@@ -52,46 +52,46 @@ class RedlineReward:
         completion_ids: Sequence[Sequence[int]],
         **columns: Any,
     ) -> list[float]:
-        """One number a completion. Raises ItemsFailedError where one cannot be scored: a failure is never a zero."""
+        """One score per completion. Raises ItemsFailedError if one cannot be scored; it never gets score 0 instead."""
         self.latest = self._rewarder.score(prompts, completion_ids)
         log_metric = columns.get("log_metric")
         if log_metric is not None and self.latest:
             rewards = [reward for item in self.latest for reward in item.rewards]
             log_metric("redline/blamed_share", sum(reward < 0 for reward in rewards) / max(1, len(rewards)))
-        return [told.score for told in self.latest]
+        return [item.score for item in self.latest]
 
 
 class TokenGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
-    """GRPO whose advantages are ``(B, T)``: a token is credited with what it and its successors were given.
+    """GRPO whose advantages are ``(B, T)``: a token's advantage comes from its own reward and those of later tokens.
 
-    One of ``reward_funcs`` must be a ``RedlineReward``. Its token rewards, times its weight, and the weighted numbers
-    of the other reward functions, on the last token, are what ``leave_one_out_advantages`` makes advantages of. TRL's
-    own loss takes advantages of that shape; its logs show the scalars. ``scale_rewards="none"`` switches the division
-    by the group's standard deviation off.
+    One of ``reward_funcs`` must be a ``RedlineReward``. ``leave_one_out_advantages`` gets its token rewards, times its
+    weight, plus the weighted scores of the other reward functions on the last token. TRL's loss accepts advantages of
+    that shape; its logs show the scores. ``scale_rewards="none"`` turns off the division by the group's standard
+    deviation.
 
     Args:
-        gamma: discount a token.
+        gamma: discount per token.
     """
 
     def __init__(self, *arguments: Any, gamma: float = 1.0, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        own = [n for n, function in enumerate(self.reward_funcs) if isinstance(function, RedlineReward)]
-        if len(own) != 1:
-            raise ValueError(f"TokenGRPOTrainer wants one RedlineReward among its reward_funcs, there are {len(own)}")
-        if self.scale_rewards not in ("group", "none"):
+        redline_functions = [n for n, function in enumerate(self.reward_funcs) if isinstance(function, RedlineReward)]
+        if len(redline_functions) != 1:
             raise ValueError(
-                f"scale_rewards={self.scale_rewards!r}: token advantages are scaled by group, or not at all"
+                f"TokenGRPOTrainer needs exactly one RedlineReward among its reward_funcs, not {len(redline_functions)}"
             )
+        if self.scale_rewards not in ("group", "none"):
+            raise ValueError(f"scale_rewards={self.scale_rewards!r}: token advantages need 'group' or 'none'")
         if getattr(self, "multi_objective_aggregation", "sum_then_normalize") != "sum_then_normalize":
-            raise ValueError("token advantages are made of the weighted sum of all rewards")
-        self._own = own[0]
+            raise ValueError("token advantages need multi_objective_aggregation='sum_then_normalize'")
+        self._redline_index = redline_functions[0]
         self._gamma = gamma
-        self._numbers: Tensor | None = None
+        self._scores: Tensor | None = None
 
     def _calculate_rewards(self, *arguments: Any, **options: Any) -> Tensor:
-        numbers: Tensor = super()._calculate_rewards(*arguments, **options)
-        self._numbers = numbers
-        return numbers
+        scores: Tensor = super()._calculate_rewards(*arguments, **options)
+        self._scores = scores
+        return scores
 
     def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
@@ -100,14 +100,14 @@ class TokenGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         if "tool_mask" in output:
             mask = mask * output["tool_mask"]
         rewards = self._token_rewards(mask)
-        if group < 2:  # an evaluation of single completions has nothing to compare with
+        if group < 2:  # single completions in an evaluation have no group to compare with
             return output
-        every = [self.accelerator.pad_across_processes(one, dim=1) for one in (rewards, mask)]
-        every = [self.accelerator.gather(one) for one in every]
+        gathered = [self.accelerator.pad_across_processes(item, dim=1) for item in (rewards, mask)]
+        gathered = [self.accelerator.gather(item) for item in gathered]
         advantages = leave_one_out_advantages(
-            every[0],
-            every[1],
-            [row // group for row in range(len(every[0]))],
+            gathered[0],
+            gathered[1],
+            [row // group for row in range(len(gathered[0]))],
             gamma=self._gamma,
             scale=self.scale_rewards != "none",
         )
@@ -117,17 +117,17 @@ class TokenGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         return output
 
     def _token_rewards(self, mask: Tensor) -> Tensor:
-        """(B, T), of this process's completions."""
-        assert self._numbers is not None
-        told: list[TokenRewards] = self.reward_funcs[self._own].latest
+        """Token rewards (B, T) of this process's completions."""
+        assert self._scores is not None
+        items: list[TokenRewards] = self.reward_funcs[self._redline_index].latest
         rewards = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-        for row, one in enumerate(told):
-            rewards[row, : len(one.rewards)] = torch.tensor(one.rewards, device=mask.device)
+        for row, item in enumerate(items):
+            rewards[row, : len(item.rewards)] = torch.tensor(item.rewards, device=mask.device)
         weights = self.reward_weights.to(mask.device)
-        start = self.accelerator.process_index * len(told)
-        others = self._numbers[start : start + len(told)] * weights
-        others[:, self._own] = 0.0
+        start = self.accelerator.process_index * len(items)
+        others = self._scores[start : start + len(items)] * weights
+        others[:, self._redline_index] = 0.0
         last = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(1)
-        rewards *= weights[self._own]
-        rewards[torch.arange(len(told), device=mask.device), last] += others.nansum(1)
+        rewards *= weights[self._redline_index]
+        rewards[torch.arange(len(items), device=mask.device), last] += others.nansum(1)
         return rewards

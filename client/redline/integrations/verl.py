@@ -1,4 +1,4 @@
-"""verl: an agent loop with token rewards, an advantage estimator, the older reward manager. verl 0.9."""
+"""verl 0.9: an agent loop with token rewards, an advantage estimator, and the older reward manager."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from redline.token_advantages import leave_one_out_advantages
 
 
 class TokenRewardOutput(AgentLoopOutput):  # type: ignore[misc]
-    """An agent loop's output with a reward for each response id; verl's own has room for one number."""
+    """An agent loop's output with a reward for each response id; verl's own class has one score."""
 
     token_rewards: list[float]
 
     def as_dict(self) -> dict[str, Any]:
-        """verl's fields, ``rm_scores`` being (response length,) as the trainer wants it."""
+        """verl's fields, with ``rm_scores`` (response length,) as the trainer expects."""
         output: dict[str, Any] = super().as_dict()
         rewards = torch.tensor(output.pop("token_rewards"), dtype=torch.float32)
         output["rm_scores"] = rewards * output["response_mask"]
@@ -28,24 +28,24 @@ class TokenRewardOutput(AgentLoopOutput):  # type: ignore[misc]
 
 
 async def with_token_rewards(output: AgentLoopOutput, prompt: Any, rewarder: TokenRewarder) -> TokenRewardOutput:
-    """``output`` scored by a service. Raises ItemsFailedError where it cannot be."""
-    [told] = await rewarder.ascore([prompt], [output.response_ids])
+    """``output`` with token rewards from a service. Raises ItemsFailedError if it cannot be scored."""
+    [scored] = await rewarder.ascore([prompt], [output.response_ids])
     fields = {name: getattr(output, name) for name in output.model_fields_set}
-    fields |= {"token_rewards": told.rewards, "reward_score": told.score}
+    fields |= {"token_rewards": scored.rewards, "reward_score": scored.score}
     fields["extra_fields"] = {**output.extra_fields, "reward_extra_info": {}}
     return TokenRewardOutput(**fields)
 
 
 @register("redline_agent")
 class RedlineAgentLoop(SingleTurnAgentLoop):  # type: ignore[misc]
-    """verl's single turn, its response scored token by token:
+    """verl's single-turn agent loop with a reward for each response token:
     ``actor_rollout_ref.rollout.agent.default_agent_loop=redline_agent``.
 
-    The service is at ``REDLINE_URL`` (and ``REDLINE_KEY``) in the environment of the rollout workers.
+    The service's URL is ``REDLINE_URL`` (its key ``REDLINE_KEY``) in the environment of the rollout workers.
     """
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
-        """Raises ItemsFailedError where the response cannot be scored."""
+        """Raises ItemsFailedError if the response cannot be scored."""
         output = await super().run(sampling_params, **kwargs)
         if not hasattr(self, "_rewarder"):
             self._rewarder = TokenRewarder(self.tokenizer)
@@ -56,14 +56,14 @@ class RedlineAgentLoop(SingleTurnAgentLoop):  # type: ignore[misc]
 def estimate(
     token_level_rewards: Tensor, response_mask: Tensor, index: Any, config: Any = None, **others: Any
 ) -> tuple[Tensor, Tensor]:
-    """``leave_one_out_advantages`` as ``algorithm.adv_estimator=redline``; verl's ``grpo`` would sum the rewards."""
+    """``leave_one_out_advantages`` as ``algorithm.adv_estimator=redline``; verl's ``grpo`` sums the rewards."""
     scale = True if config is None else bool(config.get("norm_adv_by_std_in_grpo", True))
     advantages = leave_one_out_advantages(token_level_rewards, response_mask, list(index), scale=scale)
     return advantages, advantages
 
 
 class TokenRewardManager:
-    """The older reward manager, ``manager(data) -> (B, response_len)``; called by verl up to 0.6, by own code since.
+    """The older reward manager, ``manager(data) -> (B, response_len)``; verl calls it up to version 0.6.
 
     Args:
         tokenizer: the policy's.
@@ -85,6 +85,6 @@ class TokenRewardManager:
         ids = [row[:length].tolist() for row, length in zip(responses, lengths, strict=True)]
         prompts = [p if isinstance(p, str) else list(p) for p in data.non_tensor_batch["raw_prompt"]]
         rewards = torch.zeros(responses.shape, dtype=torch.float32)
-        for row, told in enumerate(self._rewarder.score(prompts, ids)):
-            rewards[row, : len(told.rewards)] = torch.tensor(told.rewards)
+        for row, scored in enumerate(self._rewarder.score(prompts, ids)):
+            rewards[row, : len(scored.rewards)] = torch.tensor(scored.rewards)
         return {"reward_tensor": rewards, "reward_extra_info": {}} if return_dict else rewards

@@ -1,4 +1,4 @@
-"""verl's custom reward function, one number. verl loads it by its path, so it registers nothing."""
+"""verl's custom reward function with one score per response. verl loads this file by its path."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ async def compute_score(
 ) -> dict[str, float]:
     """``reward.custom_reward_function.path=.../redline/integrations/verl_reward.py``.
 
-    verl hands over no prompt; it is read from ``extra_info["prompt"]``, or whatever ``prompt_key`` in
+    verl passes no prompt, so it is read from ``extra_info["prompt"]``, or from the field that ``prompt_key`` in
     ``reward_kwargs`` names.
 
     Raises:

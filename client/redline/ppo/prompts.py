@@ -13,7 +13,7 @@ from typing import Any
 from redline.errors import RedlineError, RowsError
 from redline.files.row_files import Problems, UnknownFormatError, read_rows
 from redline.ppo.protocols import Prompt
-from redline.preference_data.checked_rows import SHOWN, refuse_bad_rows
+from redline.preference_data.checked_rows import MAX_REPORTED, refuse_bad_rows
 from redline.preference_data.row_report import RowReport, checked_rows
 from redline.preference_data.rows import parse_prompt
 
@@ -44,7 +44,7 @@ def load_prompt_rows(path: Path, report: RowReport | None = None) -> list[tuple[
     def parse(where: str, row: dict[str, Any]) -> Prompt:
         return parse_prompt(row, ignore=report.ignore)
 
-    problems = Problems(SHOWN)
+    problems = Problems(MAX_REPORTED)
     try:
         rows = list(checked_rows(read_rows(path), parse, report, problems))
     except UnknownFormatError as error:
@@ -115,7 +115,7 @@ def _key(prompt: Prompt) -> str:
 def _accepted_rows(rows: Iterable[tuple[str, Prompt, str | None]], report: RowReport) -> list[tuple[str, Prompt]]:
     """``(where, prompt)`` of the rows ``(where, prompt, reason)`` without a reason to skip them."""
     accepted: list[tuple[str, Prompt]] = []
-    problems = Problems(SHOWN)
+    problems = Problems(MAX_REPORTED)
     for where, prompt, reason in rows:
         if reason is None:
             accepted.append((where, prompt))
@@ -126,7 +126,7 @@ def _accepted_rows(rows: Iterable[tuple[str, Prompt, str | None]], report: RowRe
     if problems.count:
         raise RowsError("; ".join(problems.shown))
     if not accepted:
-        raise RowsError("; ".join(["no prompt can be used", *report.skipped.first[:SHOWN]]))
+        raise RowsError("; ".join(["no prompt can be used", *report.skipped.first[:MAX_REPORTED]]))
     return accepted
 
 

@@ -1,1 +1,1 @@
-"""Rows of preference data in all their forms, read as pairs, prompts or items. Standard library only."""
+"""Reads rows of preference data in every accepted format as pairs, prompts or items to score. Standard library only."""

@@ -1,4 +1,4 @@
-"""Rows of a file that are all checked first and then read again, each with its place."""
+"""Two passes over a file: all rows are checked first, then read one by one with their locations."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from redline.files.row_files import BadRowError, Problems, Row, UnknownFormatErr
 from redline.preference_data.row_report import RowReport, checked_rows, parse_row_with
 
 T = TypeVar("T")
-SHOWN = 10
+MAX_REPORTED = 10
 
 
 class CheckedRows(Generic[T]):
-    """The rows of a file, each put through ``parse``; all are checked at once, and read again one by one.
+    """The rows of a file, each parsed with ``parse``: all are checked at construction, and iteration reads them again.
 
-    ``count``: rows, at most ``limit``, of which ``good`` will do. ``sha256``: of the lines that hold them.
+    ``count``: number of rows, at most ``limit``. ``good``: how many of them are usable. ``sha256``: of their lines.
 
     Args:
-        parse: ``(where, row)`` to whatever is wanted of it; raises BadRowError where a row will not do.
-        report: takes bad rows if it skips them; by default they are refused.
-        stand_in: ``(where, value, reason)`` to what stands in the place of a row that was skipped; by default nothing
-            does.
+        parse: ``(location, row)`` to the parsed row; raises BadRowError if the row cannot be used.
+        report: records bad rows if it skips them; by default they are refused.
+        stand_in: ``(location, value, reason)`` to the value that replaces a skipped row; by default skipped rows are
+            left out.
 
     Raises:
-        RowsError: it cannot be read, holds nothing, or holds rows that will not do (all of them counted, the first
-            in full), or nothing else if those are skipped.
+        RowsError: the file cannot be read or is empty, has bad rows (the message counts them and shows the first), or
+            has only bad rows if those are skipped.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class CheckedRows(Generic[T]):
         self._report = report or RowReport()
         self._stand_in = stand_in
         self._digest = hashlib.sha256()
-        problems = Problems(SHOWN)
+        problems = Problems(MAX_REPORTED)
         try:
             self.good = sum(1 for _ in checked_rows(self._counted(), parse, self._report, problems))
         except UnknownFormatError as error:
@@ -57,14 +57,14 @@ class CheckedRows(Generic[T]):
 
     def __iter__(self) -> Iterator[tuple[str, T]]:
         try:
-            for where, value, _ in self._rows():
+            for location, value, _ in self._rows():
                 try:
-                    yield where, parse_row_with(self._parse, where, value)
+                    yield location, parse_row_with(self._parse, location, value)
                 except BadRowError as error:
                     if not self._report.skips:
-                        raise RowsError(f"{where}: {error}") from error
+                        raise RowsError(f"{location}: {error}") from error
                     if self._stand_in is not None:
-                        yield where, self._stand_in(where, value, str(error))
+                        yield location, self._stand_in(location, value, str(error))
         except UnreadableRowError as error:
             raise RowsError(str(error)) from error
 
@@ -83,10 +83,10 @@ class CheckedRows(Generic[T]):
 
 
 def refuse_bad_rows(path: Path, problems: Problems, report: RowReport, good: int) -> None:
-    """Raise RowsError, naming the first bad rows, where there are ``problems`` or no ``good`` rows."""
+    """Raise RowsError, naming the first bad rows, if there are ``problems`` or no ``good`` rows."""
     if problems.count:
         raise RowsError("; ".join(problems.shown))
     if not good and report.skipped.count:
-        raise RowsError("; ".join([f"{path}: every row is bad", *report.skipped.first[:SHOWN]]))
+        raise RowsError("; ".join([f"{path}: every row is bad", *report.skipped.first[:MAX_REPORTED]]))
     if not good:
         raise RowsError(f"{path}: holds no rows")

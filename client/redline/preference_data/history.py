@@ -1,6 +1,6 @@
-"""Columns beside a prompt that hold earlier turns of its conversation: used where that is certain; pure.
+"""Adds earlier turns from columns such as ``history`` to a prompt, if they certainly belong to it; pure.
 
-Whatever else would leave a part of the conversation out is refused.
+A row in which a part of the conversation would be lost is refused.
 """
 
 from __future__ import annotations
@@ -10,69 +10,69 @@ from typing import Any
 
 from redline.files.row_files import BadRowError
 from redline.messages import Message, Prompt
-from redline.preference_data.turns import messages_of
+from redline.preference_data.turns import parse_messages
 
 
 def with_history(prompt: Prompt, value: Any) -> Prompt:
-    """The prompt behind the turns of a ``history`` column, which it may hold already.
+    """The prompt after the turns of a ``history`` column, unless it already contains them.
 
     Args:
         value: a list of ``[question, answer]`` texts (LLaMA-Factory's), or of messages.
 
     Raises:
-        BadRowError: it is something else, or where its turns belong is not certain.
+        BadRowError: the column has another format, or the position of its turns is not certain.
     """
     if isinstance(value, str):
-        if value.strip() and not _holds(prompt, [{"role": "user", "content": value}]):
-            raise BadRowError("'history' holds text that is no part of the prompt")
+        if value.strip() and not _contains(prompt, [{"role": "user", "content": value}]):
+            raise BadRowError("'history' has text that is not part of the prompt")
         return prompt
     if not isinstance(value, list) or not value:
         return prompt
     if all(isinstance(turn, list) and len(turn) == 2 and all(isinstance(t, str) for t in turn) for turn in value):
         turns = [{"role": role, "content": t} for turn in value for role, t in zip(_ROLES, turn, strict=True)]
     elif all(isinstance(turn, dict) for turn in value):
-        turns = messages_of(value, "history")
+        turns = parse_messages(value, "history")
     else:
-        raise BadRowError("'history' is no list of [question, answer] texts")
-    if _holds(prompt, turns):
+        raise BadRowError("'history' must be a list of [question, answer] texts")
+    if _contains(prompt, turns):
         return prompt
-    system, rest = _system_and_rest(turns_of(prompt))
+    system, rest = _system_and_rest(as_turns(prompt))
     is_one_question = len(rest) == 1 and rest[0]["role"] == "user"
     if not is_one_question or turns[-1]["role"] != "assistant" or (system and turns[0]["role"] == "system"):
-        raise BadRowError("'history' is no part of the prompt, and where its turns belong is not said")
+        raise BadRowError("'history' is not part of the prompt, and the position of its turns is unknown")
     return [*system, *turns, *rest]
 
 
 _ROLES = ("user", "assistant")
 
 
-def with_conversation(prompt: Prompt, turns: list[Message], field: str, *, is_alone: bool) -> Prompt:
-    """The prompt, or the conversation of another column where that ends with the prompt and begins earlier.
+def with_conversation(prompt: Prompt, turns: list[Message], field: str, *, has_no_response: bool) -> Prompt:
+    """The prompt, or the conversation of another column if that ends with the prompt and begins earlier.
 
-    A last turn of the assistant is the response to the conversation, not a part of it.
+    If its last turn is the assistant's, that is the response and not part of the prompt.
 
     Args:
         is_alone: no response stands beside the prompt, so that the conversation may go on behind it.
 
     Raises:
-        BadRowError: the conversation is not the prompt's, or more than one reply follows the prompt in it.
+        BadRowError: the conversation does not contain the prompt, or continues for more than one reply after it.
     """
-    asked = turns[:-1] if turns and turns[-1]["role"] == "assistant" else turns
-    if not asked or _holds(prompt, asked):
+    conversation = turns[:-1] if turns and turns[-1]["role"] == "assistant" else turns
+    if not conversation or _contains(prompt, conversation):
         return prompt
-    own = turns_of(prompt)
-    if _same(asked[-len(own) :], own):
-        return asked
-    system, rest = _system_and_rest(own)
-    if system and rest and asked[0]["role"] != "system" and _same(asked[-len(rest) :], rest):
-        return [*system, *asked]
-    if is_alone and _same(turns[: len(own)], own):
+    prompt_turns = as_turns(prompt)
+    if _same(conversation[-len(prompt_turns) :], prompt_turns):
+        return conversation
+    system, rest = _system_and_rest(prompt_turns)
+    if system and rest and conversation[0]["role"] != "system" and _same(conversation[-len(rest) :], rest):
+        return [*system, *conversation]
+    if has_no_response and _same(turns[: len(prompt_turns)], prompt_turns):
         return prompt
-    raise BadRowError(f"'{field}' holds a conversation that is no part of the prompt; which is the prompt is not said")
+    raise BadRowError(f"'{field}' has a conversation that differs from the prompt; keep the one that is the prompt")
 
 
-def turns_of(prompt: Prompt) -> list[Message]:
-    """A prompt as turns; a text is the user's."""
+def as_turns(prompt: Prompt) -> list[Message]:
+    """A prompt as a list of turns; text becomes one user turn."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
@@ -81,8 +81,8 @@ def bare(turn: Message) -> Message:
     return {**turn, "content": turn["content"].strip()}
 
 
-def _same(some: list[Message], others: list[Message]) -> bool:
-    return [bare(turn) for turn in some] == [bare(turn) for turn in others]
+def _same(turns: list[Message], expected: list[Message]) -> bool:
+    return [bare(turn) for turn in turns] == [bare(turn) for turn in expected]
 
 
 def _system_and_rest(turns: list[Message]) -> tuple[list[Message], list[Message]]:
@@ -90,20 +90,22 @@ def _system_and_rest(turns: list[Message]) -> tuple[list[Message], list[Message]
     return turns[:count], turns[count:]
 
 
-def _holds(prompt: Prompt, turns: list[Message]) -> bool:
-    """Whether ``turns`` are some of the prompt's, or their words stand in one text of it, in order."""
-    own = turns_of(prompt)
+def _contains(prompt: Prompt, turns: list[Message]) -> bool:
+    """Whether ``turns`` are consecutive turns of the prompt, or appear in order within the text of one turn."""
+    prompt_turns = as_turns(prompt)
     length = len(turns)
-    if any(_same(own[at : at + length], turns) for at in range(len(own) - length + 1)):
+    if any(_same(prompt_turns[at : at + length], turns) for at in range(len(prompt_turns) - length + 1)):
         return True
-    return any(_has_words(turn["content"], [one["content"] for one in turns]) for turn in own)
+    return any(
+        _appear_in_order([turn["content"] for turn in turns], prompt_turn["content"]) for prompt_turn in prompt_turns
+    )
 
 
-def _has_words(text: str, parts: list[str]) -> bool:
+def _appear_in_order(parts: list[str], text: str) -> bool:
     at = 0
     for part in parts:
-        found = re.compile(rf"(?<!\w){re.escape(part.strip())}(?!\w)").search(text, at)
-        if found is None:
+        match = re.compile(rf"(?<!\w){re.escape(part.strip())}(?!\w)").search(text, at)
+        if match is None:
             return False
-        at = found.end()
+        at = match.end()
     return True

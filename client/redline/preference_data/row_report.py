@@ -1,4 +1,7 @@
-"""Rows checked by one loop for every command, and a report of what reading left out. Standard library only."""
+"""The loop in which every command checks rows, and its report of skipped rows and ignored columns.
+
+Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +19,20 @@ from redline.files.row_files import BadRowError, LongRowError, Problems, Row, Un
 T = TypeVar("T")
 MAX_SHOWN = 50
 _MAX_COLUMNS = 100
-_NAME_SHOWN = 60
+_MAX_NAME_CHARACTERS = 60
 _LATEST, _LATEST_SHOWN = 5, 500
 
 
 class RowReport:
-    """What the readers of one command left out: bad rows, if they are to be skipped, and columns that nothing uses.
+    """The bad rows that a command skipped, and the columns that it did not use.
 
-    In bounded memory: skipped rows are counted and written as they come, each as
-    ``{"file": ..., "row": line or place in the list, "reason": ...}``.
+    Memory is bounded: skipped rows are counted and written at once, each as
+    ``{"file": ..., "row": line number or index in the list, "reason": ...}``.
 
     Args:
-        skips: bad rows are left out; otherwise whoever reads them refuses them.
-        file: where the skipped rows are written (JSONL); an earlier file of that name is removed if there are none.
-            None shows the first of them.
+        skips: whether bad rows are skipped; otherwise the reader refuses the file.
+        file: JSONL file for the skipped rows; an earlier file of that name is removed if there are none. None: the
+            report shows the first of them instead.
         show: called with each line of the report once reading has ended.
     """
 
@@ -47,31 +50,31 @@ class RowReport:
         self._stack = ExitStack()
         self._is_finished = False
 
-    def skip(self, where: str, reason: str) -> bool:
-        """Whether a bad row is to be left out; if so, it is counted and written. Raises OSError."""
+    def skip(self, location: str, reason: str) -> bool:
+        """Whether to skip a bad row; if so, it is counted and written. Raises OSError."""
         if self.skips and not self._is_finished:
-            self.skipped.add(f"{where}: {reason}")
-            self.latest.append(f"{where}: {reason}"[:_LATEST_SHOWN])
+            self.skipped.add(f"{location}: {reason}")
+            self.latest.append(f"{location}: {reason}"[:_LATEST_SHOWN])
             if self._file is not None:
                 if self._written is None:
                     self._file.parent.mkdir(parents=True, exist_ok=True)
                     self._written = self._stack.enter_context(atomic_file(self._file))
-                row = json.dumps(_place(where) | {"reason": reason}, ensure_ascii=False)
+                row = json.dumps(_file_and_row(location) | {"reason": reason}, ensure_ascii=False)
                 self._written.write(row.encode(errors="backslashreplace") + b"\n")
         return self.skips
 
     def ignore(self, columns: Iterable[str]) -> None:
-        """Count columns of one row that are not used."""
+        """Count the unused columns of one row."""
         if self._is_finished:
             return
         for column in columns:
-            name = column if len(column) <= _NAME_SHOWN else f"{column[:_NAME_SHOWN]}..."
+            name = column if len(column) <= _MAX_NAME_CHARACTERS else f"{column[:_MAX_NAME_CHARACTERS]}..."
             if name not in self.ignored and len(self.ignored) >= _MAX_COLUMNS:
                 name = "others"
             self.ignored[name] = self.ignored.get(name, 0) + 1
 
     def finish(self) -> None:
-        """After the last row: put the file of skipped rows in place, and show the report. Raises OSError."""
+        """After the last row: complete the file of skipped rows and show the report. Raises OSError."""
         if self._is_finished:
             return
         self._is_finished = True
@@ -86,11 +89,11 @@ class RowReport:
         """The report: how many rows were skipped and where the reasons are, and the columns that were ignored."""
         lines = []
         if self.skipped.count:
-            head = f"skipped {self.skipped.count} of {self.rows} rows"
+            summary = f"skipped {self.skipped.count} of {self.rows} rows"
             if self._file is not None:
-                lines.append(f"{head}; the reasons are in {self._file}")
+                lines.append(f"{summary}; the reasons are in {self._file}")
             else:
-                lines += [head, *(f"  {problem}" for problem in self.skipped.shown)]
+                lines += [summary, *(f"  {problem}" for problem in self.skipped.shown)]
         if self.ignored:
             counts = ", ".join(
                 f"{name} ({count} row{'s' if count > 1 else ''})" for name, count in self.ignored.items()
@@ -110,44 +113,44 @@ class RowReport:
             self._stack.__exit__(kind, error, trace)
 
 
-def _place(where: str) -> dict[str, Any]:
+def _file_and_row(location: str) -> dict[str, Any]:
     """``file:12`` and ``file:row 12`` as file and row."""
-    file, _, row = where.rpartition(":")
+    file, _, row = location.rpartition(":")
     digits = row.removeprefix("row ")
-    return {"file": file, "row": int(digits)} if file and digits.isdecimal() else {"file": where, "row": None}
+    return {"file": file, "row": int(digits)} if file and digits.isdecimal() else {"file": location, "row": None}
 
 
 def checked_rows(
     rows: Iterable[Row], parse: Callable[[str, dict[str, Any]], T], report: RowReport, problems: Problems
 ) -> Iterator[tuple[str, T]]:
-    """``(where, parsed)`` of every good row; bad ones go to ``report`` if it skips them, else to ``problems``.
+    """``(location, parsed)`` of every good row; bad rows go to ``report`` if it skips them, else to ``problems``.
 
-    A file that cannot be read to its end is a problem in any case. No more rows are read once ``problems`` is full.
+    A file that cannot be read to its end is always a problem. Reading stops once ``problems`` is full.
 
     Args:
-        parse: ``(where, row)`` to whatever is wanted of it; raises BadRowError where the row will not do.
+        parse: ``(location, row)`` to the parsed row; raises BadRowError if the row cannot be used.
     """
     try:
-        for where, value, _ in rows:
+        for location, value, _ in rows:
             report.rows += 1
             try:
-                parsed = parse_row_with(parse, where, value)
+                parsed = parse_row_with(parse, location, value)
             except BadRowError as error:
-                if report.skip(where, str(error)):
+                if report.skip(location, str(error)):
                     continue
-                problems.add(f"{where}: {error}")
+                problems.add(f"{location}: {error}")
                 if problems.is_full or isinstance(error, LongRowError):
                     return
             else:
-                yield where, parsed
+                yield location, parsed
     except UnreadableRowError as error:
         problems.add(str(error))
 
 
-def parse_row_with(parse: Callable[[str, dict[str, Any]], T], where: str, value: Any) -> T:
-    """``value`` parsed, if it is an object. Raises BadRowError."""
+def parse_row_with(parse: Callable[[str, dict[str, Any]], T], location: str, value: Any) -> T:
+    """Parse ``value``, which must be an object. Raises BadRowError."""
     if isinstance(value, BadRowError):
         raise value
     if not isinstance(value, dict):
-        raise BadRowError(f"a row must be an object, this is a {type(value).__name__}")
-    return parse(where, value)
+        raise BadRowError(f"a row must be an object, not {type(value).__name__}")
+    return parse(location, value)

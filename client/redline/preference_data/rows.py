@@ -1,6 +1,6 @@
-"""What a row of preference data may look like; pure, standard library only.
+"""Parses rows of preference data in every accepted format; pure, standard library only.
 
-Accepted rows (distinguished by their shape; the names of columns are in ``redline.preference_data.columns``):
+Accepted rows (recognised by their shape; the column names are in ``redline.preference_data.columns``):
 
 - ``{"prompt": text or messages, "chosen": text, "rejected": text}``, and ``"spans"``: ``[{"start", "end"}, ...]``,
   characters of ``rejected`` that are marked as wrong;
@@ -9,11 +9,11 @@ Accepted rows (distinguished by their shape; the names of columns are in ``redli
 - TRL's implicit prompt: no ``prompt``; ``chosen`` and ``rejected`` are whole texts or whole conversations;
 - HH-RLHF transcripts: texts with ``\\n\\nHuman:`` and ``\\n\\nAssistant:`` turns;
 - the prompt in ``question``, ``query``, ``instruction`` (with ``input``) or ``messages``, with a ``system`` column or
-  without; earlier turns of it in ``history`` or ``messages``, where it is certain that they are;
+  without; earlier turns in ``history`` or ``messages``, if they certainly belong to this prompt;
 - two responses by number or letter (``response_a``, ``response_0``) and a column that names the better one.
 
-A row whose prompt or preferred response would be a guess is refused, as are fields that carry content which a pair
-cannot hold. Other columns are counted as ignored.
+A row is refused if its prompt or its preferred response would be a guess, or if a field has content that a pair cannot
+hold. Other columns are counted as ignored.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from redline.messages import Message, Prompt
 from redline.preference_data.columns import (
     Columns,
     Side,
-    prompt_of,
-    shown,
-    sides_of,
-    system_of,
-    tools_of,
-    with_conversations,
+    find_prompt,
+    find_sides,
+    find_system,
+    find_tools,
+    quote_names,
+    with_earlier_turns,
 )
 from redline.preference_data.sides import (
     checked_prompt,
@@ -45,17 +45,17 @@ from redline.preference_data.sides import (
 from redline.preference_data.turns import is_transcript
 from redline.spans import Span
 
-__all__ = ["BadRowError", "Message", "Pair", "Prompt", "parse_asked", "parse_prompt", "parse_row"]
+__all__ = ["BadRowError", "Message", "Pair", "Prompt", "parse_prompt", "parse_prompt_and_tools", "parse_row"]
 
 Ignore = Callable[[Iterable[str]], None]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One comparison; ``where`` names file and line, or whatever else the pair came from.
+    """One comparison; ``where`` is the file and line, or the row of the data set, that it came from.
 
-    ``spans``: what humans marked as wrong, in characters into ``rejected``, end exclusive; None where nobody looked.
-    ``tools``: what the model may call, for its chat template; None where the row has none.
+    ``spans``: what humans marked as wrong, in characters into ``rejected``, end exclusive; None if the row was not
+    annotated. ``tools``: what the model may call, for its chat template; None if the row has none.
     """
 
     prompt: Prompt
@@ -67,29 +67,29 @@ class Pair:
 
     @property
     def prompt_key(self) -> str:
-        """What makes two prompts the same prompt."""
+        """Equal for two pairs with the same prompt and tools."""
         key = self.prompt if self.tools is None else [self.prompt, self.tools]
         return json.dumps(key, sort_keys=True, ensure_ascii=False)
 
 
-def parse_row(row: Any, where: str, *, teaches: bool = True, ignore: Ignore | None = None) -> Pair:
-    """One row of any accepted form. Raises BadRowError.
+def parse_row(row: Any, location: str, *, teaches: bool = True, ignore: Ignore | None = None) -> Pair:
+    """Parse one row in any accepted format. Raises BadRowError.
 
     Args:
-        teaches: equal sides and empty replies are refused.
+        teaches: for training: refuse pairs with equal sides or an empty reply.
         ignore: called with the columns of the row that are not used.
     """
     columns = _columns(row)
-    sides = sides_of(columns)
+    sides = find_sides(columns)
     if sides is None:
-        raise BadRowError(f"'chosen' is missing{_among(columns.unused())}")
+        raise BadRowError(f"'chosen' is missing{_list_columns(columns.unused())}")
     prompt, chosen, rejected, is_text = prompt_and_responses(columns, *sides)
-    # a text that lends its beginning to an implicit prompt is no longer the one that was marked
+    # an implicit prompt is cut off the text, so that spans into the whole text no longer fit
     has_spans = is_text and "rejected" in sides[1].field and isinstance(columns.look("spans"), list)
     spans = _spans(columns.look("spans"), sides[1].value, rejected) if has_spans else None
     if spans is not None:
         columns.take("spans")
-    tools = tools_of(columns)
+    tools = find_tools(columns)
     _check_unicode([prompt, chosen, rejected, tools])
     if teaches:
         for side, text in zip(sides, (chosen, rejected), strict=True):
@@ -99,62 +99,66 @@ def parse_row(row: Any, where: str, *, teaches: bool = True, ignore: Ignore | No
             raise BadRowError(f"'{sides[0].field}' and '{sides[1].field}' are the same")
     if ignore is not None:
         ignore(columns.unused())
-    return Pair(prompt, chosen, rejected, where, spans, tools)
+    return Pair(prompt, chosen, rejected, location, spans, tools)
 
 
 def parse_prompt(row: Any, *, ignore: Ignore | None = None) -> Prompt:
-    """The prompt of a row that has one, or of a pair in any accepted form; of ``messages``, what precedes the last
-    assistant turn. Raises BadRowError, also where ``parse_row`` finds the prompt in conflict with the pair's sides.
+    """The prompt of a row with a prompt column, or of a pair in any accepted format.
+
+    Of ``messages`` it is what precedes the last assistant turn. Raises BadRowError, also if ``parse_row`` would refuse
+    the row because its prompt contradicts its responses.
     """
     columns = _columns(row)
-    stated = prompt_of(columns, has_whole_sides=True)
+    stated = find_prompt(columns, has_conversation_sides=True)
     if stated is None:
-        sides = sides_of(columns)
+        sides = find_sides(columns)
         prompt = (
-            prompt_and_responses(columns, *sides)[0] if sides is not None else prompt_of(columns, has_whole_sides=False)
+            prompt_and_responses(columns, *sides)[0]
+            if sides is not None
+            else find_prompt(columns, has_conversation_sides=False)
         )
         if prompt is None:
-            raise BadRowError(f"no 'prompt' of text or messages{_among(columns.unused())}")
+            raise BadRowError(f"no 'prompt' of text or messages{_list_columns(columns.unused())}")
         if sides is None and isinstance(prompt, list) and len(prompt) > 1 and prompt[-1]["role"] == "assistant":
             prompt = prompt[:-1]
-        prompt = checked_prompt(with_system(prompt, system_of(columns)))
+        prompt = checked_prompt(with_system(prompt, find_system(columns)))
     else:
-        turns = _both_as_turns(row)
+        turns = _conversation_sides(row)
         if turns is None:
-            prompt = with_conversations(columns, stated, is_alone=not _has_sides(row))
-            prompt = checked_prompt(with_system(prompt, system_of(columns)))
+            prompt = with_earlier_turns(columns, stated, has_no_response=not _has_sides(row))
+            prompt = checked_prompt(with_system(prompt, find_system(columns)))
         else:
             prompt = prompt_before(columns, *turns)
-    if tools_of(columns) is not None:
-        raise BadRowError("'tools' cannot be given to a policy")
+    if find_tools(columns) is not None:
+        raise BadRowError("'tools' are not supported in prompts for a policy")
     _check_unicode(prompt)
     if ignore is not None:
         ignore(columns.unused())
     return prompt
 
 
-def parse_asked(
+def parse_prompt_and_tools(
     row: Any, response: str | None, *, known: Iterable[str] = (), ignore: Ignore | None = None
 ) -> tuple[Prompt, list[Any] | None]:
-    """``(prompt, tools)`` of a row that holds one response, read as those of a pair. Raises BadRowError.
+    """``(prompt, tools)`` of a row with one response, parsed as those of a pair are. Raises BadRowError.
 
     Args:
-        response: the row's own; ``messages`` may end with it.
+        response: the row's response; ``messages`` may end with it.
         known: columns that the caller uses.
         ignore: called with the columns of the row that are not used.
     """
     columns = _columns(row)
     for name in known:
         columns.take(name)
-    prompt = prompt_of(columns, has_whole_sides=False)
+    prompt = find_prompt(columns, has_conversation_sides=False)
     if prompt is None:
-        raise BadRowError(f"no 'prompt' of text or messages{_among(columns.unused())}")
+        raise BadRowError(f"no 'prompt' of text or messages{_list_columns(columns.unused())}")
     if "prompt" not in columns and isinstance(prompt, list) and len(prompt) > 1:
         last = prompt[-1]
         if last["role"] == "assistant" and response is not None and last["content"] == response:
             prompt = prompt[:-1]
-    prompt = checked_prompt(with_system(prompt, system_of(columns)))
-    tools = tools_of(columns)
+    prompt = checked_prompt(with_system(prompt, find_system(columns)))
+    tools = find_tools(columns)
     _check_unicode([prompt, tools])
     if ignore is not None:
         ignore(columns.unused())
@@ -163,16 +167,16 @@ def parse_asked(
 
 def _has_sides(row: Any) -> bool:
     try:
-        return sides_of(_columns(row)) is not None
+        return find_sides(_columns(row)) is not None
     except BadRowError:
         return True
 
 
-def _both_as_turns(row: Any) -> tuple[Side, Side, list[Message], list[Message]] | None:
-    """The sides of a pair that are conversations or transcripts, and their turns; None for any other row."""
+def _conversation_sides(row: Any) -> tuple[Side, Side, list[Message], list[Message]] | None:
+    """The two sides of a pair and their turns, if both are conversations or transcripts; else None."""
     try:
-        sides = sides_of(_columns(row))
-    except BadRowError:  # the row is no pair, but has a prompt
+        sides = find_sides(_columns(row))
+    except BadRowError:  # the row is not a pair, but it has a prompt
         return None
     if sides is None or not all(side.value and (is_transcript(side.value) or _is_turns(side.value)) for side in sides):
         return None
@@ -186,12 +190,12 @@ def _is_turns(value: Any) -> bool:
 
 def _columns(row: Any) -> Columns:
     if not isinstance(row, dict):
-        raise BadRowError(f"a row must be an object, this is a {type(row).__name__}")
+        raise BadRowError(f"a row must be an object, not {type(row).__name__}")
     return Columns(row)
 
 
-def _among(names: list[str]) -> str:
-    return f"; the columns are {shown(names)}" if names else ""
+def _list_columns(names: list[str]) -> str:
+    return f"; the columns are {quote_names(names)}" if names else ""
 
 
 def _check_unicode(value: Any) -> None:
@@ -200,29 +204,29 @@ def _check_unicode(value: Any) -> None:
     except UnicodeEncodeError as error:
         raise BadRowError("is not valid Unicode: it holds half a surrogate pair") from error
     except (TypeError, ValueError, RecursionError) as error:
-        raise BadRowError(f"holds what JSON cannot: {error}") from error
+        raise BadRowError(f"holds a value that is not JSON: {error}") from error
 
 
 def _spans(value: Any, marked: Any, text: str) -> tuple[Span, ...] | None:
-    """Error spans in ``text``, which is ``marked`` (if that is text) without the white space around it, or all of it.
+    """Error spans as offsets into ``text``: ``marked`` (if that is text), possibly without the white space around it.
 
-    None where there are none or the field is another thing. Raises BadRowError for one in disorder.
+    None if there are none, or if the field holds something else. Raises BadRowError for an invalid span.
     """
-    whole = [isinstance(span, dict) and "start" in span and "end" in span for span in value]
-    if not all(whole):
-        if any(whole):
-            raise BadRowError("'spans' holds one without 'start' or 'end' among others that have both")
+    is_span = [isinstance(span, dict) and "start" in span and "end" in span for span in value]
+    if not all(is_span):
+        if any(is_span):
+            raise BadRowError("some entries of 'spans' have no 'start' or 'end'")
         return None
     spans = tuple((span["start"], span["end"]) for span in value)
-    whole_text = marked if isinstance(marked, str) else text
+    marked_text = marked if isinstance(marked, str) else text
     for start, end in spans:
-        if type(start) is not int or type(end) is not int or not 0 <= start <= end <= len(whole_text):
+        if type(start) is not int or type(end) is not int or not 0 <= start <= end <= len(marked_text):
             raise BadRowError(
-                f"a span from {start!r} to {end!r} does not lie in 'rejected' ({len(whole_text)} characters)"
+                f"a span from {start!r} to {end!r} does not lie in 'rejected' ({len(marked_text)} characters)"
             )
-    before = 0 if whole_text == text else len(whole_text) - len(whole_text.lstrip())
-    return tuple((_within(start - before, text), _within(end - before, text)) for start, end in spans)
+    removed = 0 if marked_text == text else len(marked_text) - len(marked_text.lstrip())
+    return tuple((_clamp(start - removed, text), _clamp(end - removed, text)) for start, end in spans)
 
 
-def _within(place: int, text: str) -> int:
-    return min(max(place, 0), len(text))
+def _clamp(position: int, text: str) -> int:
+    return min(max(position, 0), len(text))

@@ -1,4 +1,4 @@
-"""Values of a data set's columns as turns of a conversation; pure, standard library only."""
+"""Parses column values (messages, ShareGPT, HH-RLHF transcripts) into turns of a conversation; pure."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from redline.messages import Message, MessageError, content_fields, normalized
 
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 _HH_ROLE = {"Human": "user", "Assistant": "assistant"}
-# ShareGPT's names of roles, where a message is {"from": ..., "value": ...}
+# role names of ShareGPT, whose messages are {"from": ..., "value": ...}
 _SHAREGPT_ROLE = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
-def messages_of(value: Any, field: str) -> list[Message]:
-    """A list of messages, or one message, in their normal form. Raises BadRowError naming the field."""
+def parse_messages(value: Any, field: str) -> list[Message]:
+    """Parse a list of messages, or one message. Raises BadRowError naming the field."""
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list):
@@ -41,8 +41,8 @@ def is_transcript(value: Any) -> bool:
     return isinstance(value, str) and _HH_TURN.match(value) is not None
 
 
-def transcript_of(text: str) -> list[Message]:
-    """The turns of such a text."""
+def parse_transcript(text: str) -> list[Message]:
+    """The turns of an HH-RLHF transcript."""
     parts = _HH_TURN.split(text)[1:]
     return [
         {"role": _HH_ROLE[role], "content": content.strip()}
@@ -51,18 +51,18 @@ def transcript_of(text: str) -> list[Message]:
 
 
 def reply_text(message: Message, field: str) -> str:
-    """The text of an assistant's turn. Raises BadRowError where it holds more than text."""
+    """The text of an assistant turn. Raises BadRowError if it has more than text."""
     more = content_fields(message)
     if more:
-        raise BadRowError(f"'{field}' carries {', '.join(map(repr, more))}; a response is text")
+        raise BadRowError(f"'{field}' has {', '.join(map(repr, more))}; a response must be plain text")
     return str(message["content"])
 
 
 def single_reply(value: Any, field: str) -> str:
-    """A reply that is given as text or as one assistant turn, as text. Raises BadRowError."""
+    """The text of a reply, given as text or as one assistant turn. Raises BadRowError."""
     if isinstance(value, str):
         return value
-    messages = messages_of(value, field)
+    messages = parse_messages(value, field)
     if len(messages) != 1 or messages[0]["role"] != "assistant":
         raise BadRowError(f"'{field}' must be text or one assistant turn, it has {len(messages)} turns")
     return reply_text(messages[0], field)

@@ -1,1 +1,1 @@
-"""Functions on texts, tokens and messages that the client and the service share. Pure, standard library only."""
+"""Text and token functions that the client and the service share. Pure, standard library only."""

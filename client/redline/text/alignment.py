@@ -1,4 +1,4 @@
-"""Rewards on one tokenization of a text, moved onto another, their sum kept. Pure, standard library only.
+"""Moves rewards from one tokenization of a text to another; their sum is kept. Pure, standard library only.
 
 Offsets are in characters into the response, end exclusive; an end-of-sequence token is an empty span at the end.
 """
@@ -10,17 +10,17 @@ from collections.abc import Iterator, Sequence
 
 from redline.spans import Span
 
-# A character has at most four bytes, and few special tokens come on top.
+# A character has at most four bytes; a few special tokens are added.
 _SPARE_OFFSETS = 16
-# Tokens over one character: it has four bytes at most, and a normaliser makes of some up to 18 characters.
+# Tokens over one character: it has at most four bytes, and a normalizer turns some into up to 18 characters.
 _MAX_OVERLAP = 80
 
 
 def check_offsets(offsets: Sequence[Span], text: str) -> str | None:
     """Why ``offsets`` are not a tokenization of ``text``; None if they are.
 
-    Every character but white space must be covered, spans must lie inside the text and come in order. Spans may
-    be empty and may overlap, as those of tokens within one multi-byte character do; at most 80 over one place.
+    Every character except white space must be covered; spans must be inside the text and in order. Spans may be empty
+    and may overlap (as tokens within one multi-byte character do), at most 80 over one character.
     """
     if not offsets:
         return "token_offsets is empty"
@@ -28,7 +28,7 @@ def check_offsets(offsets: Sequence[Span], text: str) -> str | None:
         return f"{len(offsets)} token_offsets for {len(text)} characters: more tokens than bytes"
     covered = 0
     previous = 0
-    overlapping: list[int] = []  # where the spans over the current place end
+    overlapping: list[int] = []  # ends of the spans over the current position
     for index, (start, end) in enumerate(offsets):
         if not 0 <= start <= end <= len(text):
             return f"token_offsets[{index}] is [{start}, {end}]; the response has {len(text)} characters"
@@ -42,27 +42,27 @@ def check_offsets(offsets: Sequence[Span], text: str) -> str | None:
             return f"token_offsets have more than {_MAX_OVERLAP} tokens over the character {start}"
         previous = start
         if start > covered and text[covered:start].strip():
-            return f"token_offsets leave out the characters {covered} to {start}"
+            return f"token_offsets do not cover the characters {covered} to {start}"
         covered = max(covered, end)
     if text[covered:].strip():
-        return f"token_offsets leave out the characters {covered} to {len(text)}"
+        return f"token_offsets do not cover the characters {covered} to {len(text)}"
     return None
 
 
 def align_rewards(rewards: Sequence[float], spans: Sequence[Span], target_spans: Sequence[Span]) -> list[float]:
-    """One reward a target token.
+    """Returns one reward per target token.
 
     A source token's reward is shared among the target tokens that it overlaps, by the number of characters in
-    common; one that overlaps none (white space that the other side leaves out, an end token) goes to the target
-    token at its place: the empty span there if there is one, else the last token that begins before its end.
-    Equal tokenizations map one to one, exactly.
+    common; if it overlaps none (an end token, or white space that the target omits), it goes to the target token
+    at its position: the empty span there if there is one, else the last token that begins before its end.
+    Equal tokenizations map one to one.
 
     Args:
         rewards, spans: S source tokens.
         target_spans: T target tokens, T > 0, starts in ascending order.
 
     Raises:
-        ValueError: lengths differ, or there is no target token.
+        ValueError: ``rewards`` and ``spans`` differ in length, or there is no target token.
     """
     if len(rewards) != len(spans):
         raise ValueError(f"{len(rewards)} rewards for {len(spans)} spans")
@@ -75,8 +75,8 @@ def align_rewards(rewards: Sequence[float], spans: Sequence[Span], target_spans:
     empty_at = {start: i for i, (start, end) in enumerate(target_spans) if start == end}
     for reward, (_, end), shares in zip(rewards, spans, _shares(spans, target_spans), strict=True):
         if not shares:
-            place = empty_at.get(end, max(0, bisect_left(starts, max(end, 1)) - 1))
-            aligned[place] += reward
+            target = empty_at.get(end, max(0, bisect_left(starts, max(end, 1)) - 1))
+            aligned[target] += reward
             continue
         total = sum(common for _, common in shares)
         remaining = reward
@@ -89,12 +89,12 @@ def align_rewards(rewards: Sequence[float], spans: Sequence[Span], target_spans:
 
 
 def _shares(spans: Sequence[Span], target_spans: Sequence[Span]) -> Iterator[list[tuple[int, int]]]:
-    """For each source span the targets that it overlaps and the number of characters in common.
+    """For each source span, the targets that it overlaps and the number of common characters.
 
-    One sweep over both while the source spans' starts ascend, as a tokenizer's do: its time is linear in the spans and
-    their overlaps. A source span that starts before its predecessor begins the sweep anew.
+    One sweep over both lists, linear in the spans and their overlaps, as long as the starts of the source spans ascend.
+    A source span that starts before its predecessor restarts the sweep.
     """
-    current: list[int] = []  # targets that have begun and may reach beyond the current start
+    current: list[int] = []  # targets that have begun and may end after the current start
     upcoming = previous = 0
     for start, end in spans:
         if start < previous:

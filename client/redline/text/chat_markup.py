@@ -1,8 +1,8 @@
-"""A conversation that a caller has already rendered -> prompt and response; pure, standard library only.
+"""Parses rendered conversations (texts with chat markup) into prompt and response; pure, standard library only.
 
-RL loops that know one string send their policy's chat template along. It is the policy's, not the reward model's, so it
-is taken off here and the bundle's own is put on. A text in which the two cannot be distinguished is refused: a prompt
-boundary in the wrong place would give wrong rewards.
+Many RL frameworks send one string that was rendered with the policy's chat template. Its markup is removed here, so
+that the reward model's own template can be applied. A text whose prompt boundary cannot be determined is refused,
+because a wrong boundary gives wrong rewards.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from redline.text.markup_families import (
     MarkupMatch,
     PromptBoundaryError,
     content_start,
-    markups_in,
+    find_markups,
     messages_before_last,
     strip_ending,
 )
-from redline.text.unknown_markup import opens_unknown_turn
+from redline.text.unknown_markup import ends_with_unknown_turn
 from redline.wire import ChatMessage, ScoreItem
 
 __all__ = [
@@ -40,17 +40,17 @@ __all__ = [
     "to_score_item",
 ]
 
-# what a template may write into the turn that it opens: an empty thought, or the begin of one that the response ends
+# what a template may write into the opened turn: an empty thought, or the start of one that the response ends
 _CLOSED_THOUGHT = re.compile(r"\A\s*(?:<think>\s*)?</think>\s*")
 _OPENER = re.compile(r"\A\s*(?:(?:<think>\s*)?</think>\s*|<think>\s*)?\Z")
-# templates whose turns have parts of their own, which are not distinguished here
-_OTHER = re.compile(r"<\|START_(?:RESPONSE|THINKING)\|>|<\|start\|>\w+(?:<\|(?:channel|message)\|>|\s*\Z)")
+# templates whose turns have several parts, which is not supported
+_UNSUPPORTED = re.compile(r"<\|START_(?:RESPONSE|THINKING)\|>|<\|start\|>\w+(?:<\|(?:channel|message)\|>|\s*\Z)")
 
 
 class ParsedConversation(NamedTuple):
     """A prompt and the response to it. ``is_finished``: the policy ended the response itself.
 
-    ``start``: where the response begins in the text that held both, 0 where it came alone.
+    ``start``: index of the response in the text with both, 0 if the response was given separately.
     """
 
     prompt: str | list[ChatMessage]
@@ -60,7 +60,7 @@ class ParsedConversation(NamedTuple):
 
 
 def to_score_item(conversation: ParsedConversation, **more: Any) -> ScoreItem:
-    """The exchange as an item; an empty response stands for a lone end token, which is what such a policy wrote."""
+    """The conversation as a ScoreItem. An empty finished response is a lone end token."""
     if not conversation.response and conversation.is_finished:
         more = {"token_offsets": [(0, 0)], **more}
     return ScoreItem(
@@ -68,36 +68,36 @@ def to_score_item(conversation: ParsedConversation, **more: Any) -> ScoreItem:
     )
 
 
-def _opened(prompt: str) -> MarkupMatch | None:
-    """The markup of a prompt that leaves the turn to the assistant; None for a text without any.
+def _open_assistant_turn(prompt: str) -> MarkupMatch | None:
+    """The markup of a prompt that ends with an open assistant turn; None for a text without markup.
 
     Raises:
-        PromptBoundaryError: it has markup and does not, or its template is unknown.
+        PromptBoundaryError: the prompt has markup but no open assistant turn, or its template is unknown.
     """
-    if _OTHER.search(prompt):
-        raise PromptBoundaryError(f"the prompt's chat template is unknown here; it ends with {prompt[-30:]!r}")
-    marked = markups_in(prompt, is_words=False)
-    for one in (*marked, *(words for words in markups_in(prompt, is_words=True) if words.is_dialogue)):
-        is_rendered = len(one.headers) > 1 or not prompt[: one.headers[0].start()].strip()
-        if one.is_open and is_rendered and _OPENER.match(prompt[one.headers[-1].end() :]):
-            return one
-    if any(not prompt[: one.headers[0].start()].strip() for one in marked):
-        raise PromptBoundaryError("the prompt does not end where the assistant's turn begins")
-    if opens_unknown_turn(prompt):
-        raise PromptBoundaryError(f"the prompt's chat template is unknown here; it ends with {prompt[-30:]!r}")
+    if _UNSUPPORTED.search(prompt):
+        raise PromptBoundaryError(f"the chat template of the prompt is not supported; it ends with {prompt[-30:]!r}")
+    marked = find_markups(prompt, is_words=False)
+    for match in (*marked, *(words for words in find_markups(prompt, is_words=True) if words.is_dialogue)):
+        is_rendered = len(match.headers) > 1 or not prompt[: match.headers[0].start()].strip()
+        if match.is_open and is_rendered and _OPENER.match(prompt[match.headers[-1].end() :]):
+            return match
+    if any(not prompt[: match.headers[0].start()].strip() for match in marked):
+        raise PromptBoundaryError("the prompt does not end with the start of an assistant turn")
+    if ends_with_unknown_turn(prompt):
+        raise PromptBoundaryError(f"the chat template of the prompt is not supported; it ends with {prompt[-30:]!r}")
     return None
 
 
 def parse_prompt(rendered: str) -> str | list[ChatMessage]:
-    """A prompt, rendered or not, as what it was rendered from; a text without markup is one.
+    """Parse a prompt, rendered or not, into messages; a text without markup is returned as text.
 
     Raises:
-        PromptBoundaryError: it is empty, of an unknown template, or does not leave the turn to the assistant.
+        PromptBoundaryError: it is empty, has an unknown template, or does not end with an open assistant turn.
     """
     text = rendered[content_start(rendered, ()) :]
-    found = _opened(text)
-    if found is not None:
-        return messages_before_last(text, found.headers, found.markup, ())
+    match = _open_assistant_turn(text)
+    if match is not None:
+        return messages_before_last(text, match.headers, match.markup, ())
     if not text:
         raise PromptBoundaryError("the prompt is empty")
     return text
@@ -106,106 +106,107 @@ def parse_prompt(rendered: str) -> str | list[ChatMessage]:
 def parse_prompt_and_response(
     prompt: str, response: str, *, has_ends: bool, ends: Sequence[str] = ()
 ) -> ParsedConversation:
-    """A prompt, rendered or not, and the response that follows it.
+    """Parse a prompt, rendered or not, and the response to it.
 
     Args:
-        has_ends: whether the caller leaves end tokens in its texts; then a response without one is unfinished, and
-            without it nothing is taken off.
+        has_ends: whether the caller keeps end tokens in its texts. If so, an end token is removed, and a response
+            without one is unfinished; otherwise nothing is removed.
 
     Raises:
         PromptBoundaryError: as ``parse_prompt``.
     """
     text = prompt[content_start(prompt, ends) :]
-    found = _opened(text)
+    match = _open_assistant_turn(text)
     markup = None
-    if found is not None:
-        markup = found.markup
-        response = _behind(found, text, response)
+    if match is not None:
+        markup = match.markup
+        response = _response_after(match, text, response)
     response, is_ended = strip_ending(response, ends, markup) if has_ends else (response, True)
-    if found is not None:
-        return ParsedConversation(messages_before_last(text, found.headers, found.markup, ends), response, is_ended)
+    if match is not None:
+        return ParsedConversation(messages_before_last(text, match.headers, match.markup, ends), response, is_ended)
     if not text:
         raise PromptBoundaryError("the prompt is empty")
     return ParsedConversation(text, response, is_ended)
 
 
-def _behind(found: MarkupMatch, prompt: str, response: str) -> str:
-    """The assistant's turn that ``prompt`` opens and ``response`` fills."""
-    opener = prompt[found.headers[-1].end() :]
+def _response_after(match: MarkupMatch, prompt: str, response: str) -> str:
+    """The text of the assistant turn that ``prompt`` opens and ``response`` continues."""
+    opener = prompt[match.headers[-1].end() :]
     if opener.strip() and not _CLOSED_THOUGHT.match(opener):
         return opener + response
-    # what belongs to the header may have come with the response
-    header = found.markup.header.match(prompt + response, found.headers[-1].start())
+    # a part of the header may be at the start of the response
+    header = match.markup.header.match(prompt + response, match.headers[-1].start())
     assert header is not None
     return (prompt + response)[max(header.end(), len(prompt)) :]
 
 
 def parse_conversation(text: str, ends: Sequence[str] = ()) -> ParsedConversation:
-    """A whole rendered conversation that ends with the assistant's turn, the response.
+    """Parse a rendered conversation whose last turn is the assistant's response.
 
     Raises:
-        PromptBoundaryError: there is no markup to find the boundary by, two kinds of it disagree, or the last turn is
-            not the assistant's.
+        PromptBoundaryError: there is no known markup, there are two kinds of it, or the last turn is not the
+            assistant's.
     """
     begin = content_start(text, ends)
-    whole = text[begin:]
-    if _OTHER.search(whole):
-        raise PromptBoundaryError("the text's chat template is unknown here")
-    marked = markups_in(whole, is_words=False)
-    found = [one for one in marked or markups_in(whole, is_words=True) if one.is_open and (marked or one.is_dialogue)]
-    if not found:
-        why = "the last turn is not the assistant's: there is no response to score" if marked else ""
-        raise PromptBoundaryError(
-            why or "where the prompt ends and the response begins cannot be told: the text has no known markup"
-        )
-    if len(found) > 1:
-        raise PromptBoundaryError("the text has two kinds of markup, which put the response in different places")
-    [one] = found
-    start = one.headers[-1].end()
-    if thought := _CLOSED_THOUGHT.match(whole[start:]):
+    conversation = text[begin:]
+    if _UNSUPPORTED.search(conversation):
+        raise PromptBoundaryError("the chat template of the text is not supported")
+    marked = find_markups(conversation, is_words=False)
+    matches = [
+        match
+        for match in marked or find_markups(conversation, is_words=True)
+        if match.is_open and (marked or match.is_dialogue)
+    ]
+    if not matches:
+        reason = "the last turn is not the assistant's: there is no response to score" if marked else ""
+        raise PromptBoundaryError(reason or "the prompt boundary is unknown: the text has no known markup")
+    if len(matches) > 1:
+        raise PromptBoundaryError("the text has two kinds of markup with different prompt boundaries")
+    [match] = matches
+    start = match.headers[-1].end()
+    if thought := _CLOSED_THOUGHT.match(conversation[start:]):
         start += thought.end()
-    response, is_ended = strip_ending(whole[start:], ends, one.markup)
+    response, is_ended = strip_ending(conversation[start:], ends, match.markup)
     return ParsedConversation(
-        messages_before_last(whole, one.headers, one.markup, ends), response, is_ended, begin + start
+        messages_before_last(conversation, match.headers, match.markup, ends), response, is_ended, begin + start
     )
 
 
 def parse_query_and_prompt(query: str, prompt: str, ends: Sequence[str] = ()) -> ParsedConversation:
-    """A prompt, and a query: this prompt, or as much of its end as the caller had room for, and the response to it.
+    """Parse a prompt, and a query: the prompt (possibly cut on the left) followed by the response.
 
-    Decoders write white space around special tokens that was not there; it is not looked at.
+    White space is ignored in the comparison, because decoders add some around special tokens.
 
     Raises:
-        PromptBoundaryError: the query does not begin with the prompt's end, or as ``parse_prompt_and_response``.
+        PromptBoundaryError: the query does not begin with the end of the prompt, or as ``parse_prompt_and_response``.
     """
     return parse_prompt_and_response(*split_query(query, prompt, ends), has_ends=True, ends=ends)
 
 
 def split_query(query: str, prompt: str, ends: Sequence[str] = ()) -> tuple[str, str]:
-    """Prompt and response of ``parse_query_and_prompt``, as they stand. Raises PromptBoundaryError."""
-    whole, start = query[content_start(query, ends) :], prompt[content_start(prompt, ends) :]
-    if whole.startswith(start):
-        response = whole[len(start) :]
+    """Prompt and response of ``parse_query_and_prompt``, not parsed further. Raises PromptBoundaryError."""
+    text, prompt_text = query[content_start(query, ends) :], prompt[content_start(prompt, ends) :]
+    if text.startswith(prompt_text):
+        response = text[len(prompt_text) :]
     else:
-        end = _end_of(start, whole)
+        end = _overlap_end(prompt_text, text)
         if end is None:
             raise PromptBoundaryError("the query does not begin with its prompt")
-        response = whole[end:]
-        if not start.endswith(whole[:end]):
-            # the decoder's white space, not the policy's
+        response = text[end:]
+        if not prompt_text.endswith(text[:end]):
+            # white space from the decoder, not from the policy
             response = response.removeprefix(" ")
-    return start, response
+    return prompt_text, response
 
 
-def _end_of(prompt: str, whole: str) -> int | None:
-    """Where the longest end of ``prompt`` that ``whole`` begins with ends there, white space aside; None below a few
-    words."""
-    wanted = "".join(prompt.split())
-    places = [n for n, character in enumerate(whole) if not character.isspace()]
-    given = "".join(whole[n] for n in places)
-    shared = overlap(wanted, given)
-    if shared == 0 or shared < min(40, len(wanted), len(given)):
+def _overlap_end(prompt: str, text: str) -> int | None:
+    """Length of the longest prefix of ``text`` that ends ``prompt``, ignoring white space; None if too short."""
+    prompt_characters = "".join(prompt.split())
+    positions = [n for n, character in enumerate(text) if not character.isspace()]
+    query_characters = "".join(text[n] for n in positions)
+    shared = overlap(prompt_characters, query_characters)
+    if shared == 0 or shared < min(40, len(prompt_characters), len(query_characters)):
         return None
-    end = places[shared - 1] + 1
+    end = positions[shared - 1] + 1
     tail = prompt[len(prompt.rstrip()) :]
-    return end + len(tail) if whole.startswith(tail, end) else end
+    return end + len(tail) if text.startswith(tail, end) else end

@@ -1,4 +1,4 @@
-"""How families of chat templates mark turns, and texts taken apart by that; pure, standard library only."""
+"""The turn markers of known families of chat templates, and the parsing of texts by them; pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from redline.text.marker_scan import end_before_marker, marker_at_end, start_of_content
+from redline.text.marker_scan import end_before_marker, marker_at_end, skip_leading_space
 from redline.wire import ChatMessage
 
 _ROLES = {
@@ -25,13 +25,13 @@ _ROLES = {
 
 
 class PromptBoundaryError(ValueError):
-    """Where the prompt ends and the response begins cannot be told."""
+    """The boundary between prompt and response cannot be determined."""
 
 
 class ChatMarkup(NamedTuple):
     """How a family of chat templates marks turns. ``header`` has a group ``role``; ``ends`` close a turn.
 
-    ``is_words``: made of words that any text may hold, so that it counts only where it makes a whole dialogue.
+    ``is_words``: the markers are plain words, so that they count only if they form a complete dialogue.
     """
 
     header: re.Pattern[str]
@@ -61,116 +61,118 @@ _BEGINNINGS = (
     *("<|begin_of_text|>", "<s>", "<bos>", "<｜begin▁of▁sentence｜>", "<|startoftext|>", "<BOS_TOKEN>"),
     "[gMASK]<sop>",
 )
-# what fills a sequence up, on either side
+# padding, on either side
 _PADS = ("<|endoftext|>", "<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<｜▁pad▁｜>", "<PAD>")
-# what ends a text without markup: any of all of them
+# end tokens of all families, for texts without markup
 KNOWN_ENDS = (*dict.fromkeys(end for markup in _MARKUPS.values() for end in markup.ends), "<EOS_TOKEN>", "[EOS]")
 
-# an end token that is a word of HTML, too: a second one is text
+# an end token that is also an HTML tag: a second one is text
 _STRIKE = "</s>"
 
-# markup of a system prompt inside the user's first turn, and before it
+# markup of a system prompt inside the first user turn, and before it
 _SYSTEM_WITHIN = ("<<SYS>>", "<</SYS>>")
 _SYSTEM_BEFORE = ("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")
 
 
 def strip_ending(text: str, ends: Sequence[str], markup: ChatMarkup | None = None) -> tuple[str, bool]:
-    """``text`` without padding and what ended it, and whether there was something.
+    """``text`` without padding and its end token, and whether there was an end token.
 
     Args:
-        ends: end tokens beyond those of ``markup``, or beyond all known ones where words or nothing mark the turns.
+        ends: end tokens in addition to those of ``markup``, or to all known ones if the markup is words or None.
     """
     known = [*ends, *(KNOWN_ENDS if markup is None or markup.is_words else markup.ends)]
     is_ended = False
     end = len(text)
     while pad := marker_at_end(text, end, _PADS):
         end, is_ended = end_before_marker(text, end, pad), is_ended or pad in known
-    if found := marker_at_end(text, end, known):
-        end, is_ended = end_before_marker(text, end, found), True
-        while found != _STRIKE and marker_at_end(text, end, [found]):  # end tokens as padding
-            end = end_before_marker(text, end, found)
+    if marker := marker_at_end(text, end, known):
+        end, is_ended = end_before_marker(text, end, marker), True
+        while marker != _STRIKE and marker_at_end(text, end, [marker]):  # end tokens as padding
+            end = end_before_marker(text, end, marker)
     return text[:end], is_ended
 
 
 def content_start(text: str, ends: Sequence[str]) -> int:
-    """Where ``text`` begins behind its begin token and the padding on its left."""
-    known = [one for one in (*_BEGINNINGS, *_PADS, *ends, *KNOWN_ENDS) if one]
+    """Index of the text after left padding and begin tokens."""
+    known = [marker for marker in (*_BEGINNINGS, *_PADS, *ends, *KNOWN_ENDS) if marker]
     at = 0
     while True:
-        here = start_of_content(text, at)
-        found = next((one for one in known if text.startswith(one, here)), None)
-        if found is None:
+        start = skip_leading_space(text, at)
+        marker = next((marker for marker in known if text.startswith(marker, start)), None)
+        if marker is None:
             return at
-        at = here + len(found)
+        at = start + len(marker)
 
 
 def _system_within(content: str) -> tuple[str, int] | None:
-    """The system prompt that a user's turn opens with, and where the turn goes on behind it; None if there is none."""
+    """The system prompt at the start of a user turn, and the index after it; None if there is none."""
     opening, closing = _SYSTEM_WITHIN
-    start = start_of_content(content, 0)
+    start = skip_leading_space(content, 0)
     if not content.startswith(opening, start):
         return None
     start += len(opening)
     end = content.find(closing, start)
     if end < 0:
         return None
-    return content[start:end].strip(), start_of_content(content, end + len(closing))
+    return content[start:end].strip(), skip_leading_space(content, end + len(closing))
 
 
 def _system_before(text: str) -> str:
-    """``text`` without the markup of a system prompt, where it is one."""
+    """``text`` without the markup of a system prompt, if it has it."""
     opening, closing = _SYSTEM_BEFORE
     is_marked = text.startswith(opening) and text.endswith(closing) and len(text) >= len(opening) + len(closing)
     return text[len(opening) : -len(closing)] if is_marked else text
 
 
-def role_of(header: re.Match[str]) -> str:
-    """The role that a header names, in the words of messages."""
+def message_role(header: re.Match[str]) -> str:
+    """The role of a header, as in messages."""
     return _ROLES.get(header["role"].lower(), header["role"].lower())
 
 
 def messages_before_last(
     text: str, headers: Sequence[re.Match[str]], markup: ChatMarkup, ends: Sequence[str]
 ) -> list[ChatMessage]:
-    """The turns in front of the last header."""
+    """The turns before the last header."""
     messages: list[ChatMessage] = []
-    # a system prompt without a header of its own, or the rest of a turn that was cut
-    if before := strip_ending(text[: headers[0].start()], ends, markup)[0].strip():
-        messages.append(ChatMessage(role="system", content=_system_before(before)))
+    # a system prompt without a header, or the rest of a turn that was cut on the left
+    if preamble := strip_ending(text[: headers[0].start()], ends, markup)[0].strip():
+        messages.append(ChatMessage(role="system", content=_system_before(preamble)))
     for header, following in itertools.pairwise(headers):
         content = text[header.end() : following.start()]
         end = len(content)
-        while begin := marker_at_end(content, end, _BEGINNINGS):  # a begin token for every exchange
+        while begin := marker_at_end(
+            content, end, _BEGINNINGS
+        ):  # some templates write a begin token for every exchange
             end = end_before_marker(content, end, begin)
         content = strip_ending(content[:end], ends, markup)[0]
-        within = _system_within(content) if role_of(header) == "user" else None
+        within = _system_within(content) if message_role(header) == "user" else None
         if within:
             messages.append(ChatMessage(role="system", content=within[0]))
             content = content[within[1] :]
-        messages.append(ChatMessage(role=role_of(header), content=content.strip()))
+        messages.append(ChatMessage(role=message_role(header), content=content.strip()))
     if not messages:
         raise PromptBoundaryError("the prompt is empty")
     return messages
 
 
 class MarkupMatch(NamedTuple):
-    """A markup and its headers in a text, at least one."""
+    """A markup and its headers in a text (at least one)."""
 
     markup: ChatMarkup
     headers: list[re.Match[str]]
 
     @property
     def is_open(self) -> bool:
-        """Whether the last turn is the assistant's, behind another one."""
-        return role_of(self.headers[-1]) == "assistant"
+        """Whether the last turn is the assistant's."""
+        return message_role(self.headers[-1]) == "assistant"
 
     @property
     def is_dialogue(self) -> bool:
-        """Whether it begins with somebody else than the assistant."""
-        return len(self.headers) > 1 and role_of(self.headers[0]) != "assistant"
+        """Whether there are several turns and the first is not the assistant's."""
+        return len(self.headers) > 1 and message_role(self.headers[0]) != "assistant"
 
 
-def markups_in(text: str, *, is_words: bool) -> list[MarkupMatch]:
-    """Every markup of which ``text`` has a header, of those made of words or of the others."""
-    every = [MarkupMatch(m, list(m.header.finditer(text))) for m in _MARKUPS.values() if m.is_words == is_words]
-    return [one for one in every if one.headers]
+def find_markups(text: str, *, is_words: bool) -> list[MarkupMatch]:
+    """All markups with a header in ``text``: only those with ``is_words``, or only the others."""
+    matches = [MarkupMatch(m, list(m.header.finditer(text))) for m in _MARKUPS.values() if m.is_words == is_words]
+    return [match for match in matches if match.headers]

@@ -1,10 +1,10 @@
-"""The HTTP contract of a Redline service, stated once: both the service and the clients import it.
+"""Models of the HTTP API of a Redline service, imported by the service and the clients.
 
-``base``: what all parts share. ``inputs``: texts, ids and messages. ``score``, ``correction``, ``models``: one
+``base``: common definitions. ``inputs``: texts, ids and messages. ``score``, ``correction``, ``models``: one
 endpoint each. ``errors``: error codes. Everything public can be imported from here.
 
 Offsets are in characters (Unicode code points) into the response, end exclusive. Numbers are finite.
-Unknown fields are refused rather than ignored, so a misspelt option never passes silently.
+Unknown fields of requests are refused, so that a misspelt option is an error.
 """
 
 from redline.spans import Span

@@ -1,4 +1,4 @@
-"""The contract of ``POST /v1/correct``: the model's rewrite of a response, once or until the text stays the same."""
+"""Models of ``POST /v1/correct``: the model's rewrite of a response, once or until the text stays the same."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from redline.wire.score import AppliedOptions, Edit, ItemError, ModelRef, Respon
 
 MAX_ROUNDS = 16
 
-# Why a response was not rewritten once more:
+# Why rewriting ended:
 # "fixed_point"  the last rewrite returned its own input: rewriting again changes nothing
 # "cycle"        the last rewrite returned an earlier text, the response itself or an earlier rewrite
-# "max_rounds"   as many rewrites were made as were asked for
-# "incomplete"   the last rewrite hit its length limit and breaks off
-# "empty"        the last rewrite is empty: there is nothing to read
-# "too_long"     the last rewrite is longer than the model can read again
+# "max_rounds"   the requested number of rewrites was made
+# "incomplete"   the last rewrite reached its length limit
+# "empty"        the last rewrite is empty
+# "too_long"     the last rewrite is too long to be rewritten again
 Ended = Literal["fixed_point", "cycle", "max_rounds", "incomplete", "empty", "too_long"]
 
 
 class CorrectOptions(WireModel):
-    """How far to go.
+    """Options of a correction.
 
-    ``max_rounds``: rewrites at most, each of the one before it. ``score_after``: score the correction, at the cost
-    of one more pass where rewriting did not tell its score. ``edits``: as in ``ScoreOptions``.
+    ``max_rounds``: maximum number of rewrites, each of the previous one. ``score_after``: score the correction; this
+    takes one more forward pass if rewriting did not compute the score. ``edits``: as in ``ScoreOptions``.
     """
 
     max_rounds: Annotated[int, Field(ge=1, le=MAX_ROUNDS)] = 1
@@ -44,13 +44,13 @@ class CorrectRequest(WireModel):
 
 
 class ItemCorrection(AnswerModel):
-    """What became of one response.
+    """The correction of one response.
 
-    ``correction``: the text of the last rewrite; ``edits`` lead there from the response. ``rounds``: rewrites made.
-    ``score_before``: of the response, under the bundle's default reading. ``score_after``: of the correction; it is
-    there where rewriting told it (always at a fixed point of a finished response) or where it was asked for, and
-    absent for a correction that is empty or too long to read. ``truncated``: in some round the oldest part of the
-    prompt was cut to fit.
+    ``correction``: the text of the last rewrite; ``edits`` turn the response into it. ``rounds``: number of rewrites.
+    ``score_before``: score of the response, with the bundle's default mode and aggregate. ``score_after``: score of the
+    correction; set if rewriting computed it (always at a fixed point of a finished response) or if it was requested,
+    but not for a correction that is empty or too long. ``truncated``: in some round the oldest part of the prompt was
+    cut to fit.
     """
 
     id: str | None = None
@@ -64,12 +64,12 @@ class ItemCorrection(AnswerModel):
 
     @property
     def is_complete(self) -> bool:
-        """False where the correction breaks off at its length limit."""
+        """False if the correction was cut at its length limit."""
         return self.ended != "incomplete"
 
     @property
     def is_fixed_point(self) -> bool:
-        """Whether the model leaves the correction as it is."""
+        """Whether the model does not change the correction any more."""
         return self.ended == "fixed_point"
 
 
@@ -77,7 +77,7 @@ CorrectionResult = ItemCorrection | ItemError
 
 
 class CorrectResponse(AnswerModel):
-    """Answer to ``POST /v1/correct``, in the order of the request; ``options``: how its scores were read."""
+    """Answer to ``POST /v1/correct``, in the order of the request; ``options``: how its scores were computed."""
 
     model: ModelRef
     options: AppliedOptions

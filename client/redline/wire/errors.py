@@ -1,4 +1,4 @@
-"""Every error code of the contract, and the body of an answer that reports one."""
+"""The error codes of the HTTP API, and the body of an error answer."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from redline.wire.base import AnswerModel
 
 
 class ErrorSpec(NamedTuple):
-    """What a caller may conclude from an error code."""
+    """HTTP status and retryability of an error code."""
 
     status: int
     retryable: bool
 
 
 class ErrorCode(StrEnum):
-    """Every way in which a request or an item can fail; see ``ERROR_TABLE`` for status and retryability."""
+    """All error codes of requests and items; ``ERROR_TABLE`` has status and retryability."""
 
     INVALID_REQUEST = "invalid_request"
     UNAUTHORIZED = "unauthorized"
@@ -40,7 +40,7 @@ class ErrorCode(StrEnum):
     INTERNAL = "internal"
 
 
-# 503 and never 429 for overload: some RL loops take every 4xx as fatal (docs/reference/http-api.md).
+# 503 and not 429 for overload: some RL frameworks treat every 4xx as fatal (docs/reference/http-api.md).
 ERROR_TABLE: dict[ErrorCode, ErrorSpec] = {
     ErrorCode.INVALID_REQUEST: ErrorSpec(422, False),
     ErrorCode.UNAUTHORIZED: ErrorSpec(401, False),
@@ -66,7 +66,7 @@ ERROR_TABLE: dict[ErrorCode, ErrorSpec] = {
 
 
 class ErrorBody(AnswerModel):
-    """One failure: of an item, or (wrapped in ``ErrorResponse``) of the whole request."""
+    """The error of an item, or (wrapped in ``ErrorResponse``) of the whole request."""
 
     code: str
     message: str
@@ -74,7 +74,7 @@ class ErrorBody(AnswerModel):
 
     @classmethod
     def of(cls, code: ErrorCode, message: str) -> ErrorBody:
-        """The body for ``code``, its retryability taken from ``ERROR_TABLE``."""
+        """The body for ``code``, with the retryability from ``ERROR_TABLE``."""
         return cls(code=code.value, message=message, retryable=ERROR_TABLE[code].retryable)
 
 

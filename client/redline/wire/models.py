@@ -1,4 +1,4 @@
-"""The contract of ``GET /v1/models``: what is served, its limits and its score scale."""
+"""Models of ``GET /v1/models``: the served models, their limits and calibration."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from redline.wire.base import AnswerModel, FirstError
 
 
 class ModelLimits(AnswerModel):
-    """``max_tokens``: longest sequence the model reads, prompt, response and its rewrite together."""
+    """``max_tokens``: maximum sequence length, of prompt, response and rewrite together."""
 
     max_tokens: int
     max_items: int
 
 
 class Calibration(AnswerModel):
-    """Score scale on held-out pairs: P(a beats b) = sigmoid((score_a - score_b) / temperature)."""
+    """Calibration on held-out pairs: P(a beats b) = sigmoid((score_a - score_b) / temperature)."""
 
     temperature: float
     mean: float
@@ -24,7 +24,7 @@ class Calibration(AnswerModel):
 
 
 class CPUSpeeds(AnswerModel):
-    """The precision chosen for a CPU, and 1e9 operations a second of a thread in each; None where none was measured."""
+    """The chosen CPU precision, and the measured speed of one thread in each, in 1e9 operations per second."""
 
     chosen: str
     float32_gflops: float | None = None
@@ -34,7 +34,7 @@ class CPUSpeeds(AnswerModel):
 class ModelInfo(AnswerModel):
     """Answer to ``GET /v1/models/{name}``. ``calibration`` is keyed ``mode/aggregate``.
 
-    ``cpu_precision``: where ``dtype`` was left to the service, on a CPU.
+    ``cpu_precision``: set if the service chose the dtype on a CPU.
     """
 
     name: str

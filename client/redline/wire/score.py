@@ -1,6 +1,6 @@
-"""The contract of ``POST /v1/score``: responses in, a reward for every token out.
+"""Models of ``POST /v1/score``: responses in, a reward for every token out.
 
-``ResponseItem``, ``Edit`` and the parts of an answer that say who answered are those of ``POST /v1/correct``, too.
+``POST /v1/correct`` shares ``ResponseItem``, ``Edit``, ``ModelRef``, ``AppliedOptions`` and ``Usage``.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from redline.wire.inputs import ChatMessage, Text, TokenIds, Tools, check_amount
 class ResponseItem(WireModel):
     """One response to a prompt, as text or as ids of the model's own tokenizer.
 
-    ``prompt`` is a string or a conversation. ``finished`` says that the policy ended the response itself;
-    a truncated response is read without its end-of-sequence token. ``response_ids`` hold no end-of-sequence
-    token beyond a last one. ``tools``: what the model may call in this conversation, as its chat template reads them.
+    ``prompt`` is a string or a conversation. ``finished``: whether the policy ended the response with an
+    end token; an unfinished response is scored without end-of-sequence token. ``response_ids`` may have an
+    end-of-sequence token only at the end. ``tools``: tool definitions for the model's chat template.
     """
 
     id: Text | None = None
@@ -33,19 +33,19 @@ class ResponseItem(WireModel):
     tools: Tools | None = None
 
     @model_validator(mode="after")
-    def _one_form(self) -> Self:
+    def _check_form(self) -> Self:
         if (self.prompt is None) == (self.prompt_ids is None):
             raise ValueError("give exactly one of 'prompt' and 'prompt_ids'")
         if (self.response is None) == (self.response_ids is None):
             raise ValueError("give exactly one of 'response' and 'response_ids'")
         by_id = self.prompt_ids is not None or self.response_ids is not None
         if by_id and self.tokenizer_fingerprint is None:
-            raise ValueError("ids need 'tokenizer_fingerprint' (GET /v1/models tells the model's)")
+            raise ValueError("ids need 'tokenizer_fingerprint' (see GET /v1/models)")
         check_amount(self.prompt if isinstance(self.prompt, list) else (), self.tools or ())
         return self
 
     def payload(self) -> dict[str, Any]:
-        """The item as JSON-ready data, without the fields that were left out."""
+        """The item as JSON-ready data, without unset fields."""
         return self.model_dump(mode="json", exclude_none=True)
 
 
@@ -53,26 +53,26 @@ class ScoreItem(ResponseItem):
     """One response to score.
 
     ``token_offsets`` are the spans of the caller's own tokens; with them the answer has one reward per
-    token of the caller, an end-of-sequence token being an empty span at the end.
+    token of the caller. An end-of-sequence token is an empty span at the end.
     """
 
     token_offsets: Annotated[list[Span], FirstError] | None = None
 
     @model_validator(mode="after")
-    def _offsets_into_text(self) -> Self:
+    def _check_offsets_form(self) -> Self:
         if self.response_ids is not None and self.token_offsets is not None:
-            raise ValueError("'token_offsets' go with 'response', not with 'response_ids'")
+            raise ValueError("'token_offsets' need 'response', not 'response_ids'")
         return self
 
 
 class ScoreOptions(WireModel):
-    """How rewards are computed from the model's output; ``None`` means the bundle's own default.
+    """How rewards are computed from the model's output; ``None`` means the bundle's default.
 
     ``ModelInfo`` lists the modes and aggregates that a model has.
     ``calibrated`` divides rewards by the bundle's fitted temperature and shifts the score, so that a
-    difference of two scores is a log-odds of preference; it needs aggregate and mode calibrated in the bundle.
-    ``edits``: by words (the default), or in groups for people to read: edits with little text between them are then
-    one replacement (``redline.text.edit_groups``).
+    difference of two scores is a log-odds of preference; the bundle must have a calibration for the mode and aggregate.
+    ``edits``: ``words`` (the default), or ``groups``: edits with little text between them are joined, for people to
+    read (``redline.text.edit_groups``).
     """
 
     mode: Text | None = None
@@ -92,7 +92,7 @@ class ScoreRequest(WireModel):
 
 
 class Edit(AnswerModel):
-    """One step from the response to its correction; offsets are into the response."""
+    """One edit from the response to its correction; offsets are into the response."""
 
     op: Literal["insert", "delete", "replace"]
     start: int
@@ -104,9 +104,9 @@ class ItemScore(AnswerModel):
     """The score of one item: a reward for every token, and their aggregate.
 
     ``rewards`` and ``offsets`` have one entry per token: the caller's tokens if it sent offsets, else the model's.
-    ``diverged_at`` is the index among the *model's* tokens where the model would have written another one
-    (``None``: nowhere, or the model does not write). ``truncated``: the oldest part of the prompt was cut to fit.
-    ``correction_complete`` is false where the rewrite hit its length limit.
+    ``diverged_at`` is the index of the first of the *model's* tokens where the model would have written another
+    one (``None``: nowhere, or the model does not generate text). ``truncated``: the oldest part of the prompt was cut
+    to fit. ``correction_complete`` is false if the rewrite reached its length limit.
     """
 
     id: str | None = None
@@ -121,7 +121,7 @@ class ItemScore(AnswerModel):
 
 
 class ItemError(AnswerModel):
-    """An item that could not be answered; the others of its batch were."""
+    """The error of an item; the other items of its batch are not affected."""
 
     id: str | None = None
     error: ErrorBody
@@ -131,7 +131,7 @@ ItemResult = ItemScore | ItemError
 
 
 class ModelRef(AnswerModel):
-    """Which weights answered: ``digest`` changes whenever the bundle does."""
+    """The model that answered; ``digest`` identifies the bundle's weights and settings."""
 
     name: str
     digest: str
@@ -146,7 +146,7 @@ class Usage(AnswerModel):
 
 
 class AppliedOptions(AnswerModel):
-    """The options that produced an answer, defaults filled in. ``mode`` is None where a kind has no modes."""
+    """The options used for an answer, including defaults. ``mode`` is None if the kind has no modes."""
 
     mode: str | None = None
     aggregate: str
@@ -154,7 +154,7 @@ class AppliedOptions(AnswerModel):
 
 
 class ScoreResponse(AnswerModel):
-    """Answer to ``POST /v1/score``; ``items`` stand in the order of the request."""
+    """Answer to ``POST /v1/score``; ``items`` are in the order of the request."""
 
     model: ModelRef
     options: AppliedOptions

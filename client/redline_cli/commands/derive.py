@@ -1,4 +1,4 @@
-"""``redline derive``: bundles made of other bundles."""
+"""``redline derive``: bundles derived from other bundles."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from redline.errors import CommandError
 from redline.files.locks import sole_writer
 from redline_cli.bad_rows import BadRowPolicy, OnBadRow, row_report
 from redline_cli.options import EVALUATION_BATCH_TOKENS, Device, Limit, MaxBatchTokens, OutFolder
-from redline_cli.terminal import need, prepare_torch, say
+from redline_cli.terminal import prepare_torch, print_line, require_modules
 
 if TYPE_CHECKING:
     from redline.preference_data.row_report import RowReport
     from redline_model.bundle.derive import EvaluateScorer
     from redline_model.bundle.manifest import Manifest
 
-app = typer.Typer(help="Make a bundle of other bundles, without training.", no_args_is_help=True)
+app = typer.Typer(help="Derive a bundle from other bundles, without training.", no_args_is_help=True)
 
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands at --out.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing folder at --out.")]
 Pairs = Annotated[
-    list[str] | None, typer.Option("--pairs", help="Pairs to calibrate the score scale on; default: no calibration.")
+    list[str] | None, typer.Option("--pairs", help="Pairs for calibrating the scores; default: no calibration.")
 ]
 
 
-@app.command("red", short_help="Read a scalar model at every token.")
+@app.command("red", short_help="Token rewards from a scalar model (RED).")
 def red(
     bundle: Annotated[str, typer.Argument(help="A scalar bundle: folder or hub id.")],
     out: OutFolder,
@@ -36,7 +36,7 @@ def red(
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Read a scalar model at every token: r_t = R(x, y_<=t) - R(x, y_<t) (arXiv 2411.08302)."""
+    """Token rewards from a scalar model evaluated at every token: r_t = R(x, y_<=t) - R(x, y_<t) (arXiv 2411.08302)."""
     _prepare()
     from redline_model.bundle.derive import derive_red
     from redline_model.bundle.load_options import LoadOptions
@@ -46,13 +46,13 @@ def red(
             bundle,
             out,
             load_options=LoadOptions(device=device),
-            evaluate=_measure(pairs, max_batch_tokens, report),
+            evaluate=_make_evaluate(pairs, max_batch_tokens, report),
             overwrite=overwrite,
         )
     _report(manifest, out)
 
 
-@app.command("ensemble")
+@app.command("ensemble", short_help="Combine several bundles into an ensemble.")
 def ensemble(
     bundles: Annotated[list[str], typer.Argument(help="Two bundles or more: folders or hub ids.")],
     out: OutFolder,
@@ -64,31 +64,31 @@ def ensemble(
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Several bundles as one (arXiv 2401.16635)."""
+    """Combine several bundles into an ensemble (arXiv 2401.16635)."""
     _prepare()
     from redline_model.bundle.derive import derive_ensemble
     from redline_model.bundle.load_options import LoadOptions
 
-    chosen: Any = combine
+    method: Any = combine
     with sole_writer(out), row_report(on_bad_row, out, is_folder=True) as report:
         manifest = derive_ensemble(
             bundles,
             out,
-            combine=chosen,
+            combine=method,
             variance_weight=variance_weight,
             load_options=LoadOptions(device=device),
-            evaluate=_measure(pairs, max_batch_tokens, report),
+            evaluate=_make_evaluate(pairs, max_batch_tokens, report),
             overwrite=overwrite,
         )
     _report(manifest, out)
 
 
-@app.command("length-calibrated", short_help="Take the trend in length out of scores.")
+@app.command("length-calibrated", short_help="Remove the length trend from scores.")
 def length_calibrated(
     bundle: Annotated[str, typer.Argument(help="Any bundle: folder or hub id.")],
     pairs: Annotated[
         list[str],
-        typer.Option("--pairs", help="JSONL or JSON file (plain or gzip), or hub id; repeatable. Both sides count."),
+        typer.Option("--pairs", help="JSONL or JSON file (plain or gzip), or hub id; repeatable. Both sides are used."),
     ],
     out: OutFolder,
     fraction: Annotated[float, typer.Option(help="Share of the responses in each local regression.")] = 0.3,
@@ -98,7 +98,7 @@ def length_calibrated(
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Take the trend in length out of a bundle's scores: r - LOWESS(r | length) (arXiv 2409.17407)."""
+    """Remove the length trend from a bundle's scores: r - LOWESS(r | length) (arXiv 2409.17407)."""
     _prepare()
     from redline_model.bundle.load_options import LoadOptions
     from redline_trainer.evaluation.length_calibration import derive_length_calibrated
@@ -121,11 +121,11 @@ def length_calibrated(
 
 
 def _prepare() -> None:
-    need("train", "torch", "transformers", "peft", "datasets", "safetensors")
+    require_modules("train", "torch", "transformers", "peft", "datasets", "safetensors")
     prepare_torch()
 
 
-def _measure(pairs: list[str] | None, max_batch_tokens: int, report: RowReport) -> EvaluateScorer | None:
+def _make_evaluate(pairs: list[str] | None, max_batch_tokens: int, report: RowReport) -> EvaluateScorer | None:
     if not pairs:
         return None
     from redline_trainer.evaluation.length_calibration import evaluate_on
@@ -133,11 +133,11 @@ def _measure(pairs: list[str] | None, max_batch_tokens: int, report: RowReport) 
 
     loaded, data = load_pairs(pairs, report)
     if not loaded:
-        raise CommandError("there are no pairs to calibrate on")
+        raise CommandError("--pairs has no pairs to calibrate on")
     return evaluate_on(loaded, data, max_batch_tokens, report)
 
 
 def _report(manifest: Manifest, out: Path) -> None:
     for name, interval in list(manifest.metrics.get("accuracy", {}).items())[:1]:
-        say(f"{name} ranks {interval['mean']:.1%} of {interval['pairs']} pairs right")
-    say(f"wrote {out} ({manifest.kind} bundle, {manifest.digest()[:19]})")
+        print_line(f"{name} ranks {interval['mean']:.1%} of {interval['pairs']} pairs right")
+    print_line(f"wrote {out} ({manifest.kind} bundle, {manifest.digest()[:19]})")

@@ -1,4 +1,4 @@
-"""``redline evaluate``."""
+"""``redline evaluate``: accuracy, calibration and error localisation of a reward model, or a table of precisions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 from redline.files.atomic import check_file_writable, write_text
 from redline_cli.bad_rows import BadRowPolicy, OnBadRow, row_report
 from redline_cli.options import EVALUATION_BATCH_TOKENS, Device, Limit, MaxBatchTokens
-from redline_cli.terminal import need, notice, prepare_torch, say
+from redline_cli.terminal import notice, prepare_torch, print_line, require_modules
 
 if TYPE_CHECKING:
     from redline_trainer.evaluation.precision import PrecisionTable
@@ -28,18 +28,18 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--precision",
-            help="Compare float32, bfloat16, float16, int8 or nf4 instead; repeatable, the first is the measure.",
+            help="Compare float32, bfloat16, float16, int8 or nf4 instead; repeatable, the first is the reference.",
         ),
     ] = None,
     limit: Limit = None,
     on_bad_row: OnBadRow = BadRowPolicy.ERROR,
     max_batch_tokens: MaxBatchTokens = EVALUATION_BATCH_TOKENS,
-    out: Annotated[Path | None, typer.Option(help="Write the figures here as JSON, too.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Write a reliability plot here (PNG).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the results to this JSON file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a reliability plot to this PNG file.")] = None,
     device: Device = "auto",
 ) -> None:
-    """Measure a bundle on preference pairs: ranking, length, calibration, error spans; or precisions side by side."""
-    need("train", "torch", "transformers", "peft", "datasets", "safetensors")
+    """Evaluate a bundle on preference pairs: accuracy, length bias, calibration, error spans; or compare precisions."""
+    require_modules("train", "torch", "transformers", "peft", "datasets", "safetensors")
     prepare_torch()
     from redline_model.bundle.bundle import Bundle
     from redline_model.bundle.load_options import LoadOptions
@@ -49,7 +49,7 @@ def evaluate(
     from redline_trainer.load_pairs import load_pairs
 
     if plot is not None and precision:
-        raise DataError("--plot goes with the measurement of one bundle, without --precision")
+        raise DataError("--plot cannot be combined with --precision")
     if plot is not None and plot.suffix != ".png":
         raise DataError(f"--plot writes a PNG; {plot} does not end in .png")
     for path in (out, plot):
@@ -58,14 +58,14 @@ def evaluate(
     with row_report(on_bad_row, out) as rows:
         loaded = load_pairs(pairs, rows)[0][:limit]
         if not loaded:
-            raise DataError("there are no pairs to measure on")
+            raise DataError("--pairs has no pairs to evaluate on")
         if not precision:
             scorer = Bundle.load(bundle, LoadOptions(device=device)).scorer
             report = quality_report(scorer, loaded, max_batch_tokens=max_batch_tokens, report=rows)
             _write(out, report.model_dump_json(indent=2, exclude={"spans": {"__all__": {"auc_resamples"}}}))
             if plot is not None:
                 plot_reliability({bundle: report}, plot)
-            say(_described(report))
+            print_line(_summary(report))
             return
         table = None
         for table in compare_precisions(
@@ -75,7 +75,7 @@ def evaluate(
             notice(f"{row.precision}: {row.accuracy.mean:.1%} of pairs right, {row.judged_tokens_per_s:.0f} tokens/s")
         assert table is not None
         _write(out, table.model_dump_json(indent=2))
-        say(_rendered(table))
+        print_line(_precision_table(table))
 
 
 def _write(out: Path | None, text: str) -> None:
@@ -84,29 +84,33 @@ def _write(out: Path | None, text: str) -> None:
         write_text(out, text + "\n")
 
 
-def _described(report: QualityReport) -> str:
-    told, free = report.accuracy, report.accuracy_calibrated
+def _summary(report: QualityReport) -> str:
+    accuracy, calibrated = report.accuracy, report.accuracy_calibrated
     lines = [
-        f"{report.reading} ranks {told.mean:.1%} of {told.pairs} pairs right [{told.low:.1%}, {told.high:.1%}] "
-        f"({told.prompts} prompts); the longer side is chosen in {report.longer_wins:.1%}",
+        f"{report.reading} ranks {accuracy.mean:.1%} of {accuracy.pairs} pairs right "
+        f"[{accuracy.low:.1%}, {accuracy.high:.1%}] "
+        f"({accuracy.prompts} prompts); the longer side is chosen in {report.longer_wins:.1%}",
         f"correlation of score and length {report.length_correlation:+.3f}; without the trend in length "
-        f"{report.length_correlation_calibrated:+.3f}, and {free.mean:.1%} right [{free.low:.1%}, {free.high:.1%}]",
+        f"{report.length_correlation_calibrated:+.3f}, and {calibrated.mean:.1%} right "
+        f"[{calibrated.low:.1%}, {calibrated.high:.1%}]",
         f"expected calibration error {report.expected_calibration_error:.3f} "
-        f"(temperature fitted on {'other prompts' if told.prompts > 1 else 'the same pairs: there is one prompt'})",
+        f"(temperature fitted on {'other prompts' if accuracy.prompts > 1 else 'the same pairs: there is one prompt'})",
     ]
-    for name, found in report.spans.items():
+    for name, spans in report.spans.items():
         lines.append(
-            f"blame on the {found.marked_share:.1%} of {found.tokens} tokens that humans marked, by {name}: "
-            f"AUC {found.auc:.3f} [{found.auc_low:.3f}, {found.auc_high:.3f}], "
-            f"average precision {found.average_precision:.3f}"
+            f"negative rewards on the {spans.marked_share:.1%} of {spans.tokens} tokens that humans marked, by {name}: "
+            f"AUC {spans.auc:.3f} [{spans.auc_low:.3f}, {spans.auc_high:.3f}], "
+            f"average precision {spans.average_precision:.3f}"
         )
     if report.skipped_pairs:
-        lines.append(f"left out {report.skipped_pairs} pairs that are too long")
+        lines.append(f"skipped {report.skipped_pairs} pairs that are too long")
     return "\n".join(lines)
 
 
-def _rendered(table: PrecisionTable) -> str:
-    shown = Table(title=f"{table.bundle} on {table.pairs} pairs, {table.reading}, {table.device}", title_justify="left")
+def _precision_table(table: PrecisionTable) -> str:
+    rendered = Table(
+        title=f"{table.bundle} on {table.pairs} pairs, {table.reading}, {table.device}", title_justify="left"
+    )
     columns = (
         "precision",
         "pairs right",
@@ -114,13 +118,13 @@ def _rendered(table: PrecisionTable) -> str:
         "same paper rewards",
         "score correlation",
         "score shift",
-        "judged tokens/s",
+        "scored tokens/s",
         "weights MiB",
     )
     for column in columns:
-        shown.add_column(column, justify="left" if column == "precision" else "right")
+        rendered.add_column(column, justify="left" if column == "precision" else "right")
     for row in table.rows:
-        shown.add_row(
+        rendered.add_row(
             row.precision,
             f"{row.accuracy.mean:.1%} [{row.accuracy.low:.1%}, {row.accuracy.high:.1%}]",
             "-" if row.argmax_agreement is None else f"{row.argmax_agreement:.1%}",
@@ -132,8 +136,8 @@ def _rendered(table: PrecisionTable) -> str:
         )
     plain = Console(width=150, no_color=True, markup=False, emoji=False)
     with plain.capture() as captured:
-        plain.print(shown)
+        plain.print(rendered)
     text = captured.get().rstrip()
     if table.skipped_pairs:
-        text += f"\nleft out {table.skipped_pairs} pairs that are too long"
+        text += f"\nskipped {table.skipped_pairs} pairs that are too long"
     return text

@@ -1,4 +1,4 @@
-"""``redline inspect``."""
+"""``redline inspect``: a reward model's properties as JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from redline_cli.options import Device
-from redline_cli.terminal import need, prepare_torch, say
+from redline_cli.terminal import prepare_torch, print_line, require_modules
 
 
 def inspect(
@@ -16,12 +16,12 @@ def inspect(
     device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
 ) -> None:
-    """Load a reward model and print, as JSON, what it is and how this machine would compute with it.
+    """Load a reward model and print its properties, device and dtype as JSON.
 
-    Its kind, digest, limits and default reading, the device and dtype, and where a CPU's dtype was measured, both
-    speeds.
+    Includes kind, digest, limits and default mode and aggregate. If the dtype was chosen by timing the CPU, both speeds
+    are included.
     """
-    need("serve", "torch", "transformers")
+    require_modules("serve", "torch", "transformers")
     prepare_torch()
     from redline_model.bundle.bundle import Bundle
     from redline_model.bundle.load_options import LoadOptions
@@ -29,8 +29,8 @@ def inspect(
 
     load_options = LoadOptions.model_validate({"device": device, "dtype": dtype})
     loaded = Bundle.load(bundle, load_options)
-    scorer, manifest, measured = loaded.scorer, loaded.manifest, load_options.cpu_precision
-    found: dict[str, Any] = {
+    scorer, manifest, cpu_precision = loaded.scorer, loaded.manifest, load_options.cpu_precision
+    description: dict[str, Any] = {
         "kind": scorer.kind,
         "digest": loaded.digest,
         "base_model": manifest.base_model,
@@ -44,6 +44,6 @@ def inspect(
         "dtype": str(scorer.model.dtype).removeprefix("torch."),
         "parameters": sum(model.num_parameters() for model in scorer.models),
     }
-    if measured is not None:
-        found["cpu_precision"] = measured._asdict()
-    say(json.dumps(found, indent=2, ensure_ascii=False))
+    if cpu_precision is not None:
+        description["cpu_precision"] = cpu_precision._asdict()
+    print_line(json.dumps(description, indent=2, ensure_ascii=False))

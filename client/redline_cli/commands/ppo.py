@@ -1,4 +1,4 @@
-"""``redline ppo``."""
+"""``redline ppo``: train a policy against a reward service."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from redline.http.url_redaction import without_secrets
 from redline.ppo.config import PPOConfig
 from redline.wire import ScoreOptions
 from redline_cli.bad_rows import BadRowPolicy, OnBadRow, row_report
-from redline_cli.defaults import defaults_of
+from redline_cli.defaults import config_defaults
 from redline_cli.options import Device, Key, OutFolder, Seed, Url
-from redline_cli.terminal import need, notice, prepare_torch, progress_bar, say
+from redline_cli.terminal import notice, prepare_torch, print_line, progress_bar, require_modules
 
 if TYPE_CHECKING:
     from redline.ppo import Rollout, Scores
 
-DEFAULT = defaults_of(PPOConfig)
+DEFAULT = config_defaults(PPOConfig)
 
 
 def ppo(
@@ -38,73 +38,82 @@ def ppo(
     on_bad_row: OnBadRow = BadRowPolicy.ERROR,
     url: Url = DEFAULT_URL,
     key: Key = None,
-    steps: Annotated[int, typer.Option(help="Rounds of sampling, scoring and learning.")] = DEFAULT.steps,
-    rollouts: Annotated[int, typer.Option(help="Responses a step.")] = DEFAULT.rollouts,
-    samples_per_prompt: Annotated[int, typer.Option(help="Responses for each prompt.")] = DEFAULT.samples_per_prompt,
+    steps: Annotated[int, typer.Option(help="PPO steps; each samples, scores and updates.")] = DEFAULT.steps,
+    rollouts: Annotated[int, typer.Option(help="Responses per step.")] = DEFAULT.rollouts,
+    samples_per_prompt: Annotated[int, typer.Option(help="Responses per prompt.")] = DEFAULT.samples_per_prompt,
     sample_batch: Annotated[
-        int, typer.Option(help="Responses sampled at a time, scored during the next.")
+        int, typer.Option(help="Responses sampled at a time; they are scored while the next ones are sampled.")
     ] = DEFAULT.sample_batch,
-    minibatch: Annotated[int, typer.Option(help="Responses of one update.")] = DEFAULT.minibatch,
+    minibatch: Annotated[int, typer.Option(help="Responses per update.")] = DEFAULT.minibatch,
     microbatch: Annotated[
-        int | None, typer.Option(help="Responses of one forward pass; the rest accumulates.")
+        int | None, typer.Option(help="Responses per forward pass; gradients are accumulated.")
     ] = DEFAULT.microbatch,
-    epochs: Annotated[int, typer.Option(help="Passes over a step's responses.")] = DEFAULT.epochs,
-    learning_rate: Annotated[float, typer.Option(help="Of the policy.")] = DEFAULT.learning_rate,
-    critic: Annotated[str, typer.Option(help="network (its own), or linear (learned with the policy).")] = "network",
-    critic_learning_rate: Annotated[float, typer.Option(help="Of a critic of its own.")] = DEFAULT.critic_learning_rate,
+    epochs: Annotated[int, typer.Option(help="Epochs over the responses of a step.")] = DEFAULT.epochs,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate of the policy.")] = DEFAULT.learning_rate,
+    critic: Annotated[
+        str, typer.Option(help="network (a separate critic), or linear (a head on the policy).")
+    ] = "network",
+    critic_learning_rate: Annotated[
+        float, typer.Option(help="Learning rate of a separate critic.")
+    ] = DEFAULT.critic_learning_rate,
     value_clip: Annotated[
-        float | None, typer.Option(help="Limit of a step's change of values; default: none.")
+        float | None, typer.Option(help="Clip range of value updates; default: no clipping.")
     ] = DEFAULT.value_clip,
     value_scale: Annotated[
-        str, typer.Option(help="Units of values: auto (the returns' own), or none.")
+        str, typer.Option(help="Scaling of values: auto (by the returns), or none.")
     ] = DEFAULT.value_scale,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0.01, help="Of sampling.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of new tokens per response.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0.01, help="Sampling temperature.")] = 1.0,
     kl_coefficient: Annotated[
-        float, typer.Option(help="Price of a nat of KL from the reference.")
+        float, typer.Option(help="Penalty per nat of KL divergence from the reference policy.")
     ] = DEFAULT.kl_coefficient,
     kl_target: Annotated[
-        float | None, typer.Option(help="Adapt the price to this many nats a response.")
+        float | None, typer.Option(help="Adapt the penalty to reach this many nats per response.")
     ] = DEFAULT.kl_target,
     reward_scale: Annotated[
-        str, typer.Option(help="none, or auto: divide rewards by their deviation.")
+        str, typer.Option(help="none, or auto: divide rewards by their standard deviation.")
     ] = DEFAULT.reward_scale,
     reward_scale_limit: Annotated[
-        float, typer.Option(help="Largest factor of auto, either way.")
+        float, typer.Option(help="Limit of the factor that auto may apply.")
     ] = DEFAULT.reward_scale_limit,
     cut_responses: Annotated[
-        str, typer.Option(help="penalty, mask or keep: what a response is worth that is cut at the token limit.")
+        str, typer.Option(help="penalty, mask or keep: how responses cut at the token limit are treated.")
     ] = DEFAULT.cut_responses,
     cut_penalty: Annotated[
-        float, typer.Option(help="Taken off the reward of a response that is cut.")
+        float, typer.Option(help="Penalty for a response that is cut at the token limit.")
     ] = DEFAULT.cut_penalty,
     advantage: Annotated[
-        str, typer.Option(help="gae; or, without a value function, group (GRPO's) or leave_one_out (for each token).")
+        str, typer.Option(help="gae; or without a critic: group (GRPO) or leave_one_out (per token).")
     ] = DEFAULT.advantage,
-    lora_rank: Annotated[int | None, typer.Option(help="Learn a low-rank adapter instead of all weights.")] = None,
+    lora_rank: Annotated[
+        int | None, typer.Option(help="Train a LoRA adapter of this rank instead of all weights.")
+    ] = None,
     gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less memory: compute layers again for the backward pass.")
+        bool,
+        typer.Option("--gradient-checkpointing", help="Recompute activations in the backward pass to save memory."),
     ] = False,
     precision: Annotated[
-        str, typer.Option(help="Of matrix products: auto (a CPU is measured), float32 or bfloat16.")
+        str, typer.Option(help="Precision of matrix products: auto (on a CPU the faster one), float32 or bfloat16.")
     ] = "auto",
     mode: Annotated[str | None, typer.Option(help="Extraction mode; default: the bundle's.")] = None,
-    calibrated: Annotated[bool, typer.Option(help="Rewards in log-odds of preference.")] = False,
-    truncate: Annotated[bool, typer.Option(help="Cut prompts that the reward model finds too long.")] = False,
-    patience_s: Annotated[float, typer.Option(help="How long an absent service is waited for.")] = 600.0,
+    calibrated: Annotated[bool, typer.Option(help="Return rewards in log-odds of preference.")] = False,
+    truncate: Annotated[
+        bool, typer.Option(help="Truncate prompts that are too long for the reward model, oldest part first.")
+    ] = False,
+    patience_s: Annotated[float, typer.Option(help="Seconds to wait for an unreachable service.")] = 600.0,
     on_model_change: Annotated[
-        str, typer.Option(help="warn or stop when the reward model is swapped.")
+        str, typer.Option(help="warn or stop if the service changes its reward model.")
     ] = DEFAULT.on_model_change,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 10,
     device: Device = "auto",
     seed: Seed = DEFAULT.seed,
 ) -> None:
-    """Train a policy with PPO against a reward service. Killed and started again, it goes on where it was.
+    """Train a policy with PPO against a reward service. Run the same command again to resume a stopped run.
 
-    Before the first step the service scores a short response to every prompt (the first 10,000 different ones): prompts
-    that it refuses, or that are too long for it, are bad rows.
+    Before the first step the service scores a short response to each of the first 10,000 distinct prompts: prompts that
+    it refuses, or that are too long for it, are bad rows.
     """
-    need("ppo", "torch", "transformers", "matplotlib")
+    require_modules("ppo", "torch", "transformers", "matplotlib")
     prepare_torch()
     from redline.files.metrics_log import MetricsLog
     from redline.ppo import CausalPolicy, PPOLoop, RemoteRewards
@@ -113,7 +122,7 @@ def ppo(
     from redline_model.bundle.loading import check_policy
 
     check_policy(policy)
-    own: dict[str, Any] = {"critic": critic, "precision": precision}
+    policy_options: dict[str, Any] = {"critic": critic, "precision": precision}
     choices: dict[str, Any] = {
         "advantage": advantage,
         "on_model_change": on_model_change,
@@ -168,7 +177,7 @@ def ppo(
                 temperature=temperature,
                 gradient_checkpointing=gradient_checkpointing,
                 seed=seed,
-                **own,
+                **policy_options,
             )
             if precision == "auto" and learner.device.type == "cpu":
                 notice(str(cpu_precision()))
@@ -178,7 +187,7 @@ def ppo(
                 usable = scorable_rows(usable, rewards.refusals, report)
             except (ServiceError, ConnectionFailedError, ProtocolError) as error:
                 failure = error
-        if failure is not None:  # behind the report of what was skipped
+        if failure is not None:  # raised after the report of skipped rows was printed
             raise failure
         with prompts.open("rb") as file:
             prompts_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -206,7 +215,7 @@ def ppo(
         loop.resume(checkpoint)
         if loop.steps_done > steps:
             raise CommandError(
-                f"{out} holds a run of {loop.steps_done} steps already; ask for more, or choose another --out"
+                f"{out} already has a run of {loop.steps_done} steps; raise --steps, or choose another --out"
             )
         if loop.steps_done:
             notice(f"resuming at step {loop.steps_done}")
@@ -226,16 +235,16 @@ def ppo(
             loop.train(checkpoint, checkpoint_every)
         loop.policy.save(out / "policy")
         summary = write_report(out)
-        say(
+        print_line(
             f"score {summary['first_score']:.3f} -> {summary['last_score']:.3f}, "
-            f"KL {summary['last_kl']:.2f} nats a response after {steps} steps, "
+            f"KL {summary['last_kl']:.2f} nats per response after {steps} steps, "
             f"{summary['last_truncated_share']:.0%} of the responses cut at the token limit"
         )
-        say(f"wrote {out}: policy/, metrics.jsonl, samples.jsonl, summary.json, plots.png, tensorboard/")
+        print_line(f"wrote {out}: policy/, metrics.jsonl, samples.jsonl, summary.json, plots.png, tensorboard/")
 
 
 def _write_samples(path: Path, rollouts: Sequence[Rollout], scores: Scores) -> None:
-    """The rollouts of the latest step, so that somebody looks at what the policy writes."""
+    """Write the rollouts of the latest step, for people to read."""
     rows = [
         {
             "prompt": rollout.prompt,

@@ -23,13 +23,13 @@ from redline_cli.options import Edits, Key, Limit, OutFile, Url
 from redline_cli.output import Output
 from redline_cli.redlining import render
 from redline_cli.request_rows import (
-    Answers,
-    Asked,
-    answered,
+    RequestRow,
+    RowResults,
     fail_if_any,
-    failures_of,
-    item_of,
+    failure_messages,
+    make_item,
     refuse_empty,
+    request_results,
     row_item,
     skipped_row,
 )
@@ -37,18 +37,21 @@ from redline_cli.terminal import is_terminal
 
 _BLOCK = 512
 _FAILED = "not scored"
-Rows = CheckedRows[Asked[ScoreItem]]
+Rows = CheckedRows[RequestRow[ScoreItem]]
 
 
 def score(
     file: Annotated[
-        Path | None, typer.Argument(help="JSONL or JSON (plain or gzip): a prompt, as train reads it, and a response.")
+        Path | None,
+        typer.Argument(
+            help="JSONL or JSON (plain or gzip): rows with a prompt (in any format that train reads) and a response."
+        ),
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="Score one response: its prompt.")] = None,
-    response: Annotated[str | None, typer.Option(help="Score one response: the response.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The prompt of a single response.")] = None,
+    response: Annotated[str | None, typer.Option(help="A single response to score.")] = None,
     pairs: Annotated[
         Path | None,
-        typer.Option(help="Preference pairs, in any file and form that train reads."),
+        typer.Option(help="Score both sides of preference pairs, in any format that train reads."),
     ] = None,
     url: Url = DEFAULT_URL,
     key: Key = None,
@@ -57,14 +60,14 @@ def score(
     on_bad_row: OnBadRow = BadRowPolicy.ERROR,
     mode: Annotated[str | None, typer.Option(help="Extraction mode; default: the bundle's.")] = None,
     aggregate: Annotated[str | None, typer.Option(help="sum, mean or last; default: the bundle's.")] = None,
-    calibrated: Annotated[bool, typer.Option(help="Scores as log-odds of preference.")] = False,
-    correction: Annotated[bool, typer.Option(help="Ask for the model's rewrite and the edits.")] = False,
+    calibrated: Annotated[bool, typer.Option(help="Return scores as log-odds of preference.")] = False,
+    correction: Annotated[bool, typer.Option(help="Also return the model's rewrite and its edits.")] = False,
     edits: Edits = None,
     truncate: Annotated[bool, typer.Option(help="Cut prompts that are too long, oldest part first.")] = False,
 ) -> None:
-    """Score responses. JSONL in, JSONL or Parquet out; one response in a terminal is shown in colour.
+    """Score responses. JSONL in, JSONL or Parquet out; a single response in a terminal is shown in colour.
 
-    With --out, a run that was stopped goes on where it was when the same command is given again.
+    With --out, run the same command again to resume a stopped run.
     """
     options = ScoreOptions(
         mode=mode,
@@ -80,7 +83,7 @@ def score(
     with RewardClient(url, key=key) as client:
         if prompt is not None or response is not None:
             if prompt is None or response is None:
-                raise CommandError("--prompt and --response go together")
+                raise CommandError("--prompt needs --response, and --response needs --prompt")
             _score_one(client, prompt, response, options, out)
         elif pairs is not None:
             with row_report(on_bad_row, out) as report:
@@ -89,9 +92,9 @@ def score(
         elif file is not None:
             with row_report(on_bad_row, out) as report:
                 rows = CheckedRows(file, row_item(ScoreItem, report), limit, report=report, stand_in=skipped_row(1))
-            with Output(out, _question(client, rows, options)) as output:
-                for answers in _scored(client, rows, options, output.done):
-                    output.write(answers.where, _json(answers.items[0]), failures_of(answers))
+            with Output(out, _run_identity(client, rows, options)) as output:
+                for results in _scored(client, rows, options, output.done):
+                    output.write(results.location, _json(results.items[0]), failure_messages(results))
             fail_if_any(output.failures, rows.good, _FAILED)
 
 
@@ -99,38 +102,40 @@ def _json(result: ItemResult) -> dict[str, Any]:
     return result.model_dump(mode="json", exclude_none=True)
 
 
-def _question(client: RewardClient, rows: Rows, options: ScoreOptions) -> dict[str, Any]:
-    """What tells one run's answers from another's."""
+def _run_identity(client: RewardClient, rows: Rows, options: ScoreOptions) -> dict[str, Any]:
+    """What distinguishes the results of one run from those of another."""
     return {"rows": rows.sha256, "model": client.model().digest, "options": options.model_dump(exclude_none=True)}
 
 
-def _scored(client: RewardClient, rows: Rows, options: ScoreOptions, done: int) -> Iterator[Answers[ItemResult]]:
+def _scored(client: RewardClient, rows: Rows, options: ScoreOptions, done: int) -> Iterator[RowResults[ItemResult]]:
     digests: set[str] = set()
 
-    def ask(items: list[ScoreItem]) -> Sequence[ItemResult]:
+    def send(items: list[ScoreItem]) -> Sequence[ItemResult]:
         result = client.score(items, options=options)
         digests.update(result.digests)
         if len(digests) > 1:
-            raise CommandError("the service changed its model meanwhile: these would be scores of two models")
+            raise CommandError(
+                "the service changed its model during the run: the output would mix scores of two models"
+            )
         return result.items
 
-    return answered("score", rows, ask, block=_BLOCK, done=done)
+    return request_results("score", rows, send, block=_BLOCK, done=done)
 
 
-def _pair_items(report: RowReport) -> Callable[[str, dict[str, Any]], Asked[ScoreItem]]:
-    def parse(where: str, row: dict[str, Any]) -> Asked[ScoreItem]:
+def _pair_items(report: RowReport) -> Callable[[str, dict[str, Any]], RequestRow[ScoreItem]]:
+    def parse(location: str, row: dict[str, Any]) -> RequestRow[ScoreItem]:
         ignored: list[str] = []
-        name = row.get("id")
-        if not isinstance(name, (str, int, float, NoneType)):
+        row_id = row.get("id")
+        if not isinstance(row_id, (str, int, float, NoneType)):
             raise BadRowError("'id' must be text or a number")
-        pair = parse_row({**row, "id": None}, where, teaches=False, ignore=ignored.extend)
+        pair = parse_row({**row, "id": None}, location, teaches=False, ignore=ignored.extend)
         for text in (pair.chosen, pair.rejected):
             refuse_empty(report, text)
         report.ignore(ignored)
-        # a service that does not know tools refuses them
+        # sent only if present: a service without support for tools refuses the field
         tools = {} if pair.tools is None else {"tools": pair.tools}
         sides = [{"prompt": pair.prompt, "response": text, **tools} for text in (pair.chosen, pair.rejected)]
-        return Asked(name, [item_of(side, ScoreItem) for side in sides])
+        return RequestRow(row_id, [make_item(side, ScoreItem) for side in sides])
 
     return parse
 
@@ -138,19 +143,19 @@ def _pair_items(report: RowReport) -> Callable[[str, dict[str, Any]], Asked[Scor
 def _score_pairs(client: RewardClient, rows: Rows, options: ScoreOptions, out: Path | None) -> None:
     wins: list[float] = []
 
-    def note(row: dict[str, Any]) -> None:
+    def count_win(row: dict[str, Any]) -> None:
         chosen, rejected = (row[side].get("score") for side in ("chosen", "rejected"))
         if chosen is not None and rejected is not None:
             wins.append(1.0 if chosen > rejected else 0.5 if chosen == rejected else 0.0)
 
-    with Output(out, _question(client, rows, options)) as output:
+    with Output(out, _run_identity(client, rows, options)) as output:
         for row in output.rows():
-            note(row)
-        for answers in _scored(client, rows, options, output.done):
-            chosen, rejected = map(_json, answers.items)
-            row = {"id": answers.where if answers.id is None else answers.id, "chosen": chosen, "rejected": rejected}
-            note(row)
-            output.write(answers.where, row, failures_of(answers))
+            count_win(row)
+        for results in _scored(client, rows, options, output.done):
+            chosen, rejected = map(_json, results.items)
+            row = {"id": results.location if results.id is None else results.id, "chosen": chosen, "rejected": rejected}
+            count_win(row)
+            output.write(results.location, row, failure_messages(results))
     if wins:
         print(f"chosen ranked above rejected in {sum(wins) / len(wins):.1%} of {len(wins)} pairs", file=sys.stderr)
     fail_if_any(output.failures, rows.good * 2, _FAILED)

@@ -1,4 +1,4 @@
-"""``redline train``."""
+"""``redline train``: train a reward model on preference pairs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from redline.files.atomic import check_file_writable
 from redline.files.locks import sole_writer
 from redline.files.metrics_log import MetricsLog
 from redline_cli.bad_rows import BadRowPolicy, OnBadRow, row_report
-from redline_cli.defaults import defaults_of
+from redline_cli.defaults import config_defaults
 from redline_cli.options import Device, OutFolder, Seed
-from redline_cli.terminal import need, notice, prepare_torch, progress_bar, say
+from redline_cli.terminal import notice, prepare_torch, print_line, progress_bar, require_modules
 from redline_trainer.config import TrainConfig
 
-DEFAULT = defaults_of(TrainConfig)
+DEFAULT = config_defaults(TrainConfig)
 
 
 def train(
@@ -30,15 +30,15 @@ def train(
         list[str] | None, typer.Option("--eval", help="Held-out pairs; default: a share of --pairs.")
     ] = None,
     held_out_share: Annotated[
-        float, typer.Option(help="Share of prompts held out where --eval is not given.")
+        float, typer.Option(help="Share of prompts held out if --eval is not given.")
     ] = DEFAULT.held_out_share,
     method: Annotated[str, typer.Option(help="full, lora or qlora (4-bit base).")] = DEFAULT.method,
-    epochs: Annotated[float, typer.Option(help="Passes over the pairs.")] = DEFAULT.epochs,
-    max_steps: Annotated[int | None, typer.Option(help="Optimiser steps; wins over --epochs.")] = DEFAULT.max_steps,
-    pairs_per_step: Annotated[int, typer.Option(help="Batch size of an optimiser step.")] = DEFAULT.pairs_per_step,
-    max_batch_tokens: Annotated[int, typer.Option(help="Tokens of one forward pass.")] = DEFAULT.max_batch_tokens,
+    epochs: Annotated[float, typer.Option(help="Epochs over the pairs.")] = DEFAULT.epochs,
+    max_steps: Annotated[int | None, typer.Option(help="Optimiser steps; overrides --epochs.")] = DEFAULT.max_steps,
+    pairs_per_step: Annotated[int, typer.Option(help="Pairs per optimiser step.")] = DEFAULT.pairs_per_step,
+    max_batch_tokens: Annotated[int, typer.Option(help="Maximum tokens in a forward pass.")] = DEFAULT.max_batch_tokens,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Longest sequence; default: what the base reads.")
+        int | None, typer.Option(help="Maximum tokens per sequence; default: the limit of the base model.")
     ] = DEFAULT.max_tokens,
     on_too_long: Annotated[
         str, typer.Option(help="Pairs that are too long: error, truncate (the prompt) or skip.")
@@ -60,11 +60,16 @@ def train(
         bool | None,
         typer.Option(
             "--mismatch/--no-mismatch",
-            help="Responses of other prompts as sources (seq2seq: the default) or as losing sides (scalar, red).",
+            help="Use responses to other prompts as sources (seq2seq: the default) or as rejected sides (scalar, red).",
         ),
     ] = DEFAULT.mismatch,
-    beta: Annotated[float, typer.Option(help="Reward for a nat of log-ratio (dpo).")] = DEFAULT.beta,
-    odin: Annotated[bool, typer.Option("--odin", help="Take length out of the score (scalar, red).")] = DEFAULT.odin,
+    beta: Annotated[float, typer.Option(help="Reward per nat of log-ratio (dpo).")] = DEFAULT.beta,
+    odin: Annotated[
+        bool,
+        typer.Option(
+            "--odin", help="Train a separate length head (ODIN) so that the score does not follow length (scalar, red)."
+        ),
+    ] = DEFAULT.odin,
     odin_length_weight: Annotated[
         float, typer.Option(help="Weight of ODIN's length loss.")
     ] = DEFAULT.odin_length_weight,
@@ -72,21 +77,22 @@ def train(
         float, typer.Option(help="Weight of ODIN's orthogonality loss.")
     ] = DEFAULT.odin_orthogonality_weight,
     smoothing_rate: Annotated[
-        float, typer.Option(help="How far labels move to the model's prediction at a visit (scalar, red).")
+        float, typer.Option(help="How far labels move towards the model's prediction at each visit (scalar, red).")
     ] = DEFAULT.smoothing_rate,
     lora_rank: Annotated[int, typer.Option(help="Rank of the adapters.")] = DEFAULT.lora_rank,
-    lora_dropout: Annotated[float, typer.Option(help="Dropout inside the adapters.")] = DEFAULT.lora_dropout,
+    lora_dropout: Annotated[float, typer.Option(help="Dropout in the adapters.")] = DEFAULT.lora_dropout,
     dropout: Annotated[
-        str, typer.Option(help="Dropout inside the base: off, or base (as its configuration says).")
+        str, typer.Option(help="Dropout in the base model: off, or base (as in its configuration).")
     ] = DEFAULT.dropout,
     gradient_checkpointing: Annotated[
-        bool, typer.Option(help="Trade time for memory.")
+        bool, typer.Option(help="Recompute activations in the backward pass to save memory.")
     ] = DEFAULT.gradient_checkpointing,
     precision: Annotated[
-        str, typer.Option(help="Of the arithmetic: auto (bfloat16 where it is much faster), float32 or bfloat16.")
+        str,
+        typer.Option(help="Precision of matrix products: auto (bfloat16 if it is much faster), float32 or bfloat16."),
     ] = DEFAULT.precision,
     instruction: Annotated[
-        str | None, typer.Option(help="How the model is asked for its rewrite.")
+        str | None, typer.Option(help="Instruction that asks the model for its rewrite.")
     ] = DEFAULT.instruction,
     mode: Annotated[str, typer.Option(help="Default extraction mode of the bundle.")] = DEFAULT.mode,
     aggregate: Annotated[
@@ -96,12 +102,12 @@ def train(
     logs: Annotated[
         Path | None, typer.Option(help="Folder for metrics.jsonl and TensorBoard; default OUT-logs.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace what stands at --out.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing folder at --out.")] = False,
     device: Device = DEFAULT.device,
     seed: Seed = DEFAULT.seed,
 ) -> None:
-    """Fit a reward model on preference pairs. Killed and started again, it goes on where it was."""
-    need("train", "torch", "transformers", "peft", "datasets", "safetensors")
+    """Train a reward model on preference pairs. Run the same command again to resume a stopped run."""
+    require_modules("train", "torch", "transformers", "peft", "datasets", "safetensors")
     prepare_torch()
     from redline_model.bundle.files import check_free
     from redline_model.bundle.load_options import LoadOptions
@@ -164,7 +170,7 @@ def train(
                 problems.append(str(error))
         if problems:
             raise DataError("\n".join(problems))
-        (training, data), (measuring, _) = loaded
+        (training, data), (held_out_pairs, _) = loaded
         resumed_at = resumable_step(out)
         if resumed_at:
             notice(f"resuming at step {resumed_at}")
@@ -175,9 +181,9 @@ def train(
             # not before the first step: a command that fails must not touch the logs of a finished run
             if log is None:
                 log = MetricsLog(folder, resumed_at=resumed_at)
-                measured = LoadOptions(device=device).cpu_precision
-                if measured is not None and precision == "auto":
-                    notice(str(measured))
+                cpu_precision = LoadOptions(device=device).cpu_precision
+                if cpu_precision is not None and precision == "auto":
+                    notice(str(cpu_precision))
             log.write(report._asdict() | {"tokens_per_s": report.tokens / report.seconds})
             bar.resize(report.steps)
             bar.update(report.step, f"loss {report.loss:.3f}  {report.tokens / report.seconds:,.0f} tokens/s")
@@ -186,7 +192,7 @@ def train(
             result = fit(
                 config,
                 training,
-                held_out=measuring if held_out else None,
+                held_out=held_out_pairs if held_out else None,
                 data=data,
                 observers=[show],
                 overwrite=overwrite,
@@ -196,17 +202,17 @@ def train(
             if log is not None:
                 log.close()
     if result.skipped_pairs:
-        say(f"left out {result.skipped_pairs} pairs that are too long, as asked")
+        print_line(f"skipped {result.skipped_pairs} pairs that are too long (--on-too-long skip)")
     if result.evaluation is not None:
         for name, interval in list(result.evaluation.accuracy.items())[:1]:
-            say(
+            print_line(
                 f"held out: {name} ranks {interval.mean:.1%} of {interval.pairs} pairs right "
                 f"[{interval.low:.1%}, {interval.high:.1%}] ({interval.prompts} prompts)"
             )
         if result.evaluation.correction_loss is not None:
-            say(
+            print_line(
                 f"held out: correction {result.evaluation.correction_loss:.4f} and identity "
-                f"{result.evaluation.identity_loss:.4f} nats a token, "
+                f"{result.evaluation.identity_loss:.4f} nats per token, "
                 f"exact copies {result.evaluation.identity_copy_rate:.1%}"
             )
-    say(f"wrote {result.out} (bundle, {result.training_pairs} pairs) and {folder} (logs)")
+    print_line(f"wrote {result.out} (bundle, {result.training_pairs} pairs) and {folder} (logs)")

@@ -21,20 +21,20 @@ def test_every_character_is_shown_and_rewards_have_colours() -> None:
     assert ",255," in marked[" button."], "a gain is green"
 
 
-def test_the_redline_holds_both_what_goes_and_what_comes() -> None:
+def test_the_redline_shows_removed_and_added_text() -> None:
     text = redlined(TEXT, EDITS)
     assert text.plain == "Hold the  redround button. Wait."
     styles = {text.plain[span.start : span.end]: str(span.style) for span in text.spans}
     assert styles == {"red": "red strike", "round": "green underline", " Wait.": "green underline"}
 
 
-def test_the_whole_view_names_score_and_redline() -> None:
-    whole = render(TEXT, SCORE.model_copy(update={"edits": EDITS, "correction_complete": False}))
-    assert whole.plain.startswith("score -3.000\n\nHold the")
-    assert whole.plain.endswith("Wait. …")
+def test_the_full_view_has_score_and_redline() -> None:
+    rendered = render(TEXT, SCORE.model_copy(update={"edits": EDITS, "correction_complete": False}))
+    assert rendered.plain.startswith("score -3.000\n\nHold the")
+    assert rendered.plain.endswith("Wait. …")
 
 
-def test_a_character_of_several_tokens_is_shown_once_on_the_sum_of_their_rewards() -> None:
+def test_a_character_of_several_tokens_has_the_colour_of_their_summed_rewards() -> None:
     score = ItemScore(score=-1.0, rewards=[0.0, 1.5, -2.5, 2.0], offsets=[(0, 2), (2, 3), (2, 3), (3, 4)])
     text = coloured("a 字b", score)
     assert text.plain == "a 字b"
@@ -42,13 +42,13 @@ def test_a_character_of_several_tokens_is_shown_once_on_the_sum_of_their_rewards
     assert "rgb(255," in marked["字"], "its tokens lose more than they gain"
 
 
-def test_a_wholly_rewritten_response_is_one_replacement_in_the_terminal() -> None:
+def test_a_completely_rewritten_response_is_one_replacement() -> None:
     edits = [Edit(op="replace", start=0, end=4, text="Press"), Edit(op="replace", start=9, end=13, text="one blue")]
     shown = render(TEXT, SCORE.model_copy(update={"edits": edits, "correction_complete": True}))
     assert shown.plain.endswith("Hold the  redPress the one blue button.")
 
 
-def test_edits_by_words_are_shown_when_they_are_asked_for() -> None:
+def test_edits_by_words_are_shown_on_request() -> None:
     edits = [Edit(op="replace", start=0, end=4, text="Press"), Edit(op="replace", start=9, end=13, text="one blue")]
     shown = render(TEXT, SCORE.model_copy(update={"edits": edits, "correction_complete": True}), "words")
     assert shown.plain.endswith("HoldPress the  redone blue button.")

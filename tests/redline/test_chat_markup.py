@@ -25,8 +25,8 @@ def turns(begin: str, header: str, end: str, names: dict[str, str] | None = None
 
     def render(messages: Messages) -> str:
         called = {"system": "system", "user": "user", "assistant": "assistant", **(names or {})}
-        said = "".join(header.format(role=called[role]) + content + end for role, content in messages)
-        return begin + said + header.format(role=called["assistant"])
+        rendered = "".join(header.format(role=called[role]) + content + end for role, content in messages)
+        return begin + rendered + header.format(role=called["assistant"])
 
     return render
 
@@ -88,7 +88,7 @@ def read(conversation: ParsedConversation) -> Messages:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("is_finished", [True, False])
-def test_a_query_with_its_prompt_is_taken_apart(family: str, is_finished: bool) -> None:
+def test_a_query_is_split_by_its_prompt(family: str, is_finished: bool) -> None:
     render, end = FAMILIES[family]
     prompt = render(CHAT)
     conversation = parse_query_and_prompt(prompt + ANSWER + (end if is_finished else ""), prompt)
@@ -98,7 +98,7 @@ def test_a_query_with_its_prompt_is_taken_apart(family: str, is_finished: bool) 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("around", [("", ""), ("<pad><pad>", "<pad><pad>"), ("<|endoftext|>", "<|endoftext|>")])
-def test_a_whole_conversation_is_taken_apart(family: str, around: tuple[str, str]) -> None:
+def test_a_full_conversation_is_parsed(family: str, around: tuple[str, str]) -> None:
     render, end = FAMILIES[family]
     text = around[0] + render(CHAT) + ANSWER + end + around[1]
     conversation = parse_conversation(text)
@@ -107,7 +107,7 @@ def test_a_whole_conversation_is_taken_apart(family: str, around: tuple[str, str
     assert text[conversation.start :].startswith(conversation.response)
 
 
-def test_a_prompt_without_markup_is_one_text() -> None:
+def test_a_prompt_without_markup_stays_text() -> None:
     plain = parse_query_and_prompt("Q: why?\nA: because</s>", "Q: why?\nA:")
     assert plain == ParsedConversation("Q: why?\nA:", " because", True)
     assert parse_prompt_and_response("Why?", "Because", has_ends=False) == ParsedConversation("Why?", "Because", True)
@@ -115,18 +115,18 @@ def test_a_prompt_without_markup_is_one_text() -> None:
 
 
 @pytest.mark.parametrize("prompt", ["What does USER: mean?", "Quote:\n\nHuman: hello\n\nWho said that?"])
-def test_words_that_look_like_markup_are_words(prompt: str) -> None:
+def test_words_that_look_like_markup_stay_text(prompt: str) -> None:
     assert parse_prompt_and_response(prompt, "Me.", has_ends=False).prompt == prompt
 
 
-def test_transcripts_in_plain_words_are_read() -> None:
+def test_dialogues_in_plain_words_are_parsed() -> None:
     conversation = parse_query_and_prompt("\n\nHuman: Hi\n\nAssistant: Hello", "\n\nHuman: Hi\n\nAssistant:")
     assert (read(conversation), conversation.response.strip()) == ([("user", "Hi")], "Hello")
     conversation = parse_conversation("A chat. USER: Hi ASSISTANT: Hello</s>")
     assert (read(conversation), conversation.response) == ([("system", "A chat."), ("user", "Hi")], "Hello")
 
 
-def test_a_begin_token_and_padding_are_no_part_of_the_prompt() -> None:
+def test_begin_tokens_and_padding_are_removed() -> None:
     assert parse_query_and_prompt("<s><s>Why? Because</s></s>", "<s>Why?").prompt == "Why?"
 
 
@@ -137,7 +137,7 @@ def test_a_prompt_cut_on_its_left_still_finds_its_response() -> None:
     assert read(conversation) == [("user", ("a long story " * 30).strip())]
 
 
-def test_an_opened_thought_is_the_response_s_and_an_empty_one_nobody_s() -> None:
+def test_an_open_thought_belongs_to_the_response_and_an_empty_one_is_dropped() -> None:
     start = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert (
         parse_prompt_and_response(start + "<think>\n", "so</think>yes", has_ends=False).response
@@ -146,7 +146,7 @@ def test_an_opened_thought_is_the_response_s_and_an_empty_one_nobody_s() -> None
     assert parse_prompt_and_response(start + "<think>\n\n</think>\n\n", "yes", has_ends=False).response == "yes"
 
 
-def test_further_end_tokens_may_be_named() -> None:
+def test_additional_end_tokens_are_recognised() -> None:
     assert parse_prompt_and_response("Why?", "So.[STOP]", has_ends=True, ends=["[STOP]"]) == ParsedConversation(
         "Why?", "So.", True
     )
@@ -159,13 +159,13 @@ def test_further_end_tokens_may_be_named() -> None:
         (
             "<|im_start|>user\nHi<|im_end|>\nyes",
             "<|im_start|>user\nHi<|im_end|>\n",
-            "where the assistant's turn begins",
+            "the start of an assistant turn",
         ),
-        ("<|bot|>Hi<|reply|>yes", "<|bot|>Hi<|reply|>", "unknown here"),
+        ("<|bot|>Hi<|reply|>yes", "<|bot|>Hi<|reply|>", "is not supported"),
         ("yes", "", "empty"),
     ],
 )
-def test_a_border_that_cannot_be_told_is_refused(query: str, prompt: str, reason: str) -> None:
+def test_an_unknown_prompt_boundary_is_refused(query: str, prompt: str, reason: str) -> None:
     with pytest.raises(PromptBoundaryError, match=reason):
         parse_query_and_prompt(query, prompt)
 
@@ -178,7 +178,7 @@ def test_a_border_that_cannot_be_told_is_refused(query: str, prompt: str, reason
         ("<|im_start|>assistant\nHello<|im_end|>", "prompt is empty"),
     ],
 )
-def test_a_whole_without_a_response_is_refused(text: str, reason: str) -> None:
+def test_a_conversation_without_a_response_is_refused(text: str, reason: str) -> None:
     with pytest.raises(PromptBoundaryError, match=reason):
         parse_conversation(text)
 
@@ -195,7 +195,7 @@ DEEPSEEK = (
     "text",
     [DEEPSEEK, "<s>[SYSTEM_PROMPT]Format: USER: q ASSISTANT: a[/SYSTEM_PROMPT][INST]What is 2+2?[/INST]"],
 )
-def test_special_tokens_beat_words_that_look_like_turns(text: str) -> None:
+def test_special_tokens_take_precedence_over_words(text: str) -> None:
     for conversation in (
         parse_query_and_prompt(text + "4</s>", text, ["</s>"]),
         parse_conversation(text + "4</s>", ["</s>"]),
@@ -213,7 +213,7 @@ def test_special_tokens_beat_words_that_look_like_turns(text: str) -> None:
         "Label.\n\nAssistant: is bad. Is it?",
     ],
 )
-def test_a_prompt_that_speaks_of_markup_is_no_markup(prompt: str) -> None:
+def test_a_prompt_that_mentions_markup_stays_text(prompt: str) -> None:
     assert parse_prompt_and_response(prompt, "Hold it.", has_ends=False) == ParsedConversation(prompt, "Hold it.", True)
 
 
@@ -235,7 +235,7 @@ def test_a_prompt_that_speaks_of_markup_is_no_markup(prompt: str) -> None:
         ("<｜begin▁of▁sentence｜><｜User｜>Hi<｜Assistant｜></think>", "Hello", [("user", "Hi")]),
     ],
 )
-def test_variants_of_families(prompt: str, response: str, messages: Messages) -> None:
+def test_variants_of_template_families_are_parsed(prompt: str, response: str, messages: Messages) -> None:
     conversation = parse_prompt_and_response(prompt, response, has_ends=True)
     assert (read(conversation), conversation.response) == (messages, "Hello")
 
@@ -250,8 +250,8 @@ def test_variants_of_families(prompt: str, response: str, messages: Messages) ->
         "<|User|>:Hi<eoh>\n<|Bot|>:",
     ],
 )
-def test_templates_that_are_not_known_are_refused(prompt: str) -> None:
-    with pytest.raises(PromptBoundaryError, match="unknown here"):
+def test_unknown_templates_are_refused(prompt: str) -> None:
+    with pytest.raises(PromptBoundaryError, match="is not supported"):
         parse_query_and_prompt(prompt + "Hello", prompt)
 
 
@@ -263,12 +263,12 @@ def test_templates_that_are_not_known_are_refused(prompt: str) -> None:
         ("<s>[INST] Hi there you [/INST] Hello</s>", "<s>[INST] Hi there you [/INST]"),
     ],
 )
-def test_white_space_of_sentencepiece_decoders_is_not_looked_at(query: str, prompt: str) -> None:
+def test_white_space_of_sentencepiece_decoders_is_ignored(query: str, prompt: str) -> None:
     conversation = parse_query_and_prompt(query, prompt)
     assert (read(conversation), conversation.response) == ([("user", "Hi there you")], "Hello")
 
 
-def test_a_response_keeps_what_only_looks_like_an_end() -> None:
+def test_text_that_looks_like_an_end_token_stays_in_the_response() -> None:
     prompt = "<|im_start|>user\nStrike out old<|im_end|>\n<|im_start|>assistant\n"
     assert parse_query_and_prompt(prompt + "<s>old</s><|im_end|>", prompt)[1:3] == ("<s>old</s>", True)
     assert parse_query_and_prompt(prompt + "<s>old</s>", prompt)[1:3] == ("<s>old</s>", False)
@@ -279,7 +279,7 @@ def test_a_response_keeps_what_only_looks_like_an_end() -> None:
     assert parse_query_and_prompt("Hi there<pad><pad>", "Hi") == ParsedConversation("Hi", " there", False)
 
 
-def test_two_kinds_of_markup_that_disagree_are_refused() -> None:
+def test_two_kinds_of_markup_are_refused() -> None:
     with pytest.raises(PromptBoundaryError, match="two kinds"):
         parse_conversation("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nWrite [INST] a [/INST] b")
 

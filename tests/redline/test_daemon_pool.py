@@ -21,7 +21,7 @@ def test_results_and_errors_come_back_in_order() -> None:
     assert seen == [5, 2, 0, 1]
 
 
-def test_after_a_failure_nothing_more_is_begun() -> None:
+def test_after_a_failure_no_further_task_starts() -> None:
     begun: list[int] = []
 
     def work(n: int) -> int:

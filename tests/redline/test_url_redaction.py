@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from redline import AsyncRewardClient, RedlineError, RewardClient
-from redline.http.url_redaction import ShownURL, without_secrets
+from redline.http.url_redaction import RedactedURL, without_secrets
 from tests.commands import run
 from tests.redline.raw_server import call
 
@@ -38,12 +38,12 @@ ADDRESS = "http://user-SECRET:pw-SECRET@127.0.0.1:9/base/key/key-SECRET"
         ("key/KEY", "key/KEY"),
     ],
 )
-def test_what_is_shown_of_an_address(url: str, shown: str) -> None:
+def test_secrets_in_an_address_are_replaced(url: str, shown: str) -> None:
     assert without_secrets(url) == shown
 
 
 def test_an_address_is_sent_as_it_is() -> None:
-    url = ShownURL(ADDRESS)
+    url = RedactedURL(ADDRESS)
     assert httpx.URL(url) == httpx.URL(ADDRESS)
     assert url.raw_path == b"/base/key/key-SECRET"
     assert (url.username, url.password) == ("user-SECRET", "pw-SECRET")
@@ -67,7 +67,7 @@ def is_async(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
 
-def test_no_error_and_no_log_holds_a_secret(is_async: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_error_and_no_log_has_a_secret(is_async: bool, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     uses: list[Callable[[Any], Any]] = [
         lambda client: client.models(),
@@ -94,7 +94,7 @@ def test_no_error_and_no_log_holds_a_secret(is_async: bool, caplog: pytest.LogCa
         "pw-SECRET@host",
     ],
 )
-def test_an_address_that_is_none_is_refused_without_its_password(url: str, is_async: bool) -> None:
+def test_an_invalid_address_is_refused_without_its_password(url: str, is_async: bool) -> None:
     with pytest.raises(RedlineError, match=r"address|unsupported|cannot be reached") as caught:
         call(is_async, lambda client: client.models(), url=url)
     assert "SECRET" not in "".join(traceback.format_exception(caught.value))

@@ -34,7 +34,7 @@ def is_async(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
 
-def right_answer(request: bytes, *, echoes_request: bool, echoes_items: bool, chunked: bool = False) -> bytes:
+def correct_answer(request: bytes, *, echoes_request: bool, echoes_items: bool, chunked: bool = False) -> bytes:
     """What a service answers for which the score of a digit is the digit; its ids are optional."""
     head, _, body = request.partition(b"\r\n\r\n")
     items = []
@@ -68,26 +68,26 @@ def outcomes(is_async: bool, url: str, digits: str, between_s: float = 0.0, **se
     items = [{"prompt": "p", "response": digit} for digit in digits]
 
     async def main() -> list[Outcome]:
-        found: list[Outcome] = []
+        outcomes: list[Outcome] = []
         async with AsyncRewardClient(url, **settings) as client:
             for item in items:
                 try:
-                    found.append((await client.score([item])).scored()[0].score)
+                    outcomes.append((await client.score([item])).scored()[0].score)
                 except RedlineError as error:
-                    found.append(error)
+                    outcomes.append(error)
                 await asyncio.sleep(between_s)
-        return found
+        return outcomes
 
     if is_async:
         return asyncio.run(main())
-    found: list[Outcome] = []
+    outcomes: list[Outcome] = []
     with RewardClient(url, **settings) as client:
         for item in items:
             try:
-                found.append(client.score([item]).scored()[0].score)
+                outcomes.append(client.score([item]).scored()[0].score)
             except RedlineError as error:
-                found.append(error)
-    return found
+                outcomes.append(error)
+    return outcomes
 
 
 Server = Callable[[Callable[[bytes], bytes]], Callable[[socket.socket], None]]
@@ -120,11 +120,11 @@ ECHOES = [(True, True), (True, False), (False, True)]
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
 @pytest.mark.parametrize(("echoes_request", "echoes_items"), [*ECHOES, (False, False)])
-def test_a_second_answer_to_one_request_is_not_the_answer_to_the_next(
+def test_a_duplicate_answer_is_not_used_for_the_next_request(
     echoes_request: bool, echoes_items: bool, chunked: bool, is_async: bool
 ) -> None:
     def answer(request: bytes) -> bytes:
-        return right_answer(request, echoes_request=echoes_request, echoes_items=echoes_items, chunked=chunked)
+        return correct_answer(request, echoes_request=echoes_request, echoes_items=echoes_items, chunked=chunked)
 
     with RawServer(answers_twice(answer)) as server:
         assert outcomes(is_async, server.url, "123") == [1.0, 2.0, 3.0]
@@ -134,7 +134,7 @@ def test_a_second_answer_to_one_request_is_not_the_answer_to_the_next(
 @pytest.mark.parametrize(("echoes_request", "echoes_items"), ECHOES)
 def test_the_answer_to_an_earlier_request_is_an_error(echoes_request: bool, echoes_items: bool, is_async: bool) -> None:
     def answer(request: bytes) -> bytes:
-        return right_answer(request, echoes_request=echoes_request, echoes_items=echoes_items)
+        return correct_answer(request, echoes_request=echoes_request, echoes_items=echoes_items)
 
     with RawServer(answers_the_request_before(answer)) as server:
         first, second = outcomes(is_async, server.url, "12")
@@ -143,20 +143,20 @@ def test_the_answer_to_an_earlier_request_is_an_error(echoes_request: bool, echo
     assert "\n" not in str(second)
 
 
-def test_a_connection_with_an_answer_to_another_request_is_given_up_and_the_request_repeated(is_async: bool) -> None:
+def test_after_a_wrong_answer_the_request_is_repeated_on_a_new_connection(is_async: bool) -> None:
     def answer(request: bytes) -> bytes:
-        return right_answer(request, echoes_request=True, echoes_items=True)
+        return correct_answer(request, echoes_request=True, echoes_items=True)
 
     with RawServer(answers_the_request_before(answer)) as server:
         assert outcomes(is_async, server.url, "123", retry=AT_ONCE) == [1.0, 2.0, 3.0]
 
 
-def test_a_late_answer_to_a_request_that_was_given_up_is_not_the_answer_to_the_next(is_async: bool) -> None:
+def test_a_late_answer_is_not_used_for_the_next_request(is_async: bool) -> None:
     def serve(connection: socket.socket) -> None:
         request = receive_request(connection)
         if server.connections == 1:
             server.wait_s(0.5)
-        connection.sendall(right_answer(request, echoes_request=False, echoes_items=False))
+        connection.sendall(correct_answer(request, echoes_request=False, echoes_items=False))
         receive_request(connection)
 
     with RawServer(serve) as server:
@@ -165,7 +165,7 @@ def test_a_late_answer_to_a_request_that_was_given_up_is_not_the_answer_to_the_n
     assert right == 2.0
 
 
-def test_every_request_has_an_id_of_its_own(is_async: bool) -> None:
+def test_every_request_has_a_unique_id(is_async: bool) -> None:
     ids: list[str] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -178,42 +178,42 @@ def test_every_request_has_an_id_of_its_own(is_async: bool) -> None:
 
 def echoing(*ids: str | None) -> httpx.MockTransport:
     """Answers rightly, with each of ``ids`` in turn as the request id; None is the right one."""
-    left = list(ids)
+    remaining_ids = list(ids)
 
     def answer(request: httpx.Request) -> httpx.Response:
         sent = f"POST / HTTP/1.1\r\n{REQUEST_ID_HEADER}: {request.headers[REQUEST_ID_HEADER]}\r\n\r\n".encode()
-        whole = right_answer(sent + request.read(), echoes_request=False, echoes_items=False)
-        given = left.pop(0)
+        answer_bytes = correct_answer(sent + request.read(), echoes_request=False, echoes_items=False)
+        answer_id = remaining_ids.pop(0)
         return httpx.Response(
             200,
-            content=whole.partition(b"\r\n\r\n")[2],
-            headers={REQUEST_ID_HEADER: request.headers[REQUEST_ID_HEADER] if given is None else given},
+            content=answer_bytes.partition(b"\r\n\r\n")[2],
+            headers={REQUEST_ID_HEADER: request.headers[REQUEST_ID_HEADER] if answer_id is None else answer_id},
         )
 
     return httpx.MockTransport(answer)
 
 
-def test_a_proxy_that_puts_its_own_id_in_the_place_of_ours_is_no_fault(is_async: bool) -> None:
+def test_a_proxy_that_replaces_the_id_is_accepted(is_async: bool) -> None:
     assert outcomes(is_async, "http://redline.test", "12", transport=echoing("3f6a", "3f6b")) == [1.0, 2.0]
 
 
 @pytest.mark.parametrize("other", ["3f6a", "redline-" + "0" * 32])
-def test_a_server_that_gave_back_an_id_gives_back_each(other: str, is_async: bool) -> None:
+def test_a_server_that_returned_an_id_must_return_every_id(other: str, is_async: bool) -> None:
     first, second = outcomes(is_async, "http://redline.test", "12", transport=echoing(None, other))
     assert first == 1.0
     assert isinstance(second, AnswerMismatchError)
 
 
-def test_the_id_of_another_client_s_request_is_refused_from_the_start(is_async: bool) -> None:
+def test_another_client_s_id_is_always_refused(is_async: bool) -> None:
     (only,) = outcomes(is_async, "http://redline.test", "1", transport=echoing("redline-" + "0" * 32))
     assert isinstance(only, AnswerMismatchError)
 
 
-def test_ids_that_the_client_made_up_are_not_shown(is_async: bool) -> None:
+def test_generated_item_ids_are_not_returned(is_async: bool) -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         sent = f"POST / HTTP/1.1\r\n{REQUEST_ID_HEADER}: x\r\n\r\n".encode() + request.read()
-        whole = right_answer(sent, echoes_request=False, echoes_items=True)
-        return httpx.Response(200, content=whole.partition(b"\r\n\r\n")[2])
+        answer_bytes = correct_answer(sent, echoes_request=False, echoes_items=True)
+        return httpx.Response(200, content=answer_bytes.partition(b"\r\n\r\n")[2])
 
     items: Any = [{"prompt": "p", "response": "1"}, {"id": "mine", "prompt": "p", "response": "2"}]
     transport = httpx.MockTransport(answer)

@@ -43,14 +43,14 @@ def write(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def as_is(where: str, row: dict[str, Any]) -> dict[str, Any]:
+def accept_with_prompt(where: str, row: dict[str, Any]) -> dict[str, Any]:
     if "prompt" not in row:
         raise BadRowError("no prompt")
     return row
 
 
 def checked(path: Path, report: RowReport) -> int:
-    return CheckedRows(path, as_is, report=report).good
+    return CheckedRows(path, accept_with_prompt, report=report).good
 
 
 READERS: dict[str, Callable[[Path, RowReport], int]] = {
@@ -67,7 +67,7 @@ each_reader = pytest.mark.parametrize("read", READERS.values(), ids=READERS)
 @each_reader
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.json", "rows.json.gz"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_every_reader_takes_every_kind_of_file(
+def test_every_reader_accepts_every_file_format(
     read: Callable[[Path, RowReport], int], name: str, mark: bytes, tmp_path: Path
 ) -> None:
     rows = [GOOD, {**GOOD, "prompt": "größer\u2028"}, GOOD]
@@ -81,14 +81,14 @@ def test_every_reader_takes_every_kind_of_file(
 
 
 @each_reader
-def test_every_reader_refuses_other_files_alike(read: Callable[[Path, RowReport], int], tmp_path: Path) -> None:
+def test_every_reader_refuses_other_files(read: Callable[[Path, RowReport], int], tmp_path: Path) -> None:
     path = write(tmp_path / "rows.csv", [GOOD])
-    reason = r"rows\.csv: unknown data format; this reads \.jsonl, \.jsonl\.gz, \.json, \.json\.gz"
+    reason = r"rows\.csv: unknown data format; supported are \.jsonl, \.jsonl\.gz, \.json, \.json\.gz"
     with pytest.raises((RowsError, DataError), match=reason):
         read(path, RowReport())
 
 
-def test_a_link_is_what_it_links_to(tmp_path: Path) -> None:
+def test_a_link_is_read_as_its_target(tmp_path: Path) -> None:
     """As /dev/stdin is when a file is redirected to it."""
     (tmp_path / "stdin").symlink_to(write(tmp_path / "rows.jsonl", [GOOD]))
     assert [row.value for row in read_rows(tmp_path / "stdin")] == [GOOD]
@@ -103,9 +103,7 @@ def test_a_link_is_what_it_links_to(tmp_path: Path) -> None:
 
 
 @each_reader
-def test_bad_rows_are_refused_unless_they_are_to_be_skipped(
-    read: Callable[[Path, RowReport], int], tmp_path: Path
-) -> None:
+def test_bad_rows_are_refused_unless_they_are_skipped(read: Callable[[Path, RowReport], int], tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [GOOD, "not json", GOOD, [], {}, GOOD])
     with pytest.raises((RowsError, DataError), match=r"rows\.jsonl:2: not JSON"):
         read(path, RowReport())
@@ -116,13 +114,13 @@ def test_bad_rows_are_refused_unless_they_are_to_be_skipped(
     rows = written(out)
     assert [(row["file"], row["row"]) for row in rows] == [(str(path), 2), (str(path), 4), (str(path), 5)]
     assert rows[0]["reason"].startswith("not JSON")
-    assert rows[1]["reason"] == "a row must be an object, this is a list"
+    assert rows[1]["reason"] == "a row must be an object, not list"
     assert "missing" in rows[2]["reason"] or "prompt" in rows[2]["reason"]
     assert shown[0] == f"skipped 3 of 6 rows; the reasons are in {out}"
 
 
 @each_reader
-def test_a_file_of_bad_rows_alone_is_an_error(read: Callable[[Path, RowReport], int], tmp_path: Path) -> None:
+def test_a_file_with_only_bad_rows_is_an_error(read: Callable[[Path, RowReport], int], tmp_path: Path) -> None:
     path, out = write(tmp_path / "rows.jsonl", [{"x": 1}, "[]"]), tmp_path / "skipped.jsonl"
     with (
         pytest.raises((RowsError, DataError), match=r"(?s)rows\.jsonl:1: .*rows\.jsonl:2: a row must be an object"),
@@ -133,7 +131,7 @@ def test_a_file_of_bad_rows_alone_is_an_error(read: Callable[[Path, RowReport], 
 
 
 @each_reader
-def test_a_file_that_cannot_be_read_to_its_end_is_an_error_all_the_same(
+def test_a_file_that_cannot_be_read_to_its_end_is_always_an_error(
     read: Callable[[Path, RowReport], int], tmp_path: Path
 ) -> None:
     path = tmp_path / "rows.jsonl.gz"
@@ -178,7 +176,7 @@ def test_a_row_that_is_too_long_is_skipped_and_the_next_is_read(
 
 
 @each_reader
-def test_a_number_that_is_none_spoils_one_row_of_a_list(read: Callable[[Path, RowReport], int], tmp_path: Path) -> None:
+def test_an_invalid_number_makes_one_row_of_a_list_bad(read: Callable[[Path, RowReport], int], tmp_path: Path) -> None:
     rows = [GOOD, {**GOOD, "score": float("nan")}, {**GOOD, "x": "HALF"}, GOOD]
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(rows, indent=2).replace("HALF", r"\ud83d"))
@@ -205,7 +203,7 @@ def test_a_report_without_a_file_shows_the_first_rows_and_counts_columns(tmp_pat
     assert not RowReport().skip("f:1", "bad")
 
 
-def test_columns_without_end_are_counted_in_bounded_memory() -> None:
+def test_very_many_columns_are_counted_in_bounded_memory() -> None:
     report = RowReport()
     for n in range(10_000):
         report.ignore([f"{n:05}" + "x" * 100])
@@ -214,7 +212,7 @@ def test_columns_without_end_are_counted_in_bounded_memory() -> None:
     assert max(map(len, report.ignored)) < 70
 
 
-def test_the_file_of_an_earlier_run_is_no_longer_there_if_nothing_was_skipped(tmp_path: Path) -> None:
+def test_an_earlier_file_of_skipped_rows_is_removed_if_nothing_was_skipped(tmp_path: Path) -> None:
     out = write(tmp_path / "skipped.jsonl", ["old"])
     with RowReport(skips=False, file=out):
         pass
@@ -273,13 +271,13 @@ def test_a_skipped_row_keeps_its_place_and_fails_nothing(fake: FakeService, comm
     assert not out.exists()
     done = run(command, rows, "--out", out, "--on-bad-row", "skip")
     assert done.exit_code == 0, done.output
-    answers = written(out)
-    assert [row.get("id") for row in answers] == ["a", None, "c", "4"], "line n is the answer to row n"
-    assert ["error" in row for row in answers] == [False, True, True, False]
-    assert answers[1]["error"]["code"] == "invalid_request"
+    results = written(out)
+    assert [row.get("id") for row in results] == ["a", None, "c", "4"], "line n is the answer to row n"
+    assert ["error" in row for row in results] == [False, True, True, False]
+    assert results[1]["error"]["code"] == "invalid_request"
     skipped = written(tmp_path / "out-skipped.jsonl")
     assert [row["row"] for row in skipped] == [2, 3]
-    assert [row["reason"] for row in skipped] == [row["error"]["message"] for row in answers[1:3]]
+    assert [row["reason"] for row in skipped] == [row["error"]["message"] for row in results[1:3]]
     assert "skipped 2 of 4 rows" in done.output
     assert done.output.count("ignored columns: topic (1 row)") == 1
 
@@ -294,19 +292,19 @@ def test_a_skipped_pair_keeps_its_place(fake: FakeService, tmp_path: Path) -> No
     path, out = write(tmp_path / "pairs.jsonl", pairs), tmp_path / "out.jsonl"
     done = run("score", "--pairs", path, "--out", out, "--on-bad-row", "skip")
     assert done.exit_code == 0, done.output
-    answers = written(out)
-    assert [row["id"] for row in answers] == [1, 2, f"{path}:3", f"{path}:4"]
-    assert [[side in row and "score" in row[side] for side in ("chosen", "rejected")] for row in answers] == [
+    results = written(out)
+    assert [row["id"] for row in results] == [1, 2, f"{path}:3", f"{path}:4"]
+    assert [[side in row and "score" in row[side] for side in ("chosen", "rejected")] for row in results] == [
         [True, True],
         [False, False],
         [True, True],
         [True, True],
     ]
-    assert "'rejected' is missing" in answers[1]["chosen"]["error"]["message"]
+    assert "'rejected' is missing" in results[1]["chosen"]["error"]["message"]
     assert "33.3% of 3 pairs" in done.output
 
 
-def test_rows_of_items_keep_what_the_service_must_know(fake: FakeService, tmp_path: Path) -> None:
+def test_rows_of_items_keep_all_request_fields(fake: FakeService, tmp_path: Path) -> None:
     call = [{"type": "function", "function": {"name": "weather", "arguments": {}}}]
     turns: list[Any] = [{"role": "user", "content": [{"type": "text", "text": "Say it."}], "name": None}]
     rows = [
@@ -317,15 +315,15 @@ def test_rows_of_items_keep_what_the_service_must_know(fake: FakeService, tmp_pa
     ]
     path, out = write(tmp_path / "rows.jsonl", rows), tmp_path / "out.jsonl"
     assert run("score", path, "--out", out, "--on-bad-row", "skip").exit_code == 0
-    answers = written(out)
-    assert answers[0]["score"] == answers[3]["score"] == 1.0
-    reasons = [row["error"]["message"] for row in answers[1:3]]
+    results = written(out)
+    assert results[0]["score"] == results[3]["score"] == 1.0
+    reasons = [row["error"]["message"] for row in results[1:3]]
     assert "'tool_calls'" in reasons[0]
     assert "one assistant turn" in reasons[1]
     assert fake.requests[-1].items[-1].tools == [{"name": "weather"}]
 
 
-def test_a_reply_is_text_or_one_turn_of_text() -> None:
+def test_a_reply_is_text_or_one_assistant_turn() -> None:
     assert single_reply("x", "response") == "x"
     assert single_reply([{"role": "assistant", "content": [{"type": "text", "text": "x"}]}], "response") == "x"
     for bad in (3, [], [{"role": "assistant", "content": "x"}] * 2, [{"role": "assistant", "content": 3}]):
@@ -336,7 +334,7 @@ def test_a_reply_is_text_or_one_turn_of_text() -> None:
 # --- the prompts of a policy -------------------------------------------------------------------------------
 
 
-def test_every_prompt_is_tried_before_the_first_is_used(tmp_path: Path) -> None:
+def test_every_prompt_is_checked_before_the_first_is_used(tmp_path: Path) -> None:
     rows = [{"prompt": word} for word in ["fine", "long", "odd", "fine too", "empty"]]
     path = write(tmp_path / "prompts.jsonl", rows)
     tried: list[Any] = []
@@ -365,7 +363,7 @@ def test_every_prompt_is_tried_before_the_first_is_used(tmp_path: Path) -> None:
         usable_prompts(load_prompt_rows(path), lambda prompt: [], RowReport(skips=True))
 
 
-def test_prompts_come_from_pairs_of_any_form(tmp_path: Path) -> None:
+def test_prompts_are_read_from_pairs_in_any_format(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "Hi"}]
     replies = [[*turns, {"role": "assistant", "content": text}] for text in ("Hello.", "Go.")]
     rows = [
@@ -377,18 +375,18 @@ def test_prompts_come_from_pairs_of_any_form(tmp_path: Path) -> None:
     assert load_prompts(write(tmp_path / "pairs.jsonl", rows)) == ["Hi", turns, turns, turns]
 
 
-def test_the_service_is_not_asked_for_a_row_that_was_skipped(
+def test_skipped_rows_are_not_sent_to_the_service(
     fake: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Any] = []
+    requests: list[Any] = []
 
     def counting(request: httpx.Request) -> httpx.Response:
         if request.content:
-            asked.extend(json.loads(request.content)["items"])
+            requests.extend(json.loads(request.content)["items"])
         return fake.transport.handle_request(request)
 
     client: Any = partial(RewardClient, transport=httpx.MockTransport(counting), retry=NO_RETRY)
     monkeypatch.setattr(score, "RewardClient", client)
     path = write(tmp_path / "rows.jsonl", ROWS)
     assert run("score", path, "--out", tmp_path / "out.jsonl", "--on-bad-row", "skip").exit_code == 0
-    assert [item["id"] for item in asked] == ["a", "4"]
+    assert [item["id"] for item in requests] == ["a", "4"]

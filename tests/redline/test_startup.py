@@ -26,22 +26,22 @@ main()
 
 @pytest.mark.parametrize("module", ["redline_cli.app", "typer", "httpx", "redline.client"])
 @pytest.mark.parametrize(
-    ("number", "status", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+    ("number", "status", "message"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
-def test_a_signal_while_a_command_loads_is_one_line(
-    module: str, number: signal.Signals, status: int, said: str
+def test_a_signal_during_start_up_prints_one_line(
+    module: str, number: signal.Signals, status: int, message: str
 ) -> None:
     command = [sys.executable, "-c", INTERRUPTED, module, str(int(number))]
     ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
-    assert (ran.returncode, ran.stdout, ran.stderr) == (status, "", f"redline: {said}\n")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (status, "", f"redline: {message}\n")
 
 
-def test_what_starts_a_command_is_light() -> None:
+def test_starting_a_command_imports_no_heavy_package() -> None:
     code = "import sys, redline_cli; print([m for m in ('httpx', 'pydantic', 'typer', 'rich') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_every_public_name_is_there() -> None:
+def test_every_public_name_can_be_imported() -> None:
     code = "from redline import *; import redline; print(*sorted(n for n in redline.__all__ if n not in globals()))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
     assert set(redline.__all__) <= set(dir(redline))
@@ -54,7 +54,7 @@ def test_every_public_name_is_there() -> None:
 @pytest.mark.parametrize(
     "first", ["redline.text.token_spans", "redline.client", "redline.dataset_columns", "redline.testing"]
 )
-def test_a_name_is_the_same_whatever_was_imported_before(first: str) -> None:
+def test_public_names_do_not_depend_on_import_order(first: str) -> None:
     code = f"import {first}; from redline import token_spans, RewardClient; print(token_spans.__name__, RewardClient)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout == "token_spans <class 'redline.client.RewardClient'>\n"

@@ -65,7 +65,7 @@ WRITERS: list[Callable[[Any], None]] = [save_text, save_torch, save_parquet, sav
 
 
 @pytest.mark.parametrize("save", WRITERS)
-def test_a_file_that_cannot_be_written_whole_is_not_written(save: Callable[[Any], None], tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_completed_is_not_created(save: Callable[[Any], None], tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.write_text("earlier")
     with pytest.raises(OSError) as caught, file_limit(10_000), atomic_file(out) as file:
@@ -79,9 +79,7 @@ def test_a_file_that_cannot_be_written_whole_is_not_written(save: Callable[[Any]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_disk_that_reports_its_lack_of_space_late_is_believed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_late_out_of_space_error_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -112,7 +110,7 @@ def save_copy(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("save", [save_safetensors, save_tokenizer, save_copy])
-def test_a_folder_that_cannot_be_written_whole_is_not_written(save: Callable[[Path], None], tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_completed_is_not_created(save: Callable[[Path], None], tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
     out.mkdir(parents=True)
     (out / "earlier").write_text("earlier")
@@ -128,7 +126,7 @@ def test_a_folder_that_cannot_be_written_whole_is_not_written(save: Callable[[Pa
     assert not (out / "earlier").exists()
 
 
-def test_a_folder_stays_where_its_replacement_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_stays_if_its_replacement_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "earlier").write_text("earlier")
@@ -147,7 +145,7 @@ def test_a_folder_stays_where_its_replacement_fails(tmp_path: Path, monkeypatch:
     assert [path.name for path in out.iterdir()] == ["earlier"]
 
 
-def test_an_error_that_is_not_of_the_writing_stays_what_it_is(tmp_path: Path) -> None:
+def test_other_errors_inside_the_block_are_unchanged(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught, atomic_file(tmp_path / "out"):
         Path(tmp_path / "source").read_text()
     assert caught.value.filename == str(tmp_path / "source")
@@ -229,7 +227,7 @@ def test_a_failure_to_write_directly_is_named(tmp_path: Path) -> None:
     assert pipe.is_fifo()
 
 
-def test_what_can_be_no_output_is_refused(tmp_path: Path) -> None:
+def test_an_unusable_output_path_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     cases = {tmp_path: "Is a directory", tmp_path / "file" / "below": "Not a directory"}
     for path, reason in cases.items():
@@ -244,7 +242,7 @@ def test_what_can_be_no_output_is_refused(tmp_path: Path) -> None:
             pytest.fail("not to be filled")
 
 
-def test_a_process_that_ends_in_the_middle_can_clear_up(tmp_path: Path) -> None:
+def test_a_process_that_ends_during_a_write_can_remove_its_files(tmp_path: Path) -> None:
     with pytest.raises(OSError), atomic_file(tmp_path / "out") as file, atomic_folder(tmp_path / "folder"):
         file.write(b"half")
         assert len(list(tmp_path.iterdir())) == 2
@@ -252,7 +250,7 @@ def test_a_process_that_ends_in_the_middle_can_clear_up(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_sole_writer_clears_what_killed_ones_left(tmp_path: Path) -> None:
+def test_a_sole_writer_removes_files_of_killed_writers(tmp_path: Path) -> None:
     (tmp_path / ".state.pt.0123456789ab.tmp").write_text("half")
     (tmp_path / ".other.pt.0123456789ab.tmp").write_text("half")
     with atomic_file(tmp_path / "state.pt", is_only_writer=True) as file:
@@ -260,7 +258,7 @@ def test_a_sole_writer_clears_what_killed_ones_left(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [".other.pt.0123456789ab.tmp", "state.pt"]
 
 
-def test_parent_folders_of_a_file_are_made(tmp_path: Path) -> None:
+def test_missing_parent_folders_are_created(tmp_path: Path) -> None:
     write_text(tmp_path / "new" / "folder" / "x.json", "x")
     assert (tmp_path / "new" / "folder" / "x.json").read_text() == "x"
     (tmp_path / "file").touch()
