@@ -159,8 +159,8 @@ def test_packages_import_only_what_the_picture_allows(package: str, path: Path) 
         if top in SOURCES and top != package:
             assert within(name, ALLOWED[package]), f"{path} imports {name}"
     extra = EXTRA_THIRD_PARTY.get(path.relative_to(SOURCES[package]).parts[0], set())
-    ours = set(SOURCES) | set(sys.stdlib_module_names)
-    foreign = {name.split(".")[0] for name in at_import(tree)} - ours
+    allowed = set(SOURCES) | set(sys.stdlib_module_names)
+    foreign = {name.split(".")[0] for name in at_import(tree)} - allowed
     assert foreign <= THIRD_PARTY[package] | extra, f"{path} imports {foreign}"
 
 

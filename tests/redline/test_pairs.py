@@ -184,7 +184,8 @@ REFUSED: dict[str, tuple[Row, str]] = {
     "history": ({"question": Q, "history": ["Hi"], **SIDES}, "'history' must be a list"),
     "another prompt before the reply": (
         {"prompt": Q, "chosen": [user("What?"), assistant(GOOD)], "rejected": [user(Q), assistant(BAD)]},
-        "'chosen' must be one assistant turn beyond the prompt, it has 2, and the turns before the last are not 'prompt'",
+        "'chosen' must be one assistant turn beyond the prompt, it has 2, "
+        "and the turns before the last are not 'prompt'",
     ),
     "a system turn that the prompt lacks": (
         {"prompt": Q, "chosen": [system("S"), user(Q), assistant(GOOD)], "rejected": [user(Q), assistant(BAD)]},

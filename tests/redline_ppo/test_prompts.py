@@ -66,14 +66,14 @@ class ShortRewardModel(FakeService):
         super().__init__(lambda word: 1.0)
         self.prompts: list[Any] = []
 
-    def _judge(self, item: ScoreItem) -> ItemResult:
+    def _score_response(self, item: ScoreItem) -> ItemResult:
         self.prompts.append(item.prompt)
         words = str(item.prompt).split()
         if len(words) > 10:
             return ItemError(id=item.id, error=ErrorBody.of(ErrorCode.TOO_LONG, "12 tokens, the limit is 10"))
         if "never" in words:
             return ItemError(id=item.id, error=ErrorBody.of(ErrorCode.INVALID_PROMPT, "no such prompt"))
-        return super()._judge(item)
+        return super()._score_response(item)
 
 
 def test_prompts_that_the_reward_model_rejects_are_bad_rows(

@@ -125,7 +125,7 @@ def checked_rows(
 ) -> Iterator[tuple[str, T]]:
     """``(location, parsed)`` of every good row; bad rows go to ``report`` if it skips them, else to ``problems``.
 
-    A file that cannot be read to its end is always a problem. Reading stops once ``problems`` is full.
+    A file that cannot be read to its end is always a problem. No further row is read once ``problems`` is full.
 
     Args:
         parse: ``(location, row)`` to the parsed row; raises BadRowError if the row cannot be used.
