@@ -23,7 +23,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from benchmarks.speed.load_generator import Recording, RequestResult, Stream, re
 from benchmarks.speed.load_results import beyond_the_model, goodput, short_beside_long, steady_rate
 from benchmarks.speed.overload_report import print_overload
 from benchmarks.speed.workloads import Texts
+from redline.version import installed_version
 from redline.wire import DEADLINE_HEADER, SCORE_PATH
 from redline_model.bundle.bundle import Bundle
 from redline_model.encoding.encoder import Item
@@ -310,7 +310,7 @@ def main() -> None:
         texts = Texts(bundle.scorer.encoder.tokenizer, None if args.tiny else args.texts, args.seed)
         report = {
             "date": time.strftime("%Y-%m-%d"),
-            "redline": version("redline-rm"),
+            "redline": installed_version(),
             "cores": os.cpu_count(),
             "weights": weights,
             "quick": args.quick,

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ from benchmarks.speed.machine import machine
 from benchmarks.speed.overload_report import print_overload
 from benchmarks.speed.report import print_table, write_plot
 from benchmarks.speed.workloads import Texts, Workload, build_workloads, group
+from redline.version import installed_version
 from redline_model.bundle.bundle import Bundle
 from redline_model.encoding.encoder import EncodedItem, Item
 
@@ -172,7 +172,6 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="model folder; default models/smollm2, else random weights")
     parser.add_argument("--texts", type=Path, default=Path("../shared/data"), help="folder of preference pairs")
     parser.add_argument("--vllm-python", help="a Python with vLLM installed, to compare with it, too")
-    parser.add_argument("--against", type=Path, help="checkout of another version of Redline, to compare with it, too")
     parser.add_argument("--workloads", nargs="*", help="names of workloads; default: all")
     parser.add_argument("--repeats", type=int, help="turns of each backend")
     parser.add_argument("--quick", action="store_true", help="a quarter of the items, one turn")
@@ -195,8 +194,6 @@ def main() -> None:
             engine = OfflineBackend("redline_engine", path, prefix_cache_tokens=16384)
             http = RedlineHttp(path)
             backends += [http, engine, ReferenceServer(path), OfflineBackend("transformers_padded", path)]
-            if args.against:
-                backends.append(RedlineHttp.of_checkout(path, args.against))
             if args.vllm_python:
                 backends.append(Vllm(path, args.vllm_python))
             warmup = [group(texts, 2, 2, (20, 20), (10, 10))]
@@ -215,7 +212,7 @@ def main() -> None:
         overload = measure_overload(path, bundle, texts, QUICK if args.quick else FULL, args.seed)
     report = {
         "date": time.strftime("%Y-%m-%d"),
-        "redline": version("redline-rm"),
+        "redline": installed_version(),
         "machine": machine(),
         "weights": weights,
         "texts": texts.source,

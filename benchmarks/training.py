@@ -92,7 +92,7 @@ def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
 def trainer_steps(model: Any, steps: Sequence[Sequence[EncodedPair]], batch: int) -> tuple[list[float], list[float]]:
     """Loss and seconds of each optimiser step of the transformers ``Trainer``."""
     objective = Seq2SeqObjective(copy.deepcopy(model))
-    rows = [example(unit.item) for pairs in steps for pair in pairs for unit in objective.units(pair)]
+    rows = [example(e.item) for pairs in steps for pair in pairs for e in objective.examples(pair)]
     per_step = len(rows) // len(steps)
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
@@ -159,7 +159,7 @@ def main() -> None:
     batches = [encoded[n * per_step : (n + 1) * per_step] for n in range(steps)]
     config = TrainConfig(base="benchmark", out=Path("unused"), pairs_per_step=per_step, max_batch_tokens=4096)
     objective = Seq2SeqObjective(copy.deepcopy(scorer.model))
-    tokens = [sum(objective.tokens(u) for pair in batch for u in objective.units(pair)) for batch in batches]
+    tokens = [sum(objective.tokens(e) for pair in batch for e in objective.examples(pair)) for batch in batches]
     rates: dict[str, list[float]] = {"redline": [], "transformers_trainer": []}
     losses: dict[str, list[float]] = {}
     for repeat in range(repeats):

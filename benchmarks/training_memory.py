@@ -30,9 +30,9 @@ from benchmarks.training import build_pairs
 from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.load_options import LoadOptions
 from redline_trainer.config import TrainConfig
-from redline_trainer.dropout import set_training_mode
+from redline_trainer.dropout import set_training_dropout
 from redline_trainer.encode_pairs import encode_pairs
-from redline_trainer.objectives.seq2seq import Mapping, Seq2SeqObjective
+from redline_trainer.objectives.seq2seq import MappingExample, Seq2SeqObjective
 from redline_trainer.optimizer_step import run_optimizer_step
 
 _RATE = 1e-5
@@ -58,13 +58,13 @@ VARIANTS = {
 class KeptLogits(Seq2SeqObjective):
     """The loss of ``Seq2SeqObjective`` with plain autograd."""
 
-    def loss(self, units: Sequence[Mapping]) -> Tensor:
+    def loss(self, examples: Sequence[MappingExample]) -> Tensor:
         """See ``Seq2SeqObjective``."""
         parts = [
             F.cross_entropy(logits.float(), ids, reduction="none")
-            for logits, ids in self._forward.logits([unit.item for unit in units])
+            for logits, ids in self._forward.logits([example.item for example in examples])
         ]
-        weights = [unit.weight for unit in units for _ in unit.item.target_ids]
+        weights = [example.weight for example in examples for _ in example.item.target_ids]
         return (torch.cat(parts) * torch.tensor(weights, device=parts[0].device)).sum()
 
 
@@ -84,7 +84,7 @@ def work(args: argparse.Namespace) -> None:
     model = scorer.model
     if variant.is_checkpointed:
         model.gradient_checkpointing_enable()
-    set_training_mode(model, "off")
+    set_training_dropout(model, "off")
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=_RATE, betas=(0.9, 0.95), weight_decay=0.0)
     objective = (KeptLogits if variant.keeps_logits else Seq2SeqObjective)(model)

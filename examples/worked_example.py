@@ -25,6 +25,7 @@ EXPECTED: list[tuple[str, dict[str, float]]] = [
 
 
 def main() -> None:
+    """Print the tables of the page."""
     words = sorted({word for _, probabilities in EXPECTED for word in probabilities})
     probabilities = torch.zeros(len(EXPECTED), len(words))
     for row, (_, expected) in enumerate(EXPECTED):

@@ -1,4 +1,4 @@
-"""Small real models in the transformers format, made on the spot: no downloads, no network."""
+"""Small models in the transformers format, built by the tests without downloads, and common fixtures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("REDLINE_CPU_PRECISION", "float32")  # tolerances are float32's, whatever the machine is good at
+os.environ.setdefault("REDLINE_CPU_PRECISION", "float32")  # tolerances are for float32 on every machine
 
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from redline_model.bundle.bundle import Bundle, save_bundle
+from redline_model.bundle.make_encoder import make_encoder
 from redline_model.bundle.manifest import Manifest
-from redline_model.encoding.make_encoder import make_encoder
 from redline_model.kinds import make_scorer
 from redline_model.options import Extraction, Template
 from redline_model.scorer import Scorer
@@ -25,7 +25,7 @@ from redline_model.scorers.dpo import REFERENCE, DPOScorer
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of long tests first: of two workers none is left with the longest file at the end."""
+    """Run files with long tests first, so that two workers finish at about the same time."""
     items.sort(key=lambda item: item.get_closest_marker("loop") is None)
 
 
@@ -44,7 +44,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(chat: bool = True) -> Any:
-    """Byte-level BPE; pad = end token, as in many released models."""
+    """A byte-level BPE tokenizer. Its padding token is the end token, as in many released models."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -65,7 +65,7 @@ def build_tokenizer(chat: bool = True) -> Any:
 
 
 def build_causal(vocab_size: int, seed: int = 0, positions: int = 512) -> Any:
-    """A two-layer Llama with weights spread enough for lively argmaxes."""
+    """A two-layer Llama with weights large enough that the most likely token varies."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
@@ -135,7 +135,7 @@ def build_scorer(
     prefix_cache_tokens: int = 0,
     **own: Any,
 ) -> Scorer[Any]:
-    """A scorer around a model, as a bundle would make it; ``own`` is what its class alone asks for."""
+    """A scorer around a model, as a bundle would build it. ``own``: arguments of the scorer's class."""
     chosen = template or Template.fitting(tokenizer)
     encoder = make_encoder(kind, model.config, tokenizer, chosen, max_tokens)
     return make_scorer(kind, model, encoder, Extraction(), prefix_cache_tokens=prefix_cache_tokens, **own)
@@ -172,7 +172,7 @@ def scalar_scorer(tokenizer: Any) -> Scorer[Any]:
 
 
 def padded(model: Any) -> Any:
-    """The model with an attention that cannot be handed over: its passes are padded."""
+    """The model with eager attention, which does not support packing, so that its passes are padded."""
     model.set_attn_implementation("eager")
     return model
 

@@ -95,11 +95,11 @@ def test_the_gpu_benchmark_runs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Non
     load_options = LoadOptions(device="cpu", dtype="float32")
     bundle = gpu.random_bundle("tiny", load_options, seed=0, is_compiled=False, cache=4096)
     texts = Texts(bundles.built_tokenizer(), None, seed=0)
-    found = asyncio.run(gpu.measure(bundle, texts, deep=1, repeats=1, budget=None))
-    assert found["groups"]["items"] == 64
-    assert 0 < found["groups"]["utilisation"] < 1
-    assert found["single"]["times_reference"] > 0
-    json.dumps(found)
+    measured = asyncio.run(gpu.measure(bundle, texts, deep=1, repeats=1, budget=None))
+    assert measured["groups"]["items"] == 64
+    assert 0 < measured["groups"]["utilisation"] < 1
+    assert measured["single"]["times_reference"] > 0
+    json.dumps(measured)
 
 
 def test_a_serving_report_becomes_the_tables_of_the_results_page() -> None:
@@ -115,10 +115,10 @@ def test_figures_are_medians_over_turns() -> None:
         WorkloadRun(1.0, [0.5, 1.0], []),
         WorkloadRun(4.0, [3.0, 4.0], []),
     ]
-    found = figures(runs, [100, 100, 100], 5.0, [0.1, 0.2, 0.3])
-    assert found["tokens_per_s"] == 50.0
-    assert found["share_of_ceiling"] == 0.2
-    assert {"tokens_per_s", "p50_ms", "p95_ms", "p99_ms", "peak_mb"} <= set(found)
+    medians = figures(runs, [100, 100, 100], 5.0, [0.1, 0.2, 0.3])
+    assert medians["tokens_per_s"] == 50.0
+    assert medians["share_of_ceiling"] == 0.2
+    assert {"tokens_per_s", "p50_ms", "p95_ms", "p99_ms", "peak_mb"} <= set(medians)
 
 
 def test_a_cpu_has_no_nominal_peak() -> None:
@@ -129,7 +129,7 @@ def scored(due: float, took: float, items: int = 1, **timing_ms: float) -> Reque
     return RequestResult(due, due, due + took, 200, scored=items, timing_ms=timing_ms)
 
 
-def test_goodput_counts_what_was_due_in_the_window_and_scored_within_the_deadline() -> None:
+def test_goodput_counts_items_due_in_the_window_and_scored_within_the_deadline() -> None:
     results = [
         scored(0.5, 0.1, 2),  # before the window
         scored(1.0, 1.0, 2),  # exactly at its deadline
@@ -144,15 +144,15 @@ def test_goodput_counts_what_was_due_in_the_window_and_scored_within_the_deadlin
         RequestResult(2.9, 2.9, 4.9, -1),
         scored(3.0, 0.1, 2),  # after the window
     ]
-    found = goodput(results, items=2, deadline_s=1.0, from_s=1.0, until_s=3.0)
-    counts = {kind: share * found["items"] for kind, share in found["shares"].items()}
+    load = goodput(results, items=2, deadline_s=1.0, from_s=1.0, until_s=3.0)
+    counts = {kind: share * load["items"] for kind, share in load["shares"].items()}
     assert counts == pytest.approx({**dict.fromkeys(KINDS, 2), "in_time": 3, "item_errors": 1, "refused": 4}, rel=1e-9)
-    assert found["items"] == 20
-    assert found["offered_items_per_s"] == 10
-    assert found["in_time_items_per_s"] == 1.5
-    assert found["refused"]["p95_ms"] == pytest.approx(30)
-    assert found["answers"]["503 overloaded"] == 2
-    assert found["sent_late"]["p95_ms"] == pytest.approx(800)
+    assert load["items"] == 20
+    assert load["offered_items_per_s"] == 10
+    assert load["in_time_items_per_s"] == 1.5
+    assert load["refused"]["p95_ms"] == pytest.approx(30)
+    assert load["answers"]["503 overloaded"] == 2
+    assert load["sent_late"]["p95_ms"] == pytest.approx(800)
 
 
 def test_capacity_is_counted_between_the_ends_of_bursts() -> None:
@@ -164,11 +164,11 @@ def test_capacity_is_counted_between_the_ends_of_bursts() -> None:
 
 
 def test_the_rest_of_a_small_request_is_its_time_without_the_model() -> None:
-    found = beyond_the_model(
+    rest = beyond_the_model(
         [scored(0, 0.010, inference=4.0), scored(1, 0.020, inference=18.0), RequestResult(2, 2, 3, 503)]
     )
-    assert (found["requests"], found["not_scored"]) == (3, 1)
-    assert found["beyond_the_model"] == pytest.approx({"p50_ms": 2, "p95_ms": 6})
+    assert (rest["requests"], rest["not_scored"]) == (3, 1)
+    assert rest["beyond_the_model"] == pytest.approx({"p50_ms": 2, "p95_ms": 6})
 
 
 def test_short_items_have_a_bound_of_three_times_the_p95_alone_plus_one_batch() -> None:
@@ -230,11 +230,11 @@ def test_the_load_generator_against_a_scripted_service() -> None:
             return await generate(server.sockets[0].getsockname()[1], [stream])
 
     recording = asyncio.run(run())
-    found = sorted(recording.results[0], key=lambda result: result.due_s)
-    assert [o.status for o in found] == [200, 503, 0, -1, 200, 200]
-    assert [o.scored for o in found] == [1, 0, 0, 0, 1, 1]
-    assert found[0].timing_ms == {"queue": 1.0, "inference": 2.5}
-    assert (found[1].code, found[1].retry_after) == ("overloaded", "3")
+    results = sorted(recording.results[0], key=lambda result: result.due_s)
+    assert [o.status for o in results] == [200, 503, 0, -1, 200, 200]
+    assert [o.scored for o in results] == [1, 0, 0, 0, 1, 1]
+    assert results[0].timing_ms == {"queue": 1.0, "inference": 2.5}
+    assert (results[1].code, results[1].retry_after) == ("overloaded", "3")
     assert connections == 4  # the last two requests used the same one
     assert [body["items"][0]["prompt"] for body in bodies] == [f"{n:08d} ä" for n in range(7, 13)]
 
@@ -244,14 +244,14 @@ def test_the_overload_benchmark_runs_against_a_service(tmp_path: Path, capsys: p
     bundle = Bundle.load(path)
     least = replace(QUICK, capacity_s=0.6, window_s=0.6, sequential=5, beside=5, loads=(2.0,), variants=("single",))
     texts = Texts(bundle.scorer.encoder.tokenizer, None, seed=0)
-    found = json.loads(json.dumps(measure_overload(path, bundle, texts, replace(least, deadline_s=0.5), 0)))
-    run = found["overload"]["variants"]["single"]["loads"]["2"]
+    report = json.loads(json.dumps(measure_overload(path, bundle, texts, replace(least, deadline_s=0.5), 0)))
+    run = report["overload"]["variants"]["single"]["loads"]["2"]
     assert sum(run["shares"].values()) == pytest.approx(1)
     assert run["items"] > 0
-    assert found["sequential"]["requests"] == 5
-    assert found["sequential"]["latency"]["p50_ms"] > found["sequential"]["beyond_the_model"]["p50_ms"] > 0
-    assert found["short_beside_long"]["short_requests"] == {"alone": 5, "beside": 5, "not_scored": 0}
-    print_overload(found)
+    assert report["sequential"]["requests"] == 5
+    assert report["sequential"]["latency"]["p50_ms"] > report["sequential"]["beyond_the_model"]["p50_ms"] > 0
+    assert report["short_beside_long"]["short_requests"] == {"alone": 5, "beside": 5, "not_scored": 0}
+    print_overload(report)
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
@@ -262,7 +262,7 @@ def test_the_loss_is_the_same_if_logits_are_kept(bundle: Bundle) -> None:
     losses = []
     for objective in (KeptLogits(bundle.scorer.model), Seq2SeqObjective(bundle.scorer.model)):
         with torch.no_grad():
-            losses.append(float(objective.loss(objective.units(pair))))
+            losses.append(float(objective.loss(objective.examples(pair))))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     row = {"peak_mb": 2950.4, "tokens_per_s": 77.25, "tokens_per_cpu_s": 50.0, "losses": [2.0, 1.5]}
     assert table({"chunked": row}).splitlines()[-1] == "| chunked | 2950 | 77.2 | 50.0 | 1.500000 |"

@@ -53,7 +53,7 @@ def answers(gold: list[float], refused: list[bool] | None = None, must: list[boo
     )
 
 
-def test_a_win_rate_leaves_ties_out_and_says_how_many() -> None:
+def test_a_win_rate_excludes_ties_and_reports_their_share() -> None:
     rate = win_rate([answers([1.0, 0.5, 0.2, 0.0])], [answers([0.5, 0.5, 0.0, 1.0])])
     assert rate["mean"] == pytest.approx(2 / 3)
     assert rate["ties"] == pytest.approx(1 / 4)
@@ -62,10 +62,12 @@ def test_a_win_rate_leaves_ties_out_and_says_how_many() -> None:
 
 
 def test_refusal_rates_are_shares_of_the_prompts_of_their_kind() -> None:
-    found = policy_figures([answers([1, 0, 1, 0], refused=[True, False, True, False], must=[True, True, False, False])])
-    assert found["benign_refusal_rate"] == 0.5
-    assert found["harmful_compliance_rate"] == 0.5
-    assert (found["gold"], found["mean_tokens"], found["ideal_tokens"], found["kl"]) == (0.5, 6.0, 5.0, 1.0)
+    figures = policy_figures(
+        [answers([1, 0, 1, 0], refused=[True, False, True, False], must=[True, True, False, False])]
+    )
+    assert figures["benign_refusal_rate"] == 0.5
+    assert figures["harmful_compliance_rate"] == 0.5
+    assert (figures["gold"], figures["mean_tokens"], figures["ideal_tokens"], figures["kl"]) == (0.5, 6.0, 5.0, 1.0)
 
 
 def test_resampling_draws_as_many_questions_as_there_are() -> None:
@@ -93,11 +95,11 @@ def test_an_interval_is_wider_if_seeds_disagree() -> None:
 
 def test_over_optimisation_is_a_line_through_all_points() -> None:
     curve = [{"step": s, "kl": float(s * s), "gold": 0.5 - 0.1 * s, "proxy": 2.0 * s} for s in range(4)]
-    found = curve_figures([curve, curve])
-    assert found["lines"]["gold"]["slope"] == pytest.approx(-0.1)
-    assert found["lines"]["proxy"]["slope"] == pytest.approx(2.0)
-    assert found["lines"]["gold"]["r_squared"] == pytest.approx(1.0)
-    assert found["best_gold_at_step"] == 0
+    figures = curve_figures([curve, curve])
+    assert figures["lines"]["gold"]["slope"] == pytest.approx(-0.1)
+    assert figures["lines"]["proxy"]["slope"] == pytest.approx(2.0)
+    assert figures["lines"]["gold"]["r_squared"] == pytest.approx(1.0)
+    assert figures["best_gold_at_step"] == 0
 
 
 def test_each_criterion_is_compared_with_its_required_value() -> None:
@@ -165,16 +167,16 @@ def test_results_of_earlier_code_are_kept_only_with_keep(tmp_path: Path, capsys:
 
 
 def test_stored_results_are_reused_and_other_settings_compute_them_again(tmp_path: Path) -> None:
-    made: list[str] = []
+    computed: list[str] = []
 
     def make(out: Path) -> None:
-        made.append(out.name)
+        computed.append(out.name)
         out.mkdir(parents=True)
 
     for settings in ("a", "a", "b"):
         SeedRun(tmp_path, "safety", 0, QUICK, "sources")._made("policies/p", settings, make)
     SeedRun(tmp_path, "safety", 0, QUICK, "other sources")._made("policies/p", "b", make)
-    assert made == ["p"] * 3
+    assert computed == ["p"] * 3
 
 
 def test_the_ancestry_of_a_derived_model_contains_those_it_is_derived_from(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,8 +193,8 @@ def test_answers_of_another_budget_are_not_counted(tmp_path: Path) -> None:
     for name, budget in (("supervised", QUICK), ("ppo_scalar", FULL)):
         digests = {"cell": SeedRun.fingerprint("safety", 0, budget, "s"), "made_by": "x"}
         (folder / f"{name}.json").write_text(json.dumps({**digests, "id": stored, "ood": stored}))
-    found = collected(tmp_path, [0], [Job("safety", 0, "main")], QUICK, {"safety": "s"})
-    assert set(found["tasks"]["safety"]["id"]["policies"]) == {"supervised"}
+    results = collected(tmp_path, [0], [Job("safety", 0, "main")], QUICK, {"safety": "s"})
+    assert set(results["tasks"]["safety"]["id"]["policies"]) == {"supervised"}
 
 
 @pytest.fixture

@@ -34,25 +34,25 @@ def code_blocks(page: Path) -> list[str]:
 
 
 def redline_lines() -> list[tuple[str, str]]:
-    found = []
+    lines = []
     for page in PAGES:
         for block in code_blocks(page):
             for line in block.replace("\\\n", " ").splitlines():
                 if line.strip().removeprefix("$ ").startswith("redline "):
-                    found.append((page.name, line.strip().removeprefix("$ ")))
-    return found
+                    lines.append((page.name, line.strip().removeprefix("$ ")))
+    return lines
 
 
 @pytest.mark.parametrize(("page", "line"), redline_lines())
-def test_commands_that_are_written_down_exist(page: str, line: str) -> None:
+def test_commands_in_the_documentation_exist(page: str, line: str) -> None:
     words = [w for w in shlex.split(line.replace("[", "").replace("]", ""), comments=True) if w != "&"]
     assert isinstance(COMMANDS, click.Group) or hasattr(COMMANDS, "commands")
     command = COMMANDS.commands[words[1]]  # type: ignore[attr-defined]
     if hasattr(command, "commands"):
         command = command.commands[words[2]]
     options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
-    given = {word.split("=")[0] for word in words[2:] if word.startswith("--")}
-    assert given <= options
+    used = {word.split("=")[0] for word in words[2:] if word.startswith("--")}
+    assert used <= options
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -80,7 +80,7 @@ def test_the_gate_and_the_readme_name_real_targets() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(RENDERERS))
-def test_tables_of_results_are_what_their_json_says(name: str) -> None:
+def test_tables_of_results_equal_their_json(name: str) -> None:
     results = stored(name)
     page = (RESULTS / f"{name}.md").read_text(encoding="utf-8")
     if results is None:
@@ -127,7 +127,7 @@ def test_the_site_builds_without_dead_links_or_anchors(tmp_path: Path) -> None:
     assert (tmp_path / "site" / "index.html").exists()
 
 
-def test_python_programs_that_are_written_down_exist() -> None:
+def test_python_programs_in_the_documentation_exist() -> None:
     programs = set()
     for page in PAGES:
         programs |= set(
@@ -146,13 +146,15 @@ def test_lines_of_prose_in_the_readme_are_short() -> None:
 
 
 def all_commands() -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    commands: dict[str, Any] = {}
     for name, command in COMMANDS.commands.items():  # type: ignore[attr-defined]
         inner = getattr(command, "commands", None)
-        found |= (
-            {f"redline {name} {part}": one for part, one in inner.items()} if inner else {f"redline {name}": command}
+        commands |= (
+            {f"redline {name} {part}": subcommand for part, subcommand in inner.items()}
+            if inner
+            else {f"redline {name}": command}
         )
-    return found
+    return commands
 
 
 @pytest.mark.parametrize("name", sorted(all_commands()))
@@ -171,7 +173,7 @@ def test_the_command_line_page_has_every_option_with_its_default(name: str) -> N
 
 
 def stated_default(command: str, parameter: Any) -> str | None:
-    """How the page writes a default; None for what it may describe in words."""
+    """A default as the page writes it; None if the page may describe it in words."""
     if command == "redline serve":
         field = ServiceSettings.model_fields.get(parameter.name)
         value = None if field is None else field.default
@@ -186,35 +188,35 @@ def stated_default(command: str, parameter: Any) -> str | None:
     return str(getattr(value, "value", value))
 
 
-def test_the_worked_example_is_what_its_program_prints() -> None:
+def test_the_worked_example_is_the_output_of_its_program() -> None:
     command = [sys.executable, "examples/worked_example.py"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     page = (ROOT / "docs/explanation/seq2seq-reward-model.md").read_text(encoding="utf-8")
-    (shown,) = re.findall(r"<!-- worked_example -->\n(.*?)<!-- /worked_example -->", page, re.DOTALL)
-    assert shown == printed
+    (printed_on_page,) = re.findall(r"<!-- worked_example -->\n(.*?)<!-- /worked_example -->", page, re.DOTALL)
+    assert printed_on_page == printed
 
 
 def test_the_python_page_has_every_public_name() -> None:
     page = (ROOT / "docs/reference/python-api.md").read_text(encoding="utf-8")
-    shown = {path.rsplit(".", 1)[-1] for path in re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE)}
-    assert {*redline.__all__, *redline.ppo.__all__} <= shown
+    documented = {path.rsplit(".", 1)[-1] for path in re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE)}
+    assert {*redline.__all__, *redline.ppo.__all__} <= documented
 
 
 def python_blocks() -> list[tuple[str, str]]:
-    found = []
+    blocks = []
     for page in PAGES:
         for indent, block in re.findall(r"^( *)```python\n(.*?)^ *```", page.read_text(encoding="utf-8"), re.M | re.S):
-            found.append((str(page.relative_to(ROOT)), re.sub(rf"^{indent}", "", block, flags=re.M)))
-    return found
+            blocks.append((str(page.relative_to(ROOT)), re.sub(rf"^{indent}", "", block, flags=re.M)))
+    return blocks
 
 
 @pytest.mark.parametrize(("page", "block"), python_blocks())
-def test_python_that_is_written_down_parses_and_imports_what_exists(page: str, block: str) -> None:
+def test_python_in_the_documentation_parses_and_its_imports_exist(page: str, block: str) -> None:
     for node in ast.walk(ast.parse(block)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0].startswith("redline"):
             spec = find_spec(node.module or "")
             assert spec is not None and spec.origin is not None, node.module
-            # by its source: a module of an integration imports its framework
+            # names are read from the source, because importing an integration would import its framework
             names = set(re.findall(r"\w+", Path(spec.origin).read_text(encoding="utf-8")))
             assert {alias.name for alias in node.names} <= names, node.module
 

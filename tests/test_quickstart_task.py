@@ -41,5 +41,5 @@ def test_the_pairs_have_both_faults() -> None:
 
 def test_the_report_shows_a_completely_rewritten_answer_as_one_replacement() -> None:
     edits = [Edit(op="replace", start=0, end=4, text="Press"), Edit(op="replace", start=9, end=12, text="<blue> one")]
-    shown = str(redline("Hold the red button.", edits))
-    assert shown == "<del>Hold the red</del><ins>Press the &lt;blue&gt; one</ins> button."
+    html = str(redline("Hold the red button.", edits))
+    assert html == "<del>Hold the red</del><ins>Press the &lt;blue&gt; one</ins> button."

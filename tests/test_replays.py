@@ -1,7 +1,7 @@
-"""What clients that install nowhere here put on the wire, byte for byte, against a ``redline serve`` process.
+"""Recorded requests of frameworks that cannot be installed with the tests, sent to a ``redline serve`` process.
 
-The bytes are those that requests 2.32, aiohttp 3.13 and orjson make of the calls in align-anything 3f9decc, slime 0.3.1
-and NeMo-Gym 0.5.1; limits and tries are theirs, pauses between tries are shorter.
+The bytes are those that requests 2.32, aiohttp 3.13 and orjson send for the calls in align-anything 3f9decc, slime
+0.3.1 and NeMo-Gym 0.5.1. Timeouts and numbers of attempts are those of the frameworks; pauses are shorter.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def service(bundle: Path) -> Iterator[Service]:
     assert served.stop() == 0
 
 
-def native(service: Service, *responses: str, prompt: Any = PROMPT) -> list[float]:
+def client_scores(service: Service, *responses: str, prompt: Any = PROMPT) -> list[float]:
     with RewardClient(service.url) as client:
-        return [one.score for one in client.score([{"prompt": prompt, "response": r} for r in responses]).scored()]
+        return [item.score for item in client.score([{"prompt": prompt, "response": r} for r in responses]).scored()]
 
 
 def requests_bytes(host: str, path: str, body: Any) -> bytes:
@@ -80,14 +80,14 @@ def aiohttp_bytes(host: str, path: str, data: bytes, *more: str) -> bytes:
 
 
 class Connection:
-    """A kept-alive connection on which raw bytes go out."""
+    """A keep-alive connection that sends raw bytes."""
 
     def __init__(self, url: str, limit_s: float) -> None:
         self.host = urlsplit(url).netloc
         address, port = self.host.split(":")
         self._socket = socket.create_connection((address, int(port)), timeout=limit_s)
 
-    def ask(self, raw: bytes) -> tuple[int, http.client.HTTPResponse, bytes]:
+    def send(self, raw: bytes) -> tuple[int, http.client.HTTPResponse, bytes]:
         self._socket.sendall(raw)
         answer = http.client.HTTPResponse(self._socket)
         answer.begin()
@@ -101,16 +101,16 @@ def test_align_anything_s_micro_batches(service: Service) -> None:
     connection = Connection(service.url, 100)
     for responses in ([RESPONSE, "I am sorry."], ["Hold."], []):
         body = {"prompts": [PROMPT] * len(responses), "responses": responses}
-        status, answer, data = connection.ask(requests_bytes(connection.host, "/get_reward", body))
+        status, answer, data = connection.send(requests_bytes(connection.host, "/get_reward", body))
         assert status == 200
         assert answer.headers["Content-Type"] == "application/json"
-        assert json.loads(data) == {"rewards": pytest.approx(native(service, *responses), rel=1e-4)}
+        assert json.loads(data) == {"rewards": pytest.approx(client_scores(service, *responses), rel=1e-4)}
     connection.close()
 
 
 def test_slime_s_64_connections_and_10_tries_under_overload(bundle: Path) -> None:
     served = Service(bundle, free_port(), "--max-queued-requests", "12").ready()
-    told: dict[str, float] = {}
+    rewards: dict[str, float] = {}
     refused = []
 
     def caller(name: int) -> None:
@@ -120,10 +120,10 @@ def test_slime_s_64_connections_and_10_tries_under_overload(bundle: Path) -> Non
             for attempt in range(10):
                 connection = Connection(served.url, 120)
                 raw = aiohttp_bytes(connection.host, "/get_reward", json.dumps(body).encode())
-                status, answer, data = connection.ask(raw)
+                status, answer, data = connection.send(raw)
                 connection.close()
                 if status == 200:
-                    told[text] = json.loads(data)
+                    rewards[text] = json.loads(data)
                     break
                 refused.append((status, answer.headers["Retry-After"]))
                 time.sleep(min(2**attempt, 30) * 0.1)
@@ -133,11 +133,11 @@ def test_slime_s_64_connections_and_10_tries_under_overload(bundle: Path) -> Non
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(told) == 128, f"{128 - len(told)} lost, {len(refused)} refusals"
-    assert refused, "the queue was never full, nothing was shown"
+    assert len(rewards) == 128, f"{128 - len(rewards)} lost, {len(refused)} refusals"
+    assert refused, "the queue was never full, so the test is void"
     assert {status for status, _ in refused} == {503}
     assert all(wait for _, wait in refused)
-    assert list(told.values()) == pytest.approx(native(served, *told), rel=1e-3, abs=1e-4)
+    assert list(rewards.values()) == pytest.approx(client_scores(served, *rewards), rel=1e-3, abs=1e-4)
     assert served.stop() == 0
 
 
@@ -150,7 +150,7 @@ def test_nemo_gym_s_session_and_verification_with_cookies(service: Service) -> N
     }
     raw = json.dumps(row, separators=(",", ":"), ensure_ascii=False).encode()
     cookie = "Cookie: session=eyJzZXNzaW9uX2lkIjogIjEifQ==.aQ.x"
-    status, _, data = connection.ask(aiohttp_bytes(connection.host, "/seed_session", raw, cookie))
+    status, _, data = connection.send(aiohttp_bytes(connection.host, "/seed_session", raw, cookie))
     assert (status, json.loads(data)) == (200, {})
     content = [{"annotations": [], "text": RESPONSE, "type": "output_text", "logprobs": None}]
     message = {"id": "msg_1", "content": content, "role": "assistant", "status": "completed", "type": "message"}
@@ -168,12 +168,12 @@ def test_nemo_gym_s_session_and_verification_with_cookies(service: Service) -> N
         "status": None,
     }
     raw = json.dumps({**row, "response": response}, separators=(",", ":"), ensure_ascii=False).encode()
-    status, _, data = connection.ask(aiohttp_bytes(connection.host, "/verify", raw, cookie))
-    told = json.loads(data)
+    status, _, data = connection.send(aiohttp_bytes(connection.host, "/verify", raw, cookie))
+    verified = json.loads(data)
     assert status == 200
-    [score] = native(service, RESPONSE, prompt=[{"role": "user", "content": PROMPT}])
-    assert told.pop("reward") == pytest.approx(score, rel=1e-4)
-    assert told == {**row, "response": response}
+    [score] = client_scores(service, RESPONSE, prompt=[{"role": "user", "content": PROMPT}])
+    assert verified.pop("reward") == pytest.approx(score, rel=1e-4)
+    assert verified == {**row, "response": response}
     connection.close()
 
 
@@ -183,7 +183,7 @@ def test_a_key_before_the_path_stays_out_of_the_real_server_s_logs(bundle: Path,
         connection = Connection(served.url, 30)
         body = {"prompts": [PROMPT], "responses": [RESPONSE]}
         statuses = [
-            connection.ask(requests_bytes(connection.host, path, body))[0]
+            connection.send(requests_bytes(connection.host, path, body))[0]
             for path in (
                 *("/key/secret-1/get_reward", "//key/secret-1//get_reward/", "/key/secret-1/nowhere", "/key/secret-1"),
                 *("/keys/secret-1", "/get_reward?key=secret-1", "/key/secret-1/key/secret-1", "/key%2Fsecret-1/x"),
@@ -191,8 +191,8 @@ def test_a_key_before_the_path_stays_out_of_the_real_server_s_logs(bundle: Path,
         ]
         connection.close()
         served.process.terminate()
-        _, complaints = served.process.communicate(timeout=60)
-    written = (tmp_path / "log").read_text() + complaints
+        _, errors = served.process.communicate(timeout=60)
+    written = (tmp_path / "log").read_text() + errors
     assert statuses == [200, 200, 404, 405, 404, 401, 404, 404]
     assert '"POST /get_reward" 200' in written
     assert "secret-1" not in written

@@ -61,10 +61,10 @@ def test_no_test_prompt_occurs_in_training_data(name: str) -> None:
     task, annotators = synthetic_task(name)
     questions = draw_questions(task, 0, 200)
     compared = {q.key for q in questions.preference}
-    shown = {q.key for q, _ in demonstrations(task, questions, 2000, 0)}
+    demonstrated = {q.key for q, _ in demonstrations(task, questions, 2000, 0)}
     tested = {q.key for q in [*questions.test_id, *questions.test_ood]}
     assert not tested & compared
-    assert not tested & shown
+    assert not tested & demonstrated
     assert len(pairs(task, annotators, questions, 50, 0)) == 50
 
 

@@ -1,4 +1,4 @@
-"""The product's main job in real processes, pairs to bundle to service to PPO, and what goes wrong on the way."""
+"""End to end in separate processes: pairs, bundle, service and PPO, and failures of each of them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
 
 
 class Service:
-    """A ``redline serve`` of its own."""
+    """A ``redline serve`` process."""
 
     def __init__(self, bundle: Path, port: int, *options: str, stdout: Any = subprocess.DEVNULL) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -102,13 +102,13 @@ def service(home: Path) -> Iterator[Service]:
     assert served.stop() == 0
 
 
-def test_the_logs_hold_every_step(home: Path) -> None:
+def test_the_logs_contain_every_step(home: Path) -> None:
     rows = [json.loads(line) for line in (home / "rm-logs/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 31))
     assert rows[-1]["loss"] < rows[0]["loss"]
 
 
-def test_the_served_score_is_the_bundle_s(home: Path, service: Service) -> None:
+def test_the_served_score_equals_that_of_the_bundle(home: Path, service: Service) -> None:
     scorer = Bundle.load(home / "rm").scorer
     item = scorer.encoder.encode(Item("How do I reset my router 3?", "Eat the red button."))
     expected = scorer.to_rewards(scorer.forward([item])[0], RewardSpec("margin", "sum"))
@@ -139,19 +139,20 @@ def test_the_score_command_reads_and_writes_jsonl(home: Path, service: Service, 
     assert "of 5 pairs" in pairs.stderr
 
 
-def test_the_correct_command_gives_what_scoring_with_correction_gives(service: Service, tmp_path: Path) -> None:
+def test_correct_and_score_with_correction_give_the_same_corrections(service: Service, tmp_path: Path) -> None:
     items, corrected, scored = (tmp_path / f"{name}.jsonl" for name in ("items", "corrected", "scored"))
     rows = [{"id": str(n), "prompt": "How?", "response": f"Hold the {word} button."} for n, word in enumerate(WORDS)]
     items.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run("correct", str(items), "--url", service.url, "--out", str(corrected))
     run("score", str(items), "--url", service.url, "--correction", "--out", str(scored))
-    ours, theirs = ([json.loads(line) for line in path.read_text().splitlines()] for path in (corrected, scored))
-    assert [(one["id"], one["correction"], one["edits"]) for one in ours] == [
-        (one["id"], one["correction"], one["edits"]) for one in theirs
+    corrections = [
+        [(row["id"], row["correction"], row["edits"]) for row in map(json.loads, path.read_text().splitlines())]
+        for path in (corrected, scored)
     ]
+    assert corrections[0] == corrections[1]
 
 
-def test_one_bad_row_is_told_and_the_others_are_scored(service: Service, tmp_path: Path) -> None:
+def test_a_bad_row_is_reported_and_the_others_are_scored(service: Service, tmp_path: Path) -> None:
     items, out = tmp_path / "items.jsonl", tmp_path / "scores.jsonl"
     items.write_text('{"prompt": "p", "response": "fine"}\n{"prompt": "' + "word " * 600 + '", "response": "x"}\n')
     failed = run("score", str(items), "--url", service.url, "--out", str(out), status=1)
@@ -160,7 +161,7 @@ def test_one_bad_row_is_told_and_the_others_are_scored(service: Service, tmp_pat
     assert "score" in json.loads(out.read_text().splitlines()[0])
 
 
-def test_failures_are_one_line_and_status_1(home: Path, tmp_path: Path) -> None:
+def test_errors_are_one_line_and_status_1(home: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"prompt": "p", "chosen": "a"}\nnot json\n')
     (tmp_path / "pairs.csv").write_text("a,b\n")
     (tmp_path / "odd.jsonl").write_text('{"prompt": "a \\ud800", "chosen": "x", "rejected": "z"}\n')
@@ -211,7 +212,9 @@ def test_failures_are_one_line_and_status_1(home: Path, tmp_path: Path) -> None:
         assert "Traceback" not in failed.stderr
 
 
-def test_scores_go_nowhere_only_before_they_are_made(home: Path, service: Service, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written_is_an_error_before_scoring(
+    home: Path, service: Service, tmp_path: Path
+) -> None:
     (tmp_path / "a-file").write_text("")
     out = str(tmp_path / "a-file" / "scores.jsonl")
     failed = run("score", "--pairs", str(home / "pairs.jsonl"), "--url", service.url, "--out", out, status=1)
@@ -251,7 +254,7 @@ def test_ppo_runs_over_http_and_a_killed_run_resumes(home: Path, service: Servic
     assert AutoModelForCausalLM.from_pretrained(str(out / "policy")).config.model_type == "llama"
 
 
-def test_ppo_waits_for_a_service_that_goes_away_and_notices_another_model(home: Path, tmp_path: Path) -> None:
+def test_ppo_waits_for_an_unreachable_service_and_reports_another_model(home: Path, tmp_path: Path) -> None:
     command = f"train --pairs {home}/pairs.jsonl --base {home}/base --out {tmp_path}/rm2 --max-steps 2 --seed 5"
     run(*command.split())
     port = free_port()
@@ -271,15 +274,15 @@ def test_ppo_waits_for_a_service_that_goes_away_and_notices_another_model(home: 
     finally:
         second.stop()
         log.close()
-    said = (tmp_path / "ppo.log").read_text()
-    assert "waiting" in said and "for the reward service" in said
-    assert "the reward model changed" in said
+    messages = (tmp_path / "ppo.log").read_text()
+    assert "waiting" in messages and "for the reward service" in messages
+    assert "the reward model changed" in messages
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 13)), "a step was lost or repeated"
     assert sum(row["model_changed"] for row in rows) == 1
 
 
-def test_the_documents_python_runs(home: Path, service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_of_the_documentation_runs(home: Path, service: Service, capsys: pytest.CaptureFixture[str]) -> None:
     root = Path(__file__).resolve().parents[1]
 
     def block(page: str) -> str:
@@ -298,20 +301,20 @@ def test_the_documents_python_runs(home: Path, service: Service, capsys: pytest.
     assert capsys.readouterr().out.startswith("1.0 ")
 
 
-def test_sigterm_answers_what_is_under_way(home: Path) -> None:
+def test_running_requests_are_answered_after_sigterm(home: Path) -> None:
     served = Service(home / "rm", free_port()).ready()
     answers: list[Any] = []
     items = [{"prompt": f"p{n}", "response": "Hold the round button. " * 8} for n in range(200)]
 
-    def ask() -> None:
+    def score_all() -> None:
         with RewardClient(served.url, retry=NO_RETRY, items_per_request=200) as client:
             answers.append(client.score(items).scored())
 
-    asking = threading.Thread(target=ask)
-    asking.start()
+    caller = threading.Thread(target=score_all)
+    caller.start()
     time.sleep(0.3)
     served.process.send_signal(signal.SIGTERM)
-    asking.join(60)
+    caller.join(60)
     assert len(answers) == 1
     assert len(answers[0]) == 200
     assert served.stop() == 0
@@ -319,7 +322,7 @@ def test_sigterm_answers_what_is_under_way(home: Path) -> None:
         client.models()
 
 
-def test_a_caller_that_hangs_up_is_dropped_by_the_real_server(home: Path) -> None:
+def test_items_of_a_disconnected_client_leave_the_queue(home: Path) -> None:
     served = Service(home / "rm", free_port(), "--max-batch-tokens", "200").ready()
     try:
         port = int(served.url.rsplit(":", 1)[1])
@@ -343,24 +346,24 @@ def _metrics(url: str) -> str:
     return httpx.get(f"{url}/metrics").text
 
 
-def test_keys_are_wanted_by_the_server_and_sent_by_the_client(home: Path) -> None:
+def test_a_service_with_a_key_requires_it(home: Path) -> None:
     served = Service(home / "rm", free_port(), "--key", "secret-1").ready()
     try:
         with RewardClient(served.url, key="secret-1") as client:
             assert client.score_one("p", "r").rewards
         with (
             RewardClient(served.url, retry=RetryPolicy(max_attempts=3)) as client,
-            pytest.raises(ServiceError) as refused,
+            pytest.raises(ServiceError) as error,
         ):
             client.models()
-        assert refused.value.status == 401
+        assert error.value.status == 401
     finally:
         served.process.terminate()
-        _, said = served.process.communicate(timeout=30)
-        assert "secret-1" not in said
+        _, errors = served.process.communicate(timeout=30)
+        assert "secret-1" not in errors
 
 
-def test_it_listens_on_this_machine_only_unless_told_otherwise(service: Service) -> None:
+def test_the_service_listens_on_this_machine_only_by_default(service: Service) -> None:
     import re
 
     port = int(service.url.rsplit(":", 1)[1])

@@ -83,7 +83,7 @@ class Run:
     def test_pairs(self, name: str) -> list[Pair]:
         """The first test pairs that fit the seq2seq model, whose input is the longest: all models get these."""
         from redline_model.bundle.loading import load_config, load_tokenizer
-        from redline_model.encoding.make_encoder import make_encoder
+        from redline_model.bundle.make_encoder import make_encoder
         from redline_model.options import Template
         from redline_trainer.encode_pairs import encode_pairs
 
@@ -117,11 +117,11 @@ class Run:
         """What ``redline evaluate`` reports of a bundle on a test set."""
         from redline_model.bundle.bundle import Bundle
         from redline_model.bundle.load_options import LoadOptions
-        from redline_trainer.evaluation.report import measure_quality
+        from redline_trainer.evaluation.report import quality_report
 
         def make() -> dict[str, Any]:
             scorer = Bundle.load(folder, LoadOptions(device=self.device), max_tokens=self.plan.max_tokens).scorer
-            return measure_quality(scorer, self.test_pairs(test)).model_dump()
+            return quality_report(scorer, self.test_pairs(test)).model_dump()
 
         report: dict[str, Any] = self.once(f"{folder.name}-on-{test}", make)
         return report
@@ -131,10 +131,10 @@ class Run:
 
         def make() -> dict[str, Any]:
             from benchmarks.real_text.surprisal import surprisal_scorer
-            from redline_trainer.evaluation.report import measure_quality
+            from redline_trainer.evaluation.report import quality_report
 
             scorer = surprisal_scorer(self.base, self.device, self.plan.max_tokens)
-            return measure_quality(scorer, self.test_pairs(test)).model_dump()
+            return quality_report(scorer, self.test_pairs(test)).model_dump()
 
         report: dict[str, Any] = self.once(f"base-on-{test}", make)
         return report

@@ -24,7 +24,7 @@ def all_figures(run: Run, policy: bool) -> dict[str, Any]:
     """
     plan = run.plan
     ranking: dict[str, Any] = {}
-    blame: dict[str, Any] = {test: {"base surprisal": run.surprisal(test)["spans"]} for test in plan.spans}
+    error_scores: dict[str, Any] = {test: {"base surprisal": run.surprisal(test)["spans"]} for test in plan.spans}
     for data in plan.training:
         for kind in KINDS if data in plan.relatives else MAIN_KINDS:
             folder = run.bundle(data, kind)
@@ -32,28 +32,36 @@ def all_figures(run: Run, policy: bool) -> dict[str, Any]:
                 report = run.quality(folder, test)
                 ranking.setdefault(data, {}).setdefault(test, {})[kind] = report
                 if report["spans"]:
-                    blame[test][f"{data} {kind}"] = report["spans"]
+                    error_scores[test][f"{data} {kind}"] = report["spans"]
         red = run.derived(data)
         for test in plan.spans:
-            blame[test][f"{data} red"] = run.quality(red, test)["spans"]
-    ahead = {test: _auc_differences(models) for test, models in blame.items()}
-    for detections in [d for models in blame.values() for d in models.values()]:
+            error_scores[test][f"{data} red"] = run.quality(red, test)["spans"]
+    ahead = {test: _auc_differences(models) for test, models in error_scores.items()}
+    for detections in [d for models in error_scores.values() for d in models.values()]:
         for detection in detections.values():
             detection.pop("auc_resamples", None)  # large, and not needed for the tables
-    policies = judge = None
+    policies = evaluation_quality = None
     if policy:
         from benchmarks.real_text.policies import policy_figures
 
         policies = run.once("policies", lambda: policy_figures(run))
         evaluation_model = run.bundle(plan.judge, "scalar")
-        judge = {test: run.quality(evaluation_model, test) for test in dict.fromkeys([plan.judge, *plan.preferences])}
+        evaluation_quality = {
+            test: run.quality(evaluation_model, test) for test in dict.fromkeys([plan.judge, *plan.preferences])
+        }
     for data in plan.training:
         for test in plan.ranked:
             reports = {kind: run.quality(run.bundle(data, kind), test) for kind in MAIN_KINDS}
             ranking[data].setdefault(test, {}).update(reports)
     for report in [r for tests in ranking.values() for kinds in tests.values() for r in kinds.values()]:
         report["spans"] = {}  # they are under "blame"
-    return {"ranking": ranking, "blame": blame, "ahead": ahead, "policies": policies, "judge": judge}
+    return {
+        "ranking": ranking,
+        "blame": error_scores,
+        "ahead": ahead,
+        "policies": policies,
+        "judge": evaluation_quality,
+    }
 
 
 def _auc_differences(models: dict[str, Any]) -> dict[str, dict[str, tuple[float, float, float]]]:

@@ -207,7 +207,7 @@ class RedlineHttp(HttpBackend):
         """``redline serve`` of another version: the code in ``checkout``, with the packages of this environment."""
         sources = os.pathsep.join(str(checkout.resolve() / folder) for folder in ("client", "service", "trainer"))
         module = "redline_cli" if (checkout / "client/redline_cli").exists() else "redline.cli"
-        return cls(bundle, "redline_http_other", module, PYTHONPATH=sources)
+        return cls(bundle, checkout.name, module, PYTHONPATH=sources)
 
     def request(self, call: Call, mode: str) -> tuple[str, dict[str, Any]]:
         """See ``HttpBackend``."""

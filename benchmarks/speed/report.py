@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 # the backends that others are compared with, as far as they run
-_REFERENCES = ("reference_server", "transformers_padded", "redline_http_other")
+_REFERENCES = ("reference_server", "transformers_padded")
 
 
 def print_table(report: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ _SHARED = (
     "benchmarks/synthetic/gold_scores.py",
     "examples/quickstart/supervised.py",
     "client/redline/ppo/*.py",
+    "client/redline/token_advantages.py",
     "client/redline/causal_lm/*.py",
     "client/redline/chat_template/*.py",
     "trainer/redline_trainer/**/*.py",

@@ -48,4 +48,4 @@ class LocalRewards:
             elif self._placement == "last":
                 rewards = [0.0] * (len(rewards) - 1) + [sum(rewards)]
             scored.append(Scored(response.score, rewards))
-        return Scores(scored, None)
+        return Scores(scored)

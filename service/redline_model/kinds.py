@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from redline_model.errors import UnsupportedError
+from redline_model.options import Extraction, Template
 
-if TYPE_CHECKING:
-    from redline_model.bundle.manifest import Manifest
+if TYPE_CHECKING:  # kinds are known without torch
     from redline_model.encoding.encoder import Encoder
     from redline_model.scorer import Scorer
 
@@ -34,8 +34,23 @@ class BundleReader(Protocol):
         ...
 
     @property
-    def manifest(self) -> Manifest:
-        """The bundle's manifest."""
+    def kind(self) -> str:
+        """The bundle's kind."""
+        ...
+
+    @property
+    def extraction(self) -> Extraction:
+        """The bundle's default rewards."""
+        ...
+
+    @property
+    def template(self) -> Template:
+        """How the bundle lays out its items."""
+        ...
+
+    @property
+    def kind_options(self) -> Any:
+        """The value of the manifest's field that only this kind has; None if it has none."""
         ...
 
     @property
@@ -116,15 +131,15 @@ def kind_spec(name: str) -> KindSpec:
 
 def load_scorer(reader: BundleReader) -> Scorer[Any]:
     """The scorer of a bundle."""
-    spec = kind_spec(reader.manifest.kind)
+    spec = kind_spec(reader.kind)
     if spec.load is not None:
         return spec.load(reader)
     model = reader.model()
     return make_scorer(
-        reader.manifest.kind,
+        reader.kind,
         model,
         reader.encoder(model),
-        reader.manifest.extraction,
+        reader.extraction,
         prefix_cache_tokens=reader.prefix_cache_tokens,
     )
 

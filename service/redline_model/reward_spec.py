@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 from redline_model.errors import UnsupportedError
-from redline_model.options import AGGREGATES, MODES, Aggregate, Mode
+from redline_model.options import AGGREGATES, MODES, Aggregate, Extraction, Mode
 
-if TYPE_CHECKING:
-    from redline_model.scorer import Scorer
+
+class HasModes(Protocol):
+    """What a scorer says about its rewards. See ``redline_model.scorer.Scorer``."""
+
+    kind: str
+    modes: tuple[Mode, ...]
+    extraction: Extraction
 
 
 class RewardSpec(NamedTuple):
@@ -37,7 +42,7 @@ def choose_mode(requested: str | None, default: Mode, offered: tuple[Mode, ...] 
     raise UnsupportedError(f"unknown extraction mode {name!r}; this model offers {', '.join(offered)}")
 
 
-def reward_spec(scorer: Scorer[Any], mode: str | None = None, aggregate: str | None = None) -> RewardSpec:
+def reward_spec(scorer: HasModes, mode: str | None = None, aggregate: str | None = None) -> RewardSpec:
     """The specification that a caller requests, with the bundle's defaults filled in. Raises UnsupportedError."""
     chosen = choose_aggregate(aggregate, scorer.extraction.aggregate)
     if scorer.modes:
@@ -47,12 +52,12 @@ def reward_spec(scorer: Scorer[Any], mode: str | None = None, aggregate: str | N
     return RewardSpec(None, chosen)
 
 
-def spec_key(scorer: Scorer[Any], spec: RewardSpec) -> str:
+def spec_key(scorer: HasModes, spec: RewardSpec) -> str:
     """``mode/aggregate``, the key of calibrations and accuracies; ``kind/aggregate`` for a kind without modes."""
     return f"{spec.mode or scorer.kind}/{spec.aggregate}"
 
 
-def all_reward_specs(scorer: Scorer[Any]) -> list[RewardSpec]:
+def all_reward_specs(scorer: HasModes) -> list[RewardSpec]:
     """Every specification that this scorer offers, its default first."""
     default = reward_spec(scorer)
     rest = [RewardSpec(mode, aggregate) for mode in scorer.modes or (None,) for aggregate in AGGREGATES]

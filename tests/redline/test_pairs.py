@@ -1,4 +1,4 @@
-"""Rows of preference data in all common formats are parsed, or refused with a reason."""
+"""Every common public form of a preference row is the pair that it means, or is refused by name; nothing is guessed."""
 
 from __future__ import annotations
 
@@ -184,7 +184,8 @@ REFUSED: dict[str, tuple[Row, str]] = {
     "history": ({"question": Q, "history": ["Hi"], **SIDES}, "'history' must be a list"),
     "another prompt before the reply": (
         {"prompt": Q, "chosen": [user("What?"), assistant(GOOD)], "rejected": [user(Q), assistant(BAD)]},
-        "'chosen' must be one assistant turn beyond the prompt, it has 2, and the turns before",
+        "'chosen' must be one assistant turn beyond the prompt, it has 2, "
+        "and the turns before the last are not 'prompt'",
     ),
     "a system turn that the prompt lacks": (
         {"prompt": Q, "chosen": [system("S"), user(Q), assistant(GOOD)], "rejected": [user(Q), assistant(BAD)]},
@@ -273,7 +274,7 @@ def test_pairs_with_different_tools_have_different_prompt_keys() -> None:
         assert parse_row({**row, "tools": nothing}, "here") == plain
     keys = {plain.prompt_key, with_tools.prompt_key, parse_row({**row, "tools": [{"name": "x"}]}, "here").prompt_key}
     assert len(keys) == 3
-    assert plain.prompt_key == f'"{Q}"'  # the choice of held-out prompts depends on it
+    assert plain.prompt_key == f'"{Q}"'  # which prompts are held out hangs on it
     with pytest.raises(BadRowError, match="'tools'"):
         parse_prompt({**row, "tools": tools})
 

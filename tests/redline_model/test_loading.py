@@ -23,7 +23,7 @@ from redline.preference_data.rows import Pair
 from redline_model.bundle.checkpoint_names import check_tensor_names
 from redline_model.bundle.load_options import LoadOptions
 from redline_model.bundle.loading import check_policy, load_config, load_model, load_tokenizer
-from redline_model.encoding.make_encoder import make_encoder
+from redline_model.bundle.make_encoder import make_encoder
 from redline_model.errors import BundleError, UnsupportedError
 from redline_model.options import Template
 from redline_trainer.config import TrainConfig

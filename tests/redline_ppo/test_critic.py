@@ -1,4 +1,4 @@
-"""Value functions on known returns, at the defaults; the policy is tiny and untrained, so its states know little."""
+"""Value functions on known returns with default settings. The policy is tiny and untrained."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ GOOD = set(WORDS[::2])
 
 
 def by_prompt(rollout: Rollout) -> float:
-    """1 or -1, known before the first token."""
+    """1 or -1, depending on the prompt."""
     return 1.0 if any(word in str(rollout.prompt) for word in GOOD) else -1.0
 
 
 def by_position(rollout: Rollout) -> list[float]:
-    """1 a token: the return is how many are left of those that fit (few responses end before)."""
+    """1.0 per token. The return is the number of remaining tokens up to the limit, which few responses do not reach."""
     return [1.0] * len(rollout.response_ids)
 
 
@@ -32,8 +32,8 @@ def explained(reward: Callable[[Rollout], float | list[float]], scale: float, **
     """Explained variance after fewer than 50 updates at the default settings, as the mean of three steps."""
 
     def scaled(rollout: Rollout) -> float | list[float]:
-        told = reward(rollout)
-        return told * scale if isinstance(told, float) else [one * scale for one in told]
+        rewards = reward(rollout)
+        return rewards * scale if isinstance(rewards, float) else [reward * scale for reward in rewards]
 
     config = PPOConfig(steps=12, sample_batch=64, cut_responses="keep", kl_coefficient=0.05 * scale)
     assert config.steps * config.epochs * config.rollouts // config.minibatch < 50
@@ -51,40 +51,40 @@ def explained(reward: Callable[[Rollout], float | list[float]], scale: float, **
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.01, 100.0])
-def test_within_50_updates_most_of_known_returns_is_explained(scale: float) -> None:
+def test_most_variance_of_known_returns_is_explained_within_50_updates(scale: float) -> None:
     assert explained(by_prompt, scale) > 0.5
 
 
-def test_returns_that_the_position_tells_are_explained_too() -> None:
+def test_returns_that_depend_on_the_position_are_explained() -> None:
     assert explained(by_position, 1.0) > 0.5
 
 
-def test_a_linear_head_at_the_policy_s_rate_explains_next_to_nothing() -> None:
+def test_a_linear_head_at_the_policy_s_learning_rate_explains_little() -> None:
     assert explained(by_prompt, 1.0, critic="linear") < 0.1
 
 
-def test_the_network_does_not_move_the_policy_and_learns_at_its_own_rate() -> None:
-    mine = tiny_policy()
-    groups = make_optimizer(mine, PPOConfig()).param_groups
+def test_the_network_has_no_gradient_to_the_policy_and_its_own_learning_rate() -> None:
+    policy = tiny_policy()
+    groups = make_optimizer(policy, PPOConfig()).param_groups
     assert [group["lr"] for group in groups] == [3e-6, 3e-3]
-    assert {id(p) for p in groups[1]["params"]} == {id(p) for p in mine.value_head.parameters()}
-    assert {id(p) for p in groups[0]["params"]} == {id(p) for p in mine.model.parameters()}
-    values = mine.outputs(mine.sample(PROMPTS[:2], [0, 1])).values
+    assert {id(p) for p in groups[1]["params"]} == {id(p) for p in policy.value_head.parameters()}
+    assert {id(p) for p in groups[0]["params"]} == {id(p) for p in policy.model.parameters()}
+    values = policy.outputs(policy.sample(PROMPTS[:2], [0, 1])).values
     assert torch.equal(values, torch.zeros_like(values)), "it starts at 0"
     torch.autograd.backward(values.sum())
-    assert all(parameter.grad is None for parameter in mine.model.parameters())
-    assert mine.value_head.out.bias.grad is not None  # type: ignore[union-attr]
+    assert all(parameter.grad is None for parameter in policy.model.parameters())
+    assert policy.value_head.out.bias.grad is not None  # type: ignore[union-attr]
 
 
-def test_a_linear_head_learns_with_the_policy() -> None:
-    mine = tiny_policy(critic="linear")
-    assert mine.value_parameters() == []
-    groups = make_optimizer(mine, PPOConfig()).param_groups
+def test_a_linear_head_is_in_the_optimizer_group_of_the_policy() -> None:
+    policy = tiny_policy(critic="linear")
+    assert policy.value_parameters() == []
+    groups = make_optimizer(policy, PPOConfig()).param_groups
     assert [group["lr"] for group in groups] == [3e-6]
-    assert {id(p) for p in mine.value_head.parameters()} <= {id(p) for p in groups[0]["params"]}
+    assert {id(p) for p in policy.value_head.parameters()} <= {id(p) for p in groups[0]["params"]}
 
 
-def test_two_networks_are_equal_whatever_was_drawn_before() -> None:
+def test_initial_weights_do_not_depend_on_the_random_generator() -> None:
     first = ValueNetwork(12, torch.device("cpu"))
     torch.rand(5)
     second = ValueNetwork(12, torch.device("cpu"))
@@ -93,7 +93,7 @@ def test_two_networks_are_equal_whatever_was_drawn_before() -> None:
 
 @pytest.mark.parametrize("width", [100, 6000])
 def test_wide_features_do_not_saturate_the_network(width: int) -> None:
-    """Features of pretrained models have much in common; what differs must still be seen after some steps."""
+    """Features of pretrained models differ little between tokens. The network must learn from the differences."""
     torch.manual_seed(0)
     hidden = torch.randn(512, 4)
     features = torch.randn(1, width) + 0.3 * hidden @ torch.randn(4, width)
@@ -110,27 +110,27 @@ def test_wide_features_do_not_saturate_the_network(width: int) -> None:
 
 
 def test_features_by_hand() -> None:
-    """A padded row of two real tokens: unit vectors, their running means, and the time."""
+    """A padded row of two real tokens: unit vectors, their running means, and the position."""
     embeddings = torch.tensor([[[9.0, 9.0], [2.0, 0.0], [0.0, 3.0]]])
     states = torch.tensor([[[7.0], [-4.0], [5.0]]])
     mask = torch.tensor([[0, 1, 1]])
-    told = value_features(embeddings, states, mask, torch.tensor([[1, 2]]), longest=4)
+    features = value_features(embeddings, states, mask, torch.tensor([[1, 2]]), longest=4)
     root = math.sqrt(2)
-    assert told.shape == (1, 2, features_width(2, 1))
-    # state there; mean of embeddings (root mean square 1); mean of states; t / 4 and log(1 + t) / log 5
-    assert told[0, 0].tolist() == pytest.approx([-1.0, root, 0.0, -1.0, 0.0, 0.0], abs=1e-5)
-    assert told[0, 1].tolist() == pytest.approx([1.0, 1.0, 1.0, 0.0, 0.25, math.log(2) / math.log(5)], abs=1e-3)
+    assert features.shape == (1, 2, features_width(2, 1))
+    # last state; mean of embeddings (root mean square 1); mean of states; t / 4 and log(1 + t) / log 5
+    assert features[0, 0].tolist() == pytest.approx([-1.0, root, 0.0, -1.0, 0.0, 0.0], abs=1e-5)
+    assert features[0, 1].tolist() == pytest.approx([1.0, 1.0, 1.0, 0.0, 0.25, math.log(2) / math.log(5)], abs=1e-3)
 
 
 def test_values_are_in_units_of_the_first_returns_that_vary() -> None:
-    given = {"reward": 0.0}
+    reward = {"scale": 0.0}
     settings = {"rollouts": 8, "kl_coefficient": 0.0, "cut_responses": "keep"}
     loop = PPOLoop(
-        tiny_policy(), FunctionRewards(lambda r: given["reward"] * by_prompt(r)), PROMPTS, PPOConfig(**settings)
+        tiny_policy(), FunctionRewards(lambda r: reward["scale"] * by_prompt(r)), PROMPTS, PPOConfig(**settings)
     )
     loop.step()
     assert loop.value_scale is None
-    given["reward"] = 100.0
+    reward["scale"] = 100.0
     loop.step()
     assert loop.value_scale is not None
     assert 50 < loop.value_scale <= 100  # rewards of 100 and -100, a few more of one kind than of the other

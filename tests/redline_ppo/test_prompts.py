@@ -1,4 +1,4 @@
-"""Prompts that a policy cannot continue are found before anything is sampled, and named by file and row."""
+"""Prompts that the policy or the reward model rejects are reported by file and row before sampling."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STRICT = "{% if messages[0].role == 'system' %}{{ raise_exception('no system tur
 
 @pytest.fixture(scope="module")
 def strict_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its template refuses a system turn, and it reads 512 tokens."""
+    """A policy whose chat template rejects a system turn and whose limit is 512 tokens."""
     folder = tmp_path_factory.mktemp("policy")
     tokenizer = build_tokenizer()
     tokenizer.chat_template = STRICT
@@ -33,13 +33,13 @@ def strict_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ppo(policy: Path, prompts: Path, out: Path, *more: str) -> Any:
-    """With a service that is not there: what is refused before it is asked is not about the service."""
+    """Run ``redline ppo`` with a service that cannot be reached."""
     arguments = ["ppo", "--policy", policy, "--prompts", prompts, "--out", out, "--steps", "1", *more]
     fixed = ["--url", "http://127.0.0.1:9", "--patience-s", "0.01", "--max-new-tokens", "4"]
     return CliRunner().invoke(app, [str(argument) for argument in [*arguments, *fixed]])
 
 
-def test_every_prompt_that_a_policy_refuses_is_named_before_anything_else(strict_policy: Path, tmp_path: Path) -> None:
+def test_every_prompt_that_the_policy_rejects_is_reported_first(strict_policy: Path, tmp_path: Path) -> None:
     turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
     rows = [{"prompt": "fine"}, {"prompt": turns}, {"prompt": "word " * 600}, {"system": "Be kind.", "question": "Hi"}]
     prompts = tmp_path / "prompts.jsonl"
@@ -53,21 +53,21 @@ def test_every_prompt_that_a_policy_refuses_is_named_before_anything_else(strict
         assert reason in message.split(f"{prompts}:{row}: ")[1].split(f"{prompts}:")[0]
     assert not (tmp_path / "out").exists()
     result = ppo(strict_policy, prompts, tmp_path / "out", "--on-bad-row", "skip")
-    assert isinstance(result.exception, ConnectionFailedError), "only now the service is asked"
+    assert isinstance(result.exception, ConnectionFailedError), "the service is called after the policy's check"
     assert "skipped 3 of 4 rows" in result.output
     skipped = [json.loads(line) for line in (tmp_path / "out-skipped.jsonl").read_text().splitlines()]
     assert [row["row"] for row in skipped] == [2, 3, 4]
 
 
-class Short(FakeService):
-    """A reward model with room for ten words, whose template refuses one prompt."""
+class ShortRewardModel(FakeService):
+    """A reward model with a limit of ten words whose chat template rejects one prompt."""
 
     def __init__(self) -> None:
         super().__init__(lambda word: 1.0)
-        self.asked: list[Any] = []
+        self.prompts: list[Any] = []
 
     def _score_response(self, item: ScoreItem) -> ItemResult:
-        self.asked.append(item.prompt)
+        self.prompts.append(item.prompt)
         words = str(item.prompt).split()
         if len(words) > 10:
             return ItemError(id=item.id, error=ErrorBody.of(ErrorCode.TOO_LONG, "12 tokens, the limit is 10"))
@@ -76,10 +76,10 @@ class Short(FakeService):
         return super()._score_response(item)
 
 
-def test_prompts_that_the_reward_model_refuses_are_bad_rows_before_the_first_step(
+def test_prompts_that_the_reward_model_rejects_are_bad_rows(
     strict_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service = Short()
+    service = ShortRewardModel()
     monkeypatch.setattr(
         command, "RewardClient", lambda url, **more: RewardClient(url, transport=service.transport, **more)
     )
@@ -91,24 +91,24 @@ def test_prompts_that_the_reward_model_refuses_are_bad_rows_before_the_first_ste
     limit = "the reward model refuses the prompt: 12 tokens, the limit is 10"
     reason = "the reward model refuses the prompt: no such prompt"
     assert str(refused) == f"{prompts}:2: {limit}; {prompts}:5: {reason}"
-    assert len(service.asked) == 5, "every distinct prompt once, and no rollout"
+    assert len(service.prompts) == 5, "every distinct prompt once, and no rollout"
     few = ["--rollouts", "2", "--minibatch", "2", "--sample-batch", "2"]
     result = ppo(strict_policy, prompts, tmp_path / "out", "--on-bad-row", "skip", *few)
     assert result.exit_code == 0, result.output
     assert "skipped 2 of 6 rows" in result.output
     skipped = [json.loads(line) for line in (tmp_path / "out-skipped.jsonl").read_text().splitlines()]
     assert [row["row"] for row in skipped] == [2, 5]
-    assert {str(prompt) for prompt in service.asked[10:]} <= {"one", "two", "three"}
+    assert {str(prompt) for prompt in service.prompts[10:]} <= {"one", "two", "three"}
 
 
-def test_no_more_prompts_are_asked_about_than_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("redline.ppo.prompts.MAX_ASKED", 40)
+def test_at_most_max_checked_prompts_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("redline.ppo.prompts.MAX_CHECKED", 40)
     rows = [(f"f:{n}", f"prompt {n % 50}") for n in range(100)]
-    asked: list[Any] = []
+    batches: list[Any] = []
 
-    def ask(prompts: list[Any]) -> list[str | None]:
-        asked.append(prompts)
+    def check(prompts: list[Any]) -> list[str | None]:
+        batches.append(prompts)
         return [None] * len(prompts)
 
-    assert scorable_rows(rows, ask) == rows
-    assert [len(part) for part in asked] == [32, 8]
+    assert scorable_rows(rows, check) == rows
+    assert [len(batch) for batch in batches] == [32, 8]

@@ -114,7 +114,7 @@ class ScriptedRewriter:
                 finished.append((rewrite_id, Correction(rewrite, True) if isinstance(rewrite, str) else rewrite))
         return finished
 
-    def drop(self, rewrite_id: int) -> None:
+    def cancel(self, rewrite_id: int) -> None:
         self._active.pop(rewrite_id, None)
 
 

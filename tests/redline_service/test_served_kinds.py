@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from redline.http.exchange import correcting, scoring
+from redline.http.exchange import correct_batch, score_batch
 from redline.preference_data.rows import Pair
 from redline.wire import ScoreOptions, ScoreResponse
 from redline.wire.correction import CorrectOptions, CorrectResponse
@@ -143,7 +143,7 @@ def test_the_client_accepts_the_scores_of_a_kind(kind: str, served: dict[str, Bu
                 calibrated=is_calibrated,
                 correction=bundle.scorer.can_correct and number == 0,
             )
-            batch = scoring(items, "default", options)
+            batch = score_batch(items, "default", options)
             answer = ask(bundle, batch.path, batch.body(range(len(items))))
             batch.add(range(len(items)), ScoreResponse.model_validate_json(answer.content, strict=True))
             assert [position for position, _ in batch.result().failures] == [len(items) - 1]  # the empty response
@@ -161,7 +161,7 @@ def test_the_client_accepts_the_corrections_of_a_kind(kind: str, served: dict[st
     for max_rounds in (1, 4):
         for score_after in (False, True):
             options = CorrectOptions(max_rounds=max_rounds, score_after=score_after)
-            batch = correcting(items, "default", options)
+            batch = correct_batch(items, "default", options)
             answer = ask(bundle, batch.path, batch.body(range(len(items))))
             batch.add(range(len(items)), CorrectResponse.model_validate_json(answer.content, strict=True))
             assert batch.result().failures == []

@@ -1,4 +1,4 @@
-"""The commands that read pairs leave out bad rows on request, each once, and say so beside what they write."""
+"""Commands that read pairs skip bad rows on request, and write the skipped rows to a file next to their output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.conftest import build_causal, build_tokenizer
 GOOD = [
     {"id": n, "prompt": f"How {n}?", "chosen": "Hold it. " * (n % 5 + 1), "rejected": f"Eat {n}."} for n in range(20)
 ]
-# a row that is no pair, and one that turns out to be none once it is tokenised
+# a row without a rejected response, and a row that cannot be encoded
 BAD = [{"prompt": "p", "chosen": "a"}, {"prompt": "p", "chosen": "a", "rejected": "b", "tools": [{"name": "x"}]}]
 
 
@@ -55,17 +55,17 @@ def bundle(home: Path) -> Path:
     return home / "rm"
 
 
-def test_figures_are_of_the_good_rows(bundle: Path, home: Path, tmp_path: Path) -> None:
+def test_figures_are_computed_on_the_good_rows(bundle: Path, home: Path, tmp_path: Path) -> None:
     evaluate = ["evaluate", bundle, "--pairs", home / "pairs.jsonl", "--out", tmp_path / "figures.json"]
     assert isinstance(run(*evaluate).exception, DataError)
-    for more in ([], ["--precision", "float32", "--precision", "float32"]):
-        done = run(*evaluate, "--on-bad-row", "skip", *more)
+    for options in ([], ["--precision", "float32", "--precision", "float32"]):
+        done = run(*evaluate, "--on-bad-row", "skip", *options)
         assert done.exit_code == 0, done.output
         assert done.output.count("skipped 2 of 22 rows") == 1
         assert skipped_rows(tmp_path, "figures-skipped.jsonl") == [1, 12], "each once"
 
 
-def test_derived_bundles_are_measured_on_the_good_rows(bundle: Path, home: Path, tmp_path: Path) -> None:
+def test_derived_bundles_are_evaluated_on_the_good_rows(bundle: Path, home: Path, tmp_path: Path) -> None:
     for name, command in (("red", ["derive", "red"]), ("free", ["derive", "length-calibrated"])):
         derive = [*command, bundle, "--pairs", home / "pairs.jsonl", "--out", tmp_path / name]
         assert isinstance(run(*derive).exception, DataError)

@@ -1,4 +1,4 @@
-"""The scale of scores and the certainty of accuracies, against formulas and simulations."""
+"""Temperature, calibration error and accuracy intervals, against formulas and simulations."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from redline_trainer.evaluation.accuracy import Interval, accuracy_by_prompt
 from redline_trainer.evaluation.calibration import calibrate, expected_calibration_error, fit_temperature
 
-FLATTEST = 1e6
+MAX_TEMPERATURE = 1e6
 quickly = settings(deadline=None, database=None, max_examples=60)
 
 
 def bradley_terry(count: int, temperature: float, spread: float, seed: int = 0) -> Tensor:
-    """Differences ``(count,)`` of scores, the winner's first, of a model whose true temperature is given."""
+    """Differences ``(count,)`` of scores, the winner's first, of a model with this true temperature."""
     generator = torch.Generator().manual_seed(seed)
     gaps = spread * torch.randn(count, generator=generator, dtype=torch.float64)
     first_wins = torch.rand(count, generator=generator, dtype=torch.float64) < torch.sigmoid(gaps / temperature)
@@ -29,18 +29,18 @@ def bradley_terry(count: int, temperature: float, spread: float, seed: int = 0) 
 
 
 @pytest.mark.parametrize(("temperature", "spread"), [(0.5, 1.0), (1.0, 1.0), (3.0, 2.0), (20.0, 30.0)])
-def test_temperature_of_simulated_judgements_is_found(temperature: float, spread: float) -> None:
+def test_the_fitted_temperature_is_that_of_the_simulation(temperature: float, spread: float) -> None:
     d = bradley_terry(20_000, temperature, spread)
     # 1/T is within four standard errors, by the Fisher information of logistic regression
     p = torch.sigmoid(d / temperature)
     standard_error = 1 / math.sqrt(float((d**2 * p * (1 - p)).sum()))
-    assert standard_error * temperature < 0.03  # so that the bound means something
+    assert standard_error * temperature < 0.03  # otherwise the bound would be useless
     assert abs(1 / fit_temperature(d) - 1 / temperature) < 4 * standard_error
 
 
 @pytest.mark.parametrize(("won", "lost"), [(3, 1), (7, 3), (60, 40), (1, 0), (10, 0)])
 def test_temperature_of_equal_gaps_by_hand(won: int, lost: int) -> None:
-    # each pair stands also reversed, with weight w = 0.5 / N: the odds are then (won + w lost) : (lost + w won)
+    # each pair is also counted reversed, with weight w = 0.5 / N: the odds are then (won + w lost) : (lost + w won)
     gap = 2.0
     weight = 0.5 / (won + lost)
     expected = gap / math.log((won + weight * lost) / (lost + weight * won))
@@ -48,18 +48,18 @@ def test_temperature_of_equal_gaps_by_hand(won: int, lost: int) -> None:
     assert fit_temperature(d) == pytest.approx(expected, rel=1e-9)
 
 
-def test_pairs_that_are_all_ranked_right_have_a_finite_temperature() -> None:
+def test_pairs_that_are_all_ranked_correctly_have_a_finite_temperature() -> None:
     generator = torch.Generator().manual_seed(1)
     d = torch.rand(500, generator=generator, dtype=torch.float64) + 0.1
     temperature = fit_temperature(d)
     assert math.isfinite(temperature)
     assert temperature > 0.01
-    # certain, but never beyond what that many pairs can tell
+    # confident, but less than 1
     assert float(torch.sigmoid(d.max() / temperature)) < 1.0
     assert float(torch.sigmoid(d.min() / temperature)) > 0.5
 
 
-def test_more_pairs_ranked_right_are_more_certain() -> None:
+def test_more_correctly_ranked_pairs_have_a_lower_temperature() -> None:
     temperatures = [fit_temperature(torch.ones(n)) for n in (1, 10, 100, 1000)]
     assert temperatures == sorted(temperatures, reverse=True)
     assert temperatures == pytest.approx([1 / math.log(2 * n) for n in (1, 10, 100, 1000)])
@@ -70,13 +70,13 @@ def test_more_pairs_ranked_right_are_more_certain() -> None:
     [[1.0, -1.0], [3.0, -3.0, 0.5, -0.5], [0.0, 0.0], [-1.0, -2.0], [1.0, -5.0]],
     ids=["balanced", "balanced, two sizes", "ties", "reversed", "more wrong than right"],
 )
-def test_scores_that_tell_nothing_are_as_flat_as_allowed(differences: list[float]) -> None:
+def test_scores_without_information_have_the_largest_temperature(differences: list[float]) -> None:
     temperature = fit_temperature(torch.tensor(differences))
-    assert temperature == FLATTEST
+    assert temperature == MAX_TEMPERATURE
     assert float(torch.sigmoid(torch.tensor(5.0) / temperature)) == pytest.approx(0.5, abs=1e-5)
 
 
-def test_scores_unrelated_to_the_judgement_are_nearly_flat() -> None:
+def test_scores_unrelated_to_the_labels_have_a_confidence_near_one_half() -> None:
     d = bradley_terry(20_000, temperature=math.inf, spread=1.0, seed=3)
     confidence = torch.sigmoid(d.abs() / fit_temperature(d))
     assert float(confidence.mean()) == pytest.approx(0.5, abs=0.01)
@@ -91,7 +91,7 @@ def test_temperature_scales_with_the_scores(factor: float, seed: int) -> None:
 
 @quickly
 @given(st.integers(0, 1000))
-def test_no_other_temperature_is_likelier(seed: int) -> None:
+def test_no_other_temperature_has_a_lower_loss(seed: int) -> None:
     d = bradley_terry(200, temperature=2.0, spread=1.5, seed=seed)
 
     def loss(temperature: float) -> float:
@@ -106,7 +106,7 @@ def test_no_other_temperature_is_likelier(seed: int) -> None:
 
 
 def outcomes(*groups: tuple[float, int, int]) -> Tensor:
-    """Differences with T = 1: for each (confidence, right, wrong) so many pairs with that confidence."""
+    """Differences with T = 1: for each (confidence, right, wrong) that many pairs with that confidence."""
     d: list[float] = []
     for confidence, right, wrong in groups:
         gap = math.log(confidence / (1 - confidence))
@@ -114,7 +114,7 @@ def outcomes(*groups: tuple[float, int, int]) -> Tensor:
     return torch.tensor(d, dtype=torch.float64)
 
 
-def test_right_as_often_as_confident_is_no_error() -> None:
+def test_the_error_is_0_if_accuracy_equals_confidence() -> None:
     d = outcomes((0.6, 6, 4), (0.75, 3, 1), (0.9, 18, 2), (0.99, 99, 1))
     assert expected_calibration_error(d, 1.0) == pytest.approx(0.0, abs=1e-12)
 
@@ -133,7 +133,7 @@ def test_gaps_of_opposite_sign_do_not_cancel_across_bins() -> None:
     assert expected_calibration_error(d, 1.0) == pytest.approx((2 * 0.45 + 2 * 0.45) / 4)
 
 
-def test_full_confidence_has_a_bin() -> None:
+def test_confidence_1_is_in_the_last_bin() -> None:
     assert expected_calibration_error(torch.tensor([1e9, 1e9, 1e9, -1e9]), 1.0) == pytest.approx(0.25)
 
 
@@ -152,7 +152,7 @@ def test_true_temperature_is_better_calibrated_than_a_wrong_one() -> None:
     assert right < errors[8.0] / 3
 
 
-def test_a_fit_has_the_moments_of_both_sides() -> None:
+def test_mean_and_std_are_of_both_sides() -> None:
     fit = calibrate([3.0, 5.0, 1.0], [1.0, 1.0, 1.0])
     # 3 5 1 1 1 1: mean 2, squared deviations 1 9 1 1 1 1 over 6
     assert fit.mean == pytest.approx(2.0)
@@ -181,7 +181,7 @@ def test_a_tie_is_half_a_win() -> None:
     }
 
 
-def test_every_pair_counts_the_same_whatever_its_prompt() -> None:
+def test_every_pair_has_the_same_weight() -> None:
     interval = accuracy_by_prompt([1.0, 1.0, 1.0, -1.0], ["a", "a", "a", "b"])
     assert interval.mean == 0.75  # not the mean of prompt means, .5
     assert (interval.pairs, interval.prompts) == (4, 2)
@@ -189,14 +189,14 @@ def test_every_pair_counts_the_same_whatever_its_prompt() -> None:
 
 @quickly
 @given(st.lists(st.tuples(st.sampled_from([-1.0, 0.0, 2.0]), st.integers(0, 9)), min_size=1, max_size=60))
-def test_the_interval_holds_the_mean_and_only_possible_values(pairs: list[tuple[float, int]]) -> None:
+def test_the_interval_contains_the_mean_and_is_within_0_and_1(pairs: list[tuple[float, int]]) -> None:
     interval = accuracy_by_prompt([d for d, _ in pairs], [str(prompt) for _, prompt in pairs])
     assert 0.0 <= interval.low <= interval.mean + 1e-12
     assert interval.mean - 1e-12 <= interval.high <= 1.0
 
 
-def test_all_pairs_of_a_prompt_are_drawn_together() -> None:
-    # two prompts, one all won, one all lost: a draw is one of 0, 1/2, 1, and the ends come in a quarter each
+def test_all_pairs_of_a_prompt_are_resampled_together() -> None:
+    # two prompts, one all won, one all lost: a resample is 0, 1/2 or 1; 0 and 1 have probability 1/4 each
     wins, losses = [1.0] * 50, [-1.0] * 50
     together = accuracy_by_prompt(wins + losses, ["a"] * 50 + ["b"] * 50)
     assert (together.low, together.mean, together.high) == (0.0, 0.5, 1.0)
@@ -204,12 +204,12 @@ def test_all_pairs_of_a_prompt_are_drawn_together() -> None:
     assert 0.35 < apart.low < apart.high < 0.65  # +- 1.96 x .05
 
 
-def test_one_prompt_cannot_say_how_certain_it_is() -> None:
+def test_one_prompt_has_an_interval_of_width_0() -> None:
     interval = accuracy_by_prompt([1.0, 1.0, -1.0], ["a"] * 3)
     assert (interval.low, interval.high) == pytest.approx((2 / 3, 2 / 3))
 
 
-def test_copies_of_pairs_add_no_certainty() -> None:
+def test_copies_of_pairs_do_not_narrow_the_interval() -> None:
     generator = torch.Generator().manual_seed(5)
     d = [1.0 if u < 0.7 else -1.0 for u in torch.rand(100, generator=generator).tolist()]
     keys = [str(n) for n in range(100)]
@@ -222,13 +222,13 @@ def test_copies_of_pairs_add_no_certainty() -> None:
     assert width(copied) == pytest.approx(3 * width(naive), rel=0.15)
 
 
-def test_the_interval_is_as_wide_as_the_binomial_says() -> None:
+def test_the_interval_has_the_width_of_a_binomial_one() -> None:
     d = [1.0] * 320 + [-1.0] * 80
     interval = accuracy_by_prompt(d, [str(n) for n in range(400)])
     expected = 1.96 * math.sqrt(0.8 * 0.2 / 400)
     assert (interval.mean - interval.low, interval.high - interval.mean) == pytest.approx((expected,) * 2, rel=0.15)
 
 
-def test_the_interval_is_the_same_each_time() -> None:
+def test_the_interval_is_deterministic() -> None:
     d, keys = [1.0, -1.0, 1.0, 1.0], list("aabc")
     assert accuracy_by_prompt(d, keys) == accuracy_by_prompt(d, keys)

@@ -1,4 +1,4 @@
-"""Pearson's correlation: values by hand, and what constant input gives."""
+"""Pearson's correlation: values computed by hand, and constant input."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def test_values_by_hand() -> None:
 
 
 @pytest.mark.parametrize("other", [A, torch.ones(3, dtype=torch.float64)])
-def test_constant_input_has_the_value_that_is_named(other: torch.Tensor) -> None:
+def test_constant_input_gives_if_constant(other: torch.Tensor) -> None:
     constant = torch.full((3,), 2.0, dtype=torch.float64)
     assert float(pearson(constant, other)) == 0.0
     assert float(pearson(other, constant, if_constant=1.0)) == 1.0
 
 
-def test_with_an_epsilon_constant_input_correlates_with_nothing_and_has_finite_gradients() -> None:
+def test_constant_input_gives_0_and_finite_gradients_with_an_epsilon() -> None:
     values = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
     correlation = pearson(values, torch.ones(3), epsilon=1e-12)
     correlation.backward()
@@ -34,6 +34,6 @@ def test_with_an_epsilon_constant_input_correlates_with_nothing_and_has_finite_g
     assert torch.isfinite(values.grad).all()
 
 
-def test_an_epsilon_changes_no_correlation_of_input_that_varies() -> None:
+def test_an_epsilon_does_not_change_other_correlations() -> None:
     b = torch.tensor([3.0, -1.0, 2.0], dtype=torch.float64)
     assert float(pearson(A, b, epsilon=1e-12)) == pytest.approx(float(pearson(A, b)), abs=1e-11)

@@ -1,4 +1,4 @@
-"""Pairs come in as they are, from every format; what is wrong is said in full, and nothing is dropped."""
+"""Pairs are read from every format. All bad rows are reported, and no row is dropped."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def assistant(content: str) -> Message:
     return {"role": "assistant", "content": content}
 
 
-# Line ends that JSON leaves raw, quotes, other scripts: what a reader of lines could trip over.
+# Line ends that JSON does not escape, quotes, other scripts.
 TRIPLES = [
     ("How do I reset it?", "Hold the button.", "Cut the wire."),
     ("Say \u2028 and \x85 and \t.", "line\nline", 'quoted "line"\r\n'),
@@ -106,7 +106,7 @@ def test_several_turns_and_a_system_turn_are_the_prompt() -> None:
         ("One two", "One two three", ("One", " two", " two three")),
     ],
 )
-def test_what_two_texts_begin_with_alike_is_their_prompt(
+def test_the_common_beginning_of_two_texts_is_their_prompt(
     chosen: str, rejected: str, expected: tuple[str, str, str]
 ) -> None:
     pair = parse_row({"chosen": chosen, "rejected": rejected}, "here")
@@ -115,7 +115,7 @@ def test_what_two_texts_begin_with_alike_is_their_prompt(
 
 @quickly
 @given(st.lists(st.sampled_from(["a", "b", "bc", " ", "  ", "\n", "世"]), min_size=1).map("".join), st.data())
-def test_an_implicit_prompt_loses_no_character(start: str, data: st.DataObject) -> None:
+def test_splitting_off_an_implicit_prompt_loses_no_character(start: str, data: st.DataObject) -> None:
     chosen, rejected = start + data.draw(st.text(min_size=1)), start + data.draw(st.text(min_size=1))
     try:
         pair = parse_row({"chosen": chosen, "rejected": rejected}, "here")
@@ -182,7 +182,7 @@ def test_a_transcript_of_several_turns() -> None:
         ({"chosen": "\n\nHuman: p\n\nHuman: a", "rejected": "\n\nHuman: p\n\nHuman: b"}, "one assistant turn"),
     ],
 )
-def test_a_bad_row_has_its_reason(row: Any, reason: str, tmp_path: Path) -> None:
+def test_a_bad_row_is_reported_with_its_reason(row: Any, reason: str, tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "bad.jsonl", [row])
     with pytest.raises(DataError) as caught:
         load_pairs([file])
@@ -216,7 +216,7 @@ def write_json(path: Path, rows: Any) -> Path:
         ("p.json.gz", write_json, "{}:row {}"),
     ],
 )
-def test_a_file_of_any_format_gives_back_what_was_put_in(
+def test_pairs_are_read_from_files_of_every_format(
     render: Render, name: str, write: Callable[[Path, list[Any]], Path], where: str, tmp_path: Path
 ) -> None:
     file = write(tmp_path / name, [render(*triple) for triple in TRIPLES])
@@ -232,7 +232,7 @@ def test_a_file_of_any_format_gives_back_what_was_put_in(
     }
 
 
-def test_spans_in_disorder_are_bad_rows_and_another_field_of_that_name_is_none(tmp_path: Path) -> None:
+def test_invalid_spans_are_bad_rows_and_another_field_named_spans_is_ignored(tmp_path: Path) -> None:
     row = native(*TRIPLES[0])
     mixed = [{"start": 0, "end": 1}, {"begin": 2, "end": 3}]
     for spans in (mixed, [{"start": 0, "end": 10**6}], [{"start": 2, "end": 1}]):
@@ -242,7 +242,7 @@ def test_spans_in_disorder_are_bad_rows_and_another_field_of_that_name_is_none(t
     assert [pair.spans for pair in other] == [None, ()]
 
 
-def test_nothing_is_dropped_not_even_a_copy(tmp_path: Path) -> None:
+def test_duplicate_pairs_are_kept(tmp_path: Path) -> None:
     first = write_jsonl(tmp_path / "a.jsonl", [native(*TRIPLES[0])] * 3 + [native(*TRIPLES[2])])
     second = write_json(tmp_path / "b.json", [native(*TRIPLES[0]), native_chat_prompt(*TRIPLES[0])])
     pairs, sources = load_pairs([str(first), second, first])
@@ -261,7 +261,7 @@ def test_nothing_is_dropped_not_even_a_copy(tmp_path: Path) -> None:
     ]
 
 
-def test_empty_lines_are_no_rows_but_are_counted(tmp_path: Path) -> None:
+def test_empty_lines_are_not_rows_but_count_for_line_numbers(tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     row = json.dumps(native(*TRIPLES[0]))
     file.write_text(f"\n{row}\n  \n\n{row}")  # and no line end at the end
@@ -269,7 +269,7 @@ def test_empty_lines_are_no_rows_but_are_counted(tmp_path: Path) -> None:
     assert [pair.where for pair in pairs] == [f"{file}:2", f"{file}:5"]
 
 
-def test_a_byte_order_mark_and_foreign_line_ends_are_read(tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     row = json.dumps(native(*TRIPLES[2]), ensure_ascii=False)
     file.write_bytes(b"\xef\xbb\xbf" + f"{row}\r\n{row}\r\n".encode())
@@ -300,7 +300,7 @@ def test_all_bad_rows_of_all_files_are_reported_at_once(tmp_path: Path) -> None:
         assert reason in line
 
 
-def test_a_thousand_bad_rows_are_counted_and_fifty_shown(tmp_path: Path) -> None:
+def test_of_a_thousand_bad_rows_fifty_are_listed(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", [{"chosen": "a"}] * 1000)
     with pytest.raises(DataError) as caught:
         load_pairs([file])
@@ -311,7 +311,7 @@ def test_a_thousand_bad_rows_are_counted_and_fifty_shown(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["pairs.csv", "pairs.parquet", "pairs", "pairs.jsonl.bz2", "jsonl"])
-def test_an_unknown_suffix_is_refused_with_the_known_ones(name: str, tmp_path: Path) -> None:
+def test_an_unknown_suffix_is_an_error_that_lists_the_known_ones(name: str, tmp_path: Path) -> None:
     file = tmp_path / name
     file.write_text(json.dumps(native(*TRIPLES[0])))
     with pytest.raises(DataError, match=re.escape(str(file)) + r".*\.jsonl, \.jsonl\.gz, \.json, \.json\.gz"):
@@ -319,13 +319,13 @@ def test_an_unknown_suffix_is_refused_with_the_known_ones(name: str, tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["gone.jsonl", "data/gone.jsonl.gz", "./data/gone", "/data/gone", "gone", "a/b/c"])
-def test_a_missing_file_is_said_to_be_missing(
+def test_a_missing_file_is_reported_as_missing(
     name: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=f"^{re.escape(name)}: there is no such file$"):
         load_pairs([name])
-    assert hub.asked == []
+    assert hub.calls == []
 
 
 @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ def test_a_missing_file_is_said_to_be_missing(
         ("a.jsonl.gz", gzip.compress(b'{"prompt": "p"}' * 99, mtime=0)[:-9], "cannot be read"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_named(name: str, data: bytes, reason: str, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_used_is_reported_by_name(name: str, data: bytes, reason: str, tmp_path: Path) -> None:
     file = tmp_path / name
     file.write_bytes(data)
     with pytest.raises(DataError) as caught:
@@ -355,15 +355,15 @@ def test_a_file_that_cannot_be_used_is_named(name: str, data: bytes, reason: str
 
 
 class Hub:
-    """Stands where ``datasets.load_dataset`` does."""
+    """A fake of ``datasets.load_dataset``."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, ...]] = []
+        self.calls: list[tuple[str, ...]] = []
         self.rows: list[Row] = []
         self.error: Exception | None = None
 
     def load_dataset(self, name: str, *configuration: str, split: str) -> Iterator[Row]:
-        self.asked.append((name, *configuration, split))
+        self.calls.append((name, *configuration, split))
         if self.error is not None:
             raise self.error
         return iter(self.rows)
@@ -371,13 +371,13 @@ class Hub:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
-    stand_in = Hub()
-    monkeypatch.setattr(datasets, "load_dataset", stand_in.load_dataset)
-    return stand_in
+    fake = Hub()
+    monkeypatch.setattr(datasets, "load_dataset", fake.load_dataset)
+    return fake
 
 
 @pytest.mark.parametrize(
-    ("source", "asked"),
+    ("source", "call"),
     [
         ("owner/pairs", ("owner/pairs", "train")),
         ("owner/pairs@test", ("owner/pairs", "test")),
@@ -385,17 +385,15 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
         ("owner/pairs:helpful@test", ("owner/pairs", "helpful", "test")),
     ],
 )
-def test_a_hub_data_set_is_asked_for_by_name_configuration_and_split(
-    source: str, asked: tuple[str, ...], hub: Hub
-) -> None:
+def test_a_hub_data_set_is_loaded_by_name_configuration_and_split(source: str, call: tuple[str, ...], hub: Hub) -> None:
     hub.rows = [trl_conversational(*triple) for triple in TRIPLES]
     pairs, (origin,) = load_pairs([source])
-    assert hub.asked == [asked]
+    assert hub.calls == [call]
     assert pairs == [Pair([user(p)], c, r, f"{source}:row {n}") for n, (p, c, r) in enumerate(TRIPLES, 1)]
     assert (origin.name, origin.sha256, origin.pairs) == (source, None, len(TRIPLES))
 
 
-def test_a_table_of_the_real_library_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_set_of_the_real_library_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     table = datasets.Dataset.from_list([trl_conversational_implicit(*triple) for triple in TRIPLES])
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: table)
     pairs, _ = load_pairs(["owner/pairs"])
@@ -412,7 +410,7 @@ def test_bad_rows_of_the_hub_are_reported_with_those_of_files(hub: Hub, tmp_path
 
 
 @pytest.mark.parametrize("error", [ConnectionError("offline\nsecond line"), ValueError(""), KeyError("split")])
-def test_a_hub_data_set_that_cannot_be_had_is_one_line(error: Exception, hub: Hub) -> None:
+def test_an_error_of_a_hub_data_set_is_one_line(error: Exception, hub: Hub) -> None:
     hub.error = error
     with pytest.raises(DataError, match=r"^owner/pairs: no such file, and no such hub data set: .+") as caught:
         load_pairs(["owner/pairs"])
@@ -459,40 +457,42 @@ many_pairs = st.lists(st.builds(Pair, prompts, st.just("a"), st.just("b"), st.in
 
 @quickly
 @given(many_pairs, st.floats(0.0, 1.0))
-def test_each_pair_is_on_one_side_and_a_prompt_on_no_two(pairs: list[Pair], share: float) -> None:
+def test_each_pair_and_each_prompt_is_on_one_side(pairs: list[Pair], share: float) -> None:
     training, held_out = split_by_prompt(pairs, share)
     assert not {p.prompt_key for p in training} & {p.prompt_key for p in held_out}
     side = {p.prompt_key: training for p in training} | {p.prompt_key: held_out for p in held_out}
-    left = {id(training): list(training), id(held_out): list(held_out)}
+    remaining = {id(training): list(training), id(held_out): list(held_out)}
     for pair in pairs:  # in order
-        assert left[id(side[pair.prompt_key])].pop(0) == pair
-    assert not any(left.values())
+        assert remaining[id(side[pair.prompt_key])].pop(0) == pair
+    assert not any(remaining.values())
 
 
 @quickly
 @given(many_pairs, many_pairs, st.floats(0.0, 1.0))
-def test_other_pairs_do_not_move_a_prompt(pairs: list[Pair], others: list[Pair], share: float) -> None:
+def test_the_side_of_a_prompt_does_not_depend_on_other_pairs(
+    pairs: list[Pair], others: list[Pair], share: float
+) -> None:
     alone, among = split_by_prompt(pairs, share), split_by_prompt([*others, *pairs], share)
     keys = {p.prompt_key for p in pairs}
-    for one, other in zip(alone, among, strict=True):
-        assert {p.prompt_key for p in one} == {p.prompt_key for p in other} & keys
+    for side, side_among_others in zip(alone, among, strict=True):
+        assert {p.prompt_key for p in side} == {p.prompt_key for p in side_among_others} & keys
 
 
 @quickly
 @given(many_pairs, st.floats(0.0, 1.0), st.floats(0.0, 1.0))
-def test_a_larger_share_holds_out_more_and_never_others(pairs: list[Pair], one: float, other: float) -> None:
-    small, large = sorted((one, other))
+def test_a_larger_share_holds_out_a_superset(pairs: list[Pair], first: float, second: float) -> None:
+    small, large = sorted((first, second))
     fewer = {p.prompt_key for p in split_by_prompt(pairs, small)[1]}
     assert fewer <= {p.prompt_key for p in split_by_prompt(pairs, large)[1]}
 
 
-def test_all_and_nothing_can_be_held_out() -> None:
+def test_shares_of_0_and_1() -> None:
     pairs = [Pair(str(n), "a", "b", "") for n in range(100)]
     assert split_by_prompt(pairs, 0.0) == (pairs, [])
     assert split_by_prompt(pairs, 1.0) == ([], pairs)
 
 
-def test_the_share_is_about_what_was_asked() -> None:
+def test_the_held_out_share_is_close_to_the_setting() -> None:
     pairs = [Pair(f"prompt {n}", "a", "b", "") for n in range(4000)]
     held_out = split_by_prompt(pairs, 0.1)[1]
     assert abs(len(held_out) - 400) < 4 * (4000 * 0.1 * 0.9) ** 0.5
@@ -503,22 +503,22 @@ def test_the_split_is_the_same_in_every_process_and_release() -> None:
     pairs = [Pair(f"prompt {n}", "a", "b", "") for n in range(50)]
     digests = [hashlib.sha256(f'"prompt {n}"'.encode()).hexdigest() for n in range(50)]
     expected = [f"prompt {n}" for n, digest in enumerate(digests) if int(digest[:8], 16) < 0.1 * 2**32]
-    assert expected  # else this says nothing
+    assert expected  # otherwise the test is empty
     assert [pair.prompt for pair in split_by_prompt(pairs, 0.1)[1]] == expected
 
 
-def test_the_same_conversation_is_the_same_prompt_whatever_the_order_of_its_keys() -> None:
-    one = Pair([{"role": "user", "content": "hi"}], "a", "b", "")
-    other = Pair([{"content": "hi", "role": "user"}], "c", "d", "")
-    assert one.prompt_key == other.prompt_key
-    assert one.prompt_key != Pair("hi", "a", "b", "").prompt_key
+def test_the_order_of_keys_in_messages_does_not_change_the_prompt_key() -> None:
+    first = Pair([{"role": "user", "content": "hi"}], "a", "b", "")
+    second = Pair([{"content": "hi", "role": "user"}], "c", "d", "")
+    assert first.prompt_key == second.prompt_key
+    assert first.prompt_key != Pair("hi", "a", "b", "").prompt_key
 
 
 # --- real data -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the shared preference data is not here")
-def test_every_shared_file_gives_a_pair_a_line() -> None:
+@pytest.mark.skipif(not DATA.is_dir(), reason="the shared preference data is not available")
+def test_every_shared_file_has_one_pair_per_line() -> None:
     files = sorted(DATA.glob("*.jsonl.gz"))
     assert files
     for file in files:

@@ -1,4 +1,4 @@
-"""A base's dropout stays off while it learns, unless it was asked for."""
+"""The base's dropout is off during training, unless the configuration enables it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from redline.preference_data.rows import Pair
 from redline_model.bundle.load_options import LoadOptions
 from redline_model.bundle.loading import load_config, load_tokenizer
-from redline_model.encoding.make_encoder import make_encoder
+from redline_model.bundle.make_encoder import make_encoder
 from redline_trainer.adapters import trainable_model
 from redline_trainer.config import TrainConfig
 from redline_trainer.encode_pairs import encode_pairs
@@ -56,7 +56,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Bases with dropout, by family."""
     import transformers
 
-    tokenizer, made = build_tokenizer(chat=False), {}
+    tokenizer, folders = build_tokenizer(chat=False), {}
     for family, (name, settings) in BASES.items():
         torch.manual_seed(0)
         config_class = getattr(transformers, f"{name.partition('For')[0].removesuffix('LMHead')}Config")
@@ -68,12 +68,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         folder = tmp_path_factory.mktemp(family)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        made[family] = str(folder)
-    return made
+        folders[family] = str(folder)
+    return folders
 
 
 def two_losses(base: str, **settings: Any) -> tuple[float, float]:
-    """The loss of the same pairs, twice, from a model as training has it."""
+    """Two losses of the same pairs from a model in training mode."""
     config = TrainConfig(base=base, out=Path("unused"), device="cpu", **settings)
     tokenizer = load_tokenizer(base)
     encoder = make_encoder(config.kind, load_config(base), tokenizer, template_for(config, tokenizer), 256)
@@ -81,39 +81,43 @@ def two_losses(base: str, **settings: Any) -> tuple[float, float]:
     model = trainable_model(config, LoadOptions(device="cpu"))
     reference = frozen_reference(config, LoadOptions(device="cpu")) if config.method == "full" else None
     objective = make_objective(config, model, len(PAIRS), reference)
-    units = [unit for pair in encode_pairs(encoder, PAIRS, "error")[0] for unit in objective.units(pair)]
+    examples = [example for pair in encode_pairs(encoder, PAIRS, "error")[0] for example in objective.examples(pair)]
     losses = []
     for _ in range(2):
-        loss = objective.loss(units)
+        loss = objective.loss(examples)
         torch.autograd.backward(loss)
         losses.append(float(loss.detach()))
     return losses[0], losses[1]
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("is_checkpointed", [False, True], ids=["plain", "checkpointed"])
 @pytest.mark.parametrize("family", BASES)
-def test_two_passes_in_training_give_one_loss(folders: dict[str, str], family: str, again: bool) -> None:
-    first, second = two_losses(folders[family], gradient_checkpointing=again)
+def test_two_passes_in_training_mode_have_equal_losses(
+    folders: dict[str, str], family: str, is_checkpointed: bool
+) -> None:
+    first, second = two_losses(folders[family], gradient_checkpointing=is_checkpointed)
     assert first == second
-    assert len(set(two_losses(folders[family], gradient_checkpointing=again, dropout="base"))) == 2
+    assert len(set(two_losses(folders[family], gradient_checkpointing=is_checkpointed, dropout="base"))) == 2
 
 
 @pytest.mark.parametrize("kind", ["scalar", "red", "dpo"])
-def test_of_every_kind(folders: dict[str, str], kind: str) -> None:
+def test_two_passes_have_equal_losses_for_every_kind(folders: dict[str, str], kind: str) -> None:
     first, second = two_losses(folders["gpt2"], kind=kind)
     assert first == second
     assert len(set(two_losses(folders["gpt2"], kind=kind, dropout="base", beta=5.0))) == 2
 
 
-def test_adapters_keep_a_dropout_of_their_own(folders: dict[str, str]) -> None:
+def test_adapters_have_their_own_dropout(folders: dict[str, str]) -> None:
     assert len(set(two_losses(folders["gpt2"], method="lora"))) == 1
     config = {"method": "lora", "lora_dropout": 0.5, "kind": "seq2seq"}
     model = trainable_model(
         TrainConfig(base=folders["gpt2"], out=Path("unused"), device="cpu", **config), LoadOptions(device="cpu")
     )
-    drawn = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout) and module.training}
-    assert drawn
-    assert all("lora_dropout" in name for name in drawn)
+    active = {
+        name for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout) and module.training
+    }
+    assert active
+    assert all("lora_dropout" in name for name in active)
 
 
 def test_a_reference_without_adapters_has_no_dropout(folders: dict[str, str]) -> None:

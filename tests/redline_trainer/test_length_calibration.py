@@ -1,4 +1,4 @@
-"""Length calibration: no trend in length is left on the reference set, and the bundle says how it was fitted."""
+"""Length calibration removes the trend in length, and the bundle records how it was fitted."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ PAIRS = [
 ]
 
 
-class Padder:
-    """A scorer that pays for length, plus something that has nothing to do with it."""
+class LengthRewarder:
+    """A scorer whose score grows with the length, plus noise that does not depend on it."""
 
     def __init__(self, scorer: Scorer[Any], noise: float) -> None:
         self._scorer = scorer
@@ -42,20 +42,24 @@ class Padder:
         return [ScalarOutput(3.0 + 0.5 * size + e, size) for size, e in zip(sizes, noise, strict=True)]
 
 
-def test_a_linear_trend_in_length_is_gone(scalar_scorer: Scorer[Any]) -> None:
+def test_a_linear_trend_in_length_is_removed(scalar_scorer: Scorer[Any]) -> None:
     items = [scalar_scorer.encoder.encode(Item("Hi", "word " * (1 + n % 40) + str(n))) for n in range(160)]
     lengths = torch.tensor([float(len(item.target_ids)) for item in items], dtype=torch.float64)
-    for noise, left in ((0.0, 1e-6), (4.0, 0.1)):
-        inner: Any = Padder(scalar_scorer, noise)
+    for noise, max_correlation in ((0.0, 1e-6), (4.0, 0.1)):
+        inner: Any = LengthRewarder(scalar_scorer, noise)
         scorer = LengthCalibratedScorer(inner, fit_length_curves(inner, items))
         for aggregate in ("sum", "last"):
-            reading = RewardSpec(None, aggregate)  # type: ignore[arg-type]
+            spec = RewardSpec(None, aggregate)  # type: ignore[arg-type]
             scores = [
-                torch.tensor([who.to_rewards(m, reading).score for m in inner.forward(items)], dtype=torch.float64)
-                for who in (inner, scorer)
+                torch.tensor([scorer_part.to_rewards(m, spec).score for m in inner.forward(items)], dtype=torch.float64)
+                for scorer_part in (inner, scorer)
             ]
             assert pearson(scores[0], lengths) > 0.9
-            assert float(scores[1].abs().max()) < 1e-6 if noise == 0 else abs(pearson(scores[1], lengths)) < left
+            assert (
+                float(scores[1].abs().max()) < 1e-6
+                if noise == 0
+                else abs(pearson(scores[1], lengths)) < max_correlation
+            )
 
 
 @pytest.mark.parametrize("kind", ["bundle", "scalar_bundle"])
@@ -75,13 +79,13 @@ def test_a_length_calibrated_bundle_from_pairs(kind: str, tmp_path: Path, reques
     encode = loaded.scorer.encoder.encode
     items = [encode(Item(pair.prompt, text)) for pair in PAIRS for text in (pair.chosen, pair.rejected)]
     lengths = torch.tensor([float(len(item.target_ids)) for item in items], dtype=torch.float64)
-    reading = reward_spec(loaded.scorer)
+    spec = reward_spec(loaded.scorer)
     scores = [
-        torch.tensor([s.to_rewards(m, reading).score for m in forward_all(s, items, 2048)], dtype=torch.float64)
+        torch.tensor([s.to_rewards(m, spec).score for m in forward_all(s, items, 2048)], dtype=torch.float64)
         for s in (source.scorer, loaded.scorer)
     ]
     assert abs(pearson(scores[1], lengths)) < max(0.1, 0.5 * abs(pearson(scores[0], lengths)))
-    assert Bundle.load(tmp_path / "out" / INNER).digest == source.digest, "the inner bundle is whole"
+    assert Bundle.load(tmp_path / "out" / INNER).digest == source.digest, "the inner bundle is complete"
 
 
 def source_keys(bundle: Bundle) -> list[str]:
@@ -89,7 +93,7 @@ def source_keys(bundle: Bundle) -> list[str]:
     return [f"{mode}/{aggregate}" for mode in modes for aggregate in ("sum", "mean", "last")]
 
 
-def test_what_cannot_be_calibrated_is_refused_before_anything_is_written(bundle: Bundle, tmp_path: Path) -> None:
+def test_invalid_inputs_are_errors_before_anything_is_written(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no pairs"):
         derive_length_calibrated(bundle.folder, tmp_path / "out", [])
     with pytest.raises(DataError, match="too long"):

@@ -1,4 +1,4 @@
-"""LOWESS against cases that can be worked out by hand."""
+"""LOWESS against values that were computed by hand."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def test_equal_lengths_give_their_mean() -> None:
     assert lowess(x[:1], y[:1], torch.tensor([5.0])).tolist() == [1.0]
 
 
-def test_points_beyond_the_window_do_not_count() -> None:
+def test_points_outside_the_window_have_no_weight() -> None:
     x = torch.arange(20.0)
     y = torch.where(x < 10, x, 1000.0)
     assert lowess(x, y, torch.tensor([3.0]), 0.3).tolist() == pytest.approx([3.0])
 
 
-def test_what_cannot_be_fitted_is_refused() -> None:
+def test_invalid_inputs_are_errors() -> None:
     x = torch.arange(3.0)
     for fraction in (0.0, 1.5, -1.0):
         with pytest.raises(ValueError, match="fraction"):

@@ -1,4 +1,4 @@
-"""Precisions side by side: a precision agrees with itself, and every figure is what it says."""
+"""The comparison of precisions: its figures, its command and its errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_precision_agrees_with_itself(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8", "nf4"])
-def test_less_precision_takes_less_memory_and_still_scores(bundle: Bundle, precision: str) -> None:
+def test_a_lower_precision_needs_less_memory_and_its_scores_correlate(bundle: Bundle, precision: str) -> None:
     *_, table = compare_precisions(bundle.folder, PAIRS, ["float32", precision])
     exact, rounded = table.rows
     assert rounded.weights_mb < exact.weights_mb
@@ -45,12 +45,12 @@ def test_a_scalar_model_has_no_argmax(scalar_bundle: Bundle) -> None:
     assert table.reading == "scalar/sum"
 
 
-def test_an_unknown_precision_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_an_unknown_precision_is_an_error_before_anything_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="int4"):
         next(compare_precisions(tmp_path / "nowhere", PAIRS, ["float32", "int4"]))
 
 
-def test_pairs_that_are_all_too_long_are_said_so(bundle: Bundle) -> None:
+def test_pairs_that_are_all_too_long_are_an_error(bundle: Bundle) -> None:
     with pytest.raises(DataError, match="too long"):
         next(compare_precisions(bundle.folder, [Pair("p " * 600, "a", "b", "here")], ["float32"]))
 
@@ -64,9 +64,9 @@ def test_the_command_prints_a_table_and_writes_it(
     out = tmp_path / "deep" / "figures.json"
     command = ["redline", "evaluate", str(bundle.folder), "--pairs", str(file), "--limit", "4", "--out", str(out)]
     monkeypatch.setattr("sys.argv", [*command, "--precision", "float32", "--precision", "bfloat16"])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         run()
-    assert ended.value.code in {0, None}
+    assert exit_info.value.code in {0, None}
     printed = capsys.readouterr().out
     assert "bfloat16" in printed
     assert "4 pairs" in printed

@@ -1,4 +1,4 @@
-"""What a reward model is worth: every figure against a hand count or its definition."""
+"""The quality report of reward models: every figure against a manual count or its definition."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from redline_trainer.evaluation.error_spans import (
 from redline_trainer.evaluation.report import (
     _probabilities,
     _without_trend,
-    measure_quality,
     plot_reliability,
+    quality_report,
     reliability,
 )
 from redline_trainer.load_pairs import load_pairs
@@ -41,7 +41,7 @@ PAIRS = [
 ]
 
 
-def test_a_token_is_marked_where_it_shares_a_character_with_a_span() -> None:
+def test_a_token_is_marked_if_it_shares_a_character_with_a_span() -> None:
     offsets = [(0, 4), (4, 8), (8, 9), (9, 9)]
     assert error_tokens(offsets, [(3, 5)]).tolist() == [True, True, False, False]
     assert error_tokens(offsets, [(8, 9)]).tolist() == [False, False, True, False]
@@ -50,7 +50,7 @@ def test_a_token_is_marked_where_it_shares_a_character_with_a_span() -> None:
     assert error_tokens(offsets, []).tolist() == [False] * 4
 
 
-def test_auc_is_the_share_of_marked_tokens_blamed_above_unmarked_ones() -> None:
+def test_auc_is_the_share_of_pairs_of_tokens_whose_marked_one_has_the_higher_error_score() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.randint(0, 6, (40,), generator=generator).double()  # with ties
     marked = torch.rand(40, generator=generator) < 0.4
@@ -77,20 +77,22 @@ def test_a_weight_counts_a_token_as_often_as_repeating_it() -> None:
         assert figure(scores, marked, weights) == pytest.approx(figure(scores[repeated], marked[repeated]))
 
 
-def test_the_interval_of_blame_resamples_prompts() -> None:
+def test_the_interval_of_span_detection_resamples_prompts() -> None:
     generator = torch.Generator().manual_seed(0)
     marked = [torch.rand(12, generator=generator) < 0.4 for _ in range(20)]
     scores = [m.double() + torch.randn(12, generator=generator) for m in marked]
-    told = span_detection(scores, marked, [f"p{n}" for n in range(20)])
-    assert 0.5 < told.auc_low < told.auc < told.auc_high < 1
-    assert told.average_precision_low < told.average_precision < told.average_precision_high
-    assert told.tokens == 240
-    ahead, low, high = auc_difference(told, span_detection([-s for s in scores], marked, [f"p{n}" for n in range(20)]))
-    assert ahead == pytest.approx(2 * told.auc - 1)
+    detection = span_detection(scores, marked, [f"p{n}" for n in range(20)])
+    assert 0.5 < detection.auc_low < detection.auc < detection.auc_high < 1
+    assert detection.average_precision_low < detection.average_precision < detection.average_precision_high
+    assert detection.tokens == 240
+    ahead, low, high = auc_difference(
+        detection, span_detection([-s for s in scores], marked, [f"p{n}" for n in range(20)])
+    )
+    assert ahead == pytest.approx(2 * detection.auc - 1)
     assert low < ahead < high
-    assert auc_difference(told, told) == (0.0, 0.0, 0.0)
+    assert auc_difference(detection, detection) == (0.0, 0.0, 0.0)
     one_prompt = span_detection(scores, marked, ["p"] * 20)
-    assert one_prompt.auc_low == one_prompt.auc_high == pytest.approx(told.auc)
+    assert one_prompt.auc_low == one_prompt.auc_high == pytest.approx(detection.auc)
 
 
 def test_reliability_counts_both_orders_of_every_pair() -> None:
@@ -99,8 +101,8 @@ def test_reliability_counts_both_orders_of_every_pair() -> None:
     assert bins[-1].predicted == pytest.approx(0.95)
 
 
-def test_the_report_holds_what_a_plain_count_gives(bundle: Bundle, tmp_path: Path) -> None:
-    report = measure_quality(bundle.scorer, PAIRS)
+def test_the_report_has_the_figures_of_a_manual_count(bundle: Bundle, tmp_path: Path) -> None:
+    report = quality_report(bundle.scorer, PAIRS)
     assert report.accuracy.pairs == 10
     assert report.accuracy.prompts == 6
     assert report.longer_wins == 0.0
@@ -108,24 +110,24 @@ def test_the_report_holds_what_a_plain_count_gives(bundle: Bundle, tmp_path: Pat
     assert sum(b.pairs for b in report.reliability) == 20
     assert report.skipped_pairs == 0
     plot_reliability({"one": report}, tmp_path / "deep" / "plot.png")
-    plot_reliability({r"$\\frac$x$": report}, tmp_path / "plot.png")  # a name, and no formula
+    plot_reliability({r"$\\frac$x$": report}, tmp_path / "plot.png")  # not rendered as a formula
     assert (tmp_path / "deep" / "plot.png").stat().st_size > 5000
 
 
-def test_pairs_without_spans_have_no_blame_and_long_ones_are_counted(bundle: Bundle) -> None:
+def test_pairs_without_spans_have_no_span_figures_and_long_pairs_are_counted(bundle: Bundle) -> None:
     plain = [Pair(p.prompt, p.chosen, p.rejected, p.where) for p in PAIRS]
     long = Pair("x " * 3000, "a", "b", "long")
-    report = measure_quality(bundle.scorer, [long, *plain])
+    report = quality_report(bundle.scorer, [long, *plain])
     assert report.spans == {}
     assert report.skipped_pairs == 1
     with pytest.raises(DataError, match="no pair fits"):
-        measure_quality(bundle.scorer, [long])
+        quality_report(bundle.scorer, [long])
 
 
-def test_pairs_that_nobody_looked_at_do_not_count_as_free_of_errors(bundle: Bundle) -> None:
+def test_pairs_without_annotations_do_not_count_as_free_of_errors(bundle: Bundle) -> None:
     unseen = [Pair(p.prompt, p.chosen, p.rejected, p.where) for p in PAIRS]
-    alone = measure_quality(bundle.scorer, PAIRS).spans["margin/sum"]
-    assert measure_quality(bundle.scorer, [*PAIRS, *unseen]).spans["margin/sum"].tokens == alone.tokens
+    alone = quality_report(bundle.scorer, PAIRS).spans["margin/sum"]
+    assert quality_report(bundle.scorer, [*PAIRS, *unseen]).spans["margin/sum"].tokens == alone.tokens
 
 
 def test_spans_are_read_and_checked(tmp_path: Path) -> None:
@@ -143,7 +145,7 @@ def test_spans_are_read_and_checked(tmp_path: Path) -> None:
         load_pairs([file])
 
 
-def test_the_command_tells_figures_and_writes_them(
+def test_the_command_prints_figures_and_writes_them(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, out, plot = tmp_path / "pairs.jsonl", tmp_path / "figures.json", tmp_path / "plot.png"
@@ -159,9 +161,9 @@ def test_the_command_tells_figures_and_writes_them(
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ["redline", "evaluate", str(bundle.folder), "--pairs", str(file), "--out", str(out), "--plot", str(plot)]
     monkeypatch.setattr("sys.argv", command)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         run()
-    assert ended.value.code in {0, None}
+    assert exit_info.value.code in {0, None}
     printed = capsys.readouterr().out
     assert "of 10 pairs right" in printed
     assert "humans marked" in printed
@@ -169,7 +171,7 @@ def test_the_command_tells_figures_and_writes_them(
     assert plot.exists()
 
 
-def test_a_trend_in_length_is_taken_out_by_the_other_half_s_curve() -> None:
+def test_a_trend_in_length_is_removed_with_the_curve_of_the_other_half() -> None:
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(5, 60, (400,), generator=generator).double()
     halves = torch.arange(400) % 2 == 1
@@ -177,12 +179,12 @@ def test_a_trend_in_length_is_taken_out_by_the_other_half_s_curve() -> None:
     free = _without_trend(0.5 * lengths + noise, lengths, halves)
     assert abs(pearson(free, lengths)) < 0.1
     assert pearson(free, noise) > 0.95
-    # a half whose own trend is another one keeps what the other half's curve does not explain
+    # a half with another trend keeps what the curve of the other half does not explain
     crossed = _without_trend(torch.where(halves, lengths, -lengths), lengths, halves)
     assert torch.allclose(crossed[halves], 2 * lengths[halves], atol=1e-6)
 
 
-def test_one_response_of_unheard_of_length_does_not_make_a_trend() -> None:
+def test_one_very_long_response_does_not_cause_a_trend() -> None:
     generator = torch.Generator().manual_seed(1)
     lengths = torch.randint(5, 60, (60,), generator=generator).double()
     lengths[7] = 600.0
@@ -192,7 +194,7 @@ def test_one_response_of_unheard_of_length_does_not_make_a_trend() -> None:
     assert abs(pearson(free, lengths)) < abs(pearson(noise, lengths)) + 0.2
 
 
-def test_a_temperature_is_the_other_half_s() -> None:
+def test_a_temperature_is_that_of_the_other_half() -> None:
     halves = torch.arange(40) % 2 == 1
     sign = torch.where(torch.arange(40) % 10 < 8, 1.0, -1.0).double()  # four in five are right
     differences = torch.where(halves, 10.0, 1.0).double() * sign

@@ -1,4 +1,4 @@
-"""Losses over chunks of rows: the values and gradients of plain autograd, without its memory."""
+"""Losses over chunks of rows have the values and gradients of plain autograd, and need less memory."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def build(family: str) -> Any:
 
 
 def plain_nll(forward: TargetForward, items: list[EncodedItem]) -> Tensor:
-    """By plain autograd, which keeps the logits."""
+    """The losses by plain autograd, which keeps the logits."""
     return torch.cat([F.cross_entropy(logits.float(), ids, reduction="none") for logits, ids in forward.logits(items)])
 
 
@@ -68,23 +68,25 @@ def _several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("way", [lambda f, w: weighted_nll(f, ITEMS, w), lambda f, w: (target_nll(f, ITEMS) * w).sum()])
-def test_values_and_gradients_are_those_of_plain_autograd(
-    family: str, way: Callable[[TargetForward, Tensor], Tensor]
+@pytest.mark.parametrize(
+    "loss_function", [lambda f, w: weighted_nll(f, ITEMS, w), lambda f, w: (target_nll(f, ITEMS) * w).sum()]
+)
+def test_values_and_gradients_equal_those_of_plain_autograd(
+    family: str, loss_function: Callable[[TargetForward, Tensor], Tensor]
 ) -> None:
     model = build(family)
     forward = probed_targets(model)
     expected = (plain_nll(forward, ITEMS) * WEIGHTS).sum()
-    theirs = gradients(model, expected / 12)  # as divided by the size of a step
-    loss = way(forward, WEIGHTS)
-    ours = gradients(model, loss / 12)
+    expected_gradients = gradients(model, expected / 12)  # as divided by the size of a step
+    loss = loss_function(forward, WEIGHTS)
+    computed = gradients(model, loss / 12)
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
-    assert ours.keys() == theirs.keys()
-    assert theirs
-    for name, gradient in theirs.items():
-        assert torch.allclose(ours[name], gradient, atol=1e-5, rtol=1e-4), name
+    assert computed.keys() == expected_gradients.keys()
+    assert expected_gradients
+    for name, gradient in expected_gradients.items():
+        assert torch.allclose(computed[name], gradient, atol=1e-5, rtol=1e-4), name
     with torch.no_grad():
-        assert float(way(forward, WEIGHTS)) == pytest.approx(float(expected.detach()), rel=1e-5)
+        assert float(loss_function(forward, WEIGHTS)) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
 def test_dropout_in_the_head_s_adapter_is_the_same_in_both_passes() -> None:
@@ -100,23 +102,23 @@ def test_dropout_in_the_head_s_adapter_is_the_same_in_both_passes() -> None:
         torch.manual_seed(1)
         loss = nll(forward, ITEMS).sum()
         results.append((float(loss.detach()), gradients(model, loss)))
-    (expected, theirs), (loss, ours) = results
+    (expected, expected_gradients), (loss, computed) = results
     assert loss == pytest.approx(expected, rel=1e-5)
-    assert all(torch.allclose(ours[name], theirs[name], atol=1e-4, rtol=1e-4) for name in theirs)
+    assert all(torch.allclose(computed[name], expected_gradients[name], atol=1e-4, rtol=1e-4) for name in computed)
 
 
-def kept(make_loss: Callable[[], Tensor]) -> int:
-    """Rows of vocabulary width, of chunks of logits, that the graph of a loss keeps until its backward pass."""
-    found: list[weakref.ref[Tensor]] = []
+def saved_rows(make_loss: Callable[[], Tensor]) -> int:
+    """Number of rows of logits that the graph of a loss keeps until its backward pass."""
+    references: list[weakref.ref[Tensor]] = []
 
-    def see(tensor: Tensor) -> Tensor:
+    def record(tensor: Tensor) -> Tensor:
         if tensor.dim() == 2 and tensor.shape[-1] == VOCABULARY and len(tensor) <= CHUNK:
-            found.append(weakref.ref(tensor))
+            references.append(weakref.ref(tensor))
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         loss = make_loss()
-    rows = sum(len(tensor) for reference in found if (tensor := reference()) is not None)
+    rows = sum(len(tensor) for reference in references if (tensor := reference()) is not None)
     assert loss.requires_grad
     return rows
 
@@ -127,20 +129,20 @@ def test_no_graph_keeps_logits(family: str) -> None:
     forward = probed_targets(model)
     pair = EncodedPair(ITEMS[0], ITEMS[1], "p")
     seq2seq = Seq2SeqObjective(model)
-    assert kept(lambda: plain_nll(forward, ITEMS).sum()) >= len(WEIGHTS)
-    assert kept(lambda: seq2seq.loss(seq2seq.units(pair))) == 0
+    assert saved_rows(lambda: plain_nll(forward, ITEMS).sum()) >= len(WEIGHTS)
+    assert saved_rows(lambda: seq2seq.loss(seq2seq.examples(pair))) == 0
     if family != "t5":
         dpo = DPOObjective(model, 0.1, reference=build(family).requires_grad_(False))
-        assert kept(lambda: dpo.loss(dpo.units(pair))) == 0
+        assert saved_rows(lambda: dpo.loss(dpo.examples(pair))) == 0
 
 
-def test_in_bfloat16_arithmetic_gradients_stay_close_to_float32_s() -> None:
+def test_gradients_in_bfloat16_are_close_to_those_in_float32() -> None:
     model = build("llama")
     forward = probed_targets(model)
     expected = gradients(model, plain_nll(forward, ITEMS).sum())
     with torch.autocast("cpu", torch.bfloat16):
         loss = weighted_nll(forward, ITEMS, torch.ones(12))
-    ours = gradients(model, loss)
-    assert all(ours[name].dtype == torch.float32 for name in ours)
+    computed = gradients(model, loss)
+    assert all(gradient.dtype == torch.float32 for gradient in computed.values())
     for name, gradient in expected.items():
-        assert float((ours[name] - gradient).norm()) < 0.05 * float(gradient.norm()), name
+        assert float((computed[name] - gradient).norm()) < 0.05 * float(gradient.norm()), name

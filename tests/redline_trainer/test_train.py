@@ -1,4 +1,4 @@
-"""Training: the losses are their formulas, a killed run ends as an unbroken one, and what is measured is served."""
+"""Training: losses equal their formulas, runs can be resumed, and the bundle has the reported figures."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from redline.preference_data.rows import Pair
 from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.load_options import LoadOptions
 from redline_model.bundle.loading import load_tokenizer
+from redline_model.bundle.make_encoder import make_encoder
 from redline_model.encoding.encoder import Item
-from redline_model.encoding.make_encoder import make_encoder
 from redline_model.errors import BundleError, DataError
 from redline_model.options import Template
 from redline_model.reward_spec import RewardSpec
 from redline_model.scorer import Scorer
-from redline_trainer.adapters import inner, trainable_model
+from redline_trainer.adapters import trainable_model, unwrapped
 from redline_trainer.checkpoint import ResumeError
 from redline_trainer.config import TrainConfig
 from redline_trainer.encode_pairs import EncodedPair, encode_pairs
@@ -61,22 +61,22 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def config(base: str, out: Path, **settings: Any) -> TrainConfig:
-    given = {
+    defaults = {
         "max_steps": 6,
         "pairs_per_step": 4,
         "learning_rate": 1e-3,
         "held_out_share": 0.3,
         "checkpoint_every": 2,
     }
-    return TrainConfig(base=base, out=out, **(given | settings))
+    return TrainConfig(base=base, out=out, **(defaults | settings))
 
 
 def encoded(scorer: Scorer[Any], pairs: list[Pair]) -> list[EncodedPair]:
     return encode_pairs(scorer.encoder, pairs, "error")[0]
 
 
-def nll_of(scorer: Scorer[Any], source: str, target: str) -> float:
-    """``-sum log pi(target | prompt, source)`` from full logits, the slow and plain way."""
+def plain_nll(scorer: Scorer[Any], source: str, target: str) -> float:
+    """``-sum log pi(target | prompt, source)`` from full logits."""
     encoder = scorer.encoder
     x, y = encoder.encode(Item(PAIRS[0].prompt, source)), encoder.encode(Item(PAIRS[0].prompt, target))
     ids = [*x.prefix_ids, *x.response_ids, *x.instruction_ids, *y.target_ids]
@@ -86,18 +86,18 @@ def nll_of(scorer: Scorer[Any], source: str, target: str) -> float:
     return -sum(float(logprobs[start + t - 1, token]) for t, token in enumerate(y.target_ids))
 
 
-def test_the_seq2seq_loss_is_both_mappings_negative_log_likelihood(causal_scorer: Scorer[Any]) -> None:
+def test_the_seq2seq_loss_is_the_negative_log_likelihood_of_both_mappings(causal_scorer: Scorer[Any]) -> None:
     pair = encoded(causal_scorer, PAIRS[:1])[0]
     w, l = PAIRS[0].chosen, PAIRS[0].rejected  # noqa: E741
     for weight in (0.0, 0.5, 1.0):
         objective = Seq2SeqObjective(causal_scorer.model, identity_weight=weight)
         with torch.no_grad():
-            loss = float(objective.loss(objective.units(pair)))
-        expected = nll_of(causal_scorer, l, w) + weight * nll_of(causal_scorer, w, w)
+            loss = float(objective.loss(objective.examples(pair)))
+        expected = plain_nll(causal_scorer, l, w) + weight * plain_nll(causal_scorer, w, w)
         assert loss == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_scalar_loss_is_bradley_terry_s(scalar_scorer: Scorer[Any]) -> None:
+def test_the_scalar_loss_is_that_of_bradley_terry(scalar_scorer: Scorer[Any]) -> None:
     pairs = encoded(scalar_scorer, PAIRS[:3])
     objective = ScalarObjective(scalar_scorer.model)
     with torch.no_grad():
@@ -113,7 +113,7 @@ def test_the_scalar_loss_is_bradley_terry_s(scalar_scorer: Scorer[Any]) -> None:
     assert loss == pytest.approx(expected, rel=1e-4)
 
 
-def test_microbatches_add_up_to_the_whole_step(base: str, tmp_path: Path) -> None:
+def test_the_loss_of_a_step_does_not_depend_on_microbatches(base: str, tmp_path: Path) -> None:
     losses: dict[int, list[float]] = {}
     for tokens in (100_000, 100):
         seen: list[StepReport] = []
@@ -123,9 +123,9 @@ def test_microbatches_add_up_to_the_whole_step(base: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_a_killed_run_ends_as_an_unbroken_one(base: str, tmp_path: Path, method: str) -> None:
+def test_a_resumed_run_has_the_result_of_an_uninterrupted_one(base: str, tmp_path: Path, method: str) -> None:
     settings: dict[str, Any] = {"method": method, "lora_dropout": 0.1 if method == "lora" else 0.0}
-    whole = train(config(base, tmp_path / "whole", **settings), PAIRS)
+    unbroken = train(config(base, tmp_path / "unbroken", **settings), PAIRS)
 
     class Killed(BaseException):
         pass
@@ -143,11 +143,11 @@ def test_a_killed_run_ends_as_an_unbroken_one(base: str, tmp_path: Path, method:
     resumed = train(broken, PAIRS, observers=[seen.append])
     assert [report.step for report in seen] == [5, 6]
     weights = "model.safetensors"
-    assert resumed.manifest.files[weights] == whole.manifest.files[weights]
+    assert resumed.manifest.files[weights] == unbroken.manifest.files[weights]
     assert not checkpoint_path(broken.out).exists()
 
 
-def test_a_checkpoint_of_another_run_is_refused(base: str, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_is_an_error(base: str, tmp_path: Path) -> None:
     def stop(report: StepReport) -> None:
         if report.step == 3:
             raise KeyboardInterrupt
@@ -161,7 +161,7 @@ def test_a_checkpoint_of_another_run_is_refused(base: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", ["seq2seq", "scalar"])
-def test_what_the_trainer_measured_is_what_the_bundle_scores(base: str, tmp_path: Path, kind: str) -> None:
+def test_the_bundle_has_the_figures_that_the_trainer_reports(base: str, tmp_path: Path, kind: str) -> None:
     result = train(config(base, tmp_path / "rm", kind=kind), PAIRS[:16], held_out=PAIRS[16:])
     bundle = Bundle.load(tmp_path / "rm")
     again = evaluate(bundle.scorer, encoded(bundle.scorer, PAIRS[16:]), 8192)
@@ -175,7 +175,7 @@ def test_what_the_trainer_measured_is_what_the_bundle_scores(base: str, tmp_path
         assert fit.temperature == pytest.approx(bundle.manifest.calibration[key].temperature, rel=1e-4)
 
 
-def test_training_learns_to_correct(base: str, tmp_path: Path) -> None:
+def test_training_lowers_the_loss_and_ranks_pairs(base: str, tmp_path: Path) -> None:
     seen: list[StepReport] = []
     settings = config(base, tmp_path / "rm", max_steps=80, learning_rate=3e-3, pairs_per_step=8, checkpoint_every=1000)
     result = train(settings, PAIRS, held_out=PAIRS[:6], observers=[seen.append])
@@ -198,9 +198,9 @@ def test_qlora_gradients_reach_every_layer(base: str, tmp_path: Path) -> None:
     settings = config(base, tmp_path / "rm", method="qlora")
     model = trainable_model(settings, LoadOptions(device="cpu"))
     tokenizer = load_tokenizer(base)
-    encoder = make_encoder("seq2seq", inner(model).config, tokenizer, Template.fitting(tokenizer), 512)
-    objective = Seq2SeqObjective(inner(model))
-    objective.loss(objective.units(encode_pairs(encoder, PAIRS[:1], "error")[0][0])).backward()
+    encoder = make_encoder("seq2seq", unwrapped(model).config, tokenizer, Template.fitting(tokenizer), 512)
+    objective = Seq2SeqObjective(unwrapped(model))
+    objective.loss(objective.examples(encode_pairs(encoder, PAIRS[:1], "error")[0][0])).backward()
     gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad and "lora_B" in n}
     assert len(gradients) == 2 * 7  # seven projections in each of two layers
     assert all(g is not None and float(g.abs().max()) > 0 for g in gradients.values())
@@ -231,14 +231,14 @@ def test_every_pair_that_is_too_long_is_reported_before_training(base: str, tmp_
 
 
 UNUSABLE = [
-    Pair("p", "Hold  it.", "Hold  it.", "f.jsonl:1"),  # equal texts stand for what a tokenizer makes equal
+    Pair("p", "Hold  it.", "Hold  it.", "f.jsonl:1"),  # equal texts have equal token ids
     Pair("p", "yes", "no", "f.jsonl:2", tools=[{"name": "weather"}]),
     Pair("word " * 400, "yes", "no", "f.jsonl:3"),
 ]
 REASONS = ["the same token ids", "'tools'", "tokens"]
 
 
-def test_pairs_that_cannot_be_used_are_refused_or_skipped_with_their_reasons(
+def test_pairs_that_cannot_be_used_are_an_error_or_skipped_with_their_reasons(
     causal_scorer: Scorer[Any], base: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match="3 pairs cannot be used") as caught:
@@ -257,7 +257,7 @@ def test_pairs_that_cannot_be_used_are_refused_or_skipped_with_their_reasons(
         train(config(base, tmp_path / "other"), UNUSABLE, row_report=RowReport(skips=True))
 
 
-def test_pairs_that_a_tokenizer_makes_equal_are_refused(causal_scorer: Scorer[Any]) -> None:
+def test_pairs_with_equal_token_ids_are_an_error(causal_scorer: Scorer[Any]) -> None:
     from tokenizers import normalizers
 
     tokenizer = build_tokenizer()
@@ -268,14 +268,14 @@ def test_pairs_that_a_tokenizer_makes_equal_are_refused(causal_scorer: Scorer[An
     assert len(encode_pairs(encoder, [Pair("p", "Hold it.", "hold on.", "f.jsonl:1")], "error")[0]) == 1
 
 
-def test_a_prompt_is_cut_for_the_longest_of_a_pair_s_sequences(causal_scorer: Scorer[Any]) -> None:
-    from redline_model.encoding.make_encoder import make_encoder as encoder_for
+def test_a_prompt_is_truncated_for_the_longest_sequence_of_its_pair(causal_scorer: Scorer[Any]) -> None:
+    from redline_model.bundle.make_encoder import make_encoder as encoder_for
 
     tokenizer = causal_scorer.encoder.tokenizer
     encoder = encoder_for("seq2seq", causal_scorer.model.config, tokenizer, causal_scorer.encoder.template, 250)
     pair = Pair("word " * 200, "Hold the button. " * 4, "Eat.", "t:1")
     (encoded,), _ = encode_pairs(encoder, [pair], "truncate")
-    assert encoded.chosen.prefix_ids == encoded.rejected.prefix_ids, "both sides see one prompt"
+    assert encoded.chosen.prefix_ids == encoded.rejected.prefix_ids, "both sides have one prompt"
     longest = max(
         encoder.length(len(s.prefix_ids), len(s.response_ids), len(s.instruction_ids), len(t.target_ids))
         for s in encoded[:2]
@@ -284,7 +284,7 @@ def test_a_prompt_is_cut_for_the_longest_of_a_pair_s_sequences(causal_scorer: Sc
     assert longest == 250
 
 
-def test_bad_bases_and_outputs_fail_before_anything_is_spent(base: str, tmp_path: Path) -> None:
+def test_bad_bases_and_outputs_are_errors_before_training(base: str, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     with pytest.raises(BundleError, match="exists"):
         train(config(base, tmp_path / "taken"), PAIRS)
@@ -292,7 +292,7 @@ def test_bad_bases_and_outputs_fail_before_anything_is_spent(base: str, tmp_path
         train(config(str(tmp_path / "nowhere"), tmp_path / "rm"), PAIRS)
 
 
-def test_every_pair_is_seen_once_an_epoch() -> None:
+def test_every_pair_is_used_once_per_epoch() -> None:
     seen = [i for step in range(10) for i in step_indices(step, 25, 5, seed=1)]
     assert sorted(seen[:25]) == list(range(25)) == sorted(seen[25:])
     assert seen[:25] != seen[25:]
@@ -308,7 +308,7 @@ def test_the_learning_rate_warms_up_and_decays() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 @pytest.mark.parametrize("kind", ["seq2seq", "scalar", "dpo"])
-def test_a_step_that_is_not_finite_is_refused_before_its_update(
+def test_a_step_that_is_not_finite_is_not_applied(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: float, where: str, kind: str
 ) -> None:
     class BadGradient(torch.autograd.Function):
@@ -323,7 +323,9 @@ def test_a_step_that_is_not_finite_is_refused_before_its_update(
     seen: list[StepReport] = []
     changed: list[bool] = []
 
-    def spoiled(step: int, rate: float, config: TrainConfig, objective: Any, *args: Any, **options: Any) -> StepReport:
+    def faulty_step(
+        step: int, rate: float, config: TrainConfig, objective: Any, *args: Any, **options: Any
+    ) -> StepReport:
         if step < 2:
             return run_optimizer_step(step, rate, config, objective, *args, **options)
         learning, plain = args[2], type(objective).loss
@@ -331,8 +333,8 @@ def test_a_step_that_is_not_finite_is_refused_before_its_update(
         monkeypatch.setattr(
             objective,
             "loss",
-            lambda units: (
-                plain(objective, units) * bad if where == "loss" else BadGradient.apply(plain(objective, units))
+            lambda examples: (
+                plain(objective, examples) * bad if where == "loss" else BadGradient.apply(plain(objective, examples))
             ),
         )
         try:
@@ -340,9 +342,9 @@ def test_a_step_that_is_not_finite_is_refused_before_its_update(
         finally:
             changed.append(any(not torch.equal(a, b) for a, b in zip(before, learning, strict=True)))
 
-    monkeypatch.setattr("redline_trainer.train.run_optimizer_step", spoiled)
+    monkeypatch.setattr("redline_trainer.train.run_optimizer_step", faulty_step)
     out = tmp_path / "rm"
-    with pytest.raises(DivergedError, match=r"^step 3 was refused.*rm\.refused-step-3\.jsonl$") as caught:
+    with pytest.raises(DivergedError, match=r"^step 3 was not applied.*rm\.refused-step-3\.jsonl$") as caught:
         train(config(base, out, kind=kind, held_out_share=0.0), PAIRS, observers=[seen.append])
     assert "\n" not in str(caught.value)
     assert len(seen) == 2
@@ -375,7 +377,7 @@ def test_default_learning_rates_suit_pretrained_bases(settings: dict[str, Any], 
     assert default_learning_rate(config, parameters) == pytest.approx(rate)
 
 
-def test_the_learning_rate_taken_is_that_of_the_bundle_s_record(base: str, tmp_path: Path) -> None:
+def test_the_bundle_records_the_default_learning_rate(base: str, tmp_path: Path) -> None:
     seen: list[StepReport] = []
     settings = config(base, tmp_path / "rm", kind="dpo", learning_rate=None, max_steps=1, warmup_share=0.0)
     result = train(settings, PAIRS, observers=[seen.append])
@@ -393,7 +395,7 @@ def test_the_learning_rate_taken_is_that_of_the_bundle_s_record(base: str, tmp_p
     ],
 )
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_on_a_cpu_the_arithmetic_is_what_was_measured_and_weights_stay_float32(
+def test_on_a_cpu_the_precision_follows_the_measurement_and_weights_stay_float32(
     base: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -406,9 +408,9 @@ def test_on_a_cpu_the_arithmetic_is_what_was_measured_and_weights_stay_float32(
     monkeypatch.setattr("redline.causal_lm.cpu_precision._known", choose(*speeds))
     plain, seen = Seq2SeqObjective.loss, []
 
-    def watched(self: Seq2SeqObjective, units: Any) -> torch.Tensor:
+    def watched(self: Seq2SeqObjective, examples: Any) -> torch.Tensor:
         seen.append(torch.is_autocast_enabled("cpu"))
-        return plain(self, units)
+        return plain(self, examples)
 
     monkeypatch.setattr(Seq2SeqObjective, "loss", watched)
     settings = config(base, tmp_path / "rm", precision=precision, method=method, max_steps=1, device="cpu")

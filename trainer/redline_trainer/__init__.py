@@ -1,1 +1,1 @@
-"""Preference pairs in, a bundle out."""
+"""Trains reward models on preference pairs and writes them as bundles."""

@@ -1,4 +1,4 @@
-"""The state of a run on disk, so that a kill costs time and nothing else."""
+"""Checkpoints of a training run. A resumed run gives the same result as one that was not interrupted."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from redline_trainer.objectives.base import Objective
 
 
 class ResumeError(RedlineModelError):
-    """A checkpoint belongs to another run, or cannot be read."""
+    """A checkpoint belongs to another run, or it cannot be read."""
 
 
 def run_identity(config: TrainConfig, pairs: Sequence[EncodedPair]) -> str:
-    """A digest of the settings and of every training id; only an equal run may resume."""
+    """A digest of the settings and of all training token ids. A checkpoint is resumed only if it is equal."""
     digest = hashlib.sha256(json.dumps(config.identity(), sort_keys=True).encode())
     for pair in pairs:
         digest.update(repr((pair.chosen.prefix_ids, pair.chosen.target_ids, pair.rejected.target_ids)).encode())
@@ -34,7 +34,7 @@ def run_identity(config: TrainConfig, pairs: Sequence[EncodedPair]) -> str:
 def save_checkpoint(
     path: Path, identity: str, step: int, model: Any, optimizer: torch.optim.Optimizer, objective: Objective[Any]
 ) -> None:
-    """Write everything the next step depends on, atomically. Raises OSError."""
+    """Write everything that the next step depends on, atomically. Raises OSError."""
     state = {
         "identity": identity,
         "step": step,
@@ -54,26 +54,26 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # torch.load raises pickle's, zipfile's and its own types
-        raise ResumeError(f"{path} cannot be read; remove it to start over: {error}") from error
+        raise ResumeError(f"{path} cannot be read: {error}. Remove it to start over") from error
     return state
 
 
 def saved_step(path: Path) -> int:
-    """Steps done at the checkpoint; 0 where there is none. Raises ResumeError."""
+    """Number of steps done at the checkpoint, 0 if there is none. Raises ResumeError."""
     return int(_read(path)["step"]) if path.exists() else 0
 
 
 def resume(path: Path, identity: str, model: Any, optimizer: torch.optim.Optimizer, objective: Objective[Any]) -> int:
-    """Restore a run and return the steps done; 0 where there is no checkpoint.
+    """Restore a run, and return its number of steps done; 0 if there is no checkpoint.
 
     Raises:
-        ResumeError: the checkpoint is of other settings or other data.
+        ResumeError: the checkpoint was written with other settings or other data.
     """
     if not path.exists():
         return 0
     state = _read(path)
     if state["identity"] != identity:
-        raise ResumeError(f"{path} is of a run with other settings or data; remove it to start over")
+        raise ResumeError(f"{path} was written by a run with other settings or data; remove it to start over")
     load_learned_state(model, state["model"])
     optimizer.load_state_dict(state["optimizer"])
     objective.load_state(state["objective"])

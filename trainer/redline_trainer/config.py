@@ -1,4 +1,4 @@
-"""The settings of one training run."""
+"""Settings of a training run (``TrainConfig``)."""
 
 from __future__ import annotations
 
@@ -14,20 +14,46 @@ Dropout = Literal["off", "base"]
 
 
 class TrainConfig(BaseModel):
-    """Everything that decides the result of a run, beside the data.
+    """Settings of a training run, apart from its data.
 
-    ``method``: all weights learn (``full``), low-rank adapters (``lora``), or adapters on a 4-bit base (``qlora``).
-    ``pairs_per_step``: the batch size of an optimiser step, computed in microbatches of at most ``max_batch_tokens``
-    tokens, padding included. ``max_steps`` wins over ``epochs``. ``learning_rate``: its peak; None takes
-    ``objectives.factory.default_learning_rate``.
-    ``identity_weight`` is ``w_id``. ``mismatch``: responses of other prompts as sources, or as losing sides
-    (docs/explanation/method.md); None uses them for seq2seq alone. ``beta``: of ``dpo``, reward per nat. ``odin``: a
-    length head beside the quality head, with the weights of its two losses (kinds scalar and red).
-    ``smoothing_rate``: how far a pair's label moves to the model's own prediction at each visit, 0 not at all (kinds
-    scalar and red).
-    ``dropout``: inside the base, ``off`` or as the base's configuration says (``base``); ``lora_dropout``: inside the
-    adapters. ``precision``: of the arithmetic; the weights that learn are float32. ``auto`` is bfloat16 on a GPU that
-    supports it and on a CPU that was measured to be much faster in it.
+    Model:
+        ``kind``: of reward model.
+        ``base``: folder or hub id of the model that is trained.
+        ``out``: folder of the bundle that is written.
+        ``method``: ``full`` trains all weights, ``lora`` low-rank adapters, ``qlora`` adapters on a 4-bit base.
+        ``lora_rank``, ``lora_alpha``: of the adapters.
+        ``instruction``: request for a rewrite in the template of seq2seq models; None for the default.
+        ``mode``, ``aggregate``: default rewards of the bundle.
+    Steps:
+        ``epochs``: passes over the training pairs.
+        ``max_steps``: number of optimiser steps; it overrides ``epochs``.
+        ``pairs_per_step``: batch size of an optimiser step.
+        ``max_batch_tokens``: token limit of one forward pass, including padding. A step is split into several passes.
+        ``learning_rate``: its peak; None for ``objectives.factory.default_learning_rate``.
+        ``warmup_share``: share of the steps in which the learning rate rises to its peak.
+        ``weight_decay``, ``max_grad_norm``: of the optimiser.
+        ``checkpoint_every``: steps between checkpoints.
+        ``seed``: of data order, mismatched responses, adapters and dropout.
+    Data:
+        ``max_tokens``: token limit of a sequence; None for the base's limit.
+        ``on_too_long``: what happens to pairs that are too long: ``error``, ``truncate`` the prompt, or ``skip``.
+        ``held_out_share``: share of the prompts that is kept for evaluation and calibration.
+    Objective:
+        ``correction_weight``, ``identity_weight`` (``w_id``): weights of the mappings of seq2seq.
+        ``mismatch``: adds responses to other prompts, as sources (seq2seq) or as rejected responses (scalar, red), see
+        docs/explanation/method.md. None adds them for seq2seq only.
+        ``beta``: of dpo, reward per nat.
+        ``odin``: trains a length head together with the quality head (scalar, red).
+        ``odin_length_weight``, ``odin_orthogonality_weight``: weights of the two losses of ODIN.
+        ``smoothing_rate``: how far a pair's label moves to the model's prediction at each visit; 0 for hard labels
+        (scalar, red).
+    Computation:
+        ``dropout``: inside the base, ``off``, or ``base`` for the rates of the base's configuration.
+        ``lora_dropout``: inside the adapters.
+        ``gradient_checkpointing``: computes activations again in the backward pass to save memory.
+        ``precision``: of the arithmetic; trained weights are always float32. ``auto`` is bfloat16 on a GPU that
+        supports it, and on a CPU on which a measurement shows that it is much faster.
+        ``device``: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -70,19 +96,23 @@ class TrainConfig(BaseModel):
 
     @property
     def uses_mismatch(self) -> bool:
-        """Whether pairs are given responses of other prompts: as asked, else for seq2seq."""
+        """Whether responses to other prompts are added: ``mismatch`` if it is set, otherwise for seq2seq only."""
         return self.kind == "seq2seq" if self.mismatch is None else self.mismatch
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.kind == "seq2seq" and self.correction_weight == self.identity_weight == 0 and not self.uses_mismatch:
-            raise ValueError("with both mappings' weights at 0 and no mismatch there is nothing to learn")
+            raise ValueError(
+                "there is nothing to learn: correction_weight and identity_weight are 0, and mismatch is off"
+            )
         if self.uses_mismatch and (self.smoothing_rate or self.kind == "dpo"):
-            raise ValueError("mismatch goes with the kinds seq2seq, scalar and red, and not with smoothing_rate")
+            raise ValueError(
+                "mismatch is an option of the kinds seq2seq, scalar and red, and cannot be combined with smoothing_rate"
+            )
         if not kind_spec(self.kind).is_classifier and (self.odin or self.smoothing_rate):
             raise ValueError(f"odin and smoothing_rate are options of the kinds scalar and red, not of {self.kind}")
         return self
 
     def identity(self) -> dict[str, object]:
-        """What must be the same for a checkpoint to be resumed: all but where things are written."""
+        """Settings that must be equal to resume a checkpoint: all except ``out`` and ``checkpoint_every``."""
         return self.model_dump(mode="json", exclude={"out", "checkpoint_every"})

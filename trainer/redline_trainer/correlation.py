@@ -1,4 +1,4 @@
-"""Pearson's correlation, for training losses and for evaluation."""
+"""Pearson's correlation as a differentiable function, for losses and for evaluation."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ def pearson(a: Tensor, b: Tensor, *, epsilon: float = 0.0, if_constant: float = 
     """``cov(a, b) / sqrt(var(a) var(b) + epsilon)`` of ``(N,)`` and ``(N,)``, a scalar.
 
     Args:
-        epsilon: above 0 for use in a loss: with constant input the correlation is then 0 and has finite gradients.
-        if_constant: the result without ``epsilon`` if ``a`` or ``b`` is constant, for which a correlation is not
-            defined: 0, or 1 if two inputs that do not vary count as equal.
+        epsilon: a positive value makes the correlation of constant input 0 with finite gradients, as losses need it.
+        if_constant: the result for constant ``a`` or ``b`` if ``epsilon`` is 0, because the correlation is undefined.
     """
     a, b = a - a.mean(), b - b.mean()
     scale = (a.square().mean() * b.square().mean() + epsilon).sqrt()

@@ -1,4 +1,4 @@
-"""What is drawn at random inside a model while it learns: nothing, unless it was asked for."""
+"""Switches a base model's dropout off during training, unless the configuration enables it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from torch import nn
 from redline_trainer.config import Dropout
 
 
-def set_training_mode(model: Any, dropout: Dropout) -> Any:
-    """Put ``model`` into training, and return it.
+def set_training_dropout(model: Any, dropout: Dropout) -> Any:
+    """Put ``model`` into training mode with or without the base's dropout, and return it.
 
-    ``off``: every module of the base computes as in evaluation, whatever its configuration says: dropout in all its
-    forms, layers left out, noise in routers. Dropout inside adapters stays, for it is an option of its own. ``base``:
-    as the base's configuration says.
+    Args:
+        dropout: ``off`` makes every module of the base compute as in evaluation, without dropout, layer drop and router
+            noise. Dropout inside adapters is not affected, because it is a separate option. ``base`` uses the rates of
+            the base's configuration.
     """
     model.train()
     if dropout == "base":
@@ -24,24 +25,24 @@ def set_training_mode(model: Any, dropout: Dropout) -> Any:
         if "lora_dropout" in name or is_quantized_layer(module):
             continue
         if getattr(module, "gradient_checkpointing", False):
-            _without_rates(module)  # computing again in the backward pass is for modules in training only
+            _zero_own_rates(module)  # gradient checkpointing works only for modules in training mode
         else:
             module.training = False
     return model
 
 
 def is_quantized_layer(module: nn.Module) -> bool:
-    """Whether ``module`` is bitsandbytes', which in evaluation repacks its weights into a form without gradients."""
+    """Whether ``module`` is of bitsandbytes, which repacks weights without gradients in evaluation mode."""
     return type(module).__module__.startswith("bitsandbytes")
 
 
-def _without_rates(module: Any) -> None:
-    """Set the rates that ``module`` itself reads to 0; its parts are others' business."""
+def _zero_own_rates(module: Any) -> None:
+    """Set the dropout rates of ``module`` itself to 0, but not those of its submodules."""
     for name, value in vars(module).items():
         if isinstance(value, float) and _is_rate(name):
             setattr(module, name, 0.0)
     config = vars(module).get("config")
-    if config is not None:  # the model's own is saved with it and stays as it is
+    if config is not None:  # a copy, because the model's configuration is saved with it
         module.config = copy.copy(config)
         for name, value in vars(config).items():
             if isinstance(value, float) and _is_rate(name):

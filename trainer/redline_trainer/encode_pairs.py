@@ -1,4 +1,4 @@
-"""Preference pairs as ids: every pair is encoded, and the ones that cannot be used are listed, before any training."""
+"""Tokenises preference pairs. All pairs that cannot be used are reported together, before training starts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from redline_model.errors import DataError, ItemError, TooLongError
 
 
 class EncodedPair(NamedTuple):
-    """A pair as ids.
+    """A tokenised pair.
 
-    ``prompt_key``: equal for pairs that share a prompt. ``number``: the pair's index in the list it came from.
-    ``mismatched``: the chosen response to another prompt, encoded after this prompt; None if the objective uses none.
+    ``chosen``, ``rejected``: the two responses, each with the prompt.
+    ``prompt_key``: equal for pairs with the same prompt.
+    ``number``: index of the pair in the list of all pairs.
+    ``mismatched``: the chosen response to another prompt, encoded with this prompt; None if there is none.
     """
 
     chosen: EncodedItem
@@ -27,8 +29,8 @@ class EncodedPair(NamedTuple):
     mismatched: EncodedItem | None = None
 
 
-def correction_of(pair: EncodedPair) -> EncodedItem:
-    """The rejected response as source, the chosen one as target."""
+def correction_item(pair: EncodedPair) -> EncodedItem:
+    """The item of the correction mapping: the rejected response as source, the chosen one as target."""
     return _to_chosen(pair.rejected, pair)
 
 
@@ -36,22 +38,22 @@ def _to_chosen(source: EncodedItem, pair: EncodedPair) -> EncodedItem:
     return replace(source, target_ids=pair.chosen.target_ids, offsets=pair.chosen.offsets)
 
 
-def mismatch_of(pair: EncodedPair) -> EncodedItem | None:
-    """The mismatched response as source, the chosen one as target; None if the pair has no mismatched response."""
+def mismatch_item(pair: EncodedPair) -> EncodedItem | None:
+    """The item of the mismatch mapping: the mismatched response as source. None if the pair has no such response."""
     return None if pair.mismatched is None else _to_chosen(pair.mismatched, pair)
 
 
 def encode_pairs(
     encoder: Encoder, pairs: Sequence[Pair], on_too_long: str, report: RowReport | None = None
 ) -> tuple[list[EncodedPair], int]:
-    """Every pair as ids, and how many were left out because they are too long.
+    """Tokenise all pairs. Returns the encoded pairs, and the number of pairs that were skipped as too long.
 
     Args:
         on_too_long: ``error``, ``truncate`` (the prompt) or ``skip``.
-        report: takes pairs that cannot be used if it skips bad rows; by default they are refused.
+        report: collects pairs that cannot be used if it skips bad rows. By default they are an error.
 
     Raises:
-        DataError: listing every pair that cannot be used, all at once.
+        DataError: some pairs cannot be used. The message lists them.
     """
     report = report or RowReport()
     encoded: list[EncodedPair] = []
@@ -76,7 +78,7 @@ def encode_pairs(
 def encode_all(
     encoder: Encoder, parts: Sequence[Sequence[Pair]], on_too_long: str, report: RowReport | None
 ) -> list[tuple[list[EncodedPair], int]]:
-    """``encode_pairs`` of each part; the problems of all of them in one error."""
+    """``encode_pairs`` for each of ``parts``, with the problems of all parts in one error."""
     encoded: list[tuple[list[EncodedPair], int]] = []
     problems: list[str] = []
     for part in parts:
@@ -90,7 +92,7 @@ def encode_all(
 
 
 def _encode_pair(encoder: Encoder, pair: Pair, *, may_truncate: bool) -> EncodedPair:
-    """Both sides behind one prompt, cut if need be so that the longest of their three sequences fits."""
+    """Encode both responses with one prompt. It is truncated so that the longest of their three sequences fits."""
     chosen, rejected = (
         encoder.encode(Item(pair.prompt, response, tools=pair.tools), is_bounded=False)
         for response in (pair.chosen, pair.rejected)
@@ -106,15 +108,17 @@ def _encode_pair(encoder: Encoder, pair: Pair, *, may_truncate: bool) -> Encoded
             for source, target in combinations
         )
 
-    # one prompt, but a chat template's own rendering may end it a token earlier before one of the responses
+    # a chat template may end the rendered prompt one token earlier before one of the responses; the longer one is used
     limit, prefix = encoder.max_tokens, max(chosen.prefix_ids, rejected.prefix_ids, key=len)
     if limit is not None and needed(len(prefix)) > limit:
-        reason = f"the pair needs {needed(len(prefix))} tokens and the model reads {limit}"
+        reason = f"the pair needs {needed(len(prefix))} tokens, the limit of the model is {limit}"
         if not may_truncate:
             raise TooLongError(reason)
         spare = len(prefix) - (needed(len(prefix)) - limit)
         prefix = encoder.encode_prompt(pair.prompt, max_prefix_tokens=spare, tools=pair.tools)[0]
         if needed(len(prefix)) > limit:
-            raise TooLongError(f"{reason}; its responses alone are too long, and only prompts are truncated")
+            raise TooLongError(
+                f"{reason}; its responses without a prompt are too long, and responses are not truncated"
+            )
         chosen, rejected = replace(chosen, prefix_ids=prefix), replace(rejected, prefix_ids=prefix)
     return EncodedPair(chosen, rejected, pair.prompt_key)

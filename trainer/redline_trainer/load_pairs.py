@@ -1,7 +1,7 @@
-"""Preference pairs from files and hub data sets, in every form of ``redline.preference_data.rows``.
+"""Reads preference pairs from files and hub data sets, in the formats of ``redline.preference_data.rows``.
 
-Every bad row is reported, with file, line and reason, before anything else happens; none is dropped unless that was
-asked for, and then each is counted.
+Every bad row is reported with its file, line and reason. Bad rows are skipped only on request, and then they are
+counted.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _REASON_SHOWN = 500
 
 
 def load_pairs(sources: Sequence[str | Path], report: RowReport | None = None) -> tuple[list[Pair], list[DataSource]]:
-    """All pairs of all sources, and what they were.
+    """Read all pairs of all sources. Returns the pairs, and a record of each source for the manifest.
 
     Args:
         sources: files (``.jsonl``, ``.json``, either gzipped) or hub ids ``owner/name``, ``owner/name:configuration``,
             either with ``@split`` (default ``train``).
-        report: takes bad rows if it skips them, and columns that are not used; by default bad rows are refused.
+        report: collects unused columns and, if it skips bad rows, those rows. By default bad rows are an error.
 
     Raises:
-        DataError: listing every bad row of every source (the first 50 in full), or the source that is no source or
-            holds no good row.
+        DataError: some rows are bad (the message lists the first 50), a source cannot be read, or a source has no
+            usable row.
     """
     report = report or RowReport()
     pairs: list[Pair] = []
-    origins: list[DataSource] = []
+    records: list[DataSource] = []
     problems = Problems(MAX_SHOWN)
     for source in sources:
         before, skipped_before = len(pairs), report.skipped.count
@@ -55,10 +55,10 @@ def load_pairs(sources: Sequence[str | Path], report: RowReport | None = None) -
                 raise DataError("\n  ".join([f"{source}: every row is bad", *(lines or report.latest)]))
             problems.add(f"{source}: holds no pairs")
         digest = file_digest(Path(source)) if Path(source).is_file() else None
-        origins.append(DataSource(name=str(source), sha256=digest, pairs=len(pairs) - before))
+        records.append(DataSource(name=str(source), sha256=digest, pairs=len(pairs) - before))
     if problems.count:
         raise DataError(problems.listing("bad rows; nothing was used"))
-    return pairs, origins
+    return pairs, records
 
 
 def _parse(report: RowReport, where: str, row: dict[str, object]) -> Pair:
@@ -72,26 +72,26 @@ def _hub_rows(source: str) -> Iterator[Row]:
         raise DataError(f"{source}: there is no such file")
     from datasets import load_dataset
 
-    # data sets before version 4 ask on the terminal whether to run code that comes with the data
+    # datasets before version 4 would ask on the terminal whether to run code of the data set
     no_code = {"trust_remote_code": False} if "trust_remote_code" in signature(load_dataset).parameters else {}
     named = [configuration] if configuration else []
     try:
         rows = load_dataset(name, *named, split=split or "train", **no_code)
-    except Exception as error:  # datasets raises a dozen unrelated types for "cannot be had"
+    except Exception as error:  # datasets raises many unrelated types if it cannot load a data set
         raise DataError(f"{source}: no such file, and no such hub data set: {_reason(error)}") from error
     for number, row in enumerate(rows, 1):
         yield Row(f"{source}:row {number}", row)
 
 
 def _reason(error: Exception) -> str:
-    """What the library says on one line, up to its example in Python; it may list configurations or splits there."""
+    """The error message on one line, without its Python example. It may list configurations or splits."""
     lines = [line.strip() for line in str(error).partition("Example of usage")[0].splitlines() if line.strip()]
     text = " ".join(lines)[:_REASON_SHOWN] or type(error).__name__
     return f"{text} (name one as OWNER/NAME:CONFIG@SPLIT)" if "config" in text.lower() else text
 
 
 def split_by_prompt(pairs: Iterable[Pair], held_out_share: float) -> tuple[list[Pair], list[Pair]]:
-    """``(training, held out)``; decided by each prompt's digest, so a prompt is never on both sides."""
+    """``(training, held out)``. The digest of the prompt decides, so all pairs of a prompt are on the same side."""
     sides: tuple[list[Pair], list[Pair]] = ([], [])
     for pair in pairs:
         digest = hashlib.sha256(pair.prompt_key.encode()).digest()

@@ -1,4 +1,4 @@
-"""One optimiser step, refused before the update where its loss or its gradient is no finite number."""
+"""One optimiser step. It raises before the update if the loss or the gradient is not finite."""
 
 from __future__ import annotations
 
@@ -20,11 +20,18 @@ from redline_trainer.objectives.base import Objective
 
 
 class DivergedError(RedlineModelError):
-    """Training left the finite numbers."""
+    """The loss or the gradient of a step is NaN or infinite."""
 
 
 class StepReport(NamedTuple):
-    """What one optimiser step did. ``loss`` in nats, ``tokens`` of the training sequences, without padding."""
+    """Figures of one optimiser step.
+
+    ``step``, ``steps``: number of this step, from 1, and of all steps.
+    ``loss``: in nats.
+    ``learning_rate``, ``grad_norm``: of the step.
+    ``tokens``: of the training sequences, without padding.
+    ``seconds``: duration.
+    """
 
     step: int
     steps: int
@@ -35,11 +42,11 @@ class StepReport(NamedTuple):
     seconds: float
 
 
-def write_refused(out: Path, step: int, pairs: Sequence[Pair]) -> Path:
-    """Write the pairs of a refused step beside ``out``, a row each with where it came from; return the file.
+def write_failed_step(out: Path, step: int, pairs: Sequence[Pair]) -> Path:
+    """Write the pairs of a step that failed to a file next to ``out``, one row per pair, and return the file.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     file = out.with_name(f"{out.name}.refused-step-{step}.jsonl")
     rows = [
@@ -56,42 +63,42 @@ def run_optimizer_step(
     objective: Objective[Any],
     batch: Sequence[EncodedPair],
     optimizer: torch.optim.Optimizer,
-    learning: Sequence[torch.nn.Parameter],
+    parameters: Sequence[torch.nn.Parameter],
     *,
     steps: int = 0,
 ) -> StepReport:
-    """One optimiser step on ``batch``, in as many forward passes as ``config.max_batch_tokens`` asks for.
+    """One optimiser step on ``batch``, in forward passes of at most ``config.max_batch_tokens`` tokens.
 
     Args:
-        step: counts from 0; ``steps`` is how many there will be, both for the report alone.
-        learning: the weights that learn.
+        step: counts from 0. Like ``steps``, the number of all steps, it is used for the report only.
+        parameters: the trained weights.
 
     Raises:
-        DivergedError: the loss or the gradient is not finite; the weights are as they were.
+        DivergedError: the loss or the gradient is not finite. The weights have not changed.
     """
-    started = time.perf_counter()
+    start_s = time.perf_counter()
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-    units = [unit for pair in batch for unit in objective.units(pair)]
-    size = sum(map(objective.size, units))
-    device = learning[0].device
+    examples = [example for pair in batch for example in objective.examples(pair)]
+    size = sum(map(objective.size, examples))
+    device = parameters[0].device
     has_bf16 = config.precision == "bfloat16" or (config.precision == "auto" and prefers_bfloat16(device))
     total = torch.zeros((), device=device)
-    for microbatch in objective.batches(units, config.max_batch_tokens):
+    for microbatch in objective.batches(examples, config.max_batch_tokens):
         with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16):
-            loss = objective.loss([units[i] for i in microbatch]) / size
+            loss = objective.loss([examples[i] for i in microbatch]) / size
         torch.autograd.backward(loss)
         total += loss.detach()
-    grad_norm = torch.nn.utils.clip_grad_norm_(learning, config.max_grad_norm)
+    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
     if not bool(torch.isfinite(total) & torch.isfinite(grad_norm)):
         optimizer.zero_grad(set_to_none=True)
         raise DivergedError(
-            f"step {step + 1} was refused before its update: its loss is {float(total):.4g} and the norm of its "
-            f"gradient {float(grad_norm):.4g}"
+            f"step {step + 1} was not applied: its loss is {float(total):.4g} and the norm of its gradient is "
+            f"{float(grad_norm):.4g}"
         )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    tokens = sum(map(objective.tokens, units))
+    tokens = sum(map(objective.tokens, examples))
     return StepReport(
-        step + 1, steps, float(total), learning_rate, float(grad_norm), tokens, time.perf_counter() - started
+        step + 1, steps, float(total), learning_rate, float(grad_norm), tokens, time.perf_counter() - start_s
     )

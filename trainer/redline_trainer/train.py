@@ -1,4 +1,4 @@
-"""Preference pairs -> bundle. ``train`` reads from top to bottom."""
+"""Trains a reward model on preference pairs and writes its bundle. Start reading at ``train``."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from redline_model.bundle.bundle import save_bundle
 from redline_model.bundle.files import check_free
 from redline_model.bundle.load_options import LoadOptions
 from redline_model.bundle.loading import load_config, load_tokenizer, token_limit
+from redline_model.bundle.make_encoder import make_encoder
 from redline_model.bundle.manifest import DataSource, Manifest
-from redline_model.encoding.make_encoder import make_encoder
 from redline_model.errors import DataError
 from redline_model.kinds import make_scorer
 from redline_model.options import Extraction
-from redline_trainer.adapters import inner, merge_adapters, trainable_model
+from redline_trainer.adapters import merge_adapters, trainable_model, unwrapped
 from redline_trainer.checkpoint import resume, run_identity, save_checkpoint, saved_step
 from redline_trainer.config import TrainConfig
 from redline_trainer.encode_pairs import encode_all
@@ -39,11 +39,11 @@ from redline_trainer.objectives.factory import (
     scorer_options,
     template_for,
 )
-from redline_trainer.optimizer_step import DivergedError, StepReport, run_optimizer_step, write_refused
+from redline_trainer.optimizer_step import DivergedError, StepReport, run_optimizer_step, write_failed_step
 
 
 class TrainResult(NamedTuple):
-    """Where the bundle is, its manifest, and how many pairs went where."""
+    """The folder of the bundle, its manifest, its evaluation, and numbers of pairs."""
 
     out: Path
     manifest: Manifest
@@ -58,17 +58,17 @@ Observer = Callable[[StepReport], None]
 
 
 def checkpoint_path(out: Path) -> Path:
-    """Where the run that writes ``out`` keeps its state until it is done."""
+    """File of the checkpoint of the run that writes ``out``. It is removed when the run is complete."""
     return out.parent / f".{out.name}.checkpoint" / "state.pt"
 
 
 def resumable_step(out: Path) -> int:
-    """The step at which an unfinished run towards ``out`` would go on; 0 if there is none."""
+    """Number of steps done by an unfinished run that writes ``out``; 0 if there is none."""
     return saved_step(checkpoint_path(out))
 
 
 def learning_rate_at(step: int, steps: int, peak: float, warmup_share: float) -> float:
-    """Linear warm-up, then linear decay to a tenth; ``step`` counts from 0."""
+    """The learning rate of a step: linear warm-up, then linear decay to a tenth. ``step`` counts from 0."""
     warmup = max(1, round(warmup_share * steps))
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -83,7 +83,7 @@ def _epoch_order(epoch: int, pairs: int, seed: int) -> tuple[int, ...]:
 
 
 def step_indices(step: int, pairs: int, per_step: int, seed: int) -> list[int]:
-    """Which pairs a step trains on; a function of its arguments alone, so resuming needs no iterator state."""
+    """Indices of the pairs of a step. They depend on the arguments only, so resuming needs no iterator state."""
     start = step * per_step
     indices: list[int] = []
     while len(indices) < per_step:
@@ -103,26 +103,26 @@ def train(
     overwrite: bool = False,
     row_report: RowReport | None = None,
 ) -> TrainResult:
-    """Fit a reward model on ``pairs`` and write its bundle.
+    """Train a reward model on ``pairs`` and write its bundle. An unfinished run with the same settings is resumed.
 
     Args:
-        held_out: pairs to measure and calibrate on; None holds out ``config.held_out_share`` of the prompts.
-        data: what the pairs came from, for the manifest.
+        held_out: pairs for evaluation and calibration; None holds out ``config.held_out_share`` of the prompts.
+        data: sources of the pairs, for the manifest.
         observers: called after every optimiser step.
-        row_report: takes pairs that cannot be used if it skips bad rows; it is finished before the first step.
+        row_report: collects pairs that cannot be used if it skips bad rows. It is finished before the first step.
 
     Raises:
-        DataError: pairs that cannot be used, all of them listed, before any training.
+        DataError: some pairs cannot be used. The message lists them; nothing was trained.
         BundleError: the base cannot be loaded, or the output exists and ``overwrite`` is not set.
-        ResumeError: an unfinished run with other settings stands in the way.
-        DivergedError: a step's loss or gradient is not finite; the message names the file that holds its pairs.
+        ResumeError: there is a checkpoint for ``config.out`` with other settings.
+        DivergedError: the loss or the gradient of a step is not finite. The message names the file with its pairs.
     """
-    # 1. what can fail fails before anything is spent
+    # 1. check all inputs before the expensive part
     check_free(config.out, overwrite=overwrite)
     load_options = LoadOptions(device=config.device)
-    if load_options.torch_device().type == "cpu":  # only the arithmetic is bfloat16 there, by autocast
-        measured = load_options.cpu_precision
-        logger.info("%s", measured if config.precision == "auto" else f"the CPU computes in {config.precision}")
+    if load_options.torch_device().type == "cpu":  # on a CPU only the arithmetic may be bfloat16, by autocast
+        cpu_precision = load_options.cpu_precision
+        logger.info("%s", cpu_precision if config.precision == "auto" else f"the CPU computes in {config.precision}")
         load_options = load_options.model_copy(update={"dtype": "float32"})
     base_config, tokenizer = load_config(config.base), load_tokenizer(config.base)
     limit = token_limit(base_config, config.max_tokens)
@@ -130,7 +130,7 @@ def train(
     encoder = make_encoder(config.kind, base_config, tokenizer, template, limit)
     if held_out is None:
         pairs, held_out = split_by_prompt(pairs, config.held_out_share)
-    (training, skipped), (measuring, skipped_too) = encode_all(
+    (training, skipped), (held_out_encoded, skipped_held_out) = encode_all(
         encoder, (pairs, held_out), config.on_too_long, row_report
     )
     if not training:
@@ -139,32 +139,34 @@ def train(
         )
     if row_report is not None:
         row_report.finish()
-    counted: dict[str, int] = {}
+    mismatch_metrics: dict[str, int] = {}
     if config.uses_mismatch:
         training = with_mismatched_responses(training, encoder, config.seed)
-        counted["mismatched_pairs"] = sum(pair.mismatched is not None for pair in training)
-        if counted["mismatched_pairs"] < len(training):
+        mismatch_metrics["mismatched_pairs"] = sum(pair.mismatched is not None for pair in training)
+        if mismatch_metrics["mismatched_pairs"] < len(training):
             logger.warning(
-                "%d of %d pairs have a response of another prompt beside them: %s",
-                counted["mismatched_pairs"],
+                "only %d of %d pairs have a mismatched response: %s",
+                mismatch_metrics["mismatched_pairs"],
                 len(training),
-                "all others are too long" if len({pair.prompt_key for pair in training}) > 1 else "all have one prompt",
+                "the responses to other prompts are too long"
+                if len({pair.prompt_key for pair in training}) > 1
+                else "all pairs have the same prompt",
             )
 
-    # 2. the model and its optimiser, as new or as they were
+    # 2. the model and its optimiser, new or from the checkpoint
     torch.manual_seed(config.seed)
     random.seed(config.seed)
     model = trainable_model(config, load_options)
-    peak = config.learning_rate or default_learning_rate(config, inner(model).num_parameters())
-    # with adapters the reference is the same weights without them, and is loaded only to be saved
+    peak = config.learning_rate or default_learning_rate(config, unwrapped(model).num_parameters())
+    # with adapters the reference is the model without them; it is loaded only when the bundle is saved
     reference = frozen_reference(config, load_options) if config.method == "full" else None
     objective = make_objective(config, model, len(pairs), reference)
-    learning = [p for p in model.parameters() if p.requires_grad] + objective.parameters()
-    optimizer = torch.optim.AdamW(learning, lr=peak, betas=(0.9, 0.95), weight_decay=config.weight_decay)
+    parameters = [p for p in model.parameters() if p.requires_grad] + objective.parameters()
+    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.95), weight_decay=config.weight_decay)
     steps = config.max_steps or max(1, math.ceil(config.epochs * len(training) / config.pairs_per_step))
     state = checkpoint_path(config.out)
     identity = run_identity(config, training)
-    done = resume(state, identity, model, optimizer, objective)  # last, for it restores the random generators
+    done = resume(state, identity, model, optimizer, objective)  # last, because it restores the random generators
 
     # 3. the steps
     for step in range(done, steps):
@@ -172,21 +174,21 @@ def train(
         rate = learning_rate_at(step, steps, peak, config.warmup_share)
         batch = [training[i] for i in indices]
         try:
-            report = run_optimizer_step(step, rate, config, objective, batch, optimizer, learning, steps=steps)
+            report = run_optimizer_step(step, rate, config, objective, batch, optimizer, parameters, steps=steps)
         except DivergedError as error:
-            file = write_refused(config.out, step + 1, [pairs[pair.number] for pair in batch])
-            raise DivergedError(f"{error}; its {len(batch)} pairs are in {file}") from error
+            file = write_failed_step(config.out, step + 1, [pairs[pair.number] for pair in batch])
+            raise DivergedError(f"{error}. Its {len(batch)} pairs are in {file}") from error
         for observe in observers:
             observe(report)
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
             save_checkpoint(state, identity, step + 1, model, optimizer, objective)
 
-    # 4. measured as it will be served, then saved
+    # 4. evaluate the model as it will be served, then save it
     final = merge_adapters(model, config, load_options)
     extraction = Extraction(mode=config.mode, aggregate=config.aggregate)
     reference = reference or frozen_reference(config, load_options)
     scorer = make_scorer(config.kind, final, encoder, extraction, **scorer_options(config, reference))
-    evaluated = evaluate(scorer, measuring, config.max_batch_tokens, config.seed) if measuring else None
+    evaluated = evaluate(scorer, held_out_encoded, config.max_batch_tokens, config.seed) if held_out_encoded else None
     manifest = Manifest(
         kind=config.kind,
         base_model=config.base,
@@ -196,7 +198,7 @@ def train(
         beta=config.beta if config.kind == "dpo" else None,
         calibration=evaluated.calibration if evaluated else {},
         data=list(data),
-        metrics=(evaluated.evaluation.model_dump(exclude_none=True) if evaluated else {}) | counted,
+        metrics=(evaluated.evaluation.model_dump(exclude_none=True) if evaluated else {}) | mismatch_metrics,
         training={
             **config.model_dump(mode="json", exclude={"out"}),
             "learning_rate": peak,
@@ -208,4 +210,6 @@ def train(
     written = save_bundle(config.out, manifest, final, tokenizer, submodels=parts, overwrite=overwrite)
     shutil.rmtree(state.parent, ignore_errors=True)
     evaluation = evaluated.evaluation if evaluated else None
-    return TrainResult(config.out, written, evaluation, len(training), len(measuring), skipped + skipped_too)
+    return TrainResult(
+        config.out, written, evaluation, len(training), len(held_out_encoded), skipped + skipped_held_out
+    )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_args
 
 from redline.chat_template.text_start import Preceding, without_leading_space
-from redline.text.token_spans import Span
+from redline.spans import Span
 
 # Tokenizers whose backend cannot be copied are called one thread at a time.
 _CALLS = threading.Lock()

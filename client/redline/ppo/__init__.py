@@ -1,6 +1,6 @@
-"""Token-level PPO for transformers causal language models, against any reward source. Needs redline-rm[ppo].
+"""Token-level PPO for causal language models of transformers, with any reward source. Needs redline-rm[ppo].
 
-Importing this loads no torch; that happens when a name is used that needs it.
+Importing this package does not import torch. The first use of a name that needs torch does.
 """
 
 from __future__ import annotations

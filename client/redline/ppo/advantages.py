@@ -1,4 +1,7 @@
-"""Rewards to advantages: pure functions on ``(B, T)`` tensors. In every mask True marks a real token."""
+"""Computes advantages from token rewards, with pure functions on ``(B, T)`` tensors.
+
+True marks a real token in every mask.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +19,23 @@ from redline.token_advantages import leave_one_out_advantages, rewards_to_go
 def kl_penalized_rewards(
     rewards: Tensor, logprobs: Tensor, reference: Tensor, kl_coefficient: float, mask: Tensor
 ) -> Tensor:
-    """``r_t - beta (log pi(y_t) - log pi_ref(y_t))``, ``(B, T)`` (arXiv 2204.05862, per token); 0 in padding."""
+    """``r_t - beta (log pi(y_t) - log pi_ref(y_t))``, ``(B, T)`` (arXiv 2204.05862, per token), and 0 in padding."""
     return (rewards - kl_coefficient * (logprobs - reference)) * mask
 
 
 def cut_penalties(is_cut: Tensor, mask: Tensor, penalty: float) -> Tensor:
-    """``-penalty`` on the last token of every response that is cut at the token limit, ``(B, T)``; 0 elsewhere.
+    """``-penalty`` on the last token of every response that was cut at the token limit, 0 elsewhere, ``(B, T)``.
 
     Args:
-        is_cut: (B,). penalty: in units of the scorer's rewards (``missing_eos_penalty`` in TRL).
+        is_cut: (B,).
+        penalty: in units of the scorer's rewards (``missing_eos_penalty`` in TRL).
     """
     last = torch.arange(mask.shape[1], device=mask.device) == mask.sum(1, keepdim=True) - 1
     return -penalty * (last & is_cut.unsqueeze(1)).to(torch.float32)
 
 
 def reward_scale(totals: Sequence[float], limit: float) -> float:
-    """``1 / std`` of the responses' summed rewards, between ``1 / limit`` and ``limit``; 1 where they do not vary."""
+    """``1 / std`` of the responses' summed rewards, limited to ``1 / limit`` .. ``limit``; 1 if they are all equal."""
     mean = sum(totals) / len(totals)
     std = math.sqrt(sum((total - mean) ** 2 for total in totals) / len(totals))
     return min(max(1.0 / std, 1.0 / limit), limit) if std > 1e-6 else 1.0
@@ -41,7 +45,8 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, discount: float, lam: flo
     """Generalised advantage estimation (arXiv 1506.02438).
 
     ``delta_t = r_t + discount V_{t+1} - V_t``, ``A_t = delta_t + discount lam A_{t+1}``, ``returns = A + V``.
-    The value after the last real token is 0: a response ends an episode, cut off or not. Padding is on the right.
+    The value after the last real token is 0, because every response ends its episode, also one that was cut off.
+    Padding is on the right.
     """
     values = values * mask
     next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
@@ -51,11 +56,11 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, discount: float, lam: flo
 
 
 def group_relative(rewards: Tensor, mask: Tensor, groups: Tensor) -> Advantages:
-    """Each response's return against the others of its prompt (GRPO, arXiv 2402.03300): ``(R - mean) / std``.
+    """Compare each response's return with those of its group: ``(R - mean) / std`` (GRPO, arXiv 2402.03300).
 
-    The same number on all tokens of a response: token rewards are summed (``leave_one_out_advantages`` keeps them).
-    There is no value function. A group of one has advantage 0. A response without a token in ``mask`` is not a member
-    of its group.
+    All tokens of a response have the same advantage, because token rewards are summed (``leave_one_out_advantages``
+    keeps them apart). There is no value function. The only response of a group has advantage 0. A response without a
+    token in ``mask`` is not a member of its group.
     """
     totals = (rewards * mask).sum(1)
     advantages = torch.zeros_like(totals)
@@ -68,7 +73,7 @@ def group_relative(rewards: Tensor, mask: Tensor, groups: Tensor) -> Advantages:
 
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean 0 and variance 1 over the True positions of ``mask``; 0 elsewhere."""
+    """Scale to mean 0 and variance 1 over the True positions of ``mask``; 0 elsewhere."""
     real = values[mask]
     if not len(real):
         return torch.zeros_like(values)
@@ -77,7 +82,7 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
 
 
 class GAE:
-    """``gae`` with its two numbers, as an AdvantageEstimator."""
+    """``gae`` with fixed ``discount`` and ``lam``, as an AdvantageEstimator."""
 
     def __init__(self, discount: float = 1.0, lam: float = 0.95) -> None:
         self._discount = discount
@@ -89,7 +94,7 @@ class GAE:
 
 
 class GroupRelative:
-    """``group_relative`` as an AdvantageEstimator; sample several responses a prompt with it."""
+    """``group_relative`` as an AdvantageEstimator. It needs several responses per prompt."""
 
     def __call__(self, rewards: Tensor, values: Tensor, mask: Tensor, groups: Tensor) -> Advantages:
         """See ``group_relative``."""
@@ -97,9 +102,9 @@ class GroupRelative:
 
 
 class LeaveOneOut:
-    """``redline.token_advantages.leave_one_out_advantages`` as an AdvantageEstimator: group-relative, token by token.
+    """``redline.token_advantages.leave_one_out_advantages`` as an AdvantageEstimator.
 
-    Sample several responses a prompt with it.
+    It compares responses to one prompt token by token, and needs several responses per prompt.
     """
 
     def __init__(self, discount: float = 1.0) -> None:

@@ -1,4 +1,4 @@
-"""The settings of a PPO run, and where each default is from."""
+"""Settings of a PPO run (``PPOConfig``), with the source of each default."""
 
 from __future__ import annotations
 
@@ -8,41 +8,61 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class PPOConfig(BaseModel):
-    """Everything that decides a run beside its policy, prompts and reward source.
+    """Settings of a PPO run, apart from its policy, prompts and reward source.
 
-    A step:
-        ``rollouts`` responses, ``samples_per_prompt`` of them for each prompt, sampled ``sample_batch`` at a time; one
-        batch is scored while the next is sampled. ``epochs`` passes over them in updates of ``minibatch`` responses, of
-        which ``microbatch`` are in memory at a time (None: all of the minibatch).
+    Steps:
+        ``steps``: number of PPO steps of the run.
+        ``rollouts``: responses that are sampled in each step.
+        ``samples_per_prompt``: responses to each prompt; ``rollouts`` must be a multiple of it.
+        ``sample_batch``: responses that are sampled at a time. One batch is scored while the next one is sampled.
+        ``epochs``: passes over the responses of a step.
+        ``minibatch``: responses per update of the weights.
+        ``microbatch``: responses that are in memory at a time; None for the whole minibatch.
+        ``seed``: of prompts, sampling and the order of updates.
     Rewards:
-        ``reward_scale`` ``none`` takes them as they are. ``auto`` divides by the standard deviation of the first step's
-        summed rewards, by a factor of ``reward_scale_limit`` at most either way; the KL coefficient then has another
-        meaning for every scorer. ``cut_responses`` is what happens to a response that is cut at the token limit:
-        ``penalty`` takes ``cut_penalty`` off its last token's reward, before any scale; ``mask`` leaves it out of
-        advantages and losses; ``keep`` treats it like a finished one.
-    Price of leaving the reference:
-        ``kl_target`` None keeps ``kl_coefficient`` fixed; else it adapts towards that many nats a response
+        ``reward_scale``: ``none`` leaves rewards unchanged. ``auto`` divides them by the standard deviation of the
+        summed rewards of the first step. The meaning of the KL coefficient then depends on the scorer.
+        ``reward_scale_limit``: ``auto`` multiplies or divides by at most this factor.
+        ``cut_responses``: what happens to a response that is cut at the token limit. ``penalty`` subtracts
+        ``cut_penalty`` from the reward of its last token, before scaling; ``mask`` excludes it from advantages and
+        losses; ``keep`` treats it like a finished one.
+        ``on_model_change``: ``stop`` raises ModelChangedError if the reward model changes during the run; ``warn``
+        only reports the change in the metrics.
+    KL penalty:
+        ``kl_coefficient``: penalty per nat of KL divergence from the reference.
+        ``kl_target``: None keeps the coefficient fixed; otherwise it adapts towards this KL, in nats per response
         (arXiv 1909.08593).
+        ``kl_horizon``: responses over which the coefficient adapts.
+    Policy loss:
+        ``clip``: limit of the probability ratio.
+        ``entropy_coefficient``: weight of the entropy bonus.
+        ``learning_rate``: of the policy.
+        ``max_grad_norm``: gradients are clipped to this norm.
     Value function:
-        ``critic_learning_rate`` is of a value function that has parameters of its own (``Policy.value_parameters``).
-        ``value_scale`` ``auto`` lets it learn returns in units of their standard deviation at the first step, so that
-        one rate fits rewards of any size. ``value_clip`` None does not clip.
+        ``critic_learning_rate``: of a value function with its own parameters (``Policy.value_parameters``).
+        ``value_coefficient``: weight of the value loss.
+        ``value_scale``: ``auto`` lets the value function learn returns in units of their standard deviation at the
+        first step, so that one learning rate fits rewards of any size. ``none`` does not scale.
+        ``value_clip``: limit of the change of a value; None does not clip.
     Advantages:
-        ``gae`` needs a value function. ``group`` (GRPO) and ``leave_one_out`` compare the responses to one prompt:
-        ``group`` their summed rewards, ``leave_one_out`` their rewards to go, token by token
-        (``redline.token_advantages``). ``whiten`` is for ``gae``; the other two stay as they are.
+        ``advantage``: ``gae`` needs a value function. ``group`` (GRPO) and ``leave_one_out`` compare the responses to
+        one prompt: ``group`` their summed rewards, ``leave_one_out`` their rewards to go, token by token
+        (``redline.token_advantages``).
+        ``discount`` and ``gae_lambda``: of GAE; ``leave_one_out`` uses ``discount``.
+        ``whiten``: scales advantages to mean 0 and variance 1. It applies to ``gae`` only.
 
-    Sources of the defaults, which are for pretrained policies; a model trained from scratch wants other rates:
-        ``learning_rate`` 3e-6: TRL's PPOConfig and arXiv 2403.17031; OpenRLHF and verl have 5e-7 to 1e-6.
+    Sources of the defaults. They are for pretrained policies; a model that is trained from scratch needs other rates.
+        ``learning_rate`` 3e-6: TRL's PPOConfig and arXiv 2403.17031; OpenRLHF and verl use 5e-7 to 1e-6.
         ``epochs`` 2: between one pass (OpenRLHF, verl, TRL's documented command) and four (arXiv 2403.17031).
-        ``clip`` 0.2: arXiv 1707.06347. ``gae_lambda`` 0.95, ``discount`` 1: arXiv 2009.01325, 2203.02155.
+        ``clip`` 0.2: arXiv 1707.06347.
+        ``gae_lambda`` 0.95, ``discount`` 1: arXiv 2009.01325, 2203.02155.
         ``kl_coefficient`` 0.05, ``value_coefficient`` 0.1: TRL, arXiv 2403.17031.
-        ``critic_learning_rate`` 3e-3: measured for the small network of ``redline.ppo.critic``, see there; OpenRLHF's
-        9e-6 and verl's 1e-5 are for critics of the policy's own size.
+        ``critic_learning_rate`` 3e-3: measured for the small network of ``redline.ppo.critic``, see there. OpenRLHF's
+        9e-6 and verl's 1e-5 are for critics of the policy's size.
         ``value_clip`` None: arXiv 2006.05990 finds that clipping the value loss does not help, and a limit in units of
         reward depends on their scale.
-        ``cut_penalty`` 1: ``missing_eos_penalty`` in TRL's documented commands, and the full penalty for length of
-        DAPO (arXiv 2503.14476; ``penalty_factor`` in verl). Leaving cut responses out is DAPO's filtering and TRL's
+        ``cut_penalty`` 1: ``missing_eos_penalty`` in TRL's documented commands, and the full length penalty of DAPO
+        (arXiv 2503.14476; ``penalty_factor`` in verl). Excluding cut responses is DAPO's filtering and TRL's
         ``mask_truncated_completions``.
         ``reward_scale`` ``none``: a scale that is fitted to the scorer would decide comparisons between scorers.
         ``max_grad_norm`` 1: transformers, verl.
@@ -90,5 +110,5 @@ class PPOConfig(BaseModel):
         return self
 
     def identity(self) -> dict[str, object]:
-        """What must be equal for a checkpoint to be resumed; a run may be made longer."""
+        """Settings that must be equal to resume a checkpoint. ``steps`` may differ: a run may be extended."""
         return self.model_dump(mode="json", exclude={"steps", "on_model_change"})

@@ -1,4 +1,4 @@
-"""Value functions: a small network that reads the policy's states without moving them, or a linear head on the policy.
+"""Value functions: a small network on the policy's detached hidden states, or a linear head that also trains it.
 
 Explained variance of the lambda-returns before each step's updates (lambda 0.95, 64 responses of at most 16 tokens a
 step, 4 updates a step), after 12 and after 25 steps, for three kinds of returns: 1 or -1 by the prompt; the number of
@@ -11,7 +11,7 @@ rewarded tokens to come; the number of tokens to come.
     untrained tiny policy, linear head, rate 1e-3        0.07, 0.12   0.03, 0.02       0.02, 0.04
     untrained tiny policy, this network, rate 3e-3       0.85, 0.89   0.20, 0.19       0.77, 0.91
 
-Which tokens an untrained policy will write, nothing foretells.
+The tokens that an untrained policy will write cannot be predicted, so its rewarded tokens stay hard to predict.
 """
 
 from __future__ import annotations
@@ -21,28 +21,29 @@ import math
 import torch
 from torch import Tensor, nn
 
-_INNER = 256
-_NARROW = 200  # features of the models that the learning rate was chosen with
-_TIME = 2
+_UNITS = 256
+_REFERENCE_WIDTH = 200  # width of the features with which the learning rate was chosen
+_TIME_FEATURES = 2
 
 
 class ValueNetwork(nn.Module):
-    """One layer of tanh units between ``value_features`` and a value that starts at 0; in float32.
+    """One hidden layer of tanh units from ``value_features`` to a value that is 0 at first, in float32.
 
-    Wide features are made small and their weights large: a step of Adam changes each weight by its learning rate, so
-    that what it changes a unit's input by grows with the width, and at a rate that suits narrow features wide ones
-    saturate all units within a few steps (the rule for hidden layers of arXiv 2203.03466).
+    Wide features are scaled down and their weights scaled up. A step of Adam changes each weight by about its learning
+    rate, so the change of a unit's input grows with the width. Without the scaling, a rate that suits narrow features
+    would saturate all units on wide features within a few steps (rule for hidden layers of arXiv 2203.03466). Initial
+    weights are the same in every run.
 
     Args:
-        width: of the features. Initial weights are the same in every run.
+        width: of the features.
     """
 
     def __init__(self, width: int, device: torch.device) -> None:
         super().__init__()
-        self.up = nn.Linear(width, _INNER, dtype=torch.float32)
-        self.out = nn.Linear(_INNER, 1, dtype=torch.float32)
+        self.up = nn.Linear(width, _UNITS, dtype=torch.float32)
+        self.out = nn.Linear(_UNITS, 1, dtype=torch.float32)
         generator = torch.Generator().manual_seed(0)
-        self._scale = min(1.0, _NARROW / width)
+        self._scale = min(1.0, _REFERENCE_WIDTH / width)
         bound = 1 / (self._scale * math.sqrt(width))
         nn.init.uniform_(self.up.weight, -bound, bound, generator=generator)
         for zero in (self.up.bias, self.out.weight, self.out.bias):
@@ -56,7 +57,7 @@ class ValueNetwork(nn.Module):
 
 
 def linear_head(width: int, device: torch.device) -> nn.Linear:
-    """A head on the policy's last states, 0 at first, in float32."""
+    """A linear head on the policy's last hidden states, 0 at first, in float32."""
     head = nn.Linear(width, 1, device=device, dtype=torch.float32)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
@@ -65,20 +66,22 @@ def linear_head(width: int, device: torch.device) -> nn.Linear:
 
 def features_width(embedding_width: int, state_width: int) -> int:
     """The width of ``value_features``."""
-    return embedding_width + 2 * state_width + _TIME
+    return embedding_width + 2 * state_width + _TIME_FEATURES
 
 
 def value_features(embeddings: Tensor, states: Tensor, mask: Tensor, columns: Tensor, longest: int) -> Tensor:
-    """What a value function may know before each response token, without gradients to the policy.
+    """Inputs of the value function before each response token, without gradients to the policy.
 
-    The state there, the means of embeddings and of states up to there (a bag of what was said: a small or untrained
-    policy's own state holds little of it), each with root mean square 1, and how many tokens of the response there are.
+    These are the last hidden state of the preceding token, the means of embeddings and of last hidden states up to that
+    token, each with root mean square 1, and two functions of the number of response tokens so far. The means are there
+    because the hidden state of a small or untrained policy contains little about the preceding text.
 
     Args:
-        embeddings: (B, L, E), first hidden states of the sequences. states: (B, L, H), last ones.
+        embeddings: (B, L, E), first hidden states of the sequences.
+        states: (B, L, H), last hidden states.
         mask: (B, L), 1 at real tokens.
-        columns: (B, T), where the token before each response token stands.
-        longest: tokens of the longest response that may come.
+        columns: (B, T), index of the token before each response token.
+        longest: token limit of a response.
 
     Returns:
         (B, T, E + 2 H + 2) in float32.
@@ -86,11 +89,13 @@ def value_features(embeddings: Tensor, states: Tensor, mask: Tensor, columns: Te
     real = mask.unsqueeze(-1).to(torch.float32)
     count = real.cumsum(1).clamp_min(1)
     last = _unit(states.detach().float())
-    said = _unit((_unit(embeddings.detach().float()) * real).cumsum(1) / count)
-    thought = _unit((last * real).cumsum(1) / count)
-    t = torch.arange(columns.shape[1], device=states.device, dtype=torch.float32)
-    time = torch.stack([t / longest, torch.log1p(t) / math.log1p(longest)], -1).expand(len(columns), -1, -1)
-    chosen = [part.gather(1, columns.unsqueeze(-1).expand(-1, -1, part.shape[-1])) for part in (last, said, thought)]
+    embedding_mean = _unit((_unit(embeddings.detach().float()) * real).cumsum(1) / count)
+    state_mean = _unit((last * real).cumsum(1) / count)
+    position = torch.arange(columns.shape[1], device=states.device, dtype=torch.float32)
+    time = torch.stack([position / longest, torch.log1p(position) / math.log1p(longest)], -1)
+    time = time.expand(len(columns), -1, -1)
+    parts = (last, embedding_mean, state_mean)
+    chosen = [part.gather(1, columns.unsqueeze(-1).expand(-1, -1, part.shape[-1])) for part in parts]
     return torch.cat([*chosen, time], -1)
 
 

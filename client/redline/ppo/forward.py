@@ -1,4 +1,4 @@
-"""Forward passes of a model over rollouts: padded batches, and which sequences may share one."""
+"""Forward passes of the policy over rollouts: padding, and which sequences may share a pass."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from redline.ppo.protocols import Rollout
 
 
 class PaddedRollouts(NamedTuple):
-    """``ids``, ``mask`` (B, L); ``targets`` (B, T), response tokens; ``columns`` (B, T), of the token before each."""
+    """Rollouts as padded tensors.
+
+    ``ids``, ``mask``: (B, L), the sequences.
+    ``targets``: (B, T), response tokens.
+    ``columns``: (B, T), index in the sequence of the token before each target.
+    """
 
     ids: Tensor
     mask: Tensor
@@ -23,40 +28,49 @@ class PaddedRollouts(NamedTuple):
 
 
 def pad_rollouts(rollouts: Sequence[Rollout], padding: Padding, pad_id: int, device: torch.device) -> PaddedRollouts:
-    """One row per rollout.
+    """Pad rollouts, one row per rollout.
 
-    With padding on the left, prompts are padded there and responses on the right: all responses start in the same
-    column. Otherwise each row is a prompt, its response, and padding.
+    With padding on the left, prompts are padded on the left and responses on the right, so that all responses start in
+    the same column. Otherwise each row is a prompt, its response, and padding.
     """
-    before = max(len(r.prompt_ids) for r in rollouts)
-    after = max(len(r.response_ids) for r in rollouts)
-    width = before + after if padding == "left" else max(len(r.prompt_ids) + len(r.response_ids) for r in rollouts)
+    max_prompt = max(len(r.prompt_ids) for r in rollouts)
+    max_response = max(len(r.response_ids) for r in rollouts)
+    width = (
+        max_prompt + max_response
+        if padding == "left"
+        else max(len(r.prompt_ids) + len(r.response_ids) for r in rollouts)
+    )
     ids = torch.full((len(rollouts), width), pad_id, dtype=torch.long)
     mask = torch.zeros_like(ids)
-    targets = torch.full((len(rollouts), after), pad_id, dtype=torch.long)
+    targets = torch.full((len(rollouts), max_response), pad_id, dtype=torch.long)
     columns = torch.zeros_like(targets)
-    steps = torch.arange(after)
+    steps = torch.arange(max_response)
     for n, rollout in enumerate(rollouts):
-        start = before - len(rollout.prompt_ids) if padding == "left" else 0
-        whole = rollout.prompt_ids + rollout.response_ids
-        ids[n, start : start + len(whole)] = torch.tensor(whole)
-        mask[n, start : start + len(whole)] = 1
+        start = max_prompt - len(rollout.prompt_ids) if padding == "left" else 0
+        sequence_ids = rollout.prompt_ids + rollout.response_ids
+        ids[n, start : start + len(sequence_ids)] = torch.tensor(sequence_ids)
+        mask[n, start : start + len(sequence_ids)] = 1
         targets[n, : len(rollout.response_ids)] = torch.tensor(rollout.response_ids)
         columns[n] = (start + len(rollout.prompt_ids) - 1 + steps).clamp_max(width - 1)
     return PaddedRollouts(ids.to(device), mask.to(device), targets.to(device), columns.to(device))
 
 
-class States(NamedTuple):
-    """``logits`` (B, T, V) before each response token, in the model's dtype; first and last hidden states (B, L, .)."""
+class ModelOutputs(NamedTuple):
+    """Outputs of one forward pass.
+
+    ``logits``: (B, T, V), before each response token, in the model's dtype.
+    ``embeddings``: (B, L, E), first hidden states.
+    ``states``: (B, L, H), last hidden states.
+    """
 
     logits: Tensor
     embeddings: Tensor
     states: Tensor
 
 
-def forward_states(model: Any, layout: PaddedRollouts) -> States:
-    """One pass; no logits are computed for prompts if all responses start in the same column."""
-    width, after = layout.ids.shape[1], layout.columns.shape[1]
+def forward_rollouts(model: Any, layout: PaddedRollouts) -> ModelOutputs:
+    """One forward pass. Logits of prompts are not computed if all responses start in the same column."""
+    width, max_response = layout.ids.shape[1], layout.columns.shape[1]
     first = int(layout.columns[:, 0].min())
     out = model(
         input_ids=layout.ids,
@@ -68,15 +82,15 @@ def forward_states(model: Any, layout: PaddedRollouts) -> States:
     )
     logits = out.logits[:, first - width :]
     if bool((layout.columns[:, 0] == first).all()):
-        logits = logits[:, :after]
+        logits = logits[:, :max_response]
     else:
         index = (layout.columns - first).unsqueeze(-1).expand(-1, -1, logits.shape[-1])
         logits = logits.gather(1, index)
-    return States(logits, out.hidden_states[0], out.hidden_states[-1])
+    return ModelOutputs(logits, out.hidden_states[0], out.hidden_states[-1])
 
 
 class RolloutForward:
-    """Forward passes over rollouts whose results do not depend on which rollouts share a pass.
+    """Forward passes over rollouts. The results do not depend on which rollouts share a pass.
 
     Args:
         has_bfloat16: matrix products are computed in bfloat16.
@@ -92,7 +106,7 @@ class RolloutForward:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._has_bfloat16)
 
     def reset_angles(self, model: Any) -> None:
-        """Undo what earlier, longer sequences changed in rotary embeddings that depend on the length."""
+        """Reset rotary embeddings that depend on the length and that longer sequences have changed."""
         if self._prepared.shared_length is not None:
             reset_angles(model.modules())
 
@@ -100,8 +114,9 @@ class RolloutForward:
         """Which sequences may share a pass, as lists of indices.
 
         Args:
-            totals: tokens of each sequence; beyond ``shared_length`` only sequences of equal length may.
-            marks: sequences with different marks may not.
+            totals: tokens of each sequence. Sequences longer than ``shared_length`` share a pass only with sequences of
+                the same length.
+            marks: sequences with different marks do not share a pass; None if all may.
         """
         limit = self._prepared.shared_length
         groups: dict[tuple[int, int], list[int]] = {}
@@ -111,9 +126,9 @@ class RolloutForward:
         return list(groups.values())
 
     def outputs(
-        self, model: Any, rollouts: Sequence[Rollout], read: Callable[[States, PaddedRollouts], Sequence[Tensor]]
+        self, model: Any, rollouts: Sequence[Rollout], read: Callable[[ModelOutputs, PaddedRollouts], Sequence[Tensor]]
     ) -> list[Tensor]:
-        """What ``read`` returns for each pass, (B, T) each, padded and joined in the order of ``rollouts``."""
+        """Apply ``read`` to each pass and join its results, (B, T) each, padded and in the order of ``rollouts``."""
         totals = [len(r.prompt_ids) + len(r.response_ids) for r in rollouts]
         groups = self.groups(totals, range(len(rollouts)) if self._prepared.padding == "none" else None)
         longest = max(len(r.response_ids) for r in rollouts)
@@ -124,7 +139,7 @@ class RolloutForward:
             )
             self.reset_angles(model)
             with self.precision():
-                states = forward_states(model, layout)
+                states = forward_rollouts(model, layout)
             fields = read(states, layout)
             joined.append([nn.functional.pad(field, (0, longest - field.shape[1])) for field in fields])
         if len(groups) == 1:

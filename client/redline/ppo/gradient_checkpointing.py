@@ -1,4 +1,4 @@
-"""Gradient checkpointing for a model in evaluation mode, where transformers leaves it off."""
+"""Gradient checkpointing for a model in evaluation mode, for which transformers does not support it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from redline.errors import PolicyError
 
 
 class GradientCheckpointing:
-    """Layers of a model keep their input alone for the backward pass; the rest is computed again.
+    """Keeps only the inputs of a model's layers for the backward pass, which computes the rest again.
 
-    transformers does so in training mode alone, which would bring dropout back. Here the layers are in training mode
-    during a pass, and the modules inside them are not.
+    transformers supports this in training mode only, which would enable dropout. Here the layers are in training mode
+    during a pass, but the modules inside them are not.
 
     Args:
         layers: modules for which checkpointing is enabled.
@@ -46,7 +46,7 @@ class GradientCheckpointing:
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        """For one pass with gradients; sampling needs its cache and runs outside."""
+        """Context of one pass with gradients. Sampling runs outside of it, because it needs its KV cache."""
         for layer in self._layers:
             layer.training = True
         try:

@@ -1,4 +1,4 @@
-"""A policy's model and tokenizer from a folder or hub id."""
+"""Loads a policy's model and tokenizer from a folder or hub id."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from redline.errors import PolicyError
 
 
 def load_model(source: str | Path, device: str, lora_rank: int | None, seed: int = 0) -> tuple[Any, Any]:
-    """``(model, tokenizer)``, in float32, with a fresh LoRA adapter, drawn by ``seed``, if ``lora_rank`` is given.
+    """``(model, tokenizer)`` in float32. With ``lora_rank`` a new LoRA adapter is added, initialised by ``seed``.
 
     Raises:
-        PolicyError: it cannot be loaded, or needs code of its own.
+        PolicyError: the model cannot be loaded, or it needs code from its folder.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -24,10 +24,10 @@ def load_model(source: str | Path, device: str, lora_rank: int | None, seed: int
         model = AutoModelForCausalLM.from_pretrained(
             str(source), dtype=torch.float32, trust_remote_code=False, weights_only=True
         ).to(name)
-    except Exception as error:  # damaged files raise anything
+    except Exception as error:  # damaged files raise many types
         if "trust_remote_code" in str(error):
             raise PolicyError(
-                f"{source} needs code of its own, and Redline does not run code from model folders"
+                f"{source} needs its own Python code, and Redline does not run code from model folders"
             ) from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise PolicyError(f"no policy can be loaded from {source}: {reason}") from error

@@ -1,4 +1,4 @@
-"""The PPO loop (arXiv 1707.06347, 2204.05862) with token rewards. ``step`` reads from top to bottom."""
+"""The PPO loop (arXiv 1707.06347, 2204.05862) with token rewards. Start reading at ``PPOLoop.step``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from redline.ppo.advantages import cut_penalties, kl_penalized_rewards, make_est
 from redline.ppo.checkpoint import copied_to_cpu, restore_checkpoint, save_checkpoint
 from redline.ppo.config import PPOConfig
 from redline.ppo.losses import adapted_kl_coefficient, explained_variance
-from redline.ppo.non_finite import NonFiniteError, StepBatch, check_scores, write_batch
+from redline.ppo.non_finite import NonFiniteError, StepRecord, check_scores, write_step
 from redline.ppo.protocols import (
     AdvantageEstimator,
     Callback,
@@ -32,16 +32,16 @@ from redline.token_advantages import rewards_to_go
 
 
 class PPOLoop:
-    """Drives ``policy`` against ``rewards``.
+    """Trains ``policy`` with PPO on the rewards of ``rewards``.
 
     Args:
-        prompts: drawn in an order that the seed decides, each once before any is drawn again.
-        config: its seed is given to torch's global generator here, so that sampling repeats.
-        estimator: None takes the one that ``config.advantage`` names.
+        prompts: used in an order that depends on the seed. Each is used once before any is used again.
+        config: its seed also seeds torch's global generator here, so that sampling can be repeated.
+        estimator: None for the one that ``config.advantage`` names.
         callbacks: called after every step with its metrics, rollouts and scores.
-        identity: whatever else must be the same for a checkpoint to be resumed (the policy's source, say).
-        refused: folder for the batch of a step that is refused; None takes ``refused`` beside the checkpoint's folder,
-            and writes nothing where there is no checkpoint.
+        identity: other values that must be equal to resume a checkpoint, such as the policy's source.
+        refused: folder for the batch of a step that is undone because a number is not finite. If None, it is the folder
+            ``refused`` next to the checkpoint file; without a checkpoint the batch is not written.
     """
 
     def __init__(
@@ -73,10 +73,10 @@ class PPOLoop:
         torch.manual_seed(config.seed)
 
     def train(self, checkpoint: Path | None = None, checkpoint_every: int = 10) -> None:
-        """All steps that are left. With ``checkpoint``, an interrupted run goes on where that file says.
+        """Run the remaining steps. With ``checkpoint``, resume an interrupted run from that file and save to it.
 
         Raises:
-            RedlineError: the reward source gave up, a step was refused, or the checkpoint is of another run.
+            RedlineError: the reward source failed, a step was undone, or the checkpoint belongs to another run.
         """
         if checkpoint is not None and self.refused is None:
             self.refused = checkpoint.parent / "refused"
@@ -89,80 +89,80 @@ class PPOLoop:
                 save_checkpoint(checkpoint, self.state())
 
     def resume(self, checkpoint: Path) -> None:
-        """Go on where ``checkpoint`` says, if it exists. Raises CheckpointError where it is of another run."""
+        """Restore the state from ``checkpoint`` if it exists. Raises CheckpointError if it belongs to another run."""
         if checkpoint.exists():
             self.load_state(restore_checkpoint(checkpoint, self.identity))
 
     def step(self) -> dict[str, float]:
-        """One round of sampling, scoring and learning; returns its metrics.
+        """Sample, score and learn once; returns the metrics of the step.
 
         Raises:
-            StepRefusedError: a reward, log-probability, loss or gradient is not finite. Weights, optimizer and all
-                else that the next step depends on are as they were before the step, but for torch's generators; a copy
-                of weights and optimizer is kept for that in main memory, 12 bytes for each weight that is learned.
+            StepRefusedError: a reward, log-probability, loss or gradient is not finite. Weights, optimizer and the
+                other state of the loop are restored to their values before the step; torch's random generators are
+                not. For this a copy of weights and optimizer is kept in main memory: 12 bytes per trained weight.
         """
-        batch = StepBatch(self.steps_done + 1)
+        record = StepRecord(self.steps_done + 1)
         before = copied_to_cpu(self.state())
         try:
-            metrics = self._step(batch)
+            metrics = self._step(record)
         except NonFiniteError as error:
             self._optimizer.zero_grad(set_to_none=True)
             self.load_state(before)
-            where = "" if self.refused is None else f"; see {write_batch(self.refused, batch, str(error))}"
+            where = "" if self.refused is None else f"; see {write_step(self.refused, record, str(error))}"
             raise StepRefusedError(
-                f"step {batch.step} is refused, and the weights are those before it: {error}{where}"
+                f"step {record.step} was undone because a number is not finite: {error}{where}"
             ) from error
-        assert batch.scores is not None
+        assert record.scores is not None
         for callback in self.callbacks:
-            callback(metrics, batch.rollouts, batch.scores)
+            callback(metrics, record.rollouts, record.scores)
         return metrics
 
-    def _step(self, batch: StepBatch) -> dict[str, float]:
+    def _step(self, record: StepRecord) -> dict[str, float]:
         config = self.config
         clock = time.perf_counter()
 
         # 1. responses to the next prompts; every batch is scored while the next is sampled
         rollouts, scores, scoring_s = roll_out(self.policy, self.rewards, self.step_prompts(self.steps_done), config)
-        batch.rollouts, batch.scores = rollouts, scores
+        record.rollouts, record.scores = rollouts, scores
         check_scores(scores)
-        is_model_new = self._record_model(scores.digest)
+        is_model_new = self._record_model(scores.digests)
         rollout_s = time.perf_counter() - clock
 
-        # 2. what policy, value function and reference say of them before anything changes
+        # 2. outputs of policy, value function and reference before any update
         mask = token_mask(rollouts, self.policy.device)
         with torch.no_grad():
-            old = self._old_outputs(rollouts, mask, batch)
+            old = self._old_outputs(rollouts, mask, record)
             reference = self._padded([self.policy.reference_logprobs(part) for part in self._parts(rollouts)], mask)
-        reference = batch.record("reference log-probability", reference, mask)
+        reference = record.add("reference log-probability", reference, mask)
 
-        # 3. token rewards, what being cut at the token limit costs, one scale, and the price of leaving the reference
+        # 3. token rewards, the penalty for responses cut at the token limit, the reward scale, and the KL penalty
         raw = padded_rewards(scores, mask)
         is_cut = torch.tensor([not rollout.is_finished for rollout in rollouts], device=mask.device)
         if config.cut_responses == "penalty":
             raw = raw + cut_penalties(is_cut, mask, config.cut_penalty)
-        learned = mask & ~is_cut.unsqueeze(1) if config.cut_responses == "mask" else mask
+        learned_mask = mask & ~is_cut.unsqueeze(1) if config.cut_responses == "mask" else mask
         if self.reward_scale is None:
             totals = [math.fsum(row) for row in raw.tolist()]
             self.reward_scale = reward_scale(totals, config.reward_scale_limit)
         rewards = kl_penalized_rewards(raw * self.reward_scale, old.logprobs, reference, self.kl_coefficient, mask)
 
-        # 4. advantages, of the responses that are learned from
-        value_scale = self._fit_value_scale(rewards, learned)
+        # 4. advantages of the responses that are used for learning
+        value_scale = self._fit_value_scale(rewards, learned_mask)
         values = old.values * value_scale
         groups = torch.tensor([rollout.group for rollout in rollouts], device=mask.device)
-        advantages, returns = self._estimator(rewards * learned, values, learned, groups)
+        advantages, returns = self._estimator(rewards * learned_mask, values, learned_mask, groups)
         if config.whiten and returns is not None:
-            advantages = whiten(advantages, learned)
-        advantages = batch.record("advantage", advantages, learned)
+            advantages = whiten(advantages, learned_mask)
+        advantages = record.add("advantage", advantages, learned_mask)
 
         # 5. several epochs of clipped updates
         clock = time.perf_counter()
-        learning = UpdateInputs(learned, old, advantages, returns, value_scale)
+        inputs = UpdateInputs(learned_mask, old, advantages, returns, value_scale)
         seed = f"{config.seed}/{self.steps_done}"
-        updates = update(self.policy, self._optimizer, rollouts, learning, config, seed)
+        update_metrics = update(self.policy, self._optimizer, rollouts, inputs, config, seed)
         update_s = time.perf_counter() - clock
 
-        # 6. the price itself
+        # 6. the KL coefficient of the next step
         kl = float(((old.logprobs - reference) * mask).sum(1).mean())
         used_coefficient = self.kl_coefficient
         if config.kl_target is not None:
@@ -183,8 +183,8 @@ class PPOLoop:
             "entropy": float((old.entropy * mask).sum() / tokens),
             "response_tokens": float(tokens / len(rollouts)),
             "truncated_share": sum(not r.is_finished for r in rollouts) / len(rollouts),
-            "explained_variance": 0.0 if returns is None else explained_variance(values, returns, learned),
-            **updates,
+            "explained_variance": 0.0 if returns is None else explained_variance(values, returns, learned_mask),
+            **update_metrics,
             "model_changed": float(is_model_new),
             "seconds_rollout": rollout_s,
             "seconds_scoring": scoring_s,
@@ -192,13 +192,13 @@ class PPOLoop:
         }
 
     def step_prompts(self, step: int) -> list[Prompt]:
-        """The prompts of a step, each ``samples_per_prompt`` times; a function of seed and step alone."""
+        """The prompts of a step, each ``samples_per_prompt`` times. They depend on the seed and the step only."""
         return step_prompts(self.prompts, self.config, step)
 
     def _fit_value_scale(self, rewards: Tensor, mask: Tensor) -> float:
-        """Units of the value function: the standard deviation of the first returns that vary, and 1 until then.
+        """Units of the value function: the standard deviation of the first returns that are not all equal.
 
-        Once found, it is kept in ``value_scale``.
+        It is stored in ``value_scale``. Until then it is 1.
         """
         if self.value_scale is None:
             returns = rewards_to_go(rewards, mask, self.config.discount)[mask]
@@ -208,11 +208,10 @@ class PPOLoop:
             self.value_scale = std
         return self.value_scale
 
-    def _record_model(self, digest: str | None) -> bool:
-        """Keep ``digest``; whether other weights than before gave it. If both scored a step, the later one is last."""
-        digests = digest.split("+") if digest is not None else []
+    def _record_model(self, digests: Sequence[str]) -> bool:
+        """Store the last of ``digests``, which are in order of use. Returns whether the reward model has changed."""
         before = self.digest
-        is_new = before is not None and any(one != before for one in digests)
+        is_new = before is not None and any(digest != before for digest in digests)
         self.digest = digests[-1] if digests else before
         if is_new and self.config.on_model_change == "stop":
             raise ModelChangedError(
@@ -228,14 +227,14 @@ class PPOLoop:
         rows = [torch.nn.functional.pad(part, (0, mask.shape[1] - part.shape[1])) for part in parts]
         return torch.where(mask, torch.cat(rows), 0.0)
 
-    def _old_outputs(self, rollouts: Sequence[Rollout], mask: Tensor, batch: StepBatch) -> TokenOutputs:
+    def _old_outputs(self, rollouts: Sequence[Rollout], mask: Tensor, record: StepRecord) -> TokenOutputs:
         parts = [self.policy.outputs(part) for part in self._parts(rollouts)]
         fields = [self._padded(field, mask) for field in zip(*parts, strict=True)]
         names = ("log-probability", "entropy", "value")
-        return TokenOutputs(*(batch.record(name, field, mask) for name, field in zip(names, fields, strict=True)))
+        return TokenOutputs(*(record.add(name, field, mask) for name, field in zip(names, fields, strict=True)))
 
     def state(self) -> dict[str, Any]:
-        """All that the next step depends on."""
+        """Everything that the next step depends on, apart from random generators."""
         return {
             "identity": self.identity,
             "steps_done": self.steps_done,
@@ -248,7 +247,7 @@ class PPOLoop:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go back to ``state``."""
+        """Restore a ``state`` that ``state()`` returned."""
         self.steps_done = state["steps_done"]
         self.kl_coefficient = state["kl_coefficient"]
         self.reward_scale = state["reward_scale"]

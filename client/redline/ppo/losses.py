@@ -1,4 +1,4 @@
-"""The PPO objective and its parts: pure functions on ``(B, T)`` tensors. In every mask True marks a real token."""
+"""The losses of PPO, as pure functions on ``(B, T)`` tensors. True marks a real token in every mask."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from torch import Tensor
 
 
 class PolicyLoss(NamedTuple):
-    """``loss``: summed over tokens. ``clipped``: how many tokens' ratios were clipped. ``kl``: summed, nats."""
+    """Sums over tokens.
+
+    ``loss``: clipped surrogate loss.
+    ``clipped``: number of tokens whose ratio was clipped.
+    ``kl``: KL divergence from the policy before the step, in nats.
+    """
 
     loss: Tensor
     clipped: Tensor
@@ -29,9 +34,9 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float | None) -> Tensor:
-    """``1/2 max((V - R)^2, (clamp(V, V_old +- clip) - R)^2)``, summed over tokens (the PPO2 form).
+    """``1/2 max((V - R)^2, (clamp(V, V_old +- clip) - R)^2)``, summed over tokens (as in PPO2).
 
-    ``clip`` None: ``1/2 (V - R)^2``.
+    If ``clip`` is None: ``1/2 (V - R)^2``.
     """
     error = (values - returns) ** 2
     if clip is not None:
@@ -41,7 +46,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """``1 - Var(R - V) / Var(R)`` over real tokens; 0 where returns do not vary."""
+    """``1 - Var(R - V) / Var(R)`` over real tokens; 0 if all returns are equal."""
     target = returns[mask]
     if not len(target):
         return 0.0
@@ -52,16 +57,16 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
 
 
 def entropy_of(logprobs: Tensor) -> Tensor:
-    """``-sum p log p`` in nats over the last dimension; a probability of 0 adds nothing."""
+    """``-sum p log p`` over the last dimension, in nats. Tokens with probability 0 contribute 0."""
     return -(logprobs.exp() * logprobs.clamp_min(torch.finfo(logprobs.dtype).min)).sum(-1)
 
 
 def chosen_logprobs(logprobs: Tensor, targets: Tensor) -> Tensor:
-    """The log-probability of each of ``targets`` (B, T), from those of the vocabulary (B, T, V)."""
+    """Log-probabilities of ``targets`` (B, T), selected from those of all tokens of the vocabulary (B, T, V)."""
     return logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
 def adapted_kl_coefficient(coefficient: float, kl: float, target: float, samples: int, horizon: int) -> float:
-    """The proportional controller of arXiv 1909.08593; ``kl`` and ``target`` in nats a response."""
+    """The next KL coefficient (arXiv 1909.08593, a proportional controller). ``kl``, ``target``: nats per response."""
     error = min(max(kl / target - 1, -0.2), 0.2)
     return coefficient * (1 + error * samples / horizon)

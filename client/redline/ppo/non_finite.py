@@ -1,4 +1,4 @@
-"""Numbers that are not finite: found before an update is made of them, and written down."""
+"""Detects NaN and infinite numbers before they reach an update, and saves the batch they occurred in."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from redline.ppo.protocols import Rollout, Scores
 
 
 class NonFiniteError(ArithmeticError):
-    """A number is NaN or infinite; the message says which."""
+    """A number is NaN or infinite. The message names it."""
 
 
 @dataclass
-class StepBatch:
-    """What one step has computed so far; ``tensors`` are (B, T) over response tokens."""
+class StepRecord:
+    """The rollouts, scores and tensors of the step in progress. ``tensors`` are (B, T) over response tokens."""
 
     step: int
     rollouts: list[Rollout] = field(default_factory=list)
     scores: Scores | None = None
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
-    def record(self, name: str, values: Tensor, mask: Tensor) -> Tensor:
-        """Keep ``values`` and return them with 0 outside ``mask``.
+    def add(self, name: str, values: Tensor, mask: Tensor) -> Tensor:
+        """Store ``values`` under ``name``, and return them with 0 outside ``mask``.
 
         Raises:
-            NonFiniteError: a real token's is not finite.
+            NonFiniteError: the value of a real token is not finite.
         """
         real = torch.where(mask, values, 0.0)
         self.tensors[name] = real.detach()
@@ -47,7 +47,7 @@ class StepBatch:
 
 
 def check_scores(scores: Scores) -> None:
-    """Raises NonFiniteError where a score or a reward is not finite."""
+    """Raise NonFiniteError if a score or a reward is not finite."""
     for row, item in enumerate(scores.items):
         for column, reward in enumerate(item.rewards):
             if not math.isfinite(reward):
@@ -57,18 +57,18 @@ def check_scores(scores: Scores) -> None:
 
 
 def check_number(name: str, value: Tensor) -> None:
-    """Raises NonFiniteError where a single number is not finite."""
+    """Raise NonFiniteError if ``value``, a scalar, is not finite."""
     if not bool(value.isfinite()):
         raise NonFiniteError(f"the {name} is {float(value)}")
 
 
-def write_batch(folder: Path, batch: StepBatch, reason: str) -> Path:
-    """``step-N.json`` in ``folder``: the reason and every response with its numbers. Raises OSError.
+def write_step(folder: Path, record: StepRecord, reason: str) -> Path:
+    """Write ``step-N.json`` to ``folder``: the reason and every response with its numbers. Raises OSError.
 
-    Numbers that JSON does not know are the strings "nan", "inf" and "-inf".
+    NaN and infinity, which JSON does not have, are written as the strings "nan", "inf" and "-inf".
     """
     rows: list[dict[str, Any]] = []
-    for n, rollout in enumerate(batch.rollouts):
+    for n, rollout in enumerate(record.rollouts):
         row: dict[str, Any] = {
             "prompt": rollout.prompt,
             "response": rollout.text,
@@ -77,16 +77,16 @@ def write_batch(folder: Path, batch: StepBatch, reason: str) -> Path:
             "prompt_ids": list(rollout.prompt_ids),
             "response_ids": list(rollout.response_ids),
         }
-        if batch.scores is not None:
-            row["score"] = _plain(batch.scores.items[n].score)
-            row["rewards"] = [_plain(reward) for reward in batch.scores.items[n].rewards]
-        for name, values in batch.tensors.items():
+        if record.scores is not None:
+            row["score"] = _plain(record.scores.items[n].score)
+            row["rewards"] = [_plain(reward) for reward in record.scores.items[n].rewards]
+        for name, values in record.tensors.items():
             row[name.replace(" ", "_")] = [_plain(value) for value in values[n, : len(rollout.response_ids)].tolist()]
         rows.append(row)
-    path = folder / f"step-{batch.step}.json"
+    path = folder / f"step-{record.step}.json"
     folder.mkdir(parents=True, exist_ok=True)
-    whole = {"step": batch.step, "reason": reason, "responses": rows}
-    write_text(path, json.dumps(whole, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+    content = {"step": record.step, "reason": reason, "responses": rows}
+    write_text(path, json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
     return path
 
 

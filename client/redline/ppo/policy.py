@@ -1,4 +1,4 @@
-"""A transformers causal language model as a policy: samples, learns, and remembers where it started."""
+"""A causal language model of transformers as the policy of PPO, with its value function and frozen reference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from redline.chat_template import PolicyPrompts, RenderError
 from redline.errors import PolicyError
 from redline.files.atomic import atomic_folder
 from redline.ppo.critic import ValueNetwork, features_width, linear_head, value_features
-from redline.ppo.forward import PaddedRollouts, RolloutForward, States
+from redline.ppo.forward import ModelOutputs, PaddedRollouts, RolloutForward
 from redline.ppo.gradient_checkpointing import GradientCheckpointing
 from redline.ppo.loading import load_model
 from redline.ppo.losses import chosen_logprobs, entropy_of
@@ -28,19 +28,22 @@ from redline.text.token_spans import token_spans
 
 
 class CausalPolicy:
-    """See ``Policy``. With a PEFT model the reference is the same weights without the adapter, else a frozen copy.
+    """A ``Policy`` around a causal language model.
 
-    ``model`` is changed: see ``redline.ppo.preparation.prepare_model``, which also runs a short forward pass.
+    The reference of a PEFT model is the same model without its adapter. Otherwise it is a frozen copy of the model.
+    ``model`` is modified and runs a short forward pass, see ``redline.ppo.preparation.prepare_model``.
 
     Args:
         model: a transformers causal LM, or a PEFT model around one.
-        temperature: of sampling; the log-probabilities that are optimised are of the same distribution.
+        max_new_tokens: token limit of a response.
+        temperature: of sampling. The log-probabilities that are optimised are of the same distribution.
         max_prompt_tokens: a longer prompt raises PolicyError; None for no limit.
-        critic: ``network``, a value function of its own that does not move the policy (``redline.ppo.critic``); or
-            ``linear``, a head on the policy's states, learned with the policy and at its rate.
-        gradient_checkpointing: keep one hidden state per layer for the backward pass and compute the others again.
-        precision: of matrix products in sampling, reference and update. Weights, optimizer, logarithms of
-            probabilities and values are in float32 either way.
+        critic: ``network`` for a value function with its own parameters, whose gradients do not reach the policy
+            (``redline.ppo.critic``); ``linear`` for a head on the policy's hidden states, which is trained with the
+            policy and at its learning rate.
+        gradient_checkpointing: keep one hidden state per layer for the backward pass and compute the rest again.
+        precision: of matrix products in sampling, reference and update. Weights, optimizer, log-probabilities and
+            values are always in float32.
     """
 
     def __init__(
@@ -91,19 +94,19 @@ class CausalPolicy:
         precision: Literal["auto", "float32", "bfloat16"] = "float32",
         seed: int = 0,
     ) -> CausalPolicy:
-        """A policy from a folder or hub id, with a fresh LoRA adapter, drawn by ``seed``, if ``lora_rank`` is given.
+        """Load a policy from a folder or hub id. With ``lora_rank``, add a LoRA adapter initialised by ``seed``.
 
         Args:
-            precision: ``auto`` measures the CPU (``redline.causal_lm.cpu_precision``), and takes float32 elsewhere.
+            precision: ``auto`` measures the CPU (``redline.causal_lm.cpu_precision``); on other devices it is float32.
 
         Raises:
-            PolicyError: it cannot be loaded, or needs code of its own.
+            PolicyError: the model cannot be loaded, or it needs code from its folder.
         """
         model, tokenizer = load_model(source, device, lora_rank, seed)
         if precision == "auto":
             try:
                 precision = cpu_precision().chosen if model.device.type == "cpu" else "float32"
-            except ValueError as error:  # the environment asks for another
+            except ValueError as error:  # REDLINE_CPU_PRECISION has an unknown value
                 raise PolicyError(str(error)) from error
         positions = source_positions(model.config)
         return cls(
@@ -118,7 +121,7 @@ class CausalPolicy:
         )
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """The ids the policy continues: through its chat template where it has one, see ``PolicyPrompts``.
+        """The token ids that the policy continues, rendered by its chat template if it has one (``PolicyPrompts``).
 
         Raises:
             PolicyError: the prompt leaves no room for a response, or the chat template refuses it.
@@ -139,7 +142,7 @@ class CausalPolicy:
         """One response per prompt, by ancestral sampling. Raises NonFiniteError if a logit is NaN or infinite."""
         rows = [self.prompt_ids(prompt) for prompt in prompts]
         responses: list[list[int]] = [[]] * len(rows)
-        # generation pads on the left; a model that reads padding gets prompts of one length at a time
+        # generation pads on the left; a model whose outputs depend on padding gets prompts of equal length only
         lengths = [len(row) for row in rows]
         is_padded = self._prepared.padding == "left"
         totals = [n + self.max_new_tokens for n in lengths]
@@ -180,14 +183,14 @@ class CausalPolicy:
         return Rollout(prompt, tuple(row), tuple(ids), text, tuple(spans), is_finished, group)
 
     def outputs(self, rollouts: Sequence[Rollout], *, entropy_gradient: bool = False) -> TokenOutputs:
-        """Log-probabilities, entropies and values, ``(B, T)`` each; padding holds numbers without meaning.
+        """Log-probabilities, entropies and values, ``(B, T)`` each. Values in padding have no meaning.
 
         Args:
-            entropy_gradient: entropies are part of a loss, and not of a report alone; their graph keeps five tensors
-                of the vocabulary's width.
+            entropy_gradient: whether entropies are part of the loss. Their graph keeps five tensors of the vocabulary's
+                width.
         """
 
-        def read(states: States, layout: PaddedRollouts) -> tuple[Tensor, Tensor, Tensor]:
+        def read(states: ModelOutputs, layout: PaddedRollouts) -> tuple[Tensor, Tensor, Tensor]:
             values = self.value_head(self._features(states, layout)).squeeze(-1)
             logprobs = self._logprobs(states)
             with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
@@ -201,18 +204,18 @@ class CausalPolicy:
     def reference_logprobs(self, rollouts: Sequence[Rollout]) -> Tensor:
         """Log-probabilities under the reference, ``(B, T)``."""
 
-        def read(states: States, layout: PaddedRollouts) -> list[Tensor]:
+        def read(states: ModelOutputs, layout: PaddedRollouts) -> list[Tensor]:
             return [chosen_logprobs(self._logprobs(states), layout.targets)]
 
         with self._as_reference() as reference:
             return self._forward.outputs(reference, rollouts, read)[0]
 
-    def _logprobs(self, states: States) -> Tensor:
-        """Of every token of the vocabulary, ``(B, T, V)``, under the distribution that is sampled from."""
+    def _logprobs(self, states: ModelOutputs) -> Tensor:
+        """Log-probabilities of all tokens of the vocabulary under the sampling distribution, ``(B, T, V)``."""
         return (states.logits.float() / self.temperature).log_softmax(-1)
 
-    def _features(self, states: States, layout: PaddedRollouts) -> Tensor:
-        """What the value function reads before each response token, ``(B, T, F)``."""
+    def _features(self, states: ModelOutputs, layout: PaddedRollouts) -> Tensor:
+        """Inputs of the value function before each response token, ``(B, T, F)``."""
         if self._has_own_critic:
             return value_features(states.embeddings, states.states, layout.mask, layout.columns, self.max_new_tokens)
         index = layout.columns.unsqueeze(-1).expand(-1, -1, states.states.shape[-1])
@@ -235,28 +238,28 @@ class CausalPolicy:
             yield self._reference
 
     def parameters(self) -> list[nn.Parameter]:
-        """What learns: the model's weights (its adapter's, with LoRA) and the value head."""
+        """All trained parameters: the model's (with LoRA, the adapter's) and those of the value function."""
         return [p for p in self.model.parameters() if p.requires_grad] + list(self.value_head.parameters())
 
     def value_parameters(self) -> list[nn.Parameter]:
-        """Those of a value function of its own; none of a linear head, which learns with the policy."""
+        """Parameters of the value network. Empty for a linear head, which is trained with the policy."""
         return list(self.value_head.parameters()) if self._has_own_critic else []
 
     def state(self) -> dict[str, Any]:
-        """Learned weights by name, and the value head, on the CPU."""
+        """The trained weights by name, and those of the value function, on the CPU."""
         weights = {n: p.detach().cpu().clone() for n, p in self.model.named_parameters() if p.requires_grad}
         return {"weights": weights, "value_head": copy.deepcopy(self.value_head.state_dict())}
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Any]) -> None:
-        """Put ``state`` back, in place."""
+        """Restore ``state`` in place."""
         named = dict(self.model.named_parameters())
         for name, value in state["weights"].items():
             named[name].copy_(value)
         self.value_head.load_state_dict(state["value_head"])
 
     def save(self, folder: Path) -> None:
-        """The policy alone, adapter merged, with its own generation settings. Raises OSError."""
+        """Save the policy with its adapter merged and its original generation settings. Raises OSError."""
         model = copy.deepcopy(self.model).merge_and_unload() if self._has_adapter else self.model
         sampling = model.generation_config
         model.generation_config = self._prepared.own_generation_config
@@ -273,7 +276,7 @@ class CausalPolicy:
 
 
 def _check_logits(ids: Tensor, logits: Tensor) -> Tensor:
-    """``logits``. Raises NonFiniteError if the next token cannot be drawn; -inf is a token that cannot come."""
+    """``logits``, unchanged. Raises NonFiniteError if one is NaN or inf; -inf excludes a token from sampling."""
     if not bool((logits < torch.inf).all()):
         raise NonFiniteError("the logits of a next token are not finite")
     return logits

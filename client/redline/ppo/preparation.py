@@ -1,4 +1,4 @@
-"""What is done to a causal language model before PPO trains it, and what a short forward pass finds out about it."""
+"""Prepares a causal language model for PPO and tests with short forward passes how it may be padded."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from torch import Tensor
 from redline.causal_lm.rotary import longest_shared
 from redline.errors import PolicyError
 
-# Which side may be padded without a change of any log-probability; "none": each sequence is alone in its pass.
+# The side that may be padded without changing any log-probability. "none": each sequence has its own pass.
 Padding = Literal["left", "right", "none"]
 _PROBE_TOKENS, _PROBE_PADDING = 12, 5
 
 
 class PreparedModel(NamedTuple):
-    """What ``prepare_model`` found out, and what it replaced.
+    """Properties of a model that ``prepare_model`` has found, and settings that it has replaced.
 
-    Args:
-        end_ids: tokens that end a response.
-        pad_id: what fills sequences up.
-        own_generation_config, own_rescale_every: the model's own settings, to be put back when it is saved.
-        shared_length: sequences of at most so many tokens may share a pass whatever their lengths; None: all may.
-        padding, embedding_width, state_width: see ``probe``.
+    ``end_ids``: tokens that end a response.
+    ``pad_id``: the padding token.
+    ``own_generation_config``, ``own_rescale_every``: the model's original settings, restored when it is saved.
+    ``shared_length``: sequences of different lengths may share a pass if none has more tokens; None for no limit.
+    ``padding``, ``embedding_width``, ``state_width``: see ``ProbeResult``.
     """
 
     end_ids: frozenset[int]
@@ -38,10 +37,11 @@ class PreparedModel(NamedTuple):
 
 
 def prepare_model(model: Any, tokenizer: Any, *, max_new_tokens: int, temperature: float) -> PreparedModel:
-    """Change ``model`` into one that samples and is trained as PPO needs it, and run a short forward pass.
+    """Set up ``model`` for PPO, and run short forward passes with it.
 
-    It is put into evaluation mode: without dropout the first ratio of a step is exactly 1. Its generation settings
-    become plain sampling, for its own file may ask for top-k, top-p or penalties. It no longer rescales its weights.
+    The model is put into evaluation mode, because only without dropout the first probability ratio of a step is 1. Its
+    generation settings become plain sampling, because its own may have top-k, top-p or penalties. It no longer rescales
+    its weights.
 
     Raises:
         PolicyError: the tokenizer has no end-of-sequence token, or the model has rescaled its weights already.
@@ -51,10 +51,10 @@ def prepare_model(model: Any, tokenizer: Any, *, max_new_tokens: int, temperatur
     model.eval()
     own_config = model.generation_config
     ends = own_config.eos_token_id
-    found = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
-    if not found:
+    configured_ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
+    if not configured_ends:
         raise PolicyError("the policy's tokenizer has no end-of-sequence token")
-    end_ids = frozenset(int(i) for i in found)
+    end_ids = frozenset(int(i) for i in configured_ends)
     pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(end_ids)
     model.generation_config = GenerationConfig(
         do_sample=True,
@@ -66,17 +66,20 @@ def prepare_model(model: Any, tokenizer: Any, *, max_new_tokens: int, temperatur
         pad_token_id=pad_id,
     )
     rescale_every = stop_rescaling(model)
-    probed = probe(model, pad_id, end_ids)
-    return PreparedModel(end_ids, pad_id, own_config, rescale_every, longest_shared(model.config.to_dict()), *probed)
+    probe_result = probe(model, pad_id, end_ids)
+    return PreparedModel(
+        end_ids, pad_id, own_config, rescale_every, longest_shared(model.config.to_dict()), *probe_result
+    )
 
 
 def stop_rescaling(model: Any) -> int:
-    """Keep a model from dividing its own weights for half precision when it is not training (RWKV); 0 if it never does.
+    """Stop a model from dividing its weights for half precision in evaluation mode (RWKV).
 
-    The weights of such a pass are not the model's: learned and saved, they would be divided again when loaded.
+    If such weights were trained and saved, they would be divided again after loading.
 
     Returns:
-        ``config.rescale_every``, which is 0 now, to be put back when the model is saved.
+        The previous value of ``config.rescale_every``, which must be restored when the model is saved; 0 if the model
+        does not rescale.
 
     Raises:
         PolicyError: the model has divided its weights already.
@@ -84,13 +87,13 @@ def stop_rescaling(model: Any) -> int:
     every = int(getattr(model.config, "rescale_every", 0) or 0)
     if every:
         if any(getattr(module, "layers_are_rescaled", False) for module in model.modules()):
-            raise PolicyError("the policy has rescaled its weights in an earlier pass; load it anew")
+            raise PolicyError("the policy has rescaled its weights in an earlier pass; load it again")
         model.config.rescale_every = 0
     return every
 
 
-class Probed(NamedTuple):
-    """What a short pass shows: which padding is harmless, and the widths of first and last hidden states."""
+class ProbeResult(NamedTuple):
+    """The side that may be padded, and the widths of first and last hidden states."""
 
     padding: Padding
     embedding_width: int
@@ -98,10 +101,10 @@ class Probed(NamedTuple):
 
 
 @torch.no_grad()
-def probe(model: Any, pad_id: int, avoid: frozenset[int]) -> Probed:
+def probe(model: Any, pad_id: int, avoid: frozenset[int]) -> ProbeResult:
     """Run one short sequence alone, padded on the left, and padded on the right.
 
-    Recurrent models read padding (RWKV): a side is used only if it leaves the states as they are.
+    The states of recurrent models may depend on padding (RWKV). A side is used only if padding it changes nothing.
     """
     vocabulary = model.get_input_embeddings().num_embeddings
     usable = [i for i in range(min(vocabulary, 4096)) if i not in avoid and i != pad_id] or [pad_id]
@@ -128,5 +131,6 @@ def probe(model: Any, pad_id: int, avoid: frozenset[int]) -> Probed:
         "left": float((states["left"] - alone).norm() / alone.norm().clamp_min(1e-12)),
         "right": float((states["right"] - alone).norm() / alone.norm().clamp_min(1e-12)),
     }
-    harmless = [side for side, change in sides.items() if not change > noise]  # damaged weights are found by the loop
-    return Probed(harmless[0] if harmless else "none", embedding_width, alone.shape[-1])
+    # NaN from damaged weights counts as harmless here; the loop reports it
+    harmless = [side for side, change in sides.items() if not change > noise]
+    return ProbeResult(harmless[0] if harmless else "none", embedding_width, alone.shape[-1])

@@ -1,4 +1,7 @@
-"""Prompts from files of rows that have a ``prompt`` or ``messages``, or are preference pairs; all checked at once."""
+"""Reads prompts from files, and checks that the policy and the reward model accept them before training.
+
+A row has a ``prompt`` or ``messages``, or is a preference pair.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,15 @@ from redline.preference_data.checked_rows import MAX_REPORTED, refuse_bad_rows
 from redline.preference_data.row_report import RowReport, checked_rows
 from redline.preference_data.rows import parse_prompt
 
-MAX_ASKED = 10_000
-_ASKED_AT_ONCE = 32
+MAX_CHECKED = 10_000
+_CHECKED_AT_ONCE = 32
 
 
 def load_prompts(path: Path) -> list[Prompt]:
     """Every row's prompt, text or messages, in order.
 
     Raises:
-        RowsError: listing the rows that have none, or that the file cannot be read.
+        RowsError: rows have no prompt (the message lists them), or the file cannot be read.
     """
     return [prompt for _, prompt in load_prompt_rows(path)]
 
@@ -31,10 +34,10 @@ def load_prompt_rows(path: Path, report: RowReport | None = None) -> list[tuple[
     """``(where, prompt)`` of every row, in order.
 
     Args:
-        report: takes bad rows if it skips them, and columns that are not used; by default bad rows are refused.
+        report: collects unused columns and, if it skips bad rows, those rows. By default bad rows are an error.
 
     Raises:
-        RowsError: listing the rows that have no prompt, or that the file cannot be read or holds no other.
+        RowsError: rows have no prompt (the message lists them), the file cannot be read, or no row is left.
     """
     report = report or RowReport()
 
@@ -55,7 +58,7 @@ def usable_prompts(
     prompt_ids: Callable[[Prompt], list[int]],
     report: RowReport | None = None,
 ) -> list[Prompt]:
-    """The prompts of ``usable_rows``, which says what is raised."""
+    """The prompts of ``usable_rows``. Raises the same errors."""
     return [prompt for _, prompt in usable_rows(rows, prompt_ids, report)]
 
 
@@ -64,64 +67,67 @@ def usable_rows(
     prompt_ids: Callable[[Prompt], list[int]],
     report: RowReport | None = None,
 ) -> list[tuple[str, Prompt]]:
-    """The rows whose prompts a policy can continue, in order; every one is tried before the first is used.
+    """The rows whose prompts the policy can continue, in order. All prompts are rendered before this returns.
 
     Args:
         rows: ``(where, prompt)``.
-        prompt_ids: the ids that the policy continues; may raise anything for a prompt that it cannot take.
-        report: takes the others if it skips bad rows; by default they are refused.
+        prompt_ids: returns the token ids of a prompt; may raise any exception for a prompt that it does not support.
+        report: collects the other rows if it skips bad rows. By default they are an error.
 
     Raises:
-        RowsError: listing the prompts that the policy cannot continue, or that there are no others.
+        RowsError: the policy cannot continue some prompts (the message lists them), or no row is left.
     """
-    return _kept(((where, prompt, _refusal(prompt, prompt_ids)) for where, prompt in rows), report or RowReport())
+    return _accepted_rows(
+        ((where, prompt, _refusal(prompt, prompt_ids)) for where, prompt in rows), report or RowReport()
+    )
 
 
 def scorable_rows(
     rows: Sequence[tuple[str, Prompt]],
-    ask: Callable[[list[Prompt]], Sequence[str | None]],
+    check: Callable[[list[Prompt]], Sequence[str | None]],
     report: RowReport | None = None,
 ) -> list[tuple[str, Prompt]]:
-    """The rows whose prompts a reward service takes, in order; it is asked before the first is used.
+    """The rows whose prompts the reward service accepts, in order.
 
-    Every distinct prompt is asked about once, at most the first ``MAX_ASKED`` of them; those behind are taken unasked.
+    Each of the first ``MAX_CHECKED`` distinct prompts is checked once. Further prompts are accepted without a check.
 
     Args:
         rows: ``(where, prompt)``.
-        ask: why the service refuses each of some prompts, None where it does not; may raise anything.
-        report: takes the others if it skips bad rows; by default they are refused.
+        check: returns for each prompt the reason why the service refuses it, None if it does not. Its exceptions are
+            not caught.
+        report: collects the other rows if it skips bad rows. By default they are an error.
 
     Raises:
-        RowsError: listing the prompts that the service refuses, or that there are no others.
+        RowsError: the service refuses some prompts (the message lists them), or no row is left.
     """
     distinct = {_key(prompt): prompt for _, prompt in rows}
     reasons: dict[str, str | None] = {}
-    asked = list(distinct)[:MAX_ASKED]
-    for keys in (asked[at : at + _ASKED_AT_ONCE] for at in range(0, len(asked), _ASKED_AT_ONCE)):
-        reasons.update(zip(keys, ask([distinct[key] for key in keys]), strict=True))
-    return _kept(((where, prompt, reasons.get(_key(prompt))) for where, prompt in rows), report or RowReport())
+    checked = list(distinct)[:MAX_CHECKED]
+    for keys in (checked[start : start + _CHECKED_AT_ONCE] for start in range(0, len(checked), _CHECKED_AT_ONCE)):
+        reasons.update(zip(keys, check([distinct[key] for key in keys]), strict=True))
+    return _accepted_rows(((where, prompt, reasons.get(_key(prompt))) for where, prompt in rows), report or RowReport())
 
 
 def _key(prompt: Prompt) -> str:
     return json.dumps(prompt, sort_keys=True)
 
 
-def _kept(rows: Iterable[tuple[str, Prompt, str | None]], report: RowReport) -> list[tuple[str, Prompt]]:
-    """Those of ``(where, prompt, reason)`` that there is no reason against."""
-    kept: list[tuple[str, Prompt]] = []
+def _accepted_rows(rows: Iterable[tuple[str, Prompt, str | None]], report: RowReport) -> list[tuple[str, Prompt]]:
+    """``(where, prompt)`` of the rows ``(where, prompt, reason)`` without a reason to skip them."""
+    accepted: list[tuple[str, Prompt]] = []
     problems = Problems(MAX_REPORTED)
     for where, prompt, reason in rows:
         if reason is None:
-            kept.append((where, prompt))
+            accepted.append((where, prompt))
         elif not report.skip(where, reason):
             problems.add(f"{where}: {reason}")
             if problems.is_full:
                 break
     if problems.count:
         raise RowsError("; ".join(problems.shown))
-    if not kept:
+    if not accepted:
         raise RowsError("; ".join(["no prompt can be used", *report.skipped.first[:MAX_REPORTED]]))
-    return kept
+    return accepted
 
 
 def _refusal(prompt: Prompt, prompt_ids: Callable[[Prompt], list[int]]) -> str | None:

@@ -1,14 +1,15 @@
-"""The interfaces of the loop: any object with these methods can be passed to it.
+"""The interfaces of the PPO loop. Any object with these methods can be passed to it.
 
 Tensors: B rollouts, T response tokens (right-padded to the longest). In every mask True marks a real token.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -20,10 +21,15 @@ from redline.spans import Span
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled response. ``response_ids`` end with an end token iff ``is_finished``.
+    """One sampled response.
 
-    ``text`` is what those ids say, the end token left out; ``spans`` has a span of ``text`` for every id, the
-    end token's being empty. ``group``: rollouts of one prompt in one step share it.
+    ``prompt``: text or messages.
+    ``prompt_ids``: the prompt's tokens, as the policy reads them.
+    ``response_ids``: the response's tokens. The last one is an end token if and only if ``is_finished``.
+    ``text``: the decoded response, without the end token.
+    ``spans``: one span of ``text`` per response token; that of the end token is empty.
+    ``is_finished``: False if the response was cut at the token limit.
+    ``group``: equal for the responses to one prompt in one step.
     """
 
     prompt: Prompt
@@ -36,31 +42,70 @@ class Rollout:
 
 
 class Scored(NamedTuple):
-    """``rewards`` has one number for every response id; ``score`` is the scalar to report."""
+    """The rewards of one rollout.
+
+    ``score``: the scalar to report.
+    ``rewards``: one number per response token.
+    """
 
     score: float
     rewards: list[float]
 
 
-class Scores(NamedTuple):
-    """One ``Scored`` per rollout, and the digest of the weights that gave them (None if there are none to name)."""
-
+class _Scores(NamedTuple):
     items: list[Scored]
-    digest: str | None
+    digests: tuple[str, ...]
+
+
+class Scores(_Scores):
+    """The result of a reward source.
+
+    Args:
+        items: one ``Scored`` per rollout, in order.
+        digests: digests of the reward model's weights, in order of use: one, or several if the model was replaced
+            while it scored. Empty if the source has no digest.
+        digest: deprecated, removed in 0.2: ``digests`` joined with "+", or None.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        items: list[Scored],
+        digests: Sequence[str] | str | None = (),
+        *,
+        digest: str | None = None,
+    ) -> Self:
+        """See the class. ``digests`` as one string or None is deprecated like ``digest``."""
+        if digest is not None or digests is None or isinstance(digests, str):
+            message = "Scores: digest is replaced by digests, a tuple; the old name is removed in 0.2"
+            warnings.warn(message, DeprecationWarning, stacklevel=2)
+            joined = digest if digest is not None else digests
+            digests = joined.split("+") if isinstance(joined, str) else ()
+        return super().__new__(cls, items, tuple(digests))
+
+    @property
+    def digest(self) -> str | None:
+        """Deprecated: ``digests`` joined with "+", None if there is none."""
+        message = "Scores: digest is replaced by digests, a tuple; the old name is removed in 0.2"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return "+".join(self.digests) or None
 
 
 class RewardSource(Protocol):
-    """Scores rollouts. Called from another thread while the next rollouts are sampled."""
+    """Scores rollouts. It is called from another thread while the next rollouts are sampled."""
 
     def score(self, rollouts: Sequence[Rollout]) -> Scores:
-        """One ``Scored`` per rollout, in order; raises RedlineError when it gives up."""
+        """Score every rollout. Raises RedlineError if the source cannot score them."""
         ...
 
 
 class TokenOutputs(NamedTuple):
-    """Of every response token, each ``(B, T)``: log-probability (nats), entropy (nats), value before it.
+    """Outputs of policy and value function for every response token, each ``(B, T)``.
 
-    Values are in units that the loop chooses (``PPOConfig.value_scale``).
+    ``logprobs``: log-probability of the token, in nats.
+    ``entropy``: of the distribution of the token, in nats.
+    ``values``: value before the token, in units that the loop chooses (``PPOConfig.value_scale``).
     """
 
     logprobs: Tensor
@@ -69,55 +114,59 @@ class TokenOutputs(NamedTuple):
 
 
 class Policy(Protocol):
-    """A language model that samples and learns, its value function, and its frozen starting point."""
+    """A language model that is trained with PPO, its value function, and its frozen reference."""
 
     device: torch.device
 
     def sample(self, prompts: Sequence[Prompt], groups: Sequence[int]) -> list[Rollout]:
-        """One response per prompt, drawn with torch's global generator."""
+        """Sample one response per prompt with torch's global generator. ``groups``: ``Rollout.group`` of each."""
         ...
 
     def outputs(self, rollouts: Sequence[Rollout], *, entropy_gradient: bool = False) -> TokenOutputs:
-        """What the policy assigns to its responses now, with gradients; entropies' only if ``entropy_gradient``."""
+        """Outputs for the response tokens, with gradients. Entropies have gradients only if ``entropy_gradient``."""
         ...
 
     def reference_logprobs(self, rollouts: Sequence[Rollout]) -> Tensor:
-        """Log-probabilities ``(B, T)`` under the frozen reference, without gradients."""
+        """Log-probabilities of the response tokens under the frozen reference, ``(B, T)``, without gradients."""
         ...
 
     def parameters(self) -> list[torch.nn.Parameter]:
-        """What learns, value head included."""
+        """All trained parameters, including those of the value function."""
         ...
 
     def value_parameters(self) -> list[torch.nn.Parameter]:
-        """Those of a value function whose gradients never reach the policy; may be left out, or none."""
+        """Parameters of a value function whose gradients do not reach the policy. The method is optional."""
         ...
 
     def state(self) -> dict[str, Any]:
-        """All that ``load_state`` needs to put the policy back."""
+        """The trained state, for ``load_state``."""
         ...
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Undo everything since ``state``."""
+        """Restore a ``state`` that ``state()`` returned."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Write the policy as an ordinary transformers folder."""
+        """Save the policy as a folder that transformers can load."""
         ...
 
 
 class Advantages(NamedTuple):
-    """``advantages`` ``(B, T)``; ``returns`` ``(B, T)`` for the value function, None where there is none."""
+    """Output of an advantage estimator.
+
+    ``advantages``: (B, T).
+    ``returns``: (B, T), targets of the value function; None if the estimator does not use one.
+    """
 
     advantages: Tensor
     returns: Tensor | None
 
 
 class AdvantageEstimator(Protocol):
-    """How token rewards become advantages."""
+    """Computes advantages from token rewards."""
 
     def __call__(self, rewards: Tensor, values: Tensor, mask: Tensor, groups: Tensor) -> Advantages:
-        """``rewards``, ``values``, ``mask`` are ``(B, T)``, ``groups`` ``(B,)``; padding is 0 in and out."""
+        """``rewards``, ``values``, ``mask``: (B, T). ``groups``: (B,). Inputs and outputs are 0 in padding."""
         ...
 
 

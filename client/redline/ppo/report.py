@@ -1,4 +1,4 @@
-"""What a run's metrics say at its end: a summary and plots."""
+"""Summary and plots of a PPO run from its metrics."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from redline.files.metrics_log import read_metrics
 
 _PANELS = {
     "score": "score",
-    "kl": "KL from the reference (nats a response)",
-    "entropy": "entropy (nats a token)",
+    "kl": "KL from the reference (nats per response)",
+    "entropy": "entropy (nats per token)",
     "response_tokens": "response length (tokens)",
     "clip_fraction": "clipped share",
     "explained_variance": "explained variance",
@@ -29,7 +29,7 @@ class LinearFit(NamedTuple):
 
 
 def fit_line(x: Sequence[float], y: Sequence[float]) -> LinearFit | None:
-    """The least-squares line; None where x does not vary."""
+    """The least-squares line; None if all x are equal."""
     n = len(x)
     mean_x, mean_y = sum(x) / n, sum(y) / n
     variance = sum((a - mean_x) ** 2 for a in x)
@@ -45,7 +45,7 @@ def fit_line(x: Sequence[float], y: Sequence[float]) -> LinearFit | None:
 def write_report(folder: Path) -> dict[str, Any]:
     """Write ``summary.json`` and ``plots.png`` from ``metrics.jsonl``; returns the summary. Raises OSError.
 
-    The score against sqrt(KL) is fitted by a line, as arXiv 2204.05862 finds it to be one.
+    The summary has a linear fit of the score against sqrt(KL), because arXiv 2204.05862 finds this relation linear.
     """
     rows = read_metrics(folder / "metrics.jsonl")
     tail = rows[-max(1, len(rows) // 10) :]

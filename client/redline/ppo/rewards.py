@@ -1,4 +1,4 @@
-"""Where rewards come from: a service, a Python function, or a weighted sum of either."""
+"""Reward sources: a Redline service, a Python function, or a weighted sum of sources."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from redline.wire import ErrorCode, ItemError, ScoreItem, ScoreOptions
 
 
 class RemoteRewards:
-    """A Redline service's token rewards on the policy's own tokens.
+    """Token rewards of a Redline service, one per token of the policy.
 
-    The policy's token spans go along, so the two tokenizers need not be related. A response that was cut off is
-    sent as unfinished and scored without its end token.
+    Requests contain the policy's token spans, so policy and reward model may have different tokenizers. A response that
+    was cut at the token limit is sent as unfinished and scored without an end token.
 
     Args:
-        client: its retry policy decides how long an absent service is waited for.
+        client: its retry policy decides how long to wait for a service that cannot be reached.
     """
 
     def __init__(self, client: RewardClient, *, model: str = "default", options: ScoreOptions | None = None) -> None:
@@ -26,7 +26,7 @@ class RemoteRewards:
         self._options = options or ScoreOptions()
 
     def score(self, rollouts: Sequence[Rollout]) -> Scores:
-        """Raises ItemsFailedError where an item cannot be scored: a failure is never a zero."""
+        """Score every rollout. Raises ItemsFailedError if one cannot be scored; it does not get a score of 0."""
         items = [
             ScoreItem.model_validate(
                 {
@@ -40,33 +40,33 @@ class RemoteRewards:
         ]
         result = self._client.score(items, model=self._model, options=self._options)
         scored = [Scored(item.score, item.rewards) for item in result.scored()]
-        return Scores(scored, "+".join(result.digests) or None)
+        return Scores(scored, tuple(result.digests))
 
     def refusals(self, prompts: Sequence[Prompt]) -> list[str | None]:
-        """Why the service takes no response to each prompt, None where it does: too long, or refused by its template.
+        """For each prompt the reason why the service cannot score responses to it, None if it can.
 
-        A response of one letter is scored. A prompt that leaves room for it may still be too long with a longer one.
-        Raises what ``RewardClient.score`` raises.
+        The prompt is too long, or the chat template of the reward model rejects it. This scores a response of one
+        letter, so the prompt may still be too long for a longer response. Raises what ``RewardClient.score`` raises.
         """
         items = [ScoreItem.model_validate({"prompt": prompt, "response": "a"}) for prompt in prompts]
-        answers = self._client.score(items, model=self._model, options=self._options).items
+        results = self._client.score(items, model=self._model, options=self._options).items
         codes = (ErrorCode.TOO_LONG, ErrorCode.INVALID_PROMPT)
         return [
-            f"the reward model refuses the prompt: {answer.error.message}"
-            if isinstance(answer, ItemError) and answer.error.code in codes
+            f"the reward model refuses the prompt: {result.error.message}"
+            if isinstance(result, ItemError) and result.error.code in codes
             else None
-            for answer in answers
+            for result in results
         ]
 
 
 class FunctionRewards:
-    """A plain function ``(rollout) -> reward`` of the whole response, or one number for each response id."""
+    """Rewards from a Python function ``(rollout) -> reward``: one number, or one number per response token."""
 
     def __init__(self, function: Callable[[Rollout], float | Sequence[float]]) -> None:
         self._function = function
 
     def score(self, rollouts: Sequence[Rollout]) -> Scores:
-        """A scalar is put on the last token."""
+        """Score every rollout. A single number becomes the reward of the last token."""
         items = []
         for rollout in rollouts:
             value = self._function(rollout)
@@ -77,11 +77,11 @@ class FunctionRewards:
             if len(rewards) != len(rollout.response_ids):
                 raise ProtocolError(f"{len(rewards)} rewards for {len(rollout.response_ids)} response ids")
             items.append(Scored(sum(rewards), rewards))
-        return Scores(items, None)
+        return Scores(items)
 
 
 class WeightedRewards:
-    """``sum_i w_i r_i``, token by token: competing objectives such as helpfulness and harmlessness."""
+    """``sum_i w_i r_i``, token by token, for competing objectives such as helpfulness and harmlessness."""
 
     def __init__(self, parts: Sequence[tuple[float, RewardSource]]) -> None:
         if not parts:
@@ -89,12 +89,17 @@ class WeightedRewards:
         self._parts = list(parts)
 
     def score(self, rollouts: Sequence[Rollout]) -> Scores:
-        """Raises as its parts do."""
-        answers = [(weight, part.score(rollouts)) for weight, part in self._parts]
+        """Score every rollout. Raises the errors of the parts."""
+        weighted = [(weight, part.score(rollouts)) for weight, part in self._parts]
         items = []
         for n in range(len(rollouts)):
-            columns = zip(*([weight * r for r in scores.items[n].rewards] for weight, scores in answers), strict=True)
-            score = sum(weight * scores.items[n].score for weight, scores in answers)
+            columns = zip(*([weight * r for r in scores.items[n].rewards] for weight, scores in weighted), strict=True)
+            score = sum(weight * scores.items[n].score for weight, scores in weighted)
             items.append(Scored(score, [sum(column) for column in columns]))
-        digests = [scores.digest for _, scores in answers if scores.digest is not None]
-        return Scores(items, "|".join(digests) or None)
+        return Scores(items, _joined_digests([scores.digests for _, scores in weighted if scores.digests]))
+
+
+def _joined_digests(parts: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """One identity of all parts together, "|" between them; several if a part's model was replaced while it scored."""
+    steps = max(map(len, parts), default=0)
+    return tuple("|".join(digests[min(n, len(digests) - 1)] for digests in parts) for n in range(steps))

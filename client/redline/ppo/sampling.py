@@ -1,4 +1,4 @@
-"""The first part of a step: responses to its prompts, each batch scored while the next is sampled."""
+"""Samples the responses of a step. Each batch is scored while the next one is sampled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from redline.ppo.protocols import Policy, Prompt, RewardSource, Rollout, Scores
 
 
 def step_prompts(prompts: Sequence[Prompt], config: PPOConfig, step: int) -> list[Prompt]:
-    """The prompts of a step, each ``samples_per_prompt`` times; a function of seed and step alone."""
+    """The prompts of a step, each ``samples_per_prompt`` times. They depend on the seed and the step only."""
     count = max(1, config.rollouts // config.samples_per_prompt)
     chosen: list[Prompt] = []
     while len(chosen) < count:
@@ -31,10 +31,10 @@ def step_prompts(prompts: Sequence[Prompt], config: PPOConfig, step: int) -> lis
 def roll_out(
     policy: Policy, rewards: RewardSource, prompts: Sequence[Prompt], config: PPOConfig
 ) -> tuple[list[Rollout], Scores, float]:
-    """``(rollouts, scores, seconds of scoring)``.
+    """Sample and score responses. Returns ``(rollouts, scores, seconds of scoring)``.
 
     Raises:
-        RedlineError: the reward source gave up, or answered with another number of scores.
+        RedlineError: the reward source failed, or returned a wrong number of scores.
     """
     rollouts: list[Rollout] = []
     pending: list[Future[tuple[Scores, float]]] = []
@@ -43,7 +43,7 @@ def roll_out(
         started = time.perf_counter()
         scores = rewards.score(part)
         if len(scores.items) != len(part):
-            raise ProtocolError(f"the reward source gave {len(scores.items)} scores for {len(part)} rollouts")
+            raise ProtocolError(f"the reward source returned {len(scores.items)} scores for {len(part)} rollouts")
         return scores, time.perf_counter() - started
 
     with DaemonThreadPool(1) as scorer:
@@ -53,20 +53,20 @@ def roll_out(
             sampled = policy.sample(part, groups)
             rollouts += sampled
             pending.append(scorer.submit(score, sampled))
-        answers = [future.result() for future in pending]
-    digests = dict.fromkeys(scores.digest for scores, _ in answers if scores.digest is not None)
-    items = [item for scores, _ in answers for item in scores.items]
-    return rollouts, Scores(items, "+".join(digests) or None), sum(seconds for _, seconds in answers)
+        results = [future.result() for future in pending]
+    digests = tuple(digest for digests in dict.fromkeys(scores.digests for scores, _ in results) for digest in digests)
+    items = [item for scores, _ in results for item in scores.items]
+    return rollouts, Scores(items, digests), sum(seconds for _, seconds in results)
 
 
 def token_mask(rollouts: Sequence[Rollout], device: torch.device) -> Tensor:
-    """``(B, T)``, True on every response token, the end token included."""
+    """``(B, T)``, True on every response token, including the end token."""
     lengths = torch.tensor([len(rollout.response_ids) for rollout in rollouts], device=device)
     return torch.arange(int(lengths.max()), device=device) < lengths.unsqueeze(1)
 
 
 def padded_rewards(scores: Scores, mask: Tensor) -> Tensor:
-    """Token rewards as ``(B, T)``, 0 in padding. Raises ProtocolError where their number is not the tokens'."""
+    """Token rewards as ``(B, T)``, 0 in padding. Raises ProtocolError if a rollout has not one reward per token."""
     rewards = torch.zeros(mask.shape, device=mask.device)
     for row, (item, length) in enumerate(zip(scores.items, mask.sum(1).tolist(), strict=True)):
         if len(item.rewards) != length:

@@ -1,4 +1,4 @@
-"""The last part of a step: epochs of clipped updates on its rollouts."""
+"""Updates the policy and the value function on the rollouts of a step, with clipped losses."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from redline.ppo.protocols import Policy, Rollout, TokenOutputs
 
 
 class UpdateInputs(NamedTuple):
-    """What an update needs beside the rollouts, each (B, T): ``mask`` is True on tokens that are learned from.
+    """Inputs of an update that belong to the rollouts; tensors are (B, T).
 
-    ``old``: outputs before the step. ``returns``: targets of the value function, in the units of the rewards; None
-    where there is none. ``value_scale``: what the value function's outputs are in units of.
+    ``mask``: True on tokens that are used for inputs.
+    ``old``: outputs before the step.
+    ``advantages``: of each token.
+    ``returns``: targets of the value function, in the units of the rewards; None if there is no value loss.
+    ``value_scale``: size of one unit of the value function's outputs, in the units of the rewards.
     """
 
     mask: Tensor
@@ -30,11 +33,11 @@ class UpdateInputs(NamedTuple):
 
 
 def make_optimizer(policy: Policy, config: PPOConfig) -> torch.optim.Optimizer:
-    """AdamW over the policy's parameters; a value function of its own is a second group, with its own rate."""
+    """AdamW over the policy's parameters. A separate value function is a second group with its own rate."""
     critic = value_parameters(policy)
-    known = {id(parameter) for parameter in critic}
+    critic_ids = {id(parameter) for parameter in critic}
     groups: list[dict[str, object]] = [
-        {"params": [p for p in policy.parameters() if id(p) not in known], "lr": config.learning_rate}
+        {"params": [p for p in policy.parameters() if id(p) not in critic_ids], "lr": config.learning_rate}
     ]
     if critic:
         groups.append({"params": critic, "lr": config.critic_learning_rate})
@@ -42,23 +45,23 @@ def make_optimizer(policy: Policy, config: PPOConfig) -> torch.optim.Optimizer:
 
 
 def value_parameters(policy: Policy) -> list[torch.nn.Parameter]:
-    """Those of a value function apart from the policy's layers; policies that do not tell have none."""
-    told = getattr(policy, "value_parameters", None)
-    return [] if told is None else list(told())
+    """Parameters of a value function that is separate from the policy; empty if the policy has no such method."""
+    own_parameters = getattr(policy, "value_parameters", None)
+    return [] if own_parameters is None else list(own_parameters())
 
 
 def update(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
     rollouts: Sequence[Rollout],
-    learning: UpdateInputs,
+    inputs: UpdateInputs,
     config: PPOConfig,
     seed: str,
 ) -> dict[str, float]:
-    """All epochs; returns the means of their metrics. Gradients of each group of ``optimizer`` are clipped apart.
+    """Run all epochs, and return the means of their metrics. Each group of ``optimizer`` has its gradients clipped.
 
     Raises:
-        NonFiniteError: a loss or the norm of a gradient is not finite; the update that it belongs to is not made.
+        NonFiniteError: a loss or the norm of a gradient is not finite. That update is not made.
     """
     sums = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "update_kl", "grad_norm"), 0.0)
     updates = 0
@@ -67,12 +70,12 @@ def update(
         random.Random(f"{seed}/{epoch}").shuffle(order)
         for start in range(0, len(order), config.minibatch):
             chosen = order[start : start + config.minibatch]
-            tokens = learning.mask[chosen].sum()
+            tokens = inputs.mask[chosen].sum()
             if not int(tokens):
                 continue
             size = config.microbatch or len(chosen)
             for first in range(0, len(chosen), size):
-                _accumulate(policy, rollouts, learning, config, chosen[first : first + size], tokens, sums)
+                _accumulate(policy, rollouts, inputs, config, chosen[first : first + size], tokens, sums)
             norms = [
                 torch.nn.utils.clip_grad_norm_(group["params"], config.max_grad_norm)
                 for group in optimizer.param_groups
@@ -89,30 +92,30 @@ def update(
 def _accumulate(
     policy: Policy,
     rollouts: Sequence[Rollout],
-    learning: UpdateInputs,
+    inputs: UpdateInputs,
     config: PPOConfig,
     rows: Sequence[int],
     tokens: Tensor,
     sums: dict[str, float],
 ) -> None:
-    """Gradients of one microbatch; ``tokens``: of its whole minibatch."""
+    """Add the gradients of one microbatch. ``tokens``: number of tokens of its minibatch."""
     part = [rollouts[i] for i in rows]
     has_entropy = config.entropy_coefficient > 0
     now = policy.outputs(part, entropy_gradient=True) if has_entropy else policy.outputs(part)
     width = now.logprobs.shape[1]
-    real = learning.mask[rows, :width]
-    old, scale = learning.old, learning.value_scale
+    real = inputs.mask[rows, :width]
+    old, scale = inputs.old, inputs.value_scale
     surrogate = policy_loss(
-        now.logprobs, old.logprobs[rows, :width], learning.advantages[rows, :width], real, config.clip
+        now.logprobs, old.logprobs[rows, :width], inputs.advantages[rows, :width], real, config.clip
     )
     loss = surrogate.loss
     if has_entropy:
         loss = loss - config.entropy_coefficient * torch.where(real, now.entropy, 0.0).sum()
-    if learning.returns is not None:
+    if inputs.returns is not None:
         error = value_loss(
             now.values,
             old.values[rows, :width],
-            learning.returns[rows, :width] / scale,
+            inputs.returns[rows, :width] / scale,
             real,
             config.value_clip,
         )

@@ -125,7 +125,7 @@ def checked_rows(
 ) -> Iterator[tuple[str, T]]:
     """``(location, parsed)`` of every good row; bad rows go to ``report`` if it skips them, else to ``problems``.
 
-    A file that cannot be read to its end is always a problem. No more rows are read once ``problems`` is full.
+    A file that cannot be read to its end is always a problem. No further row is read once ``problems`` is full.
 
     Args:
         parse: ``(location, row)`` to the parsed row; raises BadRowError if the row cannot be used.
@@ -152,5 +152,5 @@ def parse_row_with(parse: Callable[[str, dict[str, Any]], T], location: str, val
     if isinstance(value, BadRowError):
         raise value
     if not isinstance(value, dict):
-        raise BadRowError(f"a row must be an object, this is a {type(value).__name__}")
+        raise BadRowError(f"a row must be an object, not {type(value).__name__}")
     return parse(location, value)

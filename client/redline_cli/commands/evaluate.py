@@ -45,7 +45,7 @@ def evaluate(
     from redline_model.bundle.load_options import LoadOptions
     from redline_model.errors import DataError
     from redline_trainer.evaluation.precision import compare_precisions
-    from redline_trainer.evaluation.report import measure_quality, plot_reliability
+    from redline_trainer.evaluation.report import plot_reliability, quality_report
     from redline_trainer.load_pairs import load_pairs
 
     if plot is not None and precision:
@@ -61,7 +61,7 @@ def evaluate(
             raise DataError("--pairs has no pairs to evaluate on")
         if not precision:
             scorer = Bundle.load(bundle, LoadOptions(device=device)).scorer
-            report = measure_quality(scorer, loaded, max_batch_tokens=max_batch_tokens, report=rows)
+            report = quality_report(scorer, loaded, max_batch_tokens=max_batch_tokens, report=rows)
             _write(out, report.model_dump_json(indent=2, exclude={"spans": {"__all__": {"auc_resamples"}}}))
             if plot is not None:
                 plot_reliability({bundle: report}, plot)

@@ -9,26 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from redline.files.atomic import atomic_folder, write_text
 from redline.files.digest import file_digest
+from redline.version import installed_version
 from redline_model.bundle.files import check_free, make_portable
 from redline_model.bundle.hf_reward_model import describe_reward_model, reward_model_digest
 from redline_model.bundle.hub import locate_bundle
 from redline_model.bundle.load_options import LoadOptions
 from redline_model.bundle.loading import is_out_of_memory, load_model, load_tokenizer, memory_bytes
+from redline_model.bundle.make_encoder import make_encoder
 from redline_model.bundle.manifest import MANIFEST, Manifest, parse_manifest, read_manifest
 from redline_model.bundle.model_card import model_card
 from redline_model.encoding.encoder import Encoder
-from redline_model.encoding.make_encoder import make_encoder
 from redline_model.encoding.tokenizer_identity import tokenizer_fingerprint
 from redline_model.errors import BundleError, ItemError, RedlineModelError
 from redline_model.inference.compile_layers import compile_layers
 from redline_model.inference.prefix_cache import DEFAULT_MEMORY_SHARE, share_bytes
 from redline_model.kinds import load_scorer
+from redline_model.options import Extraction, Template
 from redline_model.scorer import Scorer
 from redline_model.untrusted.bounded_json import one_line
 from redline_model.untrusted.panics import PanicError, panics_as_errors
@@ -47,9 +48,29 @@ class _Reader:
     prefix_cache_tokens: int
     depth: int = 0
 
+    @property
+    def kind(self) -> str:
+        """See ``BundleReader``."""
+        return self.manifest.kind
+
+    @property
+    def extraction(self) -> Extraction:
+        """See ``BundleReader``."""
+        return self.manifest.extraction
+
+    @property
+    def template(self) -> Template:
+        """See ``BundleReader``."""
+        return self.manifest.template
+
+    @property
+    def kind_options(self) -> Any:
+        """See ``BundleReader``."""
+        return self.manifest.kind_options
+
     def model(self, subfolder: str = "") -> Any:
         """See ``BundleReader``."""
-        model = load_model(self.folder / subfolder, self.manifest.kind, self.load_options, must_be_complete=True)
+        model = load_model(self.folder / subfolder, self.kind, self.load_options, must_be_complete=True)
         if self.load_options.compile:
             compile_layers(model)
         return model
@@ -167,7 +188,7 @@ def write_bundle(
     check_free(out, overwrite=overwrite)
     with atomic_folder(out) as temporary:
         write_files(temporary)
-        manifest = manifest.model_copy(update={"redline_version": _own_version()})
+        manifest = manifest.model_copy(update={"redline_version": installed_version()})
         (temporary / "README.md").write_text(model_card(manifest.model_dump(mode="json")), encoding="utf-8")
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
         digests = {p.relative_to(temporary).as_posix(): file_digest(p) for p in files}
@@ -177,10 +198,3 @@ def write_bundle(
         for path in [temporary, *temporary.rglob("*")]:
             path.chmod(0o755 if path.is_dir() else 0o644)
     return manifest
-
-
-def _own_version() -> str:
-    try:
-        return version("redline-rm")
-    except PackageNotFoundError:
-        return "unknown"

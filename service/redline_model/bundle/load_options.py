@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from redline.causal_lm.cpu_precision import CPUPrecision, cpu_precision
 from redline_model.errors import UnsupportedError
+
+if TYPE_CHECKING:  # settings are read without torch
+    import torch
 
 Quantization = Literal["int8", "nf4"]
 
@@ -31,6 +33,8 @@ class LoadOptions(BaseModel):
 
     def torch_device(self) -> torch.device:
         """The device, ``auto`` resolved. Raises UnsupportedError if it does not exist."""
+        import torch
+
         name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         try:
             device = torch.device(name)
@@ -41,6 +45,8 @@ class LoadOptions(BaseModel):
 
     def torch_dtype(self) -> torch.dtype:
         """The dtype, ``auto`` resolved. Raises UnsupportedError if ``REDLINE_CPU_PRECISION`` is not a precision."""
+        import torch
+
         if self.dtype != "auto":
             return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.dtype]
         return torch.bfloat16 if prefers_bfloat16(self.torch_device()) else torch.float32
@@ -54,6 +60,8 @@ class LoadOptions(BaseModel):
 
 def prefers_bfloat16(device: torch.device) -> bool:
     """Whether ``device`` computes in bfloat16 if no dtype is given. Raises UnsupportedError."""
+    import torch
+
     if device.type == "cpu":
         return _measured_cpu().chosen == "bfloat16"
     return device.type == "cuda" and torch.cuda.is_bf16_supported()

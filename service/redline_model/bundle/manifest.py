@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,11 +78,15 @@ class Manifest(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for name, field in type(self).model_fields.items():
-            for mark in field.metadata:
-                if isinstance(mark, OnlyFor) and (getattr(self, name) is not None) != (self.kind == mark.kind):
-                    raise ValueError(f"kind {self.kind} {'needs' if self.kind == mark.kind else 'has no'} {name}")
+        for name, kind in _fields_of_kinds():
+            if (getattr(self, name) is not None) != (self.kind == kind):
+                raise ValueError(f"kind {self.kind} {'needs' if self.kind == kind else 'has no'} {name}")
         return self
+
+    @property
+    def kind_options(self) -> Any:
+        """The value of the field that only this kind has; None if it has none."""
+        return next((getattr(self, name) for name, kind in _fields_of_kinds() if kind == self.kind), None)
 
     def digest(self) -> str:
         """``sha256:...`` of the manifest, and so of the whole bundle, because the manifest has all file digests."""
@@ -89,6 +94,14 @@ class Manifest(BaseModel):
         data = {name: value for name, value in self.model_dump(mode="json").items() if value is not None}
         text = json.dumps(data, sort_keys=True)
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def _fields_of_kinds() -> Iterator[tuple[str, str]]:
+    """The fields marked ``OnlyFor``, and their kinds."""
+    for name, field in Manifest.model_fields.items():
+        for mark in field.metadata:
+            if isinstance(mark, OnlyFor):
+                yield name, mark.kind
 
 
 def read_manifest(folder: Path) -> Manifest:

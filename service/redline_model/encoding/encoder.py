@@ -16,7 +16,8 @@ from typing import Any, Literal, NamedTuple
 
 from redline.chat_template import ChatTemplateParser, Preceding, TemplateParts
 from redline.messages import Message, MessageError, Prompt, normalized
-from redline.text.token_spans import Span, token_spans
+from redline.spans import Span
+from redline.text.token_spans import token_spans
 from redline_model.encoding.guarded_tokenizer import GuardedTokenizer
 from redline_model.encoding.prompt_layout import apply_layout, make_layout, prompt_key
 from redline_model.encoding.size_limits import limit_item

@@ -131,13 +131,12 @@ def _planner(forwards: tuple[CausalTargets, CausalTargets]) -> Planner:
 
 def _load(reader: BundleReader) -> DPOScorer:
     model = reader.model()
-    assert reader.manifest.beta is not None
     return DPOScorer.from_model(
         model,
         reader.encoder(model),
-        reader.manifest.extraction,
+        reader.extraction,
         reference=reader.model(REFERENCE),
-        beta=reader.manifest.beta,
+        beta=reader.kind_options,
         prefix_cache_tokens=reader.prefix_cache_tokens,
     )
 

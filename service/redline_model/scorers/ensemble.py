@@ -147,10 +147,9 @@ def common_encoder(encoders: Sequence[Encoder]) -> Encoder:
 
 
 def _load(reader: BundleReader) -> EnsembleScorer:
-    options = reader.manifest.ensemble
-    assert options is not None
+    options: EnsembleOptions = reader.kind_options
     members = [reader.inner_bundle(member_folder(number)) for number in range(options.members)]
-    return EnsembleScorer(members, options, reader.manifest.extraction)
+    return EnsembleScorer(members, options, reader.extraction)
 
 
 KIND = KindSpec(

@@ -15,7 +15,7 @@ from redline_model.encoding.encoder import EncodedItem
 from redline_model.errors import UnsupportedError
 from redline_model.extraction import move_score
 from redline_model.kinds import BundleReader, KindSpec
-from redline_model.options import LengthCurve, Mode
+from redline_model.options import LengthCalibration, LengthCurve, Mode
 from redline_model.reward_spec import RewardSpec, all_reward_specs, spec_key
 from redline_model.scorer import ScoredResponse, Scorer
 
@@ -69,8 +69,7 @@ class LengthCalibratedScorer:
 
 
 def _load(reader: BundleReader) -> LengthCalibratedScorer:
-    calibration = reader.manifest.length_calibration
-    assert calibration is not None
+    calibration: LengthCalibration = reader.kind_options
     return LengthCalibratedScorer(reader.inner_bundle(INNER), calibration.curves)
 
 

@@ -69,10 +69,10 @@ class ScalarScorer(ClassifierScorer[ScalarOutput]):
 
 def _load(reader: BundleReader) -> ScalarScorer:
     model: Any = reader.model()
-    if reader.manifest.template.style == "conversation":  # a Hugging Face reward model, not made by Redline
+    if reader.template.style == "conversation":  # a Hugging Face reward model, not made by Redline
         check_pooling(model, reader.folder)
     return ScalarScorer.from_model(
-        model, reader.encoder(model), reader.manifest.extraction, prefix_cache_tokens=reader.prefix_cache_tokens
+        model, reader.encoder(model), reader.extraction, prefix_cache_tokens=reader.prefix_cache_tokens
     )
 
 

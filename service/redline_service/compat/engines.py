@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, PrivateAttr, Tag, model_validator
 
 from redline.messages import content_fields
+from redline.spans import Span
 from redline.text.chat_markup import ParsedConversation, PromptBoundaryError, to_score_item
-from redline.text.token_spans import Span, token_spans
+from redline.text.token_spans import token_spans
 from redline.wire import ChatMessage, FirstError, ScoreItem, Text
 from redline.wire.inputs import Tools
 from redline_service.compat.base import CompatRequestModel, CompatResult, ConversationParser, Texts

@@ -6,12 +6,12 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from redline.version import installed_version
 from redline.wire import ErrorCode
 from redline_model.bundle.bundle import Bundle
 from redline_model.errors import UnsupportedError
@@ -124,7 +124,7 @@ def create_app(
     app = FastAPI(
         title="Redline",
         summary="Token rewards for RLHF over HTTP",
-        version=_own_version(),
+        version=installed_version(),
         lifespan=lifespan,
         redirect_slashes=False,  # the middleware removes them; a redirect would lose a key in the path
     )
@@ -156,10 +156,3 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def http_error(request: Request, error: HTTPException) -> Response:
         code = _STATUS_CODES.get(error.status_code, ErrorCode.INVALID_REQUEST)
         return error_response(RequestError(code, str(error.detail)))
-
-
-def _own_version() -> str:
-    try:
-        return version("redline-rm")
-    except PackageNotFoundError:
-        return "unknown"

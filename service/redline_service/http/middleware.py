@@ -47,6 +47,7 @@ class RequestMiddleware:
         self._handlers = handlers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI: one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

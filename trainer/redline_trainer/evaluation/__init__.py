@@ -1,1 +1,1 @@
-"""A reward model on pairs that it has not seen: accuracy, length, calibration, marked errors, precision."""
+"""Evaluation of reward models on held-out pairs: accuracy, length, calibration, marked errors, precision."""

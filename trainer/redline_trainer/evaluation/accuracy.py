@@ -1,4 +1,4 @@
-"""Held-out measurements of a scorer on preference pairs."""
+"""Accuracy and losses of a scorer on held-out preference pairs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from redline_model.extraction import TokenStatistics
 from redline_model.reward_spec import all_reward_specs, spec_key
 from redline_model.scorer import Scorer, forward_all
 from redline_model.scorers.seq2seq import Seq2SeqScorer
-from redline_trainer.encode_pairs import EncodedPair, correction_of
+from redline_trainer.encode_pairs import EncodedPair, correction_item
 from redline_trainer.evaluation.calibration import calibrate
 
 _RESAMPLES = 2000
 
 
 class Interval(BaseModel):
-    """A mean and its 95 % bootstrap interval, whole prompts resampled."""
+    """A mean and its 95 % bootstrap interval; prompts are resampled with all their pairs."""
 
     mean: float
     low: float
@@ -30,9 +30,11 @@ class Interval(BaseModel):
 
 
 class Evaluation(BaseModel):
-    """Held-out figures. ``accuracy`` is keyed by reading, ties counted half; losses in nats a token.
+    """Figures on held-out pairs.
 
-    ``identity_copy_rate``: share of chosen responses that the model, shown them, would write unchanged.
+    ``accuracy``: share of pairs that are ranked correctly, by reward spec; ties count half.
+    ``correction_loss``, ``identity_loss``: of seq2seq models, in nats per token.
+    ``identity_copy_rate``: share of chosen responses that a seq2seq model would not change.
     """
 
     accuracy: dict[str, Interval]
@@ -42,22 +44,24 @@ class Evaluation(BaseModel):
 
 
 class EvaluationResult(NamedTuple):
-    """Figures for the card, and the score scale for the manifest."""
+    """Figures for the manifest, and the calibration of scores by reward spec."""
 
     evaluation: Evaluation
     calibration: dict[str, CalibrationFit]
 
 
 def accuracy_by_prompt(differences: Sequence[float], prompt_keys: Sequence[str], seed: int = 0) -> Interval:
-    """Share of pairs with a positive difference (ties half), with a bootstrap over prompts."""
+    """Share of pairs with a positive difference, with a bootstrap interval over prompts. Ties count half."""
     wins = [1.0 if d > 0 else 0.5 if d == 0 else 0.0 for d in differences]
     position = {key: n for n, key in enumerate(dict.fromkeys(prompt_keys))}
     index = torch.tensor([position[key] for key in prompt_keys])
-    won = torch.zeros(len(position), dtype=torch.float64).index_add_(0, index, torch.tensor(wins, dtype=torch.float64))
+    wins_by_prompt = torch.zeros(len(position), dtype=torch.float64).index_add_(
+        0, index, torch.tensor(wins, dtype=torch.float64)
+    )
     count = torch.bincount(index, minlength=len(position)).double()
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randint(len(position), (_RESAMPLES, len(position)), generator=generator)
-    means = won[draws].sum(1) / count[draws].sum(1)
+    means = wins_by_prompt[draws].sum(1) / count[draws].sum(1)
     low, high = (float(means.quantile(q)) for q in (0.025, 0.975))
     return Interval(mean=sum(wins) / len(wins), low=low, high=high, pairs=len(wins), prompts=len(position))
 
@@ -69,25 +73,25 @@ def _loss(outputs: Sequence[TokenStatistics]) -> float:
 def evaluate(
     scorer: Scorer[Any], pairs: Sequence[EncodedPair], max_batch_tokens: int, seed: int = 0
 ) -> EvaluationResult:
-    """Measure ``scorer`` on held-out ``pairs`` (at least one), by every reading it offers.
+    """Evaluate ``scorer`` on held-out ``pairs`` (at least one) with all its reward specs.
 
     Raises:
-        NonFiniteError: the model's output holds NaN or infinity.
+        NonFiniteError: the model's output contains NaN or infinity.
     """
     items = [p.chosen for p in pairs] + [p.rejected for p in pairs]
     if isinstance(scorer, Seq2SeqScorer):
-        items += [correction_of(p) for p in pairs]
+        items += [correction_item(p) for p in pairs]
     outputs = forward_all(scorer, items, max_batch_tokens)
     chosen, rejected, corrected = (outputs[n * len(pairs) : (n + 1) * len(pairs)] for n in range(3))
     keys = [p.prompt_key for p in pairs]
     accuracy: dict[str, Interval] = {}
     calibration: dict[str, CalibrationFit] = {}
     for spec in all_reward_specs(scorer):
-        won = [scorer.to_rewards(m, spec).score for m in chosen]
-        lost = [scorer.to_rewards(m, spec).score for m in rejected]
-        differences = [w - r for w, r in zip(won, lost, strict=True)]
+        chosen_scores = [scorer.to_rewards(m, spec).score for m in chosen]
+        rejected_scores = [scorer.to_rewards(m, spec).score for m in rejected]
+        differences = [w - r for w, r in zip(chosen_scores, rejected_scores, strict=True)]
         accuracy[spec_key(scorer, spec)] = accuracy_by_prompt(differences, keys, seed)
-        calibration[spec_key(scorer, spec)] = calibrate(won, lost)
+        calibration[spec_key(scorer, spec)] = calibrate(chosen_scores, rejected_scores)
     evaluation = Evaluation(accuracy=accuracy)
     if isinstance(scorer, Seq2SeqScorer):
         evaluation = evaluation.model_copy(

@@ -1,4 +1,4 @@
-"""Do negative rewards fall on the words that humans marked as wrong? Token rewards against error spans."""
+"""Measures whether negative token rewards are on the words that humans have marked as errors."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ _RESAMPLES = 400
 
 
 class SpanDetection(BaseModel):
-    """How well error scores (negated token rewards) find the marked tokens, whole prompts resampled for the interval.
+    """How well error scores (negated token rewards) detect the marked tokens.
 
-    ``auc``: area under the ROC curve, ties half: the probability that a marked token has a higher error score than an
-    unmarked one. ``average_precision``: mean precision at every marked token, highest error score first.
-    ``marked_share``: the average precision of random error scores. ``auc_resamples``: the resamples behind the
-    interval; other error scores for the same responses are resampled alike, so that differences are paired.
+    Intervals are 95 % bootstrap intervals; prompts are resampled with all their responses.
+
+    ``auc``: area under the ROC curve, the probability that a marked token has a higher error score than an unmarked
+    one; ties count half.
+    ``average_precision``: mean precision at every marked token, in decreasing order of error scores.
+    ``marked_share``: share of marked tokens, which is the average precision of random error scores.
+    ``tokens``: number of tokens.
+    ``auc_resamples``: the AUC of each resample. Other error scores for the same responses are resampled in the same
+    way, so that differences are paired.
     """
 
     auc: float
@@ -34,15 +39,15 @@ class SpanDetection(BaseModel):
 
 
 def error_tokens(offsets: Sequence[Span], spans: Sequence[Span]) -> Tensor:
-    """True for every token ``(T,)`` that shares a character with a span; an empty token or span shares none."""
+    """True for every token ``(T,)`` that shares a character with a span. Empty tokens and spans share none."""
     shared = [any(max(start, s) < min(end, e) for s, e in spans) for start, end in offsets]
     return torch.tensor(shared, dtype=torch.bool)
 
 
 def roc_auc(error_scores: Tensor, marked: Tensor, weights: Tensor | None = None) -> float:
-    """Area under the ROC curve of ``error_scores`` for ``marked``, both ``(N,)``, ties half.
+    """Area under the ROC curve of ``error_scores`` for ``marked``, both ``(N,)``; ties count half.
 
-    0.5 if no token is marked or all are. ``weights`` ``(N,)``: how often each token counts.
+    0.5 if no token or every token is marked. ``weights`` ``(N,)``: how often each token counts.
     """
     w = torch.ones_like(error_scores, dtype=torch.float64) if weights is None else weights.double()
     levels, index = torch.unique(error_scores, return_inverse=True)
@@ -54,9 +59,9 @@ def roc_auc(error_scores: Tensor, marked: Tensor, weights: Tensor | None = None)
 
 
 def average_precision(error_scores: Tensor, marked: Tensor, weights: Tensor | None = None) -> float:
-    """Mean precision over the marked tokens in falling order of ``error_scores`` ``(N,)``; tied tokens share theirs.
+    """Mean precision at the marked tokens in decreasing order of ``error_scores`` ``(N,)``. Ties have equal precision.
 
-    0 where nothing is marked.
+    0 if no token is marked.
     """
     w = torch.ones_like(error_scores, dtype=torch.float64) if weights is None else weights.double()
     levels, index = torch.unique(-error_scores, return_inverse=True)
@@ -71,20 +76,24 @@ def average_precision(error_scores: Tensor, marked: Tensor, weights: Tensor | No
 def span_detection(
     error_scores: Sequence[Tensor], marked: Sequence[Tensor], keys: Sequence[str], seed: int = 0
 ) -> SpanDetection:
-    """Figures over the tokens of all responses, one tensor ``(T,)`` a response; ``keys`` say which share a prompt."""
+    """Figures over the tokens of all responses, with one tensor ``(T,)`` per response.
+
+    Args:
+        keys: one per response, equal for responses to the same prompt.
+    """
     position = {key: n for n, key in enumerate(dict.fromkeys(keys))}
-    owner = torch.cat([torch.full((len(s),), position[k]) for s, k in zip(error_scores, keys, strict=True)])
+    prompt_index = torch.cat([torch.full((len(s),), position[k]) for s, k in zip(error_scores, keys, strict=True)])
     all_scores, all_marked = torch.cat(list(error_scores)), torch.cat(list(marked))
     generator = torch.Generator().manual_seed(seed)
     aucs, precisions = [], []
     for _ in range(_RESAMPLES):
-        drawn = torch.randint(len(position), (len(position),), generator=generator)
-        weights = torch.bincount(drawn, minlength=len(position))[owner]
+        resample = torch.randint(len(position), (len(position),), generator=generator)
+        weights = torch.bincount(resample, minlength=len(position))[prompt_index]
         aucs.append(roc_auc(all_scores, all_marked, weights))
         precisions.append(average_precision(all_scores, all_marked, weights))
-    at = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    auc_low, auc_high = torch.tensor(aucs, dtype=torch.float64).quantile(at).tolist()
-    low, high = torch.tensor(precisions, dtype=torch.float64).quantile(at).tolist()
+    quantiles = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    auc_low, auc_high = torch.tensor(aucs, dtype=torch.float64).quantile(quantiles).tolist()
+    low, high = torch.tensor(precisions, dtype=torch.float64).quantile(quantiles).tolist()
     return SpanDetection(
         auc=roc_auc(all_scores, all_marked),
         auc_low=auc_low,
@@ -99,7 +108,7 @@ def span_detection(
 
 
 def auc_difference(first: SpanDetection, second: SpanDetection) -> tuple[float, float, float]:
-    """``first.auc - second.auc`` with its paired 95 % interval; both must be of the same responses."""
+    """``first.auc - second.auc`` and its paired 95 % interval. Both must be of the same responses."""
     differences = torch.tensor(first.auc_resamples, dtype=torch.float64) - torch.tensor(
         second.auc_resamples, dtype=torch.float64
     )

@@ -1,4 +1,4 @@
-"""From a bundle and reference pairs to the same bundle without a trend in length (arXiv 2409.17407)."""
+"""Derives a length-calibrated bundle: scores minus their trend in length (arXiv 2409.17407)."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ from redline_trainer.encode_pairs import encode_pairs
 from redline_trainer.evaluation.accuracy import evaluate
 from redline_trainer.evaluation.lowess import lowess
 
-# Knots of a curve: more would only make the manifest longer.
-_MOST_KNOTS = 200
+# Limit of the knots of a curve, to keep the manifest short.
+_MAX_KNOTS = 200
 
 
 def fit_length_curves(
     scorer: Scorer[Any], items: Sequence[EncodedItem], *, fraction: float = 0.3, max_batch_tokens: int = 2048
 ) -> dict[str, LengthCurve]:
-    """The expected score by length for every reading of ``scorer``, over the responses ``items`` (at least one).
+    """The expected score by length for every reward spec of ``scorer``, over the responses ``items`` (at least one).
 
     Raises:
-        NonFiniteError: the model's output holds NaN or infinity.
+        NonFiniteError: the model's output contains NaN or infinity.
     """
     outputs = forward_all(scorer, items, max_batch_tokens)
     curves: dict[str, LengthCurve] = {}
     lengths = torch.tensor([len(item.target_ids) for item in items], dtype=torch.float64)
     distinct = sorted({len(item.target_ids) for item in items})
-    places = torch.linspace(0, len(distinct) - 1, min(len(distinct), _MOST_KNOTS)).round().int().tolist()
-    knots = torch.tensor([distinct[place] for place in places], dtype=torch.float64)
+    indices = torch.linspace(0, len(distinct) - 1, min(len(distinct), _MAX_KNOTS)).round().int().tolist()
+    knots = torch.tensor([distinct[index] for index in indices], dtype=torch.float64)
     for spec in all_reward_specs(scorer):
-        scores = torch.tensor([scorer.to_rewards(one, spec).score for one in outputs], dtype=torch.float64)
+        scores = torch.tensor([scorer.to_rewards(output, spec).score for output in outputs], dtype=torch.float64)
         values = lowess(lengths, scores, knots, fraction)
         curves[spec_key(scorer, spec)] = LengthCurve(lengths=knots.tolist(), values=values.tolist())
     return curves
@@ -63,19 +63,19 @@ def evaluate_on(
     max_batch_tokens: int = 2048,
     report: RowReport | None = None,
 ) -> EvaluateScorer:
-    """What gives a derived bundle its calibration and its figures: ``pairs``; those too long are left out.
+    """A function that evaluates and calibrates a derived bundle on ``pairs``. Pairs that are too long are skipped.
 
-    ``report`` takes pairs that cannot be used if it skips bad rows. The result raises DataError where none is left.
+    ``report`` collects pairs that cannot be used if it skips bad rows. The function raises DataError if none is left.
     """
 
-    def measure(scorer: Scorer[Any]) -> BundleMetrics:
+    def evaluate_scorer(scorer: Scorer[Any]) -> BundleMetrics:
         encoded, _ = encode_pairs(scorer.encoder, pairs, "skip", report)
         if not encoded:
             raise DataError("no pair fits into this model")
         evaluated = evaluate(scorer, encoded, max_batch_tokens)
         return BundleMetrics(evaluated.calibration, evaluated.evaluation.model_dump(exclude_none=True), list(data))
 
-    return measure
+    return evaluate_scorer
 
 
 def derive_length_calibrated(
@@ -90,17 +90,17 @@ def derive_length_calibrated(
     overwrite: bool = False,
     report: RowReport | None = None,
 ) -> Manifest:
-    """The bundle ``source`` less its trend in length, as the bundle ``out``; both sides of ``pairs`` are the reference.
+    """Write ``out``, the bundle ``source`` without its trend in length. The trend is fitted on both sides of ``pairs``.
 
-    The calibration and the figures are of the same pairs: no independent check.
+    Calibration and figures are computed on the same pairs, so they are not an independent check.
 
     Args:
         fraction: share of the responses in each local regression.
-        data: what the pairs came from, for the manifest.
-        report: takes pairs that cannot be used if it skips bad rows.
+        data: sources of the pairs, for the manifest.
+        report: collects pairs that cannot be used if it skips bad rows.
 
     Raises:
-        BundleError: ``source`` is no bundle, or ``out`` exists and ``overwrite`` is not set.
+        BundleError: ``source`` is not a bundle, or ``out`` exists and ``overwrite`` is not set.
         DataError: pairs cannot be used, or none is left.
         UnsupportedError: the fraction is out of range.
     """

@@ -1,4 +1,4 @@
-"""What a precision does to a reward model: its rewards held against another precision's, beside speed and memory."""
+"""Compares precisions (dtypes and quantisations) of a reward model: rewards, speed and memory."""
 
 from __future__ import annotations
 
@@ -29,12 +29,17 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 class PrecisionReport(BaseModel):
-    """One precision, held against the first one asked for.
+    """One precision, compared with the reference: the first precision of the list.
 
-    ``argmax_agreement``: share of scored tokens at which both would write the same token; None for a model that
-    does not write. ``same_paper_rewards``: share of responses whose ``paper`` rewards are all the same.
-    ``score_correlation``: Pearson's, over responses, of the default score. ``score_shift``: mean difference of
-    that score, and ``score_spread`` the standard deviation of the reference's. ``weights_mb``: MiB.
+    ``accuracy``: share of pairs that are ranked correctly.
+    ``argmax_agreement``: share of scored tokens at which both have the same most likely token; None for models without
+    token probabilities.
+    ``same_paper_rewards``: share of responses whose ``paper`` rewards are all equal.
+    ``score_correlation``: Pearson's correlation of the default score, over responses.
+    ``score_shift``: mean difference of that score.
+    ``score_spread``: standard deviation of the reference's scores.
+    ``judged_tokens_per_s``: response tokens that are scored per second.
+    ``weights_mb``: memory of the weights, MiB.
     """
 
     precision: str
@@ -49,7 +54,7 @@ class PrecisionReport(BaseModel):
 
 
 class PrecisionTable(BaseModel):
-    """Every precision's figures, and what they were measured on."""
+    """Figures of every precision, and the bundle, device and pairs with which they were measured."""
 
     bundle: str
     digest: str
@@ -60,13 +65,13 @@ class PrecisionTable(BaseModel):
     rows: list[PrecisionReport]
 
 
-def placement_of(precision: str, device: str) -> LoadOptions:
-    """Where and how weights of ``precision`` are held. Raises UnsupportedError for an unknown one."""
+def load_options_of(precision: str, device: str) -> LoadOptions:
+    """The options to load weights in ``precision``. Raises UnsupportedError for an unknown one."""
     if precision in {"int8", "nf4"}:
         # on a CPU the arithmetic between the quantised layers is float32; bfloat16 is slow there
         return LoadOptions(device=device, quantization=precision)  # type: ignore[arg-type]
     if precision not in PRECISIONS:
-        raise UnsupportedError(f"unknown precision {precision!r}; there are {', '.join(PRECISIONS)}")
+        raise UnsupportedError(f"unknown precision {precision!r}; supported are {', '.join(PRECISIONS)}")
     return LoadOptions(device=device, dtype=precision)  # type: ignore[arg-type]
 
 
@@ -79,18 +84,18 @@ def compare_precisions(
     max_batch_tokens: int = 2048,
     report: RowReport | None = None,
 ) -> Iterator[PrecisionTable]:
-    """Measure ``bundle`` on ``pairs`` in each of ``precisions``; the table so far after every one.
+    """Evaluate ``bundle`` on ``pairs`` in each of ``precisions``, and yield the table so far after each one.
 
-    Models are loaded one after the other, so that memory is that of the largest. ``report`` takes pairs that cannot be
-    used if it skips bad rows.
+    Models are loaded one after the other, so that only one is in memory. ``report`` collects pairs that cannot be used
+    if it skips bad rows.
 
     Raises:
         DataError, BundleError, UnsupportedError: the pairs, the bundle or a precision cannot be used.
     """
-    placements = [placement_of(precision, device) for precision in precisions]
+    all_load_options = [load_options_of(precision, device) for precision in precisions]
     rows: list[PrecisionReport] = []
     reference: tuple[list[Any], Tensor] | None = None
-    for precision, load_options in zip(precisions, placements, strict=True):
+    for precision, load_options in zip(precisions, all_load_options, strict=True):
         loaded = Bundle.load(bundle, load_options)
         scorer = loaded.scorer
         encoded, skipped = encode_pairs(scorer.encoder, pairs, "skip", report)
@@ -99,12 +104,12 @@ def compare_precisions(
         if not encoded:
             raise DataError(f"all {skipped} pairs are too long for this model")
         items = [pair.chosen for pair in encoded] + [pair.rejected for pair in encoded]
-        scorer.forward(items[:2])  # first passes set things up
+        scorer.forward(items[:2])  # warm-up: the first passes are slower
         started = time.perf_counter()
         outputs = forward_all(scorer, items, max_batch_tokens)
         seconds = time.perf_counter() - started
         spec = reward_spec(scorer)
-        scores = torch.tensor([scorer.to_rewards(one, spec).score for one in outputs], dtype=torch.float64)
+        scores = torch.tensor([scorer.to_rewards(output, spec).score for output in outputs], dtype=torch.float64)
         reference = reference or (outputs, scores)
         chosen, rejected = scores.chunk(2)
         rows.append(
@@ -136,13 +141,13 @@ def compare_precisions(
 def _argmax_agreement(outputs: Sequence[Any], reference: Sequence[Any]) -> float | None:
     if not isinstance(outputs[0], TokenStatistics):
         return None
-    ours, theirs = (torch.cat([one.best_ids for one in some]) for some in (outputs, reference))
-    return float((ours == theirs).double().mean())
+    best_ids, reference_ids = (torch.cat([output.best_ids for output in part]) for part in (outputs, reference))
+    return float((best_ids == reference_ids).double().mean())
 
 
 def _same_paper_rewards(outputs: Sequence[Any], reference: Sequence[Any]) -> float | None:
     if not isinstance(outputs[0], TokenStatistics):
         return None
-    # agreement with the response is all that ``paper`` looks at
+    # ``paper`` rewards depend only on the agreement with the response
     same = [torch.equal(a.agrees, b.agrees) for a, b in zip(outputs, reference, strict=True)]
     return sum(same) / len(same)

@@ -1,4 +1,4 @@
-"""The quality of a reward model on pairs it has not seen: ranking, length, calibration, errors in the right places."""
+"""The quality report of a reward model on held-out pairs: accuracy, length, calibration, detection of marked errors."""
 
 from __future__ import annotations
 
@@ -37,15 +37,21 @@ class ReliabilityBin(BaseModel):
 
 
 class QualityReport(BaseModel):
-    """Figures of one reading on one set of pairs, ``skipped_pairs`` left out because they are too long.
+    """Figures of one reward spec on one set of pairs.
 
-    ``longer_wins``: accuracy of preferring the longer response, in characters, ties half; a reward that looks at
-    length alone reaches the larger of it and its complement. ``length_correlation``: Pearson's, of score and length
-    in tokens over all responses; ``length_correlation_calibrated``: the same after the trend in length was taken out
-    by a LOWESS curve fitted on the other half of the prompts (arXiv 2409.17407), with the accuracy that leaves.
-    ``expected_calibration_error`` and ``reliability``: of ``sigmoid(d / T)``, T fitted on the other half of the
-    prompts. ``spans``: by reading, over the pairs that somebody looked at for errors. Where all pairs share one prompt
-    there is no other half: curve and temperature are then fitted on the pairs themselves.
+    Prompts are split into two halves. LOWESS curve and temperature of a half are fitted on the other half. If all pairs
+    have the same prompt, they are fitted on the pairs themselves.
+
+    ``reading``: the reward spec.
+    ``skipped_pairs``: pairs that were skipped because they are too long.
+    ``accuracy``: share of pairs that are ranked correctly.
+    ``longer_wins``: accuracy of preferring the longer response, in characters; ties count half. A reward that depends
+    on length only reaches the larger of this figure and its complement.
+    ``length_correlation``: Pearson's correlation of score and length in tokens, over all responses.
+    ``length_correlation_calibrated``, ``accuracy_calibrated``: after the trend in length was subtracted, which is a
+    LOWESS curve (arXiv 2409.17407).
+    ``expected_calibration_error``, ``reliability``: of ``sigmoid(d / T)`` with a fitted temperature T.
+    ``spans``: by reward spec, over the pairs that humans have checked for errors.
     """
 
     reading: str
@@ -60,7 +66,7 @@ class QualityReport(BaseModel):
     spans: dict[str, SpanDetection]
 
 
-def measure_quality(
+def quality_report(
     scorer: Scorer[Any],
     pairs: Sequence[Pair],
     *,
@@ -68,40 +74,42 @@ def measure_quality(
     max_batch_tokens: int = 2048,
     report: RowReport | None = None,
 ) -> QualityReport:
-    """Figures of ``scorer`` on ``pairs``; those that are too long for it are left out.
+    """Figures of ``scorer`` on ``pairs``. Pairs that are too long for it are skipped.
 
     Args:
-        reading: None for the scorer's default; token figures are of every reading with aggregate ``sum``.
-        report: takes pairs that cannot be used if it skips bad rows.
+        spec: None for the scorer's default. Figures of tokens are for all specs with aggregate ``sum``.
+        report: collects pairs that cannot be used if it skips bad rows.
 
     Raises:
         DataError: no pair fits, or one cannot be used.
-        NonFiniteError: the model's output holds NaN or infinity.
+        NonFiniteError: the model's output contains NaN or infinity.
     """
     spec = spec or reward_spec(scorer)
     encoded, skipped = encode_pairs(scorer.encoder, pairs, "skip", report)
     if not encoded:
         raise DataError("no pair fits into this model")
-    pairs = [pairs[one.number] for one in encoded]
+    pairs = [pairs[pair.number] for pair in encoded]
     items = [pair.chosen for pair in encoded] + [pair.rejected for pair in encoded]
     outputs = forward_all(scorer, items, max_batch_tokens)
-    scores = torch.tensor([scorer.to_rewards(one, spec).score for one in outputs], dtype=torch.float64)
+    scores = torch.tensor([scorer.to_rewards(output, spec).score for output in outputs], dtype=torch.float64)
     lengths = torch.tensor([len(item.target_ids) for item in items], dtype=torch.float64)
     keys = [pair.prompt_key for pair in pairs]
     halves = _halves(keys)
-    won, lost = scores.chunk(2)
-    differences = won - lost
+    chosen, rejected = scores.chunk(2)
+    differences = chosen - rejected
     free = _without_trend(scores, lengths, torch.cat([halves, halves]))
     probabilities, error = _probabilities(differences, halves)
     detections: dict[str, SpanDetection] = {}
-    looked_at = [n for n, pair in enumerate(pairs) if pair.spans is not None]
-    if any(pairs[n].spans for n in looked_at):
-        labels = [error_tokens(encoded[n].rejected.offsets, pairs[n].spans or ()) for n in looked_at]
-        for one in all_reward_specs(scorer):
-            if one.aggregate == "sum":
-                scored = [scorer.to_rewards(outputs[len(encoded) + n], one).rewards for n in looked_at]
+    checked = [n for n, pair in enumerate(pairs) if pair.spans is not None]
+    if any(pairs[n].spans for n in checked):
+        labels = [error_tokens(encoded[n].rejected.offsets, pairs[n].spans or ()) for n in checked]
+        for token_spec in all_reward_specs(scorer):
+            if token_spec.aggregate == "sum":
+                scored = [scorer.to_rewards(outputs[len(encoded) + n], token_spec).rewards for n in checked]
                 error_scores = [-torch.tensor(rewards, dtype=torch.float64) for rewards in scored]
-                detections[spec_key(scorer, one)] = span_detection(error_scores, labels, [keys[n] for n in looked_at])
+                detections[spec_key(scorer, token_spec)] = span_detection(
+                    error_scores, labels, [keys[n] for n in checked]
+                )
     longer = torch.tensor([float(len(p.chosen) - len(p.rejected)) for p in pairs])
     return QualityReport(
         reading=spec_key(scorer, spec),
@@ -118,64 +126,66 @@ def measure_quality(
 
 
 def _halves(keys: Sequence[str]) -> Tensor:
-    """False or True for each pair ``(N,)``, alike for pairs of one prompt."""
+    """The half of each pair ``(N,)``, False or True, equal for pairs of one prompt."""
     position = {key: n for n, key in enumerate(dict.fromkeys(keys))}
     return torch.tensor([position[key] % 2 == 1 for key in keys])
 
 
 def _without_trend(scores: Tensor, lengths: Tensor, halves: Tensor) -> Tensor:
-    """Scores less their LOWESS trend in length, each half's fitted on the other; all ``(N,)``.
+    """Scores minus their LOWESS trend in length, which is fitted on the other half; all ``(N,)``.
 
-    Beyond the lengths it was fitted on, a curve goes on level, as a served ``LengthCurve`` does.
+    Outside of the lengths on which it was fitted, a curve is constant, as a served ``LengthCurve`` is.
     """
     free = scores.clone()
     for half in (False, True):
-        here, there = halves == half, halves != half
-        there = there if there.any() else here
-        if here.any():
-            distinct, place = torch.unique(lengths[here], return_inverse=True)
-            known = distinct.clamp(lengths[there].min(), lengths[there].max())
-            free[here] = scores[here] - lowess(lengths[there], scores[there], known)[place]
+        in_half, in_other_half = halves == half, halves != half
+        in_other_half = in_other_half if in_other_half.any() else in_half
+        if in_half.any():
+            distinct, place = torch.unique(lengths[in_half], return_inverse=True)
+            known = distinct.clamp(lengths[in_other_half].min(), lengths[in_other_half].max())
+            free[in_half] = scores[in_half] - lowess(lengths[in_other_half], scores[in_other_half], known)[place]
     return free
 
 
 def _probabilities(differences: Tensor, halves: Tensor) -> tuple[Tensor, float]:
-    """P(chosen wins) ``(N,)`` under the other half's temperature, and the expected calibration error."""
+    """P(chosen wins) ``(N,)`` with the temperature of the other half, and the expected calibration error."""
     scaled = differences.clone()
     for half in (False, True):
-        here, there = halves == half, halves != half
-        if here.any():
-            scaled[here] = differences[here] / fit_temperature(differences[there if there.any() else here])
+        in_half, in_other_half = halves == half, halves != half
+        if in_half.any():
+            scaled[in_half] = differences[in_half] / fit_temperature(
+                differences[in_other_half if in_other_half.any() else in_half]
+            )
     return torch.sigmoid(scaled), expected_calibration_error(scaled, 1.0)
 
 
 def reliability(probabilities: Tensor) -> list[ReliabilityBin]:
-    """Predicted against observed over both orders of every pair: of P(chosen wins) ``(N,)`` and its complement.
+    """Predicted and observed probabilities in bins, from P(chosen wins) ``(N,)`` and its complement.
 
-    Bins of equal width over [0, 1]; empty ones are left out. The chosen side wins by definition, so its complement's
-    observed share is 0.
+    Bins have equal width over [0, 1]; empty ones are omitted. The chosen side wins by definition, so the observed share
+    of the complement is 0.
     """
     predicted = torch.cat([probabilities, 1 - probabilities])
     observed = torch.cat([torch.ones_like(probabilities), torch.zeros_like(probabilities)])
     index = (predicted * _BINS).long().clamp(max=_BINS - 1)
     bins = []
     for b in range(_BINS):
-        here = index == b
-        if here.any():
+        in_bin = index == b
+        if in_bin.any():
             bins.append(
                 ReliabilityBin(
                     low=b / _BINS,
                     high=(b + 1) / _BINS,
-                    pairs=int(here.sum()),
-                    predicted=float(predicted[here].mean()),
-                    observed=float(observed[here].mean()),
+                    pairs=int(in_bin.sum()),
+                    predicted=float(predicted[in_bin].mean()),
+                    observed=float(observed[in_bin].mean()),
                 )
             )
     return bins
 
 
 def plot_reliability(reports: dict[str, QualityReport], path: Path) -> None:
-    """Observed against predicted probability, one line per report. Raises OSError."""
+    """Plot observed against predicted probability, one line per report. Raises OSError."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -185,7 +195,9 @@ def plot_reliability(reports: dict[str, QualityReport], path: Path) -> None:
     axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1)
     for name, report in reports.items():
         points = [(b.predicted, b.observed) for b in report.reliability]
-        label = f"{name} (ECE {report.expected_calibration_error:.3f})".replace("$", r"\$")  # no formulas in names
+        label = f"{name} (ECE {report.expected_calibration_error:.3f})".replace(
+            "$", r"\$"
+        )  # matplotlib would render $...$ as a formula
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.2, label=label)
     axes.set_xlabel("predicted probability of preference")
     axes.set_ylabel("observed share")

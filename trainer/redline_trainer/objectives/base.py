@@ -1,4 +1,7 @@
-"""What an objective is: a loss over encoded pairs, summed so that the microbatches of a step add up exactly."""
+"""The interface of training objectives: a loss that is summed over the training sequences of encoded pairs.
+
+Because it is a sum, the microbatches of a step add up exactly.
+"""
 
 from __future__ import annotations
 
@@ -9,40 +12,40 @@ from torch import Tensor, nn
 
 from redline_trainer.encode_pairs import EncodedPair
 
-U = TypeVar("U")
+Example = TypeVar("Example")
 
 
-class Objective(Protocol[U]):
-    """A loss over units (training sequences), divided by the sum of their sizes over a whole step."""
+class Objective(Protocol[Example]):
+    """A loss over examples (training sequences). A step divides it by the sum of the sizes of its examples."""
 
-    def units(self, pair: EncodedPair) -> list[U]:
-        """The training sequences of one pair."""
+    def examples(self, pair: EncodedPair) -> list[Example]:
+        """The examples of one pair."""
         ...
 
-    def batches(self, units: Sequence[U], max_tokens: int) -> Iterator[list[int]]:
-        """Indices of ``units``, forward pass by forward pass, each at most ``max_tokens`` (or one unit)."""
+    def batches(self, examples: Sequence[Example], max_tokens: int) -> Iterator[list[int]]:
+        """Indices of ``examples`` for each forward pass of at most ``max_tokens`` tokens, or of one longer example."""
         ...
 
-    def size(self, unit: U) -> int:
-        """What the summed loss is to be divided by."""
+    def size(self, example: Example) -> int:
+        """The number by which the summed loss is divided."""
         ...
 
-    def tokens(self, unit: U) -> int:
-        """Tokens of its sequences, for the throughput shown; what they share is counted for each."""
+    def tokens(self, example: Example) -> int:
+        """Tokens of the example's sequences, for throughput figures. Shared prefixes are counted for each sequence."""
         ...
 
-    def loss(self, units: Sequence[U]) -> Tensor:
+    def loss(self, examples: Sequence[Example]) -> Tensor:
         """The summed loss, a scalar."""
         ...
 
     def parameters(self) -> list[nn.Parameter]:
-        """Weights of its own that learn beside the model's and are not served."""
+        """Additional trained weights that are not part of the model and are not served."""
         return []
 
     def state(self) -> dict[str, Any]:
-        """What it has learned, on the CPU: a checkpoint keeps it."""
+        """Trained state for checkpoints, on the CPU."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Put ``state`` back, in place."""
+        """Restore ``state`` in place."""
         return

@@ -1,7 +1,7 @@
-"""Direct preference optimisation (arXiv 2305.18290): a policy that is its own reward model.
+"""The objective of direct preference optimisation (DPO, arXiv 2305.18290).
 
-``-log sigmoid(beta (delta_w - delta_l))``, mean over pairs, with ``delta = log pi(y | x) - log pi_ref(y | x)``, sums
-over a response's tokens. The reference is where the policy started, frozen.
+``-log sigmoid(beta (delta_w - delta_l))``, mean over pairs, with ``delta = log pi(y | x) - log pi_ref(y | x)``, summed
+over the tokens of a response. The reference is a frozen copy of the initial policy.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from redline_trainer.objectives.target_loss import target_nll
 
 
 class DPOObjective(Objective[EncodedPair]):
-    """See the module.
+    """See the module's docstring.
 
     Args:
-        model: the transformers model that learns; adapters may be injected into it.
-        beta: how dear it is to leave the reference, above 0.
-        reference: a frozen copy of where ``model`` started; None where ``adapted`` is given.
-        adapted: the PEFT model around ``model``: with its adapter off it is the reference.
+        model: the transformers model that is trained; adapters may be injected into it.
+        beta: scale of the log-ratios, above 0. A larger value keeps the policy closer to the reference.
+        reference: a frozen copy of the initial ``model``; None with ``adapted``.
+        adapted: the PEFT model around ``model``, which is the reference if its adapter is disabled.
     """
 
     def __init__(self, model: Any, beta: float, *, reference: Any = None, adapted: Any = None) -> None:
@@ -42,32 +42,37 @@ class DPOObjective(Objective[EncodedPair]):
         self._adapted = adapted
         self._beta = beta
 
-    def units(self, pair: EncodedPair) -> list[EncodedPair]:
-        """The pair itself: both sides stand in one batch."""
+    def examples(self, pair: EncodedPair) -> list[EncodedPair]:
+        """The pair itself. Both sides are in one batch."""
         return [pair]
 
-    def batches(self, units: Sequence[EncodedPair], max_tokens: int) -> Iterator[list[int]]:
-        """Pairs of one prompt together where its computation can be shared, else of like length."""
+    def batches(self, examples: Sequence[EncodedPair], max_tokens: int) -> Iterator[list[int]]:
+        """Pairs of one prompt are in one batch if its computation can be shared; otherwise pairs of similar length."""
         causal = self._forward.forward
         if causal is None or not causal.is_packed:
-            return pack_by_length(units, lambda u: 2 * max(map(_length, (u.chosen, u.rejected))), max_tokens)
+            return pack_by_length(
+                examples, lambda example: 2 * max(map(_length, (example.chosen, example.rejected))), max_tokens
+            )
         pairs = []
-        for unit in units:
-            chosen, rejected = (target_sequence(response_only(side))[0] for side in (unit.chosen, unit.rejected))
+        for example in examples:
+            chosen, rejected = (target_sequence(response_only(side))[0] for side in (example.chosen, example.rejected))
             pairs.append(PrefixedSequence(chosen.prefix, [*chosen.suffix, *rejected.suffix]))
         return causal.batches(pairs, max_tokens)
 
-    def size(self, unit: EncodedPair) -> int:
-        """One comparison."""
+    def size(self, example: EncodedPair) -> int:
+        """1: an example is one comparison."""
         return 1
 
-    def tokens(self, unit: EncodedPair) -> int:
-        """Both sides; the reference's passes are not counted."""
-        return _length(unit.chosen) + _length(unit.rejected)
+    def tokens(self, example: EncodedPair) -> int:
+        """Tokens of both sides. Passes of the reference are not counted."""
+        return _length(example.chosen) + _length(example.rejected)
 
-    def loss(self, units: Sequence[EncodedPair]) -> Tensor:
+    def loss(self, examples: Sequence[EncodedPair]) -> Tensor:
         """Summed over the comparisons."""
-        sides = [response_only(side) for side in [u.chosen for u in units] + [u.rejected for u in units]]
+        sides = [
+            response_only(side)
+            for side in [example.chosen for example in examples] + [example.rejected for example in examples]
+        ]
         with torch.no_grad(), self._as_reference():
             reference = _sequence_logprobs(self._frozen, sides)
         delta = _sequence_logprobs(self._forward, sides) - reference
@@ -88,6 +93,6 @@ def _length(side: EncodedItem) -> int:
 
 
 def _sequence_logprobs(forward: CausalTargets, sides: Sequence[EncodedItem]) -> Tensor:
-    """``log pi(y | x)`` of each side, nats, ``(B,)``."""
+    """``log pi(y | x)`` of each side in nats, ``(B,)``."""
     parts = torch.split(target_nll(forward, sides), [len(side.target_ids) for side in sides])
     return -torch.stack([part.sum() for part in parts])

@@ -1,4 +1,4 @@
-"""Which objective a run's settings ask for, and what a kind keeps beside its model."""
+"""Creates the objective, template, reference model and default learning rate of a run from its settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from redline_model.bundle.loading import load_model
 from redline_model.kinds import kind_spec
 from redline_model.options import Template
 from redline_model.scorers.dpo import REFERENCE
-from redline_trainer.adapters import inner
+from redline_trainer.adapters import unwrapped
 from redline_trainer.config import TrainConfig
 from redline_trainer.objectives.base import Objective
 from redline_trainer.objectives.bradley_terry import ScalarObjective
@@ -21,18 +21,18 @@ from redline_trainer.objectives.seq2seq import Seq2SeqObjective
 
 
 def default_learning_rate(config: TrainConfig, parameters: int) -> float:
-    """The peak of the learning rate where a run names none, for a base of so many parameters, all weights learning.
+    """The default peak of the learning rate for a base with this number of parameters.
 
-    For pretrained bases, from what was published with settings that worked; tiny models want more, and are told it.
+    The values are from publications, for pretrained bases. Tiny models need a higher rate, set with ``learning_rate``.
 
-    - seq2seq: 2e-5, as supervised fine-tuning, which it is (Alpaca; Zephyr, arXiv 2310.16944).
+    - seq2seq: 2e-5, as for supervised fine-tuning (Alpaca; Zephyr, arXiv 2310.16944).
     - scalar, red: 1e-5 (Llama 2's reward models, arXiv 2307.09288, 5e-6 at 70B; InstructGPT's 9e-6, arXiv 2203.02155).
     - dpo: 1e-6 (arXiv 2305.18290, appendix B, at 2.8B and below). **Ours**: below 1e9 parameters it grows with the
-      inverse root of the size, to 1e-5 at most; 2.7e-6 at 135M. Published runs at 7B and above take less (5e-7:
-      Zephyr), which is left to who has such a model.
+      inverse root of the size, up to 1e-5; it is 2.7e-6 at 135M. Published runs at 7B and above use less (5e-7:
+      Zephyr); set ``learning_rate`` for such models.
 
-    Adapters: ten times that (QLoRA, arXiv 2305.14314: 2e-4 for supervised fine-tuning at 7B and 13B; Zephyr's recipes
-    with adapters take ten times those without for dpo).
+    With adapters it is ten times as high (QLoRA, arXiv 2305.14314: 2e-4 for supervised fine-tuning at 7B and 13B;
+    Zephyr's DPO recipes use ten times the rate with adapters).
     """
     rate: float
     if config.kind == "dpo":
@@ -43,15 +43,15 @@ def default_learning_rate(config: TrainConfig, parameters: int) -> float:
 
 
 def template_for(config: TrainConfig, tokenizer: Any) -> Template:
-    """The layout of items: for ``dpo`` the prompts of a policy, for that is what is fitted."""
+    """The template of the model's input. For ``dpo`` it is that of a policy's prompts, because a policy is trained."""
     if config.kind == "dpo":
         return Template.of_policy(tokenizer)
     return Template.fitting(tokenizer, config.instruction)
 
 
 def make_objective(config: TrainConfig, model: Any, pairs: int, reference: Any = None) -> Objective[Any]:
-    """The objective of a run over ``pairs`` pairs, those left out counted; ``reference``: see ``frozen_reference``."""
-    base = inner(model)
+    """The objective of a run over ``pairs`` pairs, including skipped ones. ``reference``: see ``frozen_reference``."""
+    base = unwrapped(model)
     if config.kind == "dpo":
         return DPOObjective(base, config.beta, reference=reference, adapted=None if base is model else model)
     if kind_spec(config.kind).is_classifier:
@@ -68,18 +68,20 @@ def make_objective(config: TrainConfig, model: Any, pairs: int, reference: Any =
 
 
 def frozen_reference(config: TrainConfig, load_options: LoadOptions) -> Any:
-    """The base as it stands, in the dtype that the fitted model will be saved in; None where a kind keeps none."""
+    """The untrained base in the dtype in which the trained model will be saved; None for kinds without a reference."""
     if config.kind != "dpo":
         return None
-    held = load_options.model_copy(update={"dtype": "float32"}) if config.method == "full" else load_options
-    return load_model(config.base, "dpo", held).requires_grad_(False)
+    reference_options = (
+        load_options.model_copy(update={"dtype": "float32"}) if config.method == "full" else load_options
+    )
+    return load_model(config.base, "dpo", reference_options).requires_grad_(False)
 
 
 def scorer_options(config: TrainConfig, reference: Any) -> dict[str, Any]:
-    """What the kind's scorer asks for beside its model."""
+    """Additional arguments of the kind's scorer."""
     return {"reference": reference, "beta": config.beta} if config.kind == "dpo" else {}
 
 
 def bundle_parts(reference: Any) -> dict[str, Any]:
-    """The models that are saved beside the fitted one, by sub-folder."""
+    """Further models of the bundle, by their sub-folder."""
     return {} if reference is None else {REFERENCE: reference}

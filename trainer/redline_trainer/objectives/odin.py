@@ -1,16 +1,16 @@
-"""ODIN (arXiv 2402.07319): a second head that takes the length out of the first.
+"""ODIN (arXiv 2402.07319): a second head learns the length, so that the score depends less on it.
 
-Two linear heads read the last token: quality ``r_Q`` (the model's own) and length ``r_L``, which is trained beside
-it and thrown away. With L the lengths of the 2n responses of a forward pass, in tokens, and rho Pearson's
-correlation over them, the loss of its n pairs is
+There are two linear heads on the last token: quality ``r_Q`` (the model's own head) and length ``r_L``, which is used
+for training only. With L the lengths of the 2n responses of a forward pass, in tokens, and rho Pearson's correlation
+over them, the loss of its n pairs is
 
     sum -log sigmoid((r_Q + r_L)_w - (r_Q + r_L)_l)
       + n lambda_L (|rho(r_Q, L)| - rho(r_L, L)) + n lambda_O |cos(W_Q, W_L)|
 
-so that the length head explains what length explains and the quality head the rest. The correlations are of one
-forward pass: unlike the ranking loss, they depend on how a step is cut into passes, and over one pair they are 1 or
--1 whatever the heads say, and teach nothing. The cosine (not the bare inner product) keeps the last term independent
-of the heads' scale.
+so that the length head learns the part of the preference that depends on length, and the quality head the rest. The
+correlations are computed over one forward pass. Unlike the ranking loss, they depend on how a step is split into
+passes, and over a single pair they are always 1 or -1 and have no effect. The cosine, instead of an inner product,
+makes the last term independent of the heads' scale.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from redline_trainer.objectives.label_smoothing import SmoothedLabels
 
 logger = logging.getLogger(__name__)
 
-# Added to a product of variances: equal lengths correlate with nothing, and a gradient of 0/0 would be NaN.
+# Added to a product of variances. If all lengths are equal, 0/0 would give NaN gradients.
 _EPSILON = 1e-12
 
 
 class ODINObjective(ScalarObjective):
-    """See the module. The model's own head is the quality head.
+    """See the module's docstring. The model's own head is the quality head.
 
     Args:
         length_weight: lambda_L.
@@ -53,7 +53,8 @@ class ODINObjective(ScalarObjective):
         labels: SmoothedLabels | None = None,
     ) -> None:
         super().__init__(model, labels)
-        width = self.forward.head_weight.shape[-1]  # of some models not hidden_size (OPT's word_embed_proj_dim)
+        # differs from hidden_size for some models (OPT's word_embed_proj_dim)
+        width = self.forward.head_weight.shape[-1]
         self.length_head = nn.Linear(width, 1, bias=False, device=model.device, dtype=torch.float32)
         nn.init.normal_(self.length_head.weight, std=width**-0.5)
         self._length_weight = length_weight
@@ -61,7 +62,7 @@ class ODINObjective(ScalarObjective):
         self._has_warned = False
 
     def parameters(self) -> list[nn.Parameter]:
-        """The length head's."""
+        """The weights of the length head."""
         return list(self.length_head.parameters())
 
     def state(self) -> dict[str, Any]:
@@ -70,26 +71,26 @@ class ODINObjective(ScalarObjective):
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Any]) -> None:
-        """Put ``state`` back, in place."""
+        """Restore ``state`` in place."""
         super().load_state(state)
         self.length_head.weight.copy_(state["length_head"])
 
-    def loss(self, units: Sequence[EncodedPair]) -> Tensor:
-        """Summed over the comparisons, see the module."""
-        if len(units) == 1 and not self._has_warned:
+    def loss(self, examples: Sequence[EncodedPair]) -> Tensor:
+        """Summed over the comparisons, see the module's docstring."""
+        if len(examples) == 1 and not self._has_warned:
             logger.warning(
-                "a forward pass holds one pair, from which ODIN learns nothing about length; "
-                "a larger max_batch_tokens puts more into one"
+                "a forward pass has only one pair, so ODIN's length terms have no effect on it; "
+                "increase max_batch_tokens to have more pairs per pass"
             )
             self._has_warned = True
-        sides: list[EncodedItem] = [unit.chosen for unit in units] + [unit.rejected for unit in units]
+        sides: list[EncodedItem] = [example.chosen for example in examples] + [example.rejected for example in examples]
         pooled = self.forward.pooled(sides)
         quality = self.forward.apply_head(pooled)
         length = linear_float32(pooled, self.length_head.weight).squeeze(-1)
         tokens = torch.tensor([len(side.target_ids) for side in sides], device=quality.device, dtype=torch.float32)
         chosen, rejected = (quality + length).chunk(2)
-        apart = pearson(quality, tokens, epsilon=_EPSILON).abs() - pearson(length, tokens, epsilon=_EPSILON)
+        length_penalty = pearson(quality, tokens, epsilon=_EPSILON).abs() - pearson(length, tokens, epsilon=_EPSILON)
         heads = self.forward.head_weight.float(), self.length_head.weight
-        orthogonal = F.cosine_similarity(*heads, dim=-1).abs().sum()
-        beside = self._length_weight * apart + self._orthogonality_weight * orthogonal
-        return self.ranking(units, chosen - rejected) + len(units) * beside
+        cosine = F.cosine_similarity(*heads, dim=-1).abs().sum()
+        penalty = self._length_weight * length_penalty + self._orthogonality_weight * cosine
+        return self.ranking(examples, chosen - rejected) + len(examples) * penalty

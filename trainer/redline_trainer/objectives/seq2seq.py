@@ -1,4 +1,4 @@
-"""The objective of seq2seq reward models (arXiv 2409.00162): rewrite a rejected response into the chosen one."""
+"""The objective of seq2seq reward models (arXiv 2409.00162): learn to rewrite the rejected into the chosen response."""
 
 from __future__ import annotations
 
@@ -10,29 +10,28 @@ from torch import Tensor
 
 from redline_model.encoding.encoder import EncodedItem
 from redline_model.inference.target_logits import probed_targets
-from redline_trainer.encode_pairs import EncodedPair, correction_of, mismatch_of
+from redline_trainer.encode_pairs import EncodedPair, correction_item, mismatch_item
 from redline_trainer.objectives.base import Objective
 from redline_trainer.objectives.target_loss import weighted_nll
 
 
-class Mapping(NamedTuple):
-    """One training sequence of the seq2seq objective."""
+class MappingExample(NamedTuple):
+    """One training sequence of the seq2seq objective: an item of one of the mappings, and its weight in the loss."""
 
     item: EncodedItem
     weight: float
 
 
-class Seq2SeqObjective(Objective[Mapping]):
+class Seq2SeqObjective(Objective[MappingExample]):
     """``L = -E[log pi(y_w|x, y_l) + w_id log pi(y_w|x, y_w)]`` (arXiv 2409.00162), mean over target tokens.
 
-    **Ours**, if pairs have mismatched responses: the mismatch mapping ``log pi(y_w|x, y')``, ``y'`` chosen for another
-    prompt.
-    Without it the model may decide by the response alone: a refusal, which pairs only ever show as right, is then
-    copied for any prompt.
+    **Ours**, if pairs have mismatched responses: the mismatch mapping ``log pi(y_w|x, y')``, with ``y'`` the chosen
+    response to another prompt. Without it the model may ignore the prompt: if refusals only occur as chosen responses,
+    it copies a refusal for every prompt.
 
     Args:
-        identity_weight: ``w_id``; 0 leaves the identity mapping out.
-        correction_weight: 1, or 0 to leave the correction mapping out.
+        identity_weight: ``w_id``; 0 disables the identity mapping.
+        correction_weight: weight of the correction mapping; 0 disables it.
     """
 
     def __init__(self, model: Any, identity_weight: float = 1.0, correction_weight: float = 1.0) -> None:
@@ -41,31 +40,31 @@ class Seq2SeqObjective(Objective[Mapping]):
         self._identity_weight = identity_weight
         self._correction_weight = correction_weight
 
-    def units(self, pair: EncodedPair) -> list[Mapping]:
-        """The correction, the identity and the mismatch mapping."""
-        all_of_them = (
-            (correction_of(pair), self._correction_weight),
+    def examples(self, pair: EncodedPair) -> list[MappingExample]:
+        """The examples of the correction, identity and mismatch mappings."""
+        weighted_items = (
+            (correction_item(pair), self._correction_weight),
             (pair.chosen, self._identity_weight),
-            (mismatch_of(pair), 1.0),
+            (mismatch_item(pair), 1.0),
         )
-        return [Mapping(item, weight) for item, weight in all_of_them if item is not None and weight > 0]
+        return [MappingExample(item, weight) for item, weight in weighted_items if item is not None and weight > 0]
 
-    def batches(self, units: Sequence[Mapping], max_tokens: int) -> Iterator[list[int]]:
-        """Mappings of one prompt together where its computation can be shared, else of like length."""
-        return self._forward.planner.batches([unit.item for unit in units], max_tokens)
+    def batches(self, examples: Sequence[MappingExample], max_tokens: int) -> Iterator[list[int]]:
+        """Examples of one prompt are in one batch if its computation can be shared; otherwise of similar length."""
+        return self._forward.planner.batches([example.item for example in examples], max_tokens)
 
-    def size(self, unit: Mapping) -> int:
-        """Target tokens."""
-        return len(unit.item.target_ids)
+    def size(self, example: MappingExample) -> int:
+        """Number of target tokens."""
+        return len(example.item.target_ids)
 
-    def tokens(self, unit: Mapping) -> int:
-        """Source and target together."""
-        item = unit.item
+    def tokens(self, example: MappingExample) -> int:
+        """Tokens of source and target together."""
+        item = example.item
         return len(item.prefix_ids) + len(item.response_ids) + len(item.instruction_ids) + len(item.target_ids)
 
-    def loss(self, units: Sequence[Mapping]) -> Tensor:
-        """Weighted sum of target tokens' negative log-likelihoods."""
+    def loss(self, examples: Sequence[MappingExample]) -> Tensor:
+        """Weighted sum of the negative log-likelihoods of target tokens."""
         device = self._device
-        sizes = torch.tensor([self.size(unit) for unit in units], device=device)
-        weights = torch.tensor([unit.weight for unit in units], device=device).repeat_interleave(sizes)
-        return weighted_nll(self._forward, [unit.item for unit in units], weights)
+        sizes = torch.tensor([self.size(example) for example in examples], device=device)
+        weights = torch.tensor([example.weight for example in examples], device=device).repeat_interleave(sizes)
+        return weighted_nll(self._forward, [example.item for example in examples], weights)

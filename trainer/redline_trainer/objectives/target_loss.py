@@ -1,10 +1,10 @@
-"""Negative log-likelihoods of targets, with memory for the logits of one chunk of rows and not of them all.
+"""Negative log-likelihoods of targets that keep the logits of only one chunk of rows in memory.
 
-Plain autograd keeps ``(N, V)`` of log-probabilities for the backward pass, 200 kB a target token at a vocabulary of
-49,152. Here a chunk's logits are gone before those of the next one are made. Where the weight of each token in the
-loss is known beforehand, the gradient of a chunk is taken with its loss, so that nothing is computed twice (the idea
-of liger-kernel's fused linear cross-entropy, arXiv 2410.10989); else the chunk's logits are computed again in the
-backward pass. Values and gradients are those of plain autograd.
+Plain autograd keeps ``(N, V)`` log-probabilities for the backward pass, 200 kB per target token with a vocabulary of
+49,152. Here the logits of a chunk are freed before those of the next chunk are computed. If the weight of each token in
+the loss is known in advance, the gradient of a chunk is computed together with its loss, so that nothing is computed
+twice (as in liger-kernel's fused linear cross-entropy, arXiv 2410.10989). Otherwise the backward pass computes the
+logits again. Values and gradients equal those of plain autograd.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from redline_model.inference.target_logits import TargetForward
 def target_nll(forward: TargetForward, items: Sequence[EncodedItem]) -> Tensor:
     """``-log pi(target token)`` in nats, ``(N,)`` float32, in the order of the items' targets.
 
-    With gradients where they are enabled; the backward pass computes each chunk's logits again.
+    Gradients are supported; the backward pass computes the logits of each chunk again.
     """
     projection = forward.projection
     parts = [
-        _nll_again(projection, rows[part], ids[part])
+        _recomputed_nll(projection, rows[part], ids[part])
         for rows, ids in forward.hidden_states(items)
         for part in projection.row_chunks(len(rows))
     ]
@@ -37,10 +37,10 @@ def target_nll(forward: TargetForward, items: Sequence[EncodedItem]) -> Tensor:
 
 
 def weighted_nll(forward: TargetForward, items: Sequence[EncodedItem], weights: Tensor) -> Tensor:
-    """``sum_n w_n (-log pi(target token n))``, a scalar in nats, nothing computed twice.
+    """``sum_n w_n (-log pi(target token n))``, a scalar in nats. Nothing is computed twice.
 
     Args:
-        weights: ``(N,)``, of every target token in the order of the items' targets; constants.
+        weights: ``(N,)``, one constant per target token in the order of the items' targets.
     """
     if not torch.is_grad_enabled():
         return (target_nll(forward, items) * weights).sum()
@@ -58,47 +58,50 @@ def _nll(projection: Projection, rows: Tensor, ids: Tensor) -> Tensor:
     return F.cross_entropy(projection.project(rows).float(), ids, reduction="none")
 
 
-def _nll_again(projection: Projection, rows: Tensor, ids: Tensor) -> Tensor:
+def _recomputed_nll(projection: Projection, rows: Tensor, ids: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return _nll(projection, rows, ids)
-    again: Tensor = checkpoint(_nll, projection, rows, ids, use_reentrant=False)
-    return again
+    recomputed: Tensor = checkpoint(_nll, projection, rows, ids, use_reentrant=False)
+    return recomputed
 
 
 class _WeightedNLL(torch.autograd.Function):
-    """The sum, and its gradients by the rows and by the projection's weights, taken chunk by chunk on the way."""
+    """The weighted sum. The forward pass computes the gradients of rows and of the projection, chunk by chunk."""
 
     @staticmethod
     def forward(
         ctx: Any, projection: Projection, rows: Tensor, ids: Tensor, weights: Tensor, *parameters: Tensor
     ) -> Tensor:
         """See the class."""
-        _, rows_learn, *_ = ctx.needs_input_grad
-        learning = [p for p, needs in zip(parameters, ctx.needs_input_grad[4:], strict=True) if needs]
+        _, rows_need_gradient, *_ = ctx.needs_input_grad
+        learned = [p for p, needs in zip(parameters, ctx.needs_input_grad[4:], strict=True) if needs]
         total = torch.zeros((), device=rows.device)
-        for_rows = torch.empty_like(rows) if rows_learn else None
-        for_learning: list[Tensor | None] = [None] * len(learning)
+        row_gradients = torch.empty_like(rows) if rows_need_gradient else None
+        parameter_gradients: list[Tensor | None] = [None] * len(learned)
         for part in projection.row_chunks(len(rows)):
-            with torch.set_grad_enabled(rows_learn or bool(learning)):
-                chunk = rows[part].detach().requires_grad_(rows_learn)
+            with torch.set_grad_enabled(rows_need_gradient or bool(learned)):
+                chunk = rows[part].detach().requires_grad_(rows_need_gradient)
                 loss = (_nll(projection, chunk, ids[part]) * weights[part]).sum()
             total += loss.detach()
-            wanted = [chunk, *learning] if rows_learn else learning
-            gradients = list(torch.autograd.grad(loss, wanted, allow_unused=True)) if wanted else []
-            if for_rows is not None:
-                for_rows[part] = gradients.pop(0)
+            inputs = [chunk, *learned] if rows_need_gradient else learned
+            gradients = list(torch.autograd.grad(loss, inputs, allow_unused=True)) if inputs else []
+            if row_gradients is not None:
+                row_gradients[part] = gradients.pop(0)
             for n, gradient in enumerate(gradients):
-                kept = for_learning[n]
-                for_learning[n] = gradient if kept is None else kept if gradient is None else kept.add_(gradient)
-        # not among autograd's saved tensors: they are scaled in place, for a head's gradient is as large as the head
-        ctx.gradients = ([] if for_rows is None else [for_rows]) + for_learning
+                accumulated = parameter_gradients[n]
+                if accumulated is None:
+                    parameter_gradients[n] = gradient
+                elif gradient is not None:
+                    accumulated.add_(gradient)
+        # not saved with save_for_backward, because they are scaled in place: a head's gradient is as large as the head
+        ctx.gradients = ([] if row_gradients is None else [row_gradients]) + parameter_gradients
         return total
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients kept, times that of the sum; once."""
+        """The stored gradients times the gradient of the sum. It can be called once."""
         if ctx.gradients is None:
-            raise RuntimeError("the gradients of this loss were taken already")
+            raise RuntimeError("backward() of this loss was called before; it can be called only once")
         gradients, ctx.gradients = iter(ctx.gradients), None
         scaled = []
         for needs in ctx.needs_input_grad:

@@ -1,4 +1,4 @@
-"""Responses that are cut at the token limit, reward scales, and group-relative advantages as the formulas say."""
+"""Responses that are cut at the token limit, reward scales, and group-relative advantages."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.redline_ppo.tiny import PROMPTS, tiny_policy
 MASK = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
 
 
-class Watching:
-    """An estimator that keeps what it is given."""
+class RecordingEstimator:
+    """An advantage estimator that stores its inputs."""
 
     def __init__(self, returns: bool = True) -> None:
         self._returns = returns
@@ -33,64 +33,66 @@ class Watching:
         return Advantages(rewards, rewards if self._returns else None)
 
 
-def loop_of(estimator: Any = None, **settings: Any) -> PPOLoop:
-    """Every second response ends after two tokens, the others are cut after three; each earns 2 at its end."""
-    mine = tiny_policy(max_new_tokens=3)
-    mine._generate = lambda rows: [[5, 6, 7] if n % 2 else [5, 0, 0] for n in range(len(rows))]  # type: ignore[method-assign]
-    given = {"rollouts": 4, "kl_coefficient": 0.0, "learning_rate": 1e-3}
-    return PPOLoop(mine, FunctionRewards(lambda r: 2.0), PROMPTS, PPOConfig(**(given | settings)), estimator=estimator)
+def build_loop(estimator: Any = None, **settings: Any) -> PPOLoop:
+    """Every second response ends after two tokens. The others are cut after three. Each has reward 2 at its end."""
+    policy = tiny_policy(max_new_tokens=3)
+    policy._generate = lambda rows: [[5, 6, 7] if n % 2 else [5, 0, 0] for n in range(len(rows))]  # type: ignore[method-assign]
+    defaults = {"rollouts": 4, "kl_coefficient": 0.0, "learning_rate": 1e-3}
+    return PPOLoop(
+        policy, FunctionRewards(lambda r: 2.0), PROMPTS, PPOConfig(**(defaults | settings)), estimator=estimator
+    )
 
 
-def test_the_penalty_is_on_the_last_token_of_what_is_cut() -> None:
-    told = cut_penalties(torch.tensor([True, False, True]), MASK, 0.5)
-    assert told.tolist() == [[0.0, 0.0, -0.5], [0.0, 0.0, 0.0], [-0.5, 0.0, 0.0]]
+def test_the_penalty_is_on_the_last_token_of_a_cut_response() -> None:
+    penalties = cut_penalties(torch.tensor([True, False, True]), MASK, 0.5)
+    assert penalties.tolist() == [[0.0, 0.0, -0.5], [0.0, 0.0, 0.0], [-0.5, 0.0, 0.0]]
 
 
 @pytest.mark.parametrize(
     ("settings", "cut"),
     [({}, 1.0), ({"cut_penalty": 0.25}, 1.75), ({"cut_responses": "keep"}, 2.0), ({"cut_responses": "mask"}, 0.0)],
 )
-def test_what_a_cut_response_is_worth(settings: dict[str, Any], cut: float) -> None:
-    watching = Watching()
-    metrics = loop_of(watching, **settings).step()
-    assert watching.rewards.tolist() == [[0.0, 2.0, 0.0], [0.0, 0.0, cut]] * 2
+def test_the_reward_of_a_cut_response_depends_on_the_settings(settings: dict[str, Any], cut: float) -> None:
+    estimator = RecordingEstimator()
+    metrics = build_loop(estimator, **settings).step()
+    assert estimator.rewards.tolist() == [[0.0, 2.0, 0.0], [0.0, 0.0, cut]] * 2
     is_left_out = settings.get("cut_responses") == "mask"
-    assert watching.mask[:, 2].tolist() == [False, not is_left_out] * 2
+    assert estimator.mask[:, 2].tolist() == [False, not is_left_out] * 2
     assert metrics["truncated_share"] == 0.5
-    assert metrics["score"] == 2.0, "the scorer's own number is told as it is"
+    assert metrics["score"] == 2.0, "the reported score has no penalty"
 
 
 @pytest.mark.parametrize("advantage", ["gae", "group"])
-def test_a_step_of_cut_responses_alone_teaches_nothing_if_they_are_left_out(advantage: str) -> None:
-    mine = tiny_policy(max_new_tokens=3)
-    mine._generate = lambda rows: [[5, 6, 7]] * len(rows)  # type: ignore[method-assign]
-    before = mine.state()["weights"]
+def test_a_step_with_only_masked_cut_responses_changes_no_weight(advantage: str) -> None:
+    policy = tiny_policy(max_new_tokens=3)
+    policy._generate = lambda rows: [[5, 6, 7]] * len(rows)  # type: ignore[method-assign]
+    before = policy.state()["weights"]
     settings = {"rollouts": 4, "samples_per_prompt": 2, "cut_responses": "mask", "advantage": advantage}
-    metrics = PPOLoop(mine, FunctionRewards(lambda r: 2.0), PROMPTS, PPOConfig(**settings)).step()
+    metrics = PPOLoop(policy, FunctionRewards(lambda r: 2.0), PROMPTS, PPOConfig(**settings)).step()
     assert all(math.isfinite(value) for value in metrics.values())
-    assert all(torch.equal(before[name], weight) for name, weight in mine.state()["weights"].items())
+    assert all(torch.equal(before[name], weight) for name, weight in policy.state()["weights"].items())
 
 
-def test_what_is_left_out_moves_nothing() -> None:
-    """The same step, with other rewards for what is cut."""
+def test_rewards_of_masked_responses_change_no_weight() -> None:
+    """The same step with other rewards for cut responses."""
 
-    def weights(other: float) -> dict[str, torch.Tensor]:
-        loop = loop_of(cut_responses="mask", samples_per_prompt=4, advantage="group")
+    def trained_weights(cut_reward: float) -> dict[str, torch.Tensor]:
+        loop = build_loop(cut_responses="mask", samples_per_prompt=4, advantage="group")
         ends = iter(range(1000))
-        loop.rewards = FunctionRewards(lambda r: float(next(ends)) if r.is_finished else other)
+        loop.rewards = FunctionRewards(lambda r: float(next(ends)) if r.is_finished else cut_reward)
         loop.step()
-        told: dict[str, torch.Tensor] = loop.policy.state()["weights"]
-        return told
+        weights: dict[str, torch.Tensor] = loop.policy.state()["weights"]
+        return weights
 
-    first, second = weights(0.0), weights(50.0)
+    first, second = trained_weights(0.0), trained_weights(50.0)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_rewards_are_taken_as_they_are() -> None:
-    watching = Watching()
-    metrics = loop_of(watching, cut_responses="keep").step()
+def test_rewards_are_not_scaled_by_default() -> None:
+    estimator = RecordingEstimator()
+    metrics = build_loop(estimator, cut_responses="keep").step()
     assert metrics["reward_scale"] == 1.0
-    assert float(watching.rewards.max()) == 2.0
+    assert float(estimator.rewards.max()) == 2.0
 
 
 @pytest.mark.parametrize(
@@ -106,13 +108,13 @@ def test_scale_and_cut_share_are_logged_and_reported(tmp_path: Path) -> None:
         return 0.001 * rollout.is_finished
 
     log = MetricsLog(tmp_path)
-    loop = loop_of(reward_scale="auto", cut_penalty=0.0, steps=2)
+    loop = build_loop(reward_scale="auto", cut_penalty=0.0, steps=2)
     loop.rewards = FunctionRewards(rewarded)
     loop.callbacks.append(lambda metrics, rollouts, scores: log.write(metrics))
     loop.train()
     log.close()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [row["reward_scale"] for row in rows] == [10.0, 10.0], "quiet rewards are not made loud"
+    assert [row["reward_scale"] for row in rows] == [10.0, 10.0], "the scale of small rewards is limited"
     summary = write_report(tmp_path)
     assert summary["reward_scale"] == 10.0
     assert summary["truncated_share"] == summary["last_truncated_share"] == 0.5
@@ -125,12 +127,14 @@ def test_group_advantages_are_not_whitened_over_the_batch(monkeypatch: pytest.Mo
     learned: list[torch.Tensor] = []
     real = module.update
 
-    def watch(policy: Any, optimizer: Any, rollouts: Any, learning: Any, config: Any, seed: str) -> dict[str, float]:
+    def recording_update(
+        policy: Any, optimizer: Any, rollouts: Any, learning: Any, config: Any, seed: str
+    ) -> dict[str, float]:
         learned.append(learning.advantages)
         return real(policy, optimizer, rollouts, learning, config, seed)
 
-    monkeypatch.setattr(module, "update", watch)
-    loop = loop_of(samples_per_prompt=2, advantage="group", cut_responses="keep")
+    monkeypatch.setattr(module, "update", recording_update)
+    loop = build_loop(samples_per_prompt=2, advantage="group", cut_responses="keep")
     loop.rewards = FunctionRewards(lambda rollout: 3.0 if rollout.is_finished else -1.0)
     loop.step()
     root = math.sqrt(0.5)
@@ -139,7 +143,7 @@ def test_group_advantages_are_not_whitened_over_the_batch(monkeypatch: pytest.Mo
         assert learned[0][row + 1].tolist() == pytest.approx([-root] * 3, abs=1e-5)
 
 
-def test_a_response_that_is_left_out_is_no_member_of_its_group() -> None:
+def test_a_masked_response_is_not_a_member_of_its_group() -> None:
     rewards = torch.tensor([[1.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 100.0]])
     mask = torch.tensor([[True, False, False], [True, True, False], [False, False, False]])
     root = math.sqrt(0.5)

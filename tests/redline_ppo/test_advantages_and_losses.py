@@ -1,4 +1,4 @@
-"""Advantages and losses against expectations computed by hand."""
+"""Advantages and losses equal values that were computed by hand."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_gae_by_hand() -> None:
     assert advantages.tolist() == [pytest.approx([first, middle, last]), pytest.approx(short, abs=1e-6)]
     assert returns is not None
     assert returns[0].tolist() == pytest.approx([first + 0.5, middle + 0.25, last + 1.0])
-    assert float(returns[1, 2]) == 0.0, "padding must stay 0 whatever stands in it"
+    assert float(returns[1, 2]) == 0.0, "padding must stay 0"
 
 
 def test_with_lambda_one_and_no_values_the_advantage_is_the_return() -> None:
@@ -68,7 +68,7 @@ def test_whitened_advantages_have_mean_0_and_variance_1_over_real_tokens() -> No
     assert float(white[1, 2]) == 0.0
 
 
-def test_the_kl_price_is_paid_per_token() -> None:
+def test_the_kl_penalty_is_subtracted_per_token() -> None:
     rewards, logprobs, reference = (
         torch.tensor([[1.0, 1.0]]),
         torch.tensor([[-1.0, -2.0]]),
@@ -82,14 +82,14 @@ def test_the_surrogate_by_hand() -> None:
     ratio = torch.tensor([[1.5, 0.5, 1.1], [0.5, 1.5, 9.0]])
     advantages = torch.tensor([[1.0, 1.0, 1.0], [-1.0, -1.0, 1.0]])
     loss, clipped, kl = policy_loss(ratio.log(), torch.zeros(2, 3), advantages, MASK, 0.2)
-    # clipped where moving on would only pay: ratio above 1.2 at A > 0, below 0.8 at A < 0
+    # clipped if the ratio is above 1.2 at A > 0, or below 0.8 at A < 0
     assert float(loss) == pytest.approx(-1.2 - 0.5 - 1.1 + 0.8 + 1.5)
     assert int(clipped) == 2
     expected = sum(r - 1 - math.log(r) for r in (1.5, 0.5, 1.1, 0.5, 1.5))
     assert float(kl) == pytest.approx(expected, abs=1e-5)
 
 
-def test_an_unmoved_policy_has_ratio_1_and_kl_0() -> None:
+def test_an_unchanged_policy_has_ratio_1_and_kl_0() -> None:
     logprobs = torch.randn(2, 3)
     advantages = torch.randn(2, 3)
     loss, clipped, kl = policy_loss(logprobs, logprobs, advantages, MASK, 0.2)
@@ -98,7 +98,7 @@ def test_an_unmoved_policy_has_ratio_1_and_kl_0() -> None:
     assert float(kl) == 0.0
 
 
-def test_the_value_loss_takes_the_worse_of_clipped_and_plain() -> None:
+def test_the_value_loss_is_the_larger_of_clipped_and_plain() -> None:
     values, old, returns = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 2.0]])
     mask = torch.tensor([[True, True]])
     # first: plain error 0, clipped (0.2 - 1)^2; second: both (0 - 2)^2
@@ -113,13 +113,13 @@ def test_explained_variance() -> None:
 
 
 @pytest.mark.parametrize(("kl", "direction"), [(12.0, 1), (6.0, 0), (1.0, -1)])
-def test_the_kl_price_follows_its_target(kl: float, direction: int) -> None:
+def test_the_kl_coefficient_adapts_towards_its_target(kl: float, direction: int) -> None:
     changed = adapted_kl_coefficient(0.1, kl, 6.0, 64, 1000)
     assert (changed > 0.1) - (changed < 0.1) == direction
     assert abs(changed / 0.1 - 1) <= 0.2 * 64 / 1000 + 1e-9
 
 
-def test_a_line_is_found() -> None:
+def test_a_line_is_fitted() -> None:
     line = fit_line([0.0, 1.0, 2.0], [1.0, 3.0, 5.0])
     assert line is not None
     assert line == pytest.approx((2.0, 1.0, 1.0))

@@ -1,0 +1,96 @@
+"""Q-function reward model, Q-RM (arXiv 2505.23363): a token's reward is the logit of that token.
+
+``r_t = Z(x, y_<t)[y_t]``, the logit of a causal language model at the token that was taken, before any softmax. The
+model is a discriminator, not a generator: ``ranking_loss`` fits the mean logit of a response by Bradley-Terry, and the
+logits then are a Q-function up to scale. The score that the loss ranks is the aggregate ``mean``.
+
+This is the scorer and its loss; ``redline train`` does not fit this kind yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from redline_model.encoding.encoder import EncodedItem, Encoder
+from redline_model.errors import NonFiniteError
+from redline_model.extraction import aggregate_rewards
+from redline_model.inference.causal_forward import PrefixedSequence
+from redline_model.inference.planner import CausalPlanner, PaddedPlanner, Planner
+from redline_model.inference.target_logits import CausalTargets, target_sequence
+from redline_model.inference.token_statistics import start_copy_to_cpu
+from redline_model.kinds import KindSpec
+from redline_model.options import Extraction, Mode
+from redline_model.reward_spec import RewardSpec
+from redline_model.scorer import ScoredResponse, ScoreOnly
+from redline_model.scorers.dpo import response_only
+
+
+def ranking_loss(chosen: Sequence[Tensor], rejected: Sequence[Tensor]) -> Tensor:
+    """``-log sigmoid(mean(Z_w) - mean(Z_l))``, summed over pairs; each element: logits ``(T,)`` of a response."""
+    better = torch.stack([logits.mean() for logits in chosen])
+    worse = torch.stack([logits.mean() for logits in rejected])
+    return -F.logsigmoid(better - worse).sum()
+
+
+class QRMScorer(ScoreOnly[Tensor]):
+    """Scores with the logits of the response's tokens. See ``redline_model.scorer.Scorer``.
+
+    Args:
+        model: a transformers causal language model, in evaluation mode.
+        forward: its forward pass.
+    """
+
+    kind = "qrm"
+    modes: tuple[Mode, ...] = ()
+
+    @classmethod
+    def from_model(
+        cls, model: Any, encoder: Encoder, extraction: Extraction, *, prefix_cache_tokens: int = 0
+    ) -> QRMScorer:
+        """The scorer around ``model``; runs it on probes and sets its attention implementation."""
+        return cls(model, encoder, extraction, CausalTargets.probed(model, prefix_cache_tokens))
+
+    def __init__(self, model: Any, encoder: Encoder, extraction: Extraction, forward: CausalTargets) -> None:
+        self.model = model
+        self.models = (model,)
+        self.encoder = encoder
+        self.extraction = extraction
+        self._forward = forward
+        self.planner: Planner = (
+            PaddedPlanner(lambda item: _sequence(item).tokens)
+            if forward.forward is None
+            else CausalPlanner(forward.forward, _sequence)
+        )
+
+    @torch.inference_mode()
+    def start_forward(self, items: Sequence[EncodedItem]) -> Callable[[], list[Tensor]]:
+        """See ``Scorer``; the logits of each item's target tokens, ``(T,)``, float32."""
+        parts = [
+            logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1).float()
+            for logits, ids in self._forward.logits([response_only(item) for item in items])
+        ]
+        values = start_copy_to_cpu(torch.cat(parts))
+        return lambda: list(torch.split(values(), [len(item.target_ids) for item in items]))
+
+    def to_rewards(self, output: Tensor, spec: RewardSpec) -> ScoredResponse:
+        """The logits. Raises NonFiniteError."""
+        if not torch.isfinite(output).all():
+            raise NonFiniteError("the model's output for this item holds NaN or infinity")
+        rewards = output.double()
+        return ScoredResponse(aggregate_rewards(rewards, spec.aggregate), rewards.tolist(), None)
+
+
+def _sequence(item: EncodedItem) -> PrefixedSequence:
+    return target_sequence(response_only(item))[0]
+
+
+KIND = KindSpec(
+    description="A Q-function reward model (arXiv 2505.23363): each token earns the logit that the model gives it.",
+    architecture="causal_lm",
+    make_scorer=QRMScorer.from_model,
+)
