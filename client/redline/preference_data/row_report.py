@@ -152,5 +152,5 @@ def parse_row_with(parse: Callable[[str, dict[str, Any]], T], location: str, val
     if isinstance(value, BadRowError):
         raise value
     if not isinstance(value, dict):
-        raise BadRowError(f"a row must be an object, not {type(value).__name__}")
+        raise BadRowError(f"a row must be an object, this is a {type(value).__name__}")
     return parse(location, value)
