@@ -53,7 +53,10 @@ def notes(variants: dict[str, Any]) -> list[str]:
             )
             lines += [f"      {number} x {answer}" for answer, number in run["answers"].items()]
             if abs(before - after) > _DRIFT * capacity["mean"] or cores["others"] > _OTHERS:
-                lines.append(f"      UNRELIABLE: other processes took {cores['others']:.1f} cores")
+                lines.append(
+                    f"      UNRELIABLE: the capacity changed during the run, or other processes took "
+                    f"{cores['others']:.1f} cores"
+                )
             if late is not None and late["p95_ms"] > 1000 * _LATE * deadline:
                 lines.append(f"      UNRELIABLE: requests were sent late, p95 {late['p95_ms']:.0f} ms")
     return lines

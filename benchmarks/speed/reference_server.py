@@ -25,7 +25,7 @@ class Query(BaseModel):
 
 
 def sequence_of(item: EncodedItem) -> list[int]:
-    """``[x, y, request, y]``."""
+    """``[x, y, instruction, y]``."""
     return [*item.prefix_ids, *item.response_ids, *item.instruction_ids, *item.target_ids]
 
 

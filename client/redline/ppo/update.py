@@ -18,7 +18,7 @@ from redline.ppo.protocols import Policy, Rollout, TokenOutputs
 class UpdateInputs(NamedTuple):
     """Inputs of an update that belong to the rollouts; tensors are (B, T).
 
-    ``mask``: True on tokens that are used for inputs.
+    ``mask``: True on tokens that the update learns from.
     ``old``: outputs before the step.
     ``advantages``: of each token.
     ``returns``: targets of the value function, in the units of the rewards; None if there is no value loss.

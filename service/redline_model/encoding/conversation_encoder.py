@@ -30,9 +30,9 @@ class ConversationEncoder(Encoder):
     def __init__(self, tokenizer: Any, template: Template, **settings: Any) -> None:
         super().__init__(tokenizer, template, **{**settings, "arrangement": "conversation"})
 
-    def length(self, prefix: int, response: int, request: int, target: int) -> int:
+    def length(self, prefix: int, response: int, instruction: int, target: int) -> int:
         """See ``Encoder``."""
-        return prefix + response + request
+        return prefix + response + instruction
 
     def encode(self, item: Item, *, is_bounded: bool = True) -> EncodedItem:
         """See ``Encoder``; an unfinished response is not followed by closing text."""

@@ -70,10 +70,10 @@ class EncodedItem:
 
 
 # How a scorer's sequence is composed of the parts of an EncodedItem:
-# "rewrite"         [prefix, response, request, target], one causal sequence
-# "encoder_decoder" encoder [prefix, response, request], decoder [target]
+# "rewrite"         [prefix, response, instruction, target], one causal sequence
+# "encoder_decoder" encoder [prefix, response, instruction], decoder [target]
 # "prompt_response" [prefix, target], one causal sequence
-# "conversation"    [prefix, response, request], one causal sequence as the model's own chat template renders it; its
+# "conversation"    [prefix, response, instruction], one causal sequence as the model's own chat template renders it; its
 #                   ids for the response may differ from the target ids
 Arrangement = Literal["rewrite", "encoder_decoder", "prompt_response", "conversation"]
 
@@ -177,7 +177,7 @@ class Encoder:
     def encode_prompt(
         self, prompt: Prompt | Sequence[int], max_prefix_tokens: int | None = None, tools: Sequence[Any] | None = None
     ) -> tuple[list[int], list[int], bool]:
-        """``(prefix_ids, request_ids, is_truncated)``; ``max_prefix_tokens`` cuts the oldest ids of contents.
+        """``(prefix_ids, instruction_ids, is_truncated)``; ``max_prefix_tokens`` cuts the oldest ids of contents.
 
         Raises:
             InvalidPromptError: the template refuses the prompt or omits part of it, or the prompt has a turn marker.
@@ -252,12 +252,12 @@ class Encoder:
         # sampled ids may differ from the canonical tokenization of their text
         return token_spans(self.text_tokenizer.decode, ids)[1]
 
-    def length(self, prefix: int, response: int, request: int, target: int) -> int:
+    def length(self, prefix: int, response: int, instruction: int, target: int) -> int:
         """Tokens that count against ``max_tokens``, from the lengths of the parts."""
         if self.arrangement == "rewrite":
-            return prefix + response + request + target
+            return prefix + response + instruction + target
         if self.arrangement == "encoder_decoder":
-            return max(prefix + response + request, target)
+            return max(prefix + response + instruction, target)
         return prefix + target
 
     def encode(self, item: Item, *, is_bounded: bool = True) -> EncodedItem:
@@ -272,7 +272,7 @@ class Encoder:
         if is_bounded and self.max_tokens is not None:
             assert self.max_chars is not None
             item, is_cut = limit_item(item, self.max_tokens, self.max_chars)
-        prefix, request, is_truncated = self.encode_prompt(item.prompt, tools=item.tools)
+        prefix, instruction, is_truncated = self.encode_prompt(item.prompt, tools=item.tools)
         ids, spans, text, is_finished = self.encode_response(item, prefix)
         targets = [*ids, self.end_id] if is_finished else ids
         if self.max_target_tokens is not None and len(targets) > self.max_target_tokens:
@@ -281,16 +281,18 @@ class Encoder:
             )
         if is_finished:
             spans = [*spans, (len(text), len(text))]
-        needed = self.length(len(prefix), len(ids), len(request), len(targets))
+        needed = self.length(len(prefix), len(ids), len(instruction), len(targets))
         if is_bounded and self.max_tokens is not None and needed > self.max_tokens:
             reason = f"the item needs {needed} tokens and the model reads {self.max_tokens}"
             if item.on_too_long == "error":
                 raise TooLongError(reason)
             limit = len(prefix) - (needed - self.max_tokens)
-            prefix, request, is_truncated = self.encode_prompt(item.prompt, max_prefix_tokens=limit, tools=item.tools)
-            if self.length(len(prefix), len(ids), len(request), len(targets)) > self.max_tokens:
+            prefix, instruction, is_truncated = self.encode_prompt(
+                item.prompt, max_prefix_tokens=limit, tools=item.tools
+            )
+            if self.length(len(prefix), len(ids), len(instruction), len(targets)) > self.max_tokens:
                 raise TooLongError(f"{reason}; its response alone is too long, and only prompts are truncated")
-        return EncodedItem(prefix, ids, request, targets, spans, text, is_finished, is_truncated or is_cut)
+        return EncodedItem(prefix, ids, instruction, targets, spans, text, is_finished, is_truncated or is_cut)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a rewrite. Raises TokenizerError."""

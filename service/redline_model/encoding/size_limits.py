@@ -40,8 +40,13 @@ def limit_item(item: Item, max_tokens: int, max_chars: int) -> tuple[Item, bool]
     else:
         messages: Sequence[Message] = item.prompt  # type: ignore[assignment]
         size = sum(map(_size_without_content, messages)) + _size(item.tools)
-        if len(messages) > max_tokens or size > max_chars:
+        if len(messages) > max_tokens:
             raise TooLongError(f"the prompt has {len(messages)} messages; the model reads {max_tokens} tokens")
+        if size > max_chars:
+            raise TooLongError(
+                f"the tools and the fields beside 'content' have about {size} characters; "
+                f"the model reads {max_tokens} tokens"
+            )
         excess = sum(_size(message.get("content")) for message in messages) - max_chars
     if excess <= 0:
         return item, False

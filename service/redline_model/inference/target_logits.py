@@ -42,7 +42,7 @@ class TargetForward(Protocol):
 
 
 def target_sequence(item: EncodedItem) -> tuple[PrefixedSequence, range]:
-    """``[x, y, request, target]`` without its last token, and the positions within ``suffix`` that predict targets."""
+    """``[x, y, instruction, target]`` without its last token, and the positions within ``suffix`` that predict targets."""
     suffix = [*item.response_ids, *item.instruction_ids, *item.target_ids[:-1]]
     start = len(item.response_ids) + len(item.instruction_ids) - 1
     prefix = item.prefix_ids
@@ -117,7 +117,7 @@ class CausalTargets:
 
 
 class EncoderDecoderTargets:
-    """``encoder[x, y, request] -> decoder[target]``. See ``TargetForward``.
+    """``encoder[x, y, instruction] -> decoder[target]``. See ``TargetForward``.
 
     The encoder reads prompt and response in both directions, so a prompt's hidden states depend on the response and
     nothing can be shared. Items of similar length go together, and only target rows are projected to logits.
@@ -194,7 +194,7 @@ def _projected(
 
 
 def source_ids(item: EncodedItem) -> list[int]:
-    """``[x, y, request]``: the ids that a rewrite is conditioned on."""
+    """``[x, y, instruction]``: the ids that a rewrite is conditioned on."""
     return [*item.prefix_ids, *item.response_ids, *item.instruction_ids]
 
 
