@@ -73,8 +73,8 @@ class EncodedItem:
 # "rewrite"         [prefix, response, instruction, target], one causal sequence
 # "encoder_decoder" encoder [prefix, response, instruction], decoder [target]
 # "prompt_response" [prefix, target], one causal sequence
-# "conversation"    [prefix, response, instruction], one causal sequence as the model's own chat template renders it; its
-#                   ids for the response may differ from the target ids
+# "conversation"    [prefix, response, instruction], one causal sequence as the model's own chat template renders it;
+#                   its ids for the response may differ from the target ids
 Arrangement = Literal["rewrite", "encoder_decoder", "prompt_response", "conversation"]
 
 

@@ -42,7 +42,7 @@ class TargetForward(Protocol):
 
 
 def target_sequence(item: EncodedItem) -> tuple[PrefixedSequence, range]:
-    """``[x, y, instruction, target]`` without its last token, and the positions within ``suffix`` that predict targets."""
+    """``[x, y, instruction, target]`` without its last token, and the positions in ``suffix`` that predict targets."""
     suffix = [*item.response_ids, *item.instruction_ids, *item.target_ids[:-1]]
     start = len(item.response_ids) + len(item.instruction_ids) - 1
     prefix = item.prefix_ids
