@@ -44,7 +44,7 @@ def limit_item(item: Item, max_tokens: int, max_chars: int) -> tuple[Item, bool]
             raise TooLongError(f"the prompt has {len(messages)} messages; the model reads {max_tokens} tokens")
         if size > max_chars:
             raise TooLongError(
-                f"the tools and the fields beside 'content' have about {size} characters; "
+                f"the prompt's messages and tools have about {size} characters beside their contents; "
                 f"the model reads {max_tokens} tokens"
             )
         excess = sum(_size(message.get("content")) for message in messages) - max_chars
