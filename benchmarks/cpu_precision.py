@@ -28,7 +28,7 @@ from redline.causal_lm.cpu_precision import NEEDED_RATIO, choose, measure
 from redline.ppo import CausalPolicy, FunctionRewards, PPOConfig, PPOLoop
 from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.load_options import LoadOptions
-from redline_model.encoding.encoder import EncodedItem
+from redline_model.encoding.items import EncodedItem
 from redline_model.reward_spec import reward_spec
 from redline_model.scorer import Scorer, forward_all
 from redline_trainer.config import TrainConfig

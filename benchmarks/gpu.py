@@ -32,7 +32,7 @@ from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.load_options import LoadOptions
 from redline_model.bundle.make_encoder import make_encoder
 from redline_model.bundle.manifest import Manifest
-from redline_model.encoding.encoder import Item
+from redline_model.encoding.items import Item
 from redline_model.inference.compile_layers import compile_layers
 from redline_model.kinds import make_scorer
 from redline_model.options import Extraction, Template

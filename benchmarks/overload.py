@@ -35,7 +35,7 @@ from benchmarks.speed.workloads import Texts
 from redline.version import installed_version
 from redline.wire import DEADLINE_HEADER, SCORE_PATH
 from redline_model.bundle.bundle import Bundle
-from redline_model.encoding.encoder import Item
+from redline_model.encoding.items import Item
 from redline_service.engine import default_batch_tokens
 
 # name -> items per request, and whether they are responses to one prompt

@@ -42,7 +42,7 @@ from benchmarks.speed.report import print_table, write_plot
 from benchmarks.speed.workloads import Texts, Workload, build_workloads, group
 from redline.version import installed_version
 from redline_model.bundle.bundle import Bundle
-from redline_model.encoding.encoder import EncodedItem, Item
+from redline_model.encoding.items import EncodedItem, Item
 
 # two correct computations may rank two logits differently if they are closer than this
 _TIE = 1e-4

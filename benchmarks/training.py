@@ -27,7 +27,7 @@ from benchmarks.speed.workloads import Texts
 from redline.preference_data.rows import Pair
 from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.load_options import LoadOptions
-from redline_model.encoding.encoder import EncodedItem
+from redline_model.encoding.items import EncodedItem
 from redline_trainer.config import TrainConfig
 from redline_trainer.encode_pairs import EncodedPair, encode_pairs
 from redline_trainer.objectives.seq2seq import Seq2SeqObjective

@@ -29,7 +29,7 @@ from benchmarks.training import collate, example
 from benchmarks.training_memory import KeptLogits, table
 from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.load_options import LoadOptions
-from redline_model.encoding.encoder import EncodedItem, Item
+from redline_model.encoding.items import EncodedItem, Item
 from redline_model.reward_spec import RewardSpec
 from redline_trainer.encode_pairs import EncodedPair
 from redline_trainer.objectives.seq2seq import Seq2SeqObjective

@@ -14,7 +14,7 @@ from benchmarks.real_text.run import Run
 from benchmarks.real_text.stages import all_figures, quality_reports
 from benchmarks.real_text.surprisal import surprisal_scorer
 from benchmarks.real_text.tables import rendered
-from redline_model.encoding.encoder import Item
+from redline_model.encoding.items import Item
 from redline_trainer.evaluation.report import plot_reliability
 from tests.conftest import build_causal, build_tokenizer
 

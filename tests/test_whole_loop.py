@@ -18,7 +18,7 @@ import pytest
 
 from redline import NO_RETRY, ConnectionFailedError, RetryPolicy, RewardClient, ScoreOptions, ServiceError
 from redline_model.bundle.bundle import Bundle
-from redline_model.encoding.encoder import Item
+from redline_model.encoding.items import Item
 from redline_model.reward_spec import RewardSpec
 from tests.conftest import build_causal, build_tokenizer
 from tests.ports import free_port

@@ -25,7 +25,7 @@ from benchmarks.synthetic.statistics import mean_with_interval
 from redline.ppo import CausalPolicy, Rollout
 from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.load_options import LoadOptions
-from redline_model.encoding.encoder import Item
+from redline_model.encoding.items import Item
 from redline_model.reward_spec import reward_spec
 from redline_model.scorer import Scorer, correct_all
 

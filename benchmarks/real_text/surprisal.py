@@ -8,7 +8,7 @@ from pathlib import Path
 from redline_model.bundle.load_options import LoadOptions
 from redline_model.bundle.loading import load_model, load_tokenizer
 from redline_model.bundle.make_encoder import make_encoder
-from redline_model.encoding.encoder import EncodedItem
+from redline_model.encoding.items import EncodedItem
 from redline_model.extraction import TokenStatistics
 from redline_model.options import Extraction, Template
 from redline_model.scorers.dpo import response_only

@@ -20,7 +20,7 @@ import httpx
 
 from benchmarks.speed.offline import TARGETS
 from redline_model.bundle.bundle import Bundle
-from redline_model.encoding.encoder import Item
+from redline_model.encoding.items import Item
 
 Call = list[dict[str, str]]
 # The default of OpenMP, set here because `redline serve` sets another value if none is given. Backends are paused

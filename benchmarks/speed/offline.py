@@ -48,7 +48,7 @@ def run_padded(pipe: Connection, bundle: str, settings: dict[str, Any]) -> None:
 
     from benchmarks.speed.reference_server import paper_rewards, sequence_of
     from redline_model.bundle.bundle import Bundle
-    from redline_model.encoding.encoder import Item
+    from redline_model.encoding.items import Item
     from redline_model.inference.padding import pad
 
     loaded = Bundle.load(bundle)

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from redline.ppo import Rollout, Scored, Scores
 from redline.text.alignment import align_rewards
-from redline_model.encoding.encoder import Item
+from redline_model.encoding.items import Item
 from redline_model.reward_spec import RewardSpec
 from redline_model.scorer import ScoredResponse, Scorer, forward_all
 

@@ -24,7 +24,7 @@ from benchmarks.synthetic.training import train_ppo, train_reward_model, train_s
 from redline.ppo import CausalPolicy
 from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.derive import derive_ensemble, derive_red
-from redline_model.encoding.encoder import Item
+from redline_model.encoding.items import Item
 from redline_model.reward_spec import reward_spec
 from redline_model.scorer import Scorer, correct_all
 from redline_trainer.evaluation.length_calibration import derive_length_calibrated

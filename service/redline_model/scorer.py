@@ -12,7 +12,8 @@ from redline_model.reward_spec import RewardSpec
 
 if TYPE_CHECKING:
     from redline_model.correction.rewriter import Correction, Rewriter
-    from redline_model.encoding.encoder import EncodedItem, Encoder
+    from redline_model.encoding.encoder import Encoder
+    from redline_model.encoding.items import EncodedItem
     from redline_model.inference.planner import Planner
 
 M = TypeVar("M")

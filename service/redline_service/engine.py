@@ -31,7 +31,8 @@ from redline.wire import (
 )
 from redline.wire.correction import CorrectRequest, CorrectResponse
 from redline_model.bundle.bundle import Bundle
-from redline_model.encoding.encoder import EncodedItem, Encoder
+from redline_model.encoding.encoder import Encoder
+from redline_model.encoding.items import EncodedItem
 from redline_model.errors import RedlineModelError, UnsupportedError
 from redline_model.options import AGGREGATES
 from redline_model.reward_spec import RewardSpec, reward_spec, spec_key

@@ -6,7 +6,8 @@ from typing import Any
 
 from redline.text.alignment import check_offsets
 from redline.wire import ErrorCode, OnTooLong, ResponseItem, ScoreItem
-from redline_model.encoding.encoder import EncodedItem, Encoder, Item
+from redline_model.encoding.encoder import Encoder
+from redline_model.encoding.items import EncodedItem, Item
 from redline_model.errors import RedlineModelError
 from redline_service.errors import ItemRejectedError
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from redline_model.encoding.encoder import Encoder, Item
+from redline_model.encoding.encoder import Encoder
+from redline_model.encoding.items import Item
 from redline_model.errors import BadIdsError
 from redline_model.options import Template
 from redline_model.reward_spec import reward_spec

@@ -10,7 +10,8 @@ import pytest
 
 from redline.chat_template import PolicyPrompts, RenderError, StatelessTokenizer
 from redline.ppo.policy import CausalPolicy
-from redline_model.encoding.encoder import Encoder, Item
+from redline_model.encoding.encoder import Encoder
+from redline_model.encoding.items import Item
 from redline_model.errors import InvalidPromptError
 from redline_model.options import Template
 from tests.chat_templates import FAMILIES, STYLES, with_template

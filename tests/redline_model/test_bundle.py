@@ -13,7 +13,7 @@ from redline_model.bundle.bundle import Bundle, save_bundle
 from redline_model.bundle.load_options import LoadOptions
 from redline_model.bundle.loading import load_tokenizer, token_limit
 from redline_model.bundle.manifest import MANIFEST, Manifest
-from redline_model.encoding.encoder import Item
+from redline_model.encoding.items import Item
 from redline_model.encoding.tokenizer_identity import tokenizer_fingerprint
 from redline_model.errors import BundleError, UnsupportedError
 from redline_model.options import Extraction, Template

@@ -9,7 +9,7 @@ import torch
 
 from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.load_options import LoadOptions
-from redline_model.encoding.encoder import Item
+from redline_model.encoding.items import Item
 from redline_model.inference.compile_layers import compile_layers
 from tests.families import build_family
 

@@ -15,7 +15,7 @@ from redline_model.bundle.bundle import Bundle, write_bundle
 from redline_model.bundle.derive import BundleMetrics, derive_ensemble, derive_red
 from redline_model.bundle.load_options import LoadOptions
 from redline_model.bundle.manifest import MANIFEST, CalibrationFit, Manifest
-from redline_model.encoding.encoder import Item
+from redline_model.encoding.items import Item
 from redline_model.errors import BundleError, UnsupportedError
 from redline_model.options import LengthCalibration, LengthCurve
 from redline_model.reward_spec import RewardSpec, reward_spec

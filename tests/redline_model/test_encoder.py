@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redline_model.encoding.encoder import Encoder, Item
+from redline_model.encoding.encoder import Encoder
+from redline_model.encoding.items import Item
 from redline_model.errors import (
     BadIdsError,
     EmptyResponseError,

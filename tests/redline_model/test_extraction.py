@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from redline_model.encoding.encoder import EncodedItem, Item
+from redline_model.encoding.items import EncodedItem, Item
 from redline_model.errors import UnsupportedError
 from redline_model.extraction import TokenStatistics, aggregate_rewards, divergence, extract, token_statistics
 from redline_model.options import MODES, Extraction, Mode

@@ -15,7 +15,7 @@ from redline.files.atomic import write_text
 from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.derive import derive_ensemble, derive_red
 from redline_model.bundle.manifest import MANIFEST
-from redline_model.encoding.encoder import Item
+from redline_model.encoding.items import Item
 from redline_model.errors import BundleError, InvalidPromptError, UnsupportedError
 from redline_model.reward_spec import reward_spec
 from redline_model.scorer import forward_all

@@ -13,7 +13,8 @@ import pytest
 
 from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.loading import load_tokenizer
-from redline_model.encoding.encoder import Encoder, Item
+from redline_model.encoding.encoder import Encoder
+from redline_model.encoding.items import Item
 from redline_model.errors import BundleError, TokenizerError, UnsupportedError
 from redline_model.untrusted import tokenizer_check
 from redline_model.untrusted.panics import PanicError, is_panic, panics_as_errors

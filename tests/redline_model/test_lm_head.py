@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from redline_model.encoding.encoder import Item
+from redline_model.encoding.items import Item
 from redline_model.inference.lm_head import LMHead
 from redline_model.scorer import Scorer
 from tests.families import build_family

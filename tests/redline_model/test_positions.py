@@ -25,7 +25,7 @@ from transformers import (
 
 from redline.causal_lm.positions import source_positions, target_positions, token_limit
 from redline_model.bundle.make_encoder import make_encoder
-from redline_model.encoding.encoder import Item
+from redline_model.encoding.items import Item
 from redline_model.errors import TooLongError
 from redline_model.options import Template
 from tests.conftest import build_scorer

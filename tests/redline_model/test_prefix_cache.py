@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from redline_model.bundle.bundle import Bundle
-from redline_model.encoding.encoder import Item
+from redline_model.encoding.items import Item
 from redline_model.encoding.sized_cache import SizedCache
 from redline_model.inference.packed_attention import KVCache
 from redline_model.inference.prefix_cache import PrefixCache, share_bytes

@@ -11,7 +11,7 @@ import torch
 
 from redline_model.bundle.bundle import Bundle, save_bundle
 from redline_model.bundle.manifest import Manifest
-from redline_model.encoding.encoder import Item
+from redline_model.encoding.items import Item
 from redline_model.options import Extraction
 from redline_model.reward_spec import RewardSpec
 from redline_model.scorer import Scorer

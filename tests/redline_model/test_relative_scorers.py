@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from redline_model.encoding.encoder import Item
+from redline_model.encoding.items import Item
 from redline_model.errors import InvalidPromptError, NonFiniteError, UnsupportedError
 from redline_model.extraction import aggregate_rewards, move_score
 from redline_model.options import AGGREGATES, Aggregate, EnsembleOptions, Extraction, LengthCurve, Template

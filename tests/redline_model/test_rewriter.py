@@ -10,7 +10,7 @@ import torch
 
 from redline_model.correction.drafting import Draft
 from redline_model.correction.rewriter import Correction, PackedRewriter, PaddedRewriter
-from redline_model.encoding.encoder import EncodedItem, Item
+from redline_model.encoding.items import EncodedItem, Item
 from redline_model.extraction import divergence
 from redline_model.inference.target_logits import source_ids
 from redline_model.scorer import Scorer, correct_all

@@ -12,7 +12,7 @@ import transformers
 from transformers import LlamaConfig
 
 from redline.causal_lm.rotary import longest_shared
-from redline_model.encoding.encoder import EncodedItem
+from redline_model.encoding.items import EncodedItem
 from redline_model.inference.target_logits import CausalTargets, probed_targets
 from redline_model.inference.token_statistics import start_token_statistics
 from redline_model.scorer import forward_all

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from redline_model.encoding.encoder import Item
+from redline_model.encoding.items import Item
 from redline_model.errors import NonFiniteError, UnsupportedError
 from redline_model.inference.padding import pack_by_length
 from redline_model.inference.score_head import ScalarForward

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from redline.chat_template import StatelessTokenizer
-from redline_model.encoding.encoder import Encoder, Item
+from redline_model.encoding.encoder import Encoder
+from redline_model.encoding.items import Item
 from redline_model.errors import TooLongError
 from redline_model.scorer import Scorer
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pytest
 
 from redline_model.correction.rewriter import PackedRewriter
-from redline_model.encoding.encoder import EncodedItem, Item
+from redline_model.encoding.items import EncodedItem, Item
 from redline_model.scorer import Scorer, correct_all
 from redline_service.scheduling.batcher import Batcher
 from redline_service.scheduling.errors import OverloadedError

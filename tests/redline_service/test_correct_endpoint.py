@@ -19,7 +19,7 @@ from redline.wire.correction import CorrectOptions, CorrectRequest
 from redline_model.bundle.bundle import Bundle
 from redline_model.correction.edits import TextEdit, apply_edits
 from redline_model.correction.rewriter import Correction
-from redline_model.encoding.encoder import EncodedItem
+from redline_model.encoding.items import EncodedItem
 from redline_model.scorers.seq2seq import Seq2SeqScorer
 from redline_service.engine import Engine
 from tests.conftest import build_causal, build_scorer, write_bundle
@@ -368,7 +368,7 @@ def test_the_response_names_model_options_and_token_usage(bundle: Bundle) -> Non
 
 
 def _item(text: str) -> Any:
-    from redline_model.encoding.encoder import Item
+    from redline_model.encoding.items import Item
 
     return Item(PROMPT, text)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from redline_model.encoding.encoder import EncodedItem
+from redline_model.encoding.items import EncodedItem
 from redline_service.scheduling.batcher import ARRIVAL_DEADLINE_SHARE, Batcher
 from redline_service.scheduling.errors import DeadlineExceededError, OverloadedError
 from redline_service.scheduling.throughput import Throughput

@@ -13,7 +13,7 @@ import pytest
 
 from redline_model.bundle.bundle import Bundle
 from redline_model.correction.edits import TextEdit, apply_edits
-from redline_model.encoding.encoder import Item
+from redline_model.encoding.items import Item
 from redline_model.reward_spec import RewardSpec
 from tests.redline_service.conftest import with_service
 

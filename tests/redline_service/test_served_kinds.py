@@ -14,7 +14,7 @@ from redline.wire import ScoreOptions, ScoreResponse
 from redline.wire.correction import CorrectOptions, CorrectResponse
 from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.derive import derive_ensemble, derive_red
-from redline_model.encoding.encoder import Item
+from redline_model.encoding.items import Item
 from redline_model.reward_spec import all_reward_specs, spec_key
 from redline_trainer.evaluation.length_calibration import derive_length_calibrated, evaluate_on
 from tests.conftest import build_dpo, build_scalar, build_scorer, write_bundle

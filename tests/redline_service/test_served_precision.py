@@ -11,7 +11,7 @@ from redline.causal_lm import cpu_precision as module
 from redline.causal_lm.cpu_precision import ENVIRONMENT
 from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.load_options import LoadOptions
-from redline_model.encoding.encoder import Item
+from redline_model.encoding.items import Item
 from redline_model.reward_spec import reward_spec
 from redline_model.scorer import Scorer
 from tests.conftest import build_dpo, build_scalar, build_scorer, write_bundle

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from redline_model.bundle.bundle import Bundle
-from redline_model.encoding.encoder import EncodedItem, Item
+from redline_model.encoding.items import EncodedItem, Item
 from redline_model.errors import OutOfMemoryError
 from redline_model.scorer import Scorer
 from redline_model.scorers.seq2seq import Seq2SeqScorer

@@ -12,7 +12,7 @@ import torch
 from redline.preference_data.rows import Pair
 from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.manifest import DataSource
-from redline_model.encoding.encoder import Item
+from redline_model.encoding.items import Item
 from redline_model.errors import BundleError, DataError, UnsupportedError
 from redline_model.reward_spec import RewardSpec, reward_spec
 from redline_model.scorer import Scorer, forward_all

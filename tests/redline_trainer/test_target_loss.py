@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from redline_model.encoding.encoder import EncodedItem
+from redline_model.encoding.items import EncodedItem
 from redline_model.inference.target_logits import TargetForward, probed_targets
 from redline_trainer.encode_pairs import EncodedPair
 from redline_trainer.objectives.dpo import DPOObjective

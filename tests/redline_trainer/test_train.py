@@ -16,7 +16,7 @@ from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.load_options import LoadOptions
 from redline_model.bundle.loading import load_tokenizer
 from redline_model.bundle.make_encoder import make_encoder
-from redline_model.encoding.encoder import Item
+from redline_model.encoding.items import Item
 from redline_model.errors import BundleError, DataError
 from redline_model.options import Template
 from redline_model.reward_spec import RewardSpec

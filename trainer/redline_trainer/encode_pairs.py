@@ -9,7 +9,8 @@ from typing import NamedTuple
 from redline.files.row_files import Problems
 from redline.preference_data.row_report import MAX_SHOWN, RowReport
 from redline.preference_data.rows import Pair
-from redline_model.encoding.encoder import EncodedItem, Encoder, Item
+from redline_model.encoding.encoder import Encoder
+from redline_model.encoding.items import EncodedItem, Item
 from redline_model.errors import DataError, ItemError, TooLongError
 
 

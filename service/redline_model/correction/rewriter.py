@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 
 from redline_model.correction.drafting import Draft
-from redline_model.encoding.encoder import EncodedItem, Encoder
+from redline_model.encoding.encoder import Encoder
+from redline_model.encoding.items import EncodedItem
 from redline_model.extraction import TokenStatistics, divergence
 from redline_model.inference.packed_attention import KVCache, PackedSegment
 from redline_model.inference.padding import pad

@@ -12,7 +12,8 @@ from itertools import takewhile
 from typing import Any
 
 from redline.chat_template import RenderError
-from redline_model.encoding.encoder import EncodedItem, Encoder, Item
+from redline_model.encoding.encoder import Encoder
+from redline_model.encoding.items import EncodedItem, Item
 from redline_model.errors import EmptyResponseError, TooLongError
 from redline_model.options import Template
 

@@ -10,15 +10,15 @@ any other text.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from redline.chat_template import ChatTemplateParser, Preceding, TemplateParts
 from redline.messages import Message, MessageError, Prompt, normalized
 from redline.spans import Span
 from redline.text.token_spans import token_spans
 from redline_model.encoding.guarded_tokenizer import GuardedTokenizer
+from redline_model.encoding.items import EncodedItem, Item
 from redline_model.encoding.prompt_layout import apply_layout, make_layout, prompt_key
 from redline_model.encoding.size_limits import limit_item
 from redline_model.encoding.sized_cache import SizedCache
@@ -34,39 +34,6 @@ from redline_model.options import Template
 # Sizes of the caches below, in characters plus token ids; an id takes about 36 bytes.
 _MAX_CACHED_PROMPTS = 2**21
 _MAX_CACHED_PARTS = 2**18
-
-
-class Item(NamedTuple):
-    """A (prompt, response) pair from a caller: text, or ids of the model's own tokenizer.
-
-    ``tools``: tools for the model's chat template.
-    """
-
-    prompt: Prompt | Sequence[int]
-    response: str | Sequence[int]
-    is_finished: bool = True
-    on_too_long: Literal["error", "truncate"] = "error"
-    has_only_end: bool = False  # the response is empty text and means the end-of-sequence token alone
-    tools: Sequence[Any] | None = None
-
-
-@dataclass(frozen=True)
-class EncodedItem:
-    """An item as ids, ready for any scorer.
-
-    ``prefix_ids``: the rendered prompt up to the response. ``response_ids``: the response without its end token.
-    ``target_ids``: ``response_ids`` and, if the response is finished, the end token; the T tokens that get rewards.
-    ``instruction_ids``: between the response and its rewrite. ``offsets``: one span per target token.
-    """
-
-    prefix_ids: list[int]
-    response_ids: list[int]
-    instruction_ids: list[int]
-    target_ids: list[int]
-    offsets: list[Span]
-    text: str = field(repr=False)
-    is_finished: bool = True
-    is_truncated: bool = False
 
 
 # How a scorer's sequence is composed of the parts of an EncodedItem:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from redline.chat_template import (
     ChatRenderer,
@@ -17,9 +17,7 @@ from redline.chat_template import (
 from redline.chat_template.turn_markers import turn_markers
 from redline.messages import Message
 from redline_model.errors import InvalidPromptError, UnsupportedError
-
-if TYPE_CHECKING:
-    from redline_model.options import Template
+from redline_model.options import Template
 
 T = TypeVar("T")
 Ids = tuple[list[int], list[int]]

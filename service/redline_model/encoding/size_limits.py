@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from redline.messages import normalized
+from redline.messages import Message, Prompt, normalized
+from redline_model.encoding.items import Item
 from redline_model.errors import TooLongError
-
-if TYPE_CHECKING:
-    from redline.messages import Message, Prompt
-    from redline_model.encoding.encoder import Item
 
 # A prompt is cut to this many characters more than needed, because the first tokens after a cut may differ.
 _SPARE_CHARS = 1024

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from redline_model.encoding.encoder import EncodedItem
+from redline_model.encoding.items import EncodedItem
 from redline_model.inference.causal_forward import CausalForward, PrefixedSequence
 from redline_model.inference.padding import pack_by_length
 from redline_model.inference.prefix_cache import Prefix, PrefixCache

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from redline_model.encoding.encoder import EncodedItem
+from redline_model.encoding.items import EncodedItem
 from redline_model.errors import UnsupportedError
 from redline_model.inference.causal_forward import CausalForward, PrefixedSequence
 from redline_model.inference.probes import differs

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from redline.causal_lm.rotary import RotaryState
-from redline_model.encoding.encoder import EncodedItem
+from redline_model.encoding.items import EncodedItem
 from redline_model.errors import UnsupportedError
 from redline_model.inference.causal_forward import CausalForward, PrefixedSequence, pad_sequences
 from redline_model.inference.lm_head import IdentityProjection, LMHead, Projection

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from redline_model.encoding.encoder import EncodedItem
+from redline_model.encoding.items import EncodedItem
 from redline_model.extraction import TokenStatistics, token_statistics
 from redline_model.inference.packed_attention import KVCache
 from redline_model.inference.target_logits import CausalTargets, EncoderDecoderTargets

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Self, TypeVar
 
-from redline_model.encoding.encoder import EncodedItem, Encoder
+from redline_model.encoding.encoder import Encoder
+from redline_model.encoding.items import EncodedItem
 from redline_model.inference.causal_forward import PrefixedSequence
 from redline_model.inference.planner import CausalPlanner, Planner
 from redline_model.inference.score_head import ScalarForward, prompt_and_response

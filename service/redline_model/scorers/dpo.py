@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from redline_model.encoding.encoder import EncodedItem, Encoder
+from redline_model.encoding.encoder import Encoder
+from redline_model.encoding.items import EncodedItem
 from redline_model.errors import NonFiniteError, UnsupportedError
 from redline_model.extraction import aggregate_rewards
 from redline_model.inference.causal_forward import PrefixedSequence

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from redline_model.encoding.encoder import EncodedItem, Encoder
+from redline_model.encoding.encoder import Encoder
+from redline_model.encoding.items import EncodedItem
 from redline_model.encoding.tokenizer_identity import tokenizer_fingerprint
 from redline_model.errors import UnsupportedError
 from redline_model.extraction import move_score

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from redline_model.correction.rewriter import Rewriter
-from redline_model.encoding.encoder import EncodedItem
+from redline_model.encoding.items import EncodedItem
 from redline_model.errors import UnsupportedError
 from redline_model.extraction import move_score
 from redline_model.kinds import BundleReader, KindSpec

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from redline_model.encoding.encoder import EncodedItem, Encoder
+from redline_model.encoding.encoder import Encoder
+from redline_model.encoding.items import EncodedItem
 from redline_model.errors import NonFiniteError
 from redline_model.extraction import aggregate_rewards
 from redline_model.inference.causal_forward import PrefixedSequence

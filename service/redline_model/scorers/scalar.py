@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from redline_model.encoding.encoder import EncodedItem
+from redline_model.encoding.items import EncodedItem
 from redline_model.errors import NonFiniteError
 from redline_model.extraction import aggregate_rewards
 from redline_model.inference.causal_forward import PrefixedSequence

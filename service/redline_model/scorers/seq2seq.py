@@ -14,7 +14,8 @@ import torch
 from transformers import GenerationConfig
 
 from redline_model.correction.rewriter import PackedRewriter, PaddedRewriter, Rewriter
-from redline_model.encoding.encoder import EncodedItem, Encoder
+from redline_model.encoding.encoder import Encoder
+from redline_model.encoding.items import EncodedItem
 from redline_model.errors import NonFiniteError
 from redline_model.extraction import TokenStatistics, aggregate_rewards, divergence, extract
 from redline_model.inference.planner import Planner

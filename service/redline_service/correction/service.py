@@ -9,7 +9,7 @@ from typing import Any
 
 from redline.wire import ItemError, ResponseItem, Usage
 from redline.wire.correction import CorrectionResult, CorrectRequest
-from redline_model.encoding.encoder import EncodedItem
+from redline_model.encoding.items import EncodedItem
 from redline_model.reward_spec import RewardSpec
 from redline_model.scorer import Scorer
 from redline_service.correction.state import CorrectionState

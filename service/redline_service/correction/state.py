@@ -7,7 +7,7 @@ from typing import Any
 
 from redline.wire.correction import CorrectOptions, Ended, ItemCorrection
 from redline_model.correction.rewriter import Correction
-from redline_model.encoding.encoder import EncodedItem
+from redline_model.encoding.items import EncodedItem
 from redline_model.errors import EmptyResponseError, RedlineModelError, TooLongError
 from redline_service.correction.wire_edits import wire_edits, without_cut_character
 from redline_service.scheduling.jobs import JobResult

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Coroutine, Hashable, Iterator, Sequence
 from typing import Any
 
-from redline_model.encoding.encoder import EncodedItem
+from redline_model.encoding.items import EncodedItem
 from redline_model.scorer import Scorer
 from redline_service.scheduling.errors import DeadlineExceededError, OverloadedError
 from redline_service.scheduling.job_queue import JobQueue

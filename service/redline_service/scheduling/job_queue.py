@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from itertools import count
 
-from redline_model.encoding.encoder import EncodedItem
+from redline_model.encoding.items import EncodedItem
 from redline_model.inference.planner import Planner
 from redline_model.inference.prefix_cache import Prefix
 from redline_service.scheduling.fair_queue import FairQueue

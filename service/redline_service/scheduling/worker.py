@@ -13,7 +13,7 @@ import torch
 
 from redline_model.bundle.loading import is_out_of_memory
 from redline_model.correction.rewriter import Correction, Rewriter
-from redline_model.encoding.encoder import EncodedItem
+from redline_model.encoding.items import EncodedItem
 from redline_model.errors import ItemError, OutOfMemoryError, RedlineModelError
 from redline_model.scorer import Scorer
 

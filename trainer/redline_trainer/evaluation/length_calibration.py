@@ -22,7 +22,7 @@ from redline_model.bundle.derive import (
 from redline_model.bundle.files import check_free
 from redline_model.bundle.load_options import LoadOptions
 from redline_model.bundle.manifest import DataSource, Manifest
-from redline_model.encoding.encoder import EncodedItem
+from redline_model.encoding.items import EncodedItem
 from redline_model.errors import DataError, UnsupportedError
 from redline_model.options import LengthCalibration, LengthCurve
 from redline_model.reward_spec import all_reward_specs, spec_key

@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from redline_model.encoding.encoder import EncodedItem
+from redline_model.encoding.items import EncodedItem
 from redline_model.inference.causal_forward import PrefixedSequence
 from redline_model.inference.padding import pack_by_length
 from redline_model.inference.score_head import ScalarForward

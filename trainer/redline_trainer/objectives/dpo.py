@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from redline_model.encoding.encoder import EncodedItem
+from redline_model.encoding.items import EncodedItem
 from redline_model.inference.causal_forward import PrefixedSequence
 from redline_model.inference.padding import pack_by_length
 from redline_model.inference.probes import without_dropout

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from redline_model.encoding.encoder import EncodedItem
+from redline_model.encoding.items import EncodedItem
 from redline_model.inference.score_head import linear_float32
 from redline_trainer.correlation import pearson
 from redline_trainer.encode_pairs import EncodedPair

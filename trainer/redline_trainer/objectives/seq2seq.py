@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from redline_model.encoding.encoder import EncodedItem
+from redline_model.encoding.items import EncodedItem
 from redline_model.inference.target_logits import probed_targets
 from redline_trainer.encode_pairs import EncodedPair, correction_item, mismatch_item
 from redline_trainer.objectives.base import Objective
