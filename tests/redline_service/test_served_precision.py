@@ -36,7 +36,7 @@ def test_http_and_offline_scores_are_equal(
 ) -> None:
     monkeypatch.delenv(ENVIRONMENT, raising=False)
     speeds = (50.0, 400.0) if precision == "bfloat16" else (50.0, 20.0)
-    monkeypatch.setattr(module, "_known", module.choose(*speeds))
+    monkeypatch.setattr(module, "_cached", module.choose(*speeds))
     if kind in {"scalar", "red"}:
         scorer = build_scorer(kind, build_scalar(len(tokenizer)), tokenizer)
     else:

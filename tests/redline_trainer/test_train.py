@@ -405,7 +405,7 @@ def test_on_a_cpu_the_precision_follows_the_measurement_and_weights_stay_float32
     method: str,
 ) -> None:
     monkeypatch.delenv("REDLINE_CPU_PRECISION", raising=False)
-    monkeypatch.setattr("redline.causal_lm.cpu_precision._known", choose(*speeds))
+    monkeypatch.setattr("redline.causal_lm.cpu_precision._cached", choose(*speeds))
     plain, seen = Seq2SeqObjective.loss, []
 
     def watched(self: Seq2SeqObjective, examples: Any) -> torch.Tensor:
