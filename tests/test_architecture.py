@@ -114,7 +114,13 @@ LAYERS = {
 }
 
 # import paths of 0.1, kept until 0.2
-ALIASES = {"redline/cli.py", "redline/integrations/sampled.py", "redline/integrations/credit.py"}
+ALIASES = {
+    "redline/cli.py",
+    "redline/alignment.py",
+    "redline/retry.py",
+    "redline/integrations/sampled.py",
+    "redline/integrations/credit.py",
+}
 
 
 def modules() -> list[tuple[str, Path]]:

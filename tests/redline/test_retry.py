@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -180,3 +181,10 @@ def test_replacing_fields_of_a_policy_gives_no_warning() -> None:
     policy = RetryPolicy(max_elapsed_s=7.0)
     assert policy.for_items().max_elapsed_s == 7.0
     assert dataclasses.replace(policy, max_attempts=2) == RetryPolicy(max_attempts=2, max_elapsed_s=7.0)
+
+
+def test_the_old_name_of_the_time_limit_can_be_read() -> None:
+    policy = RetryPolicy(max_elapsed_s=7.0)
+    with pytest.warns(DeprecationWarning, match="max_elapsed_s"):
+        assert policy.patience_s == 7.0
+    assert replace(policy, max_attempts=2) == RetryPolicy(max_attempts=2, max_elapsed_s=7.0)

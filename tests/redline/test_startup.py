@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 
@@ -58,3 +59,18 @@ def test_public_names_do_not_depend_on_import_order(first: str) -> None:
     code = f"import {first}; from redline import token_spans, RewardClient; print(token_spans.__name__, RewardClient)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout == "token_spans <class 'redline.client.RewardClient'>\n"
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("redline.cli", ("main",)),
+        ("redline.alignment", ("align_rewards", "check_offsets")),
+        ("redline.retry", ("RetryPolicy", "NO_RETRY")),
+        ("redline.integrations.sampled", ("TokenRewarder", "TokenRewards", "Sampled", "read_sampled", "ClientPerLoop")),
+        ("redline.integrations.credit", ("rewards_to_go", "leave_one_out_advantages")),
+    ],
+)
+def test_import_paths_of_0_1_still_work(module: str, names: tuple[str, ...]) -> None:
+    imported = import_module(module)
+    assert [name for name in names if not hasattr(imported, name)] == []

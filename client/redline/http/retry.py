@@ -7,7 +7,7 @@ import random
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import InitVar, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from redline.errors import AnswerMismatchError, ConnectionFailedError, RedlineError, ServiceError
@@ -16,9 +16,10 @@ from redline.wire import ErrorCode
 _ITEM_ATTEMPTS = 5
 OnWait = Callable[[RedlineError, float], None]
 _UNSET: Any = object()
+_RENAMED = "RetryPolicy: patience_s is named max_elapsed_s; the old name is removed in 0.2"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class RetryPolicy:
     """Exponential backoff with jitter and a maximum wait; Retry-After is honoured.
 
@@ -36,13 +37,29 @@ class RetryPolicy:
     first_wait_s: float = 0.25
     longest_wait_s: float = 20.0
     has_jitter: bool = True
-    patience_s: InitVar[float | None] = field(default=_UNSET, kw_only=True)
 
-    def __post_init__(self, patience_s: float | None) -> None:
+    def __init__(
+        self,
+        max_attempts: int | None = max_attempts,
+        max_elapsed_s: float | None = max_elapsed_s,
+        first_wait_s: float = first_wait_s,
+        longest_wait_s: float = longest_wait_s,
+        has_jitter: bool = has_jitter,
+        *,
+        patience_s: float | None = _UNSET,
+    ) -> None:
         if patience_s is not _UNSET:
-            message = "RetryPolicy: patience_s is named max_elapsed_s; the old name is removed in 0.2"
-            warnings.warn(message, DeprecationWarning, stacklevel=3)
-            object.__setattr__(self, "max_elapsed_s", patience_s)
+            warnings.warn(_RENAMED, DeprecationWarning, stacklevel=2)
+            max_elapsed_s = patience_s
+        values = (max_attempts, max_elapsed_s, first_wait_s, longest_wait_s, has_jitter)
+        for own_field, value in zip(fields(self), values, strict=True):
+            object.__setattr__(self, own_field.name, value)
+
+    @property
+    def patience_s(self) -> float | None:
+        """``max_elapsed_s``, with a DeprecationWarning."""
+        warnings.warn(_RENAMED, DeprecationWarning, stacklevel=2)
+        return self.max_elapsed_s
 
     def for_items(self) -> RetryPolicy:
         """The policy for items that failed in a reachable service: at most a few attempts."""
