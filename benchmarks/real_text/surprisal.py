@@ -10,8 +10,8 @@ from redline_model.bundle.loading import load_model, load_tokenizer
 from redline_model.bundle.make_encoder import make_encoder
 from redline_model.encoding.items import EncodedItem
 from redline_model.extraction import TokenStatistics
+from redline_model.inference.target_logits import response_only
 from redline_model.options import Extraction, Template
-from redline_model.scorers.dpo import response_only
 from redline_model.scorers.seq2seq import Seq2SeqScorer
 
 

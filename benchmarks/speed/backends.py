@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +128,7 @@ class OfflineBackend:
         self._process.kill()
 
 
-class HttpBackend:
+class HttpBackend(ABC):
     """A server process that is called over HTTP, with as many concurrent requests as there are calls."""
 
     def __init__(self, name: str, command: list[str], port: int, ready: str, **environment: str) -> None:
@@ -147,13 +148,13 @@ class HttpBackend:
                 pass
             time.sleep(0.25)
 
+    @abstractmethod
     def request(self, call: Call, mode: str) -> tuple[str, dict[str, Any]]:
         """Path and body of the request for one call."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answers(self, body: dict[str, Any], call: Call) -> list[Any]:
         """The answer to each item of a call, from the body of the response."""
-        raise NotImplementedError
 
     def score(self, calls: Sequence[Call], mode: str = "paper") -> WorkloadRun:
         """See ``Backend``."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -106,6 +107,7 @@ class KindSpec:
         return self.architecture == "classifier"
 
 
+@cache
 def kind_names() -> tuple[str, ...]:
     """The names of all kinds, sorted. Imports none of them."""
     modules = pkgutil.iter_modules(import_module(_SCORERS).__path__)

@@ -114,3 +114,22 @@ class PaddedPlanner:
     def batches(self, items: Sequence[EncodedItem], max_tokens: int) -> Iterator[list[int]]:
         """See ``Planner``."""
         return pack_by_length(items, self._cost, max_tokens)
+
+
+def causal_planner(
+    forward: CausalForward | None,
+    make_sequence: Callable[[EncodedItem], PrefixedSequence],
+    length: Callable[[EncodedItem], int],
+    prefix_caches: tuple[PrefixCache, ...] | None = None,
+) -> Planner:
+    """The planner of a decoder-only model: ``CausalPlanner``, or ``PaddedPlanner`` if ``forward`` is None.
+
+    Args:
+        forward: the model's forward pass; None if its full logits have to be computed.
+        make_sequence: the sequence that the model reads for an item.
+        length: tokens that it reads for an item.
+        prefix_caches: by default that of ``forward``.
+    """
+    if forward is None:
+        return PaddedPlanner(length, lambda item: make_sequence(item).tokens, prefix_caches or ())
+    return CausalPlanner(forward, make_sequence, length, prefix_caches)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +16,7 @@ from redline_model.inference.causal_forward import CausalForward, PrefixedSequen
 from redline_model.inference.lm_head import IdentityProjection, LMHead, Projection
 from redline_model.inference.packed_attention import KVCache
 from redline_model.inference.padding import pad, to_device
-from redline_model.inference.planner import CausalPlanner, PaddedPlanner, Planner
+from redline_model.inference.planner import PaddedPlanner, Planner, causal_planner
 
 
 class TargetForward(Protocol):
@@ -51,6 +52,16 @@ def target_sequence(item: EncodedItem) -> tuple[PrefixedSequence, range]:
     return PrefixedSequence(tuple(prefix), suffix), range(start, start + len(item.target_ids))
 
 
+def response_only(item: EncodedItem) -> EncodedItem:
+    """``item`` with its target directly after its prompt: ``[x, y]``."""
+    return replace(item, response_ids=[], instruction_ids=[])
+
+
+def direct_sequence(item: EncodedItem) -> PrefixedSequence:
+    """``[x, y]`` without its last token, for models that read the response once."""
+    return target_sequence(response_only(item))[0]
+
+
 def all_target_ids(items: Sequence[EncodedItem]) -> list[int]:
     """The items' targets, one after the other."""
     return [i for item in items for i in item.target_ids]
@@ -70,11 +81,7 @@ class CausalTargets:
         self.head = head
         self.forward = forward
         self.rotary = RotaryState(model)
-        self.planner: Planner = (
-            PaddedPlanner(_length, lambda item: target_sequence(item)[0].tokens)
-            if forward is None
-            else CausalPlanner(forward, lambda item: target_sequence(item)[0], _length)
-        )
+        self.planner: Planner = causal_planner(forward, lambda item: target_sequence(item)[0], _length)
 
     @property
     def projection(self) -> Projection:

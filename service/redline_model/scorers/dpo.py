@@ -7,7 +7,6 @@ prompt only, the reward whose optimal policy under a KL penalty of ``beta`` is `
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -17,9 +16,8 @@ from redline_model.encoding.encoder import Encoder
 from redline_model.encoding.items import EncodedItem
 from redline_model.errors import NonFiniteError, UnsupportedError
 from redline_model.extraction import aggregate_rewards
-from redline_model.inference.causal_forward import PrefixedSequence
-from redline_model.inference.planner import CausalPlanner, PaddedPlanner, Planner
-from redline_model.inference.target_logits import CausalTargets, target_sequence
+from redline_model.inference.planner import Planner, causal_planner
+from redline_model.inference.target_logits import CausalTargets, direct_sequence, response_only
 from redline_model.inference.token_statistics import start_token_statistics
 from redline_model.kinds import BundleReader, KindSpec
 from redline_model.options import Extraction, Mode
@@ -27,11 +25,6 @@ from redline_model.reward_spec import RewardSpec
 from redline_model.scorer import ScoredResponse, ScoreOnly
 
 REFERENCE = "reference"  # the sub-folder of a bundle with the reference model, from which the policy was trained
-
-
-def response_only(item: EncodedItem) -> EncodedItem:
-    """``item`` with its target directly after its prompt: ``[x, y]``."""
-    return replace(item, response_ids=[], instruction_ids=[])
 
 
 class DPOOutput(NamedTuple):
@@ -117,17 +110,11 @@ def _length(item: EncodedItem) -> int:
     return len(item.prefix_ids) + len(item.target_ids)
 
 
-def _sequence(item: EncodedItem) -> PrefixedSequence:
-    return target_sequence(response_only(item))[0]
-
-
 def _planner(forwards: tuple[CausalTargets, CausalTargets]) -> Planner:
     """Passes for both models: padded if either model needs padding, because padded passes also fit a packed model."""
     leader = min(forwards, key=lambda forward: forward.is_packed)
     caches = tuple(forward.forward.cache for forward in forwards if forward.forward is not None)
-    if leader.forward is None:
-        return PaddedPlanner(_length, lambda item: _sequence(item).tokens, caches)
-    return CausalPlanner(leader.forward, _sequence, _length, caches)
+    return causal_planner(leader.forward, direct_sequence, _length, caches)
 
 
 def _load(reader: BundleReader) -> DPOScorer:

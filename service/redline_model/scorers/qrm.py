@@ -20,15 +20,13 @@ from redline_model.encoding.encoder import Encoder
 from redline_model.encoding.items import EncodedItem
 from redline_model.errors import NonFiniteError
 from redline_model.extraction import aggregate_rewards
-from redline_model.inference.causal_forward import PrefixedSequence
-from redline_model.inference.planner import CausalPlanner, PaddedPlanner, Planner
-from redline_model.inference.target_logits import CausalTargets, target_sequence
+from redline_model.inference.planner import Planner, causal_planner
+from redline_model.inference.target_logits import CausalTargets, direct_sequence, response_only
 from redline_model.inference.token_statistics import start_copy_to_cpu
 from redline_model.kinds import KindSpec
 from redline_model.options import Extraction, Mode
 from redline_model.reward_spec import RewardSpec
 from redline_model.scorer import ScoredResponse, ScoreOnly
-from redline_model.scorers.dpo import response_only
 
 
 def ranking_loss(chosen: Sequence[Tensor], rejected: Sequence[Tensor]) -> Tensor:
@@ -62,10 +60,8 @@ class QRMScorer(ScoreOnly[Tensor]):
         self.encoder = encoder
         self.extraction = extraction
         self._forward = forward
-        self.planner: Planner = (
-            PaddedPlanner(lambda item: _sequence(item).tokens)
-            if forward.forward is None
-            else CausalPlanner(forward.forward, _sequence)
+        self.planner: Planner = causal_planner(
+            forward.forward, direct_sequence, lambda item: direct_sequence(item).tokens
         )
 
     @torch.inference_mode()
@@ -84,10 +80,6 @@ class QRMScorer(ScoreOnly[Tensor]):
             raise NonFiniteError("the model's output for this item holds NaN or infinity")
         rewards = output.double()
         return ScoredResponse(aggregate_rewards(rewards, spec.aggregate), rewards.tolist(), None)
-
-
-def _sequence(item: EncodedItem) -> PrefixedSequence:
-    return target_sequence(response_only(item))[0]
 
 
 KIND = KindSpec(

@@ -18,8 +18,7 @@ from redline_model.encoding.items import EncodedItem
 from redline_model.inference.causal_forward import PrefixedSequence
 from redline_model.inference.padding import pack_by_length
 from redline_model.inference.probes import without_dropout
-from redline_model.inference.target_logits import CausalTargets, target_sequence
-from redline_model.scorers.dpo import response_only
+from redline_model.inference.target_logits import CausalTargets, direct_sequence, response_only
 from redline_trainer.encode_pairs import EncodedPair
 from redline_trainer.objectives.base import Objective
 from redline_trainer.objectives.target_loss import target_nll
@@ -55,7 +54,7 @@ class DPOObjective(Objective[EncodedPair]):
             )
         pairs = []
         for example in examples:
-            chosen, rejected = (target_sequence(response_only(side))[0] for side in (example.chosen, example.rejected))
+            chosen, rejected = (direct_sequence(side) for side in (example.chosen, example.rejected))
             pairs.append(PrefixedSequence(chosen.prefix, [*chosen.suffix, *rejected.suffix]))
         return causal.batches(pairs, max_tokens)
 
