@@ -30,7 +30,7 @@ from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.load_options import LoadOptions
 from redline_model.encoding.items import EncodedItem
 from redline_model.reward_spec import reward_spec
-from redline_model.scorer import Scorer, forward_all
+from redline_model.scorer import Scorer, outputs_and_corrections
 from redline_trainer.config import TrainConfig
 from redline_trainer.correlation import pearson
 from redline_trainer.encode_pairs import encode_pairs
@@ -43,10 +43,11 @@ _PROMPT_CHARACTERS = 200
 def scored(scorer: Scorer[Any], items: Sequence[EncodedItem]) -> tuple[torch.Tensor, float]:
     """Scores ``(N,)`` and scored tokens per second."""
     started = time.perf_counter()
-    outputs = forward_all(scorer, items, 2048)
-    seconds = time.perf_counter() - started
     spec = reward_spec(scorer)
-    scores = torch.tensor([scorer.to_rewards(output, spec).score for output in outputs], dtype=torch.float64)
+    outputs = outputs_and_corrections(scorer, items, 2048, with_corrections=spec.needs_correction)
+    seconds = time.perf_counter() - started
+    scored = [scorer.to_rewards(output, spec, correction).score for output, correction in outputs]
+    scores = torch.tensor(scored, dtype=torch.float64)
     return scores, sum(len(item.target_ids) for item in items) / seconds
 
 

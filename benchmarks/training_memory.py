@@ -64,7 +64,7 @@ class KeptLogits(Seq2SeqObjective):
             F.cross_entropy(logits.float(), ids, reduction="none")
             for logits, ids in self._forward.logits([example.item for example in examples])
         ]
-        weights = [example.weight for example in examples for _ in example.item.target_ids]
+        weights = [weight for example in examples for weight in example.weights]
         return (torch.cat(parts) * torch.tensor(weights, device=parts[0].device)).sum()
 
 

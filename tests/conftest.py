@@ -133,12 +133,14 @@ def build_scorer(
     max_tokens: int | None = 512,
     template: Template | None = None,
     prefix_cache_tokens: int = 0,
+    extraction: Extraction | None = None,
     **own: Any,
 ) -> Scorer[Any]:
     """A scorer around a model, as a bundle would build it. ``own``: arguments of the scorer's class."""
     chosen = template or Template.fitting(tokenizer)
     encoder = make_encoder(kind, model.config, tokenizer, chosen, max_tokens)
-    return make_scorer(kind, model, encoder, Extraction(), prefix_cache_tokens=prefix_cache_tokens, **own)
+    extraction = extraction or Extraction()
+    return make_scorer(kind, model, encoder, extraction, prefix_cache_tokens=prefix_cache_tokens, **own)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from redline.ppo import Rollout, Scored, Scores
 from redline.text.alignment import align_rewards
 from redline_model.encoding.items import Item
 from redline_model.reward_spec import RewardSpec
-from redline_model.scorer import ScoredResponse, Scorer, forward_all
+from redline_model.scorer import ScoredResponse, Scorer, outputs_and_corrections
 
 # The token rewards of a response: unchanged; divided by its length; or their sum on its last token.
 Placement = Literal["tokens", "mean", "last"]
@@ -22,8 +22,11 @@ def score_texts(
 ) -> list[tuple[ScoredResponse, list[tuple[int, int]]]]:
     """The scored response of each item, and the character spans of the tokens that its rewards belong to."""
     encoded = [scorer.encoder.encode(item) for item in items]
-    outputs = forward_all(scorer, encoded, _MAX_BATCH_TOKENS)
-    return [(scorer.to_rewards(output, spec), list(e.offsets)) for output, e in zip(outputs, encoded, strict=True)]
+    outputs = outputs_and_corrections(scorer, encoded, _MAX_BATCH_TOKENS, with_corrections=spec.needs_correction)
+    return [
+        (scorer.to_rewards(output, spec, correction), list(item.offsets))
+        for (output, correction), item in zip(outputs, encoded, strict=True)
+    ]
 
 
 class LocalRewards:

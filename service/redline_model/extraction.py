@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from redline_model.options import Aggregate, Extraction, Mode
+from redline_model.errors import UnsupportedError
+from redline_model.options import CORRECTION_MODES, Aggregate, Extraction, Mode
 
 _BLOCK_ELEMENTS = 2**20
 
@@ -25,6 +26,8 @@ class TokenStatistics(NamedTuple):
 
     ``logprob``: log pi(y_t), nats. ``best_logprob``: log pi(a_t). ``entropy``: of pi, nats.
     ``best_ids``: a_t. ``agrees``: True if ``a_t == y_t``.
+    ``without_response``: the same statistics of ``pi(. | x, y_<t)``, the pass in which the response is not in the
+    context; None if the model was not fitted for it.
     """
 
     logprob: Tensor
@@ -32,6 +35,7 @@ class TokenStatistics(NamedTuple):
     entropy: Tensor
     best_ids: Tensor
     agrees: Tensor
+    without_response: TokenStatistics | None = None
 
 
 def token_statistics(logits: Tensor, target_ids: Tensor) -> TokenStatistics:
@@ -44,10 +48,11 @@ def token_statistics(logits: Tensor, target_ids: Tensor) -> TokenStatistics:
     blocks = [
         _statistics(*block) for block in zip(torch.split(logits, rows), torch.split(target_ids, rows), strict=True)
     ]
-    return TokenStatistics(*(torch.cat(field) for field in zip(*blocks, strict=True)))
+    logprob, best_logprob, entropy, best_ids, agrees = (torch.cat(field) for field in zip(*blocks, strict=True))
+    return TokenStatistics(logprob, best_logprob, entropy, best_ids, agrees)
 
 
-def _statistics(logits: Tensor, target_ids: Tensor) -> TokenStatistics:
+def _statistics(logits: Tensor, target_ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     logits = logits.float()
     best, best_ids = logits.max(dim=-1)
     below = logits - best.unsqueeze(-1)
@@ -57,7 +62,7 @@ def _statistics(logits: Tensor, target_ids: Tensor) -> TokenStatistics:
     log_total = total.log()
     # p log p is 0 for p = 0, and a logit of minus infinity must not make it NaN
     entropy = log_total - torch.linalg.vecdot(weights, below.clamp_(min=-1e9)) / total
-    return TokenStatistics(target_logit - log_total, -log_total, entropy, best_ids, best_ids == target_ids)
+    return target_logit - log_total, -log_total, entropy, best_ids, best_ids == target_ids
 
 
 def divergence(agrees: Tensor) -> int | None:
@@ -89,6 +94,11 @@ def margin(stats: TokenStatistics, options: Extraction) -> Tensor:
     return (stats.logprob - stats.best_logprob).clamp_min(options.margin_floor)
 
 
+def logprob(stats: TokenStatistics, options: Extraction) -> Tensor:
+    """``max(log pi(y_t), logprob_floor)``, nats, ``(T,)``. **Ours.**"""
+    return stats.logprob.clamp_min(options.logprob_floor)
+
+
 def logprob_centered(stats: TokenStatistics, options: Extraction) -> Tensor:
     """``log pi(y_t) + H(pi)``, nats, ``(T,)``: 0 on average for a token sampled from the model. **Ours.**"""
     return stats.logprob + stats.entropy
@@ -100,18 +110,56 @@ def probability(stats: TokenStatistics, options: Extraction) -> Tensor:
     return (stats.logprob.exp() - 0.5).clamp(low, high)
 
 
+def _without_response(stats: TokenStatistics) -> TokenStatistics:
+    if stats.without_response is None:
+        raise UnsupportedError("the model was not fitted to write without the response in its context")
+    return stats.without_response
+
+
+def sft_logprob(stats: TokenStatistics, options: Extraction) -> Tensor:
+    """``logprob`` of the pass in which the response is not in the context, ``(T,)``."""
+    return logprob(_without_response(stats), options)
+
+
+def sft_margin(stats: TokenStatistics, options: Extraction) -> Tensor:
+    """``margin`` of the pass in which the response is not in the context, ``(T,)``."""
+    return margin(_without_response(stats), options)
+
+
 EXTRACTORS: dict[Mode, Callable[[TokenStatistics, Extraction], Tensor]] = {
     "paper": paper,
     "paper_centered": paper_centered,
     "margin": margin,
+    "logprob": logprob,
+    "sft_logprob": sft_logprob,
+    "sft_margin": sft_margin,
     "logprob_centered": logprob_centered,
     "probability": probability,
 }
 
 
-def extract(stats: TokenStatistics, mode: Mode, options: Extraction) -> Tensor:
-    """Token rewards ``(T,)`` under ``mode``."""
-    return EXTRACTORS[mode](stats, options)
+def edits(stats: TokenStatistics, token_edits: Tensor, options: Extraction) -> Tensor:
+    """``w log pi(y_t) - e_t``, ``(T,)``, with ``e_t`` the edits that the model's correction makes there. **Ours.**
+
+    Args:
+        token_edits: ``e_t``, ``(T,)``, see ``redline_model.correction.edits.token_edits``.
+    """
+    return options.edits_logprob_weight * logprob(stats, options) - token_edits
+
+
+def extract(stats: TokenStatistics, mode: Mode, options: Extraction, token_edits: Tensor | None = None) -> Tensor:
+    """Token rewards ``(T,)`` under ``mode``.
+
+    ``token_edits``: ``(T,)``, needed by the modes in ``CORRECTION_MODES`` only.
+
+    Raises:
+        UnsupportedError: the mode needs a correction or a pass that was not computed.
+    """
+    if mode not in CORRECTION_MODES:
+        return EXTRACTORS[mode](stats, options)
+    if token_edits is None:
+        raise UnsupportedError(f"the mode {mode} needs the model's correction of the response")
+    return edits(stats, token_edits, options)
 
 
 def aggregate_rewards(rewards: Tensor, aggregate: Aggregate) -> float:

@@ -10,10 +10,24 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from redline.chat_template import POLICY_SETTINGS
 
-Mode = Literal["paper", "paper_centered", "margin", "logprob_centered", "probability"]
+Mode = Literal[
+    "paper",
+    "paper_centered",
+    "margin",
+    "logprob",
+    "logprob_centered",
+    "probability",
+    "edits",
+    "sft_logprob",
+    "sft_margin",
+]
 Aggregate = Literal["sum", "mean", "last"]
 Combine = Literal["mean", "min", "mean_minus_variance"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+# modes that need the model's correction of the response
+CORRECTION_MODES: tuple[Mode, ...] = ("edits",)
+# modes that read the pass in which the response is not in the context
+SFT_MODES: tuple[Mode, ...] = ("sft_logprob", "sft_margin")
 AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)
 
 
@@ -22,7 +36,13 @@ class Extraction(BaseModel):
 
     ``positive``/``negative``: reward of an agreeing token before k, penalty of a diverging one (mode ``paper``).
     ``after_divergence``: reward of a token that agrees again after k (mode ``paper``).
-    ``margin_floor``: lowest reward of a token in mode ``margin``, nats. ``probability_clip``: mode ``probability``.
+    ``margin_floor``: lowest reward of a token in modes ``margin`` and ``sft_margin``, nats.
+    ``logprob_floor``: lowest reward of a token in modes ``logprob`` and ``sft_logprob``, nats.
+    ``edits_logprob_weight``: reward per nat of ``log pi(y_t)`` in mode ``edits``.
+    ``probability_clip``: mode ``probability``.
+    ``score_mode``: the mode of the score; None for ``mode``.
+    ``has_sft``: whether the model was also fitted to write without the response in its context, so that it offers the
+    modes ``sft_logprob`` and ``sft_margin``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -33,7 +53,22 @@ class Extraction(BaseModel):
     negative: float = 1.0
     after_divergence: float = 0.0
     margin_floor: float = -10.0
+    logprob_floor: float = -10.0
+    edits_logprob_weight: float = 0.1
     probability_clip: tuple[float, float] = (-0.5, 0.5)
+    score_mode: Mode | None = None
+    has_sft: bool = False
+
+    @model_validator(mode="after")
+    def _offers_its_modes(self) -> Self:
+        if not self.has_sft and {self.mode, self.score_mode} & set(SFT_MODES):
+            raise ValueError(f"the modes {', '.join(SFT_MODES)} need a model that was fitted with sft_weight above 0")
+        return self
+
+    def without_corrections(self) -> Extraction:
+        """These settings for a scorer that cannot write corrections: ``logprob`` in place of modes that need one."""
+        modes = {name: "logprob" for name in ("mode", "score_mode") if getattr(self, name) in CORRECTION_MODES}
+        return self.model_copy(update=modes)
 
 
 class Template(BaseModel):

@@ -56,8 +56,16 @@ class Scorer(Protocol[M]):
         """One forward pass over a batch; waits for its outputs."""
         ...
 
-    def to_rewards(self, output: M, spec: RewardSpec) -> ScoredResponse:
-        """The rewards of one item. Raises NonFiniteError."""
+    def to_rewards(self, output: M, spec: RewardSpec, correction: Correction | None = None) -> ScoredResponse:
+        """The rewards of one item.
+
+        Args:
+            correction: the model's correction of the response; only for specifications that need one.
+
+        Raises:
+            NonFiniteError: the output holds NaN or infinity.
+            UnsupportedError: the specification needs a correction, and there is none.
+        """
         ...
 
     def rewriter(self) -> Rewriter[M]:
@@ -100,3 +108,15 @@ def correct_all(scorer: Scorer[M], items: Sequence[EncodedItem]) -> list[tuple[M
     while len(written) < len(started):
         written |= rewriter.advance(rewriter.active())
     return [(output, written[rewrite_id]) for rewrite_id, output in started]
+
+
+def outputs_and_corrections(
+    scorer: Scorer[M], items: Sequence[EncodedItem], max_batch_tokens: int, *, with_corrections: bool
+) -> list[tuple[M, Correction | None]]:
+    """Forward outputs of ``items``, each with its correction if ``with_corrections``; as many passes as needed."""
+    if not with_corrections:
+        return [(output, None) for output in forward_all(scorer, items, max_batch_tokens)]
+    results: dict[int, tuple[M, Correction | None]] = {}
+    for batch in scorer.planner.batches(items, max_batch_tokens):
+        results |= zip(batch, correct_all(scorer, [items[i] for i in batch]), strict=True)
+    return [results[i] for i in range(len(items))]

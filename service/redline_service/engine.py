@@ -189,6 +189,7 @@ class Engine:
             tokenizer_fingerprint=self.fingerprint,
             limits=ModelLimits(max_tokens=scorer.encoder.max_tokens or 0, max_items=self.max_items),
             default_mode=default.mode,
+            default_score_mode=default.score_mode or default.mode,
             default_aggregate=default.aggregate,
             modes=list(scorer.modes),
             aggregates=list(AGGREGATES),
@@ -224,7 +225,7 @@ class Engine:
         results = await self.batcher.run(
             valid_items,
             lengths,
-            wants_correction=resolved.wants_correction,
+            wants_correction=resolved.wants_correction or resolved.spec.needs_correction,
             caller=caller,
             deadline_s=deadline_s - tokenize_s,
         )
@@ -233,6 +234,7 @@ class Engine:
             model=self._model_ref(),
             options=AppliedOptions(
                 mode=resolved.spec.mode,
+                score_mode=resolved.spec.score_mode or resolved.spec.mode,
                 aggregate=resolved.spec.aggregate,
                 calibrated=resolved.calibration is not None,
             ),
@@ -249,7 +251,9 @@ class Engine:
         """Correct the items of a request; arguments and errors as in ``score``."""
         spec = self._resolve_options(request).spec
         items, usage, timing = await self._correction_service.run(request, spec, caller=caller, deadline_s=deadline_s)
-        options = AppliedOptions(mode=spec.mode, aggregate=spec.aggregate, calibrated=False)
+        options = AppliedOptions(
+            mode=spec.mode, score_mode=spec.score_mode or spec.mode, aggregate=spec.aggregate, calibrated=False
+        )
         return CorrectResponse(model=self._model_ref(), options=options, items=items, usage=usage), timing
 
     def _model_ref(self) -> ModelRef:
@@ -268,8 +272,8 @@ class Engine:
                 f"the request has {len(request.items)} items; at most {self.max_items} are allowed",
             )
         try:
-            spec = reward_spec(self._scorer, options.mode, options.aggregate)
-            if options.correction and not self._scorer.can_correct:
+            spec = reward_spec(self._scorer, options.mode, options.aggregate, options.score_mode)
+            if (options.correction or spec.needs_correction) and not self._scorer.can_correct:
                 raise UnsupportedError(f"a {self._scorer.kind} model cannot write corrections")
         except UnsupportedError as error:
             raise RequestError(ErrorCode.UNSUPPORTED, str(error)) from error
@@ -312,7 +316,7 @@ class Engine:
         if isinstance(result.correction, Exception):
             return failed(result.correction)
         try:
-            scored = self._scorer.to_rewards(result.output, resolved.spec)
+            scored = self._scorer.to_rewards(result.output, resolved.spec, result.correction)
         except RedlineModelError as error:
             return failed(error)
         score, rewards, offsets = scored.score, scored.rewards, encoded.offsets
@@ -330,7 +334,7 @@ class Engine:
             diverged_at=scored.diverged_at,
             truncated=encoded.is_truncated,
         )
-        if result.correction is None:
+        if result.correction is None or not resolved.wants_correction:
             return item_score
         is_complete = result.correction.is_complete
         correction = without_cut_character(result.correction.text, is_complete=is_complete)

@@ -12,7 +12,7 @@ import torch
 from redline_model.encoding.items import EncodedItem, Item
 from redline_model.errors import UnsupportedError
 from redline_model.extraction import TokenStatistics, aggregate_rewards, divergence, extract, token_statistics
-from redline_model.options import MODES, Extraction, Mode
+from redline_model.options import CORRECTION_MODES, MODES, Extraction, Mode
 from redline_model.reward_spec import RewardSpec, choose_mode
 from redline_model.scorer import Scorer
 
@@ -87,7 +87,7 @@ def test_one_pass_equals_generating_and_comparing(architecture: str, request: py
 def test_a_score_is_the_same_alone_and_in_any_batch(architecture: str, request: pytest.FixtureRequest) -> None:
     scorer: Scorer[Any] = request.getfixturevalue(architecture)
     items = [scorer.encoder.encode(Item(PROMPT + " please" * n, text)) for n in (0, 7) for text in RESPONSES]
-    for mode in scorer.modes or (None,):
+    for mode in [mode for mode in scorer.modes if mode not in CORRECTION_MODES] or (None,):
         spec = RewardSpec(mode, "sum")
         together = [scorer.to_rewards(m, spec) for m in scorer.forward(items)]
         backwards = [scorer.to_rewards(m, spec) for m in scorer.forward(items[::-1])][::-1]
@@ -166,4 +166,5 @@ def test_aggregates_equal_their_formulas() -> None:
 def test_an_unknown_mode_is_refused_with_the_list_of_modes() -> None:
     with pytest.raises(UnsupportedError, match="margin"):
         choose_mode("papr", "margin")
-    assert set(MODES) == {"paper", "paper_centered", "margin", "logprob_centered", "probability"}
+    published = {"paper", "paper_centered", "margin", "logprob_centered", "probability"}
+    assert set(MODES) == published | {"logprob", "edits", "sft_logprob", "sft_margin"}

@@ -39,7 +39,8 @@ def plain_greedy(scorer: Scorer[Any], item: EncodedItem) -> Correction:
                 out = model(input_ids=torch.tensor([[*source, *written]]))
         written.append(int(out.logits[0, -1].argmax()))
     is_complete = written[-1] == end
-    return Correction(scorer.encoder.decode(written[:-1] if is_complete else written), is_complete)
+    text = scorer.encoder.decode(written[:-1] if is_complete else written)
+    return Correction(text, is_complete, tuple(written), tuple(item.target_ids))
 
 
 def encode_items(scorer: Scorer[Any]) -> list[EncodedItem]:

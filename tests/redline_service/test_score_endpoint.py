@@ -13,8 +13,9 @@ import pytest
 
 from redline_model.bundle.bundle import Bundle
 from redline_model.correction.edits import TextEdit, apply_edits
-from redline_model.encoding.items import Item
+from redline_model.encoding.items import EncodedItem, Item
 from redline_model.reward_spec import RewardSpec
+from redline_model.scorer import ScoredResponse, Scorer, correct_all
 from tests.redline_service.conftest import with_service
 
 Ask = Callable[..., httpx.Response]
@@ -27,12 +28,17 @@ def items_of(response: httpx.Response) -> list[dict[str, Any]]:
     return items
 
 
+def to_rewards(scorer: Scorer[Any], item: EncodedItem, spec: RewardSpec) -> ScoredResponse:
+    [(output, correction)] = correct_all(scorer, [item])
+    return scorer.to_rewards(output, spec, correction)
+
+
 def test_served_scores_equal_the_scorer_s(ask: Ask, bundle: Bundle) -> None:
     for mode in bundle.scorer.modes:
         answer = items_of(ask("POST", "/v1/score", json={"items": [GOOD], "options": {"mode": mode}}))[0]
         scorer = bundle.scorer
         item = scorer.encoder.encode(Item(GOOD["prompt"], GOOD["response"]))
-        scored = scorer.to_rewards(scorer.forward([item])[0], RewardSpec(mode, "sum"))
+        scored = to_rewards(scorer, item, RewardSpec(mode, "sum"))
         assert answer["rewards"] == pytest.approx(scored.rewards, abs=1e-5)
         assert answer["score"] == pytest.approx(scored.score, abs=1e-4)
         assert answer["offsets"] == [list(span) for span in item.offsets]
@@ -42,7 +48,7 @@ def test_served_scores_equal_the_scorer_s(ask: Ask, bundle: Bundle) -> None:
 def test_the_response_names_model_digest_and_options(ask: Ask, bundle: Bundle) -> None:
     body = ask("POST", "/v1/score", json={"items": [GOOD]}).json()
     assert body["model"] == {"name": "default", "digest": bundle.digest, "kind": "seq2seq"}
-    assert body["options"] == {"mode": "margin", "aggregate": "sum", "calibrated": False}
+    assert body["options"] == {"mode": "margin", "score_mode": "margin", "aggregate": "sum", "calibrated": False}
     assert body["usage"]["scored_tokens"] == len(body["items"][0]["rewards"])
 
 

@@ -80,7 +80,7 @@ def test_the_model_endpoint_describes_the_kind(kind: str, served: dict[str, Bund
     assert info["tokenizer_fingerprint"] == bundle.tokenizer_fingerprint
     assert (info["device"], info["dtype"]) == ("cpu", "float32")
     assert bool(info["modes"]) == ("seq2seq" in kind)
-    assert len(info["calibration"]) == {"dpo": 0, "length_calibrated seq2seq": 15}.get(kind, 3)
+    assert len(info["calibration"]) == {"dpo": 0, "length_calibrated seq2seq": 18}.get(kind, 3)
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "dpo"])

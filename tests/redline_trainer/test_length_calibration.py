@@ -14,6 +14,7 @@ from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.manifest import DataSource
 from redline_model.encoding.items import Item
 from redline_model.errors import BundleError, DataError, UnsupportedError
+from redline_model.options import CORRECTION_MODES
 from redline_model.reward_spec import RewardSpec, reward_spec
 from redline_model.scorer import Scorer, forward_all
 from redline_model.scorers.length_calibrated import INNER, LengthCalibratedScorer
@@ -89,7 +90,8 @@ def test_a_length_calibrated_bundle_from_pairs(kind: str, tmp_path: Path, reques
 
 
 def source_keys(bundle: Bundle) -> list[str]:
-    modes = bundle.scorer.modes or (bundle.scorer.kind,)
+    # no curve for modes that need corrections of all responses
+    modes = [mode for mode in bundle.scorer.modes if mode not in CORRECTION_MODES] or [bundle.scorer.kind]
     return [f"{mode}/{aggregate}" for mode in modes for aggregate in ("sum", "mean", "last")]
 
 

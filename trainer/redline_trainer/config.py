@@ -74,6 +74,9 @@ class TrainConfig(BaseModel):
     max_grad_norm: float = Field(default=1.0, gt=0)
     correction_weight: float = Field(default=1.0, ge=0)
     identity_weight: float = Field(default=1.0, ge=0)
+    sft_weight: float = Field(default=0.0, ge=0)
+    edit_weight: float = Field(default=1.0, gt=0)
+    omission: bool = False
     mismatch: bool | None = None
     beta: float = Field(default=0.1, gt=0)
     odin: bool = False
@@ -88,6 +91,7 @@ class TrainConfig(BaseModel):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     instruction: str | None = None
     mode: Mode = "margin"
+    score_mode: Mode | None = None
     aggregate: Aggregate = "sum"
     held_out_share: float = Field(default=0.1, ge=0, lt=1)
     checkpoint_every: int = Field(default=200, ge=1)

@@ -21,6 +21,7 @@ class EncodedPair(NamedTuple):
     ``prompt_key``: equal for pairs with the same prompt.
     ``number``: index of the pair in the list of all pairs.
     ``mismatched``: the chosen response to another prompt, encoded with this prompt; None if there is none.
+    ``shortened``: the chosen response without its end, as a source; None if there is none.
     """
 
     chosen: EncodedItem
@@ -28,6 +29,7 @@ class EncodedPair(NamedTuple):
     prompt_key: str
     number: int = 0
     mismatched: EncodedItem | None = None
+    shortened: EncodedItem | None = None
 
 
 def correction_item(pair: EncodedPair) -> EncodedItem:
@@ -42,6 +44,11 @@ def _to_chosen(source: EncodedItem, pair: EncodedPair) -> EncodedItem:
 def mismatch_item(pair: EncodedPair) -> EncodedItem | None:
     """The item of the mismatch mapping: the mismatched response as source. None if the pair has no such response."""
     return None if pair.mismatched is None else _to_chosen(pair.mismatched, pair)
+
+
+def omission_item(pair: EncodedPair) -> EncodedItem | None:
+    """The item of the omission mapping: the shortened response as source. None if the pair has no such response."""
+    return None if pair.shortened is None else _to_chosen(pair.shortened, pair)
 
 
 def encode_pairs(

@@ -46,3 +46,17 @@ def _mismatched(pair: EncodedPair, other: EncodedPair, encoder: Encoder) -> Enco
     parts = (pair.chosen.prefix_ids, source.response_ids, source.instruction_ids, target.target_ids)
     fits = encoder.max_tokens is None or encoder.length(*map(len, parts)) <= encoder.max_tokens
     return replace(source, prefix_ids=pair.chosen.prefix_ids) if fits else None
+
+
+def with_shortened_responses(pairs: Sequence[EncodedPair], seed: int) -> list[EncodedPair]:
+    """``pairs``, each with its chosen response cut at a random token, as a finished response.
+
+    A response of one token cannot be cut, and gets none.
+    """
+    result = []
+    for pair in pairs:
+        ids = pair.chosen.response_ids
+        rng = random.Random(f"{seed}/shortened/{pair.number}")
+        item = replace(pair.chosen, response_ids=ids[: rng.randint(1, len(ids) - 1)]) if len(ids) > 1 else None
+        result.append(pair._replace(shortened=item))
+    return result

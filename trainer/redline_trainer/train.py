@@ -30,7 +30,7 @@ from redline_trainer.config import TrainConfig
 from redline_trainer.encode_pairs import encode_all
 from redline_trainer.evaluation.accuracy import Evaluation, evaluate
 from redline_trainer.load_pairs import split_by_prompt
-from redline_trainer.mismatched_responses import with_mismatched_responses
+from redline_trainer.mismatched_responses import with_mismatched_responses, with_shortened_responses
 from redline_trainer.objectives.factory import (
     bundle_parts,
     default_learning_rate,
@@ -139,6 +139,8 @@ def train(
         )
     if row_report is not None:
         row_report.finish()
+    if config.omission:
+        training = with_shortened_responses(training, config.seed)
     mismatch_metrics: dict[str, int] = {}
     if config.uses_mismatch:
         training = with_mismatched_responses(training, encoder, config.seed)
@@ -185,7 +187,12 @@ def train(
 
     # 4. evaluate the model as it will be served, then save it
     final = merge_adapters(model, config, load_options)
-    extraction = Extraction(mode=config.mode, aggregate=config.aggregate)
+    extraction = Extraction(
+        mode=config.mode,
+        aggregate=config.aggregate,
+        score_mode=config.score_mode,
+        has_sft=config.kind == "seq2seq" and config.sft_weight > 0,
+    )
     reference = reference or frozen_reference(config, load_options)
     scorer = make_scorer(config.kind, final, encoder, extraction, **scorer_options(config, reference))
     evaluated = evaluate(scorer, held_out_encoded, config.max_batch_tokens, config.seed) if held_out_encoded else None

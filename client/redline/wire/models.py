@@ -44,6 +44,7 @@ class ModelInfo(AnswerModel):
     tokenizer_fingerprint: str
     limits: ModelLimits
     default_mode: str | None = None
+    default_score_mode: str | None = None
     default_aggregate: str
     modes: Annotated[list[str], FirstError]
     aggregates: Annotated[list[str], FirstError]

@@ -68,7 +68,9 @@ class ScoreItem(ResponseItem):
 class ScoreOptions(WireModel):
     """How rewards are computed from the model's output; ``None`` means the bundle's default.
 
-    ``ModelInfo`` lists the modes and aggregates that a model has.
+    ``ModelInfo`` lists the modes and aggregates that a model has. ``score_mode``: the mode of the score; None for
+    ``mode`` if the request names one, otherwise for the bundle's default. If it differs from ``mode``, the rewards do
+    not aggregate to the score.
     ``calibrated`` divides rewards by the bundle's fitted temperature and shifts the score, so that a
     difference of two scores is a log-odds of preference; the bundle must have a calibration for the mode and aggregate.
     ``edits``: ``words`` (the default), or ``groups``: edits with little text between them are joined, for people to
@@ -76,6 +78,7 @@ class ScoreOptions(WireModel):
     """
 
     mode: Text | None = None
+    score_mode: Text | None = None
     aggregate: Text | None = None
     correction: bool = False
     edits: EditsBy | None = None
@@ -146,9 +149,10 @@ class Usage(AnswerModel):
 
 
 class AppliedOptions(AnswerModel):
-    """The options used for an answer, including defaults. ``mode`` is None if the kind has no modes."""
+    """The options used for an answer, including defaults. The modes are None if the kind has no modes."""
 
     mode: str | None = None
+    score_mode: str | None = None
     aggregate: str
     calibrated: bool
 

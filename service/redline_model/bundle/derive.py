@@ -96,13 +96,14 @@ def derive_ensemble(
     options = EnsembleOptions(members=len(sources), combine=combine, variance_weight=variance_weight)
     bundles = [Bundle.load(source, load_options) for source in sources]
     first = bundles[0].manifest
-    scorer = EnsembleScorer([bundle.scorer for bundle in bundles], options, first.extraction)
+    extraction = first.extraction.without_corrections()
+    scorer = EnsembleScorer([bundle.scorer for bundle in bundles], options, extraction)
     manifest = Manifest(
         kind="ensemble",
         base_model=", ".join(dict.fromkeys(bundle.manifest.base_model for bundle in bundles)),
         max_tokens=min(bundle.manifest.max_tokens for bundle in bundles),
         template=first.template,
-        extraction=first.extraction,
+        extraction=extraction,
         ensemble=options,
         data=distinct(source for bundle in bundles for source in bundle.manifest.data),
     )

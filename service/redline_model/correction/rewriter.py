@@ -24,10 +24,15 @@ M = TypeVar("M")
 
 
 class Correction(NamedTuple):
-    """A rewrite by the reward model; ``is_complete`` is False if it reached its length limit."""
+    """A rewrite by the reward model; ``is_complete`` is False if it reached its length limit.
+
+    ``ids``: its ids with the end token. ``response_ids``: the target ids of the response that it rewrites.
+    """
 
     text: str
     is_complete: bool
+    ids: tuple[int, ...] = ()
+    response_ids: tuple[int, ...] = ()
 
 
 class Rewriter(Protocol[M]):
@@ -82,9 +87,10 @@ def _rewrite_start(
     return _RewriteStart(ids, is_complete, max(0, room), k)
 
 
-def _to_correction(encoder: Encoder, ids: Sequence[int]) -> Correction:
+def _to_correction(encoder: Encoder, ids: Sequence[int], response_ids: Sequence[int]) -> Correction:
     is_complete = list(ids[-1:]) == [encoder.end_id]
-    return Correction(encoder.decode(ids[:-1] if is_complete else ids), is_complete)
+    text = encoder.decode(ids[:-1] if is_complete else ids)
+    return Correction(text, is_complete, tuple(ids), tuple(response_ids))
 
 
 def _make_draft(item: EncodedItem, begin: _RewriteStart) -> Draft:
@@ -110,6 +116,7 @@ class _Rewrite:
     written: list[int]
     limit: int
     draft: Draft
+    response_ids: list[int]
 
 
 class PackedRewriter:
@@ -142,11 +149,11 @@ class PackedRewriter:
             started.append((rewrite_id, output))
             begin = _rewrite_start(item, output, self._encoder, is_one_sequence=True)
             if begin.is_complete or not begin.room:
-                self._done.append((rewrite_id, _to_correction(self._encoder, begin.ids)))
+                self._done.append((rewrite_id, _to_correction(self._encoder, begin.ids, item.target_ids)))
                 continue
             kv_cache.length = len(source_ids(item)) + len(begin.ids) - 1
             limit = len(begin.ids) + begin.room
-            self._active[rewrite_id] = _Rewrite(kv_cache, begin.ids, limit, _make_draft(item, begin))
+            self._active[rewrite_id] = _Rewrite(kv_cache, begin.ids, limit, _make_draft(item, begin), item.target_ids)
         return started
 
     def active(self) -> list[int]:
@@ -187,7 +194,7 @@ class PackedRewriter:
         rewrite.draft.update(len(draft), accepted, rewrite.written[-1])
         if rewrite.written[-1] == end or len(rewrite.written) >= rewrite.limit:
             del self._active[rewrite_id]
-            self._done.append((rewrite_id, _to_correction(self._encoder, rewrite.written)))
+            self._done.append((rewrite_id, _to_correction(self._encoder, rewrite.written, rewrite.response_ids)))
 
 
 class PaddedRewriter:
@@ -239,7 +246,7 @@ class PaddedRewriter:
             else:
                 ids = self._generate(item, begin)
         del self._active[rewrite_id]
-        return rewrite_id, _to_correction(self._encoder, ids)
+        return rewrite_id, _to_correction(self._encoder, ids, item.target_ids)
 
     def cancel(self, rewrite_id: int) -> None:
         """See ``Rewriter``."""

@@ -31,7 +31,7 @@ class PrefixedSequence(NamedTuple):
 
 
 def pad_sequences(
-    sequences: Sequence[PrefixedSequence], positions: Sequence[range], device: torch.device
+    sequences: Sequence[PrefixedSequence], positions: Sequence[Sequence[int]], device: torch.device
 ) -> tuple[Padded, Tensor, Tensor]:
     """A right-padded batch, and the rows and columns ``(N,)`` of the chosen positions.
 
@@ -77,7 +77,7 @@ class CausalForward:
     def __call__(
         self,
         sequences: Sequence[PrefixedSequence],
-        positions: Sequence[range],
+        positions: Sequence[Sequence[int]],
         kv_caches: Sequence[KVCache | None] | None = None,
     ) -> Tensor:
         """Hidden states ``(N, hidden)`` at the chosen positions, one sequence after the other.
@@ -96,7 +96,7 @@ class CausalForward:
         rows: list[int] = []
         for sequence, last_segment, part in zip(sequences, last_segments, positions, strict=True):
             first = starts[last_segment + 1] - len(sequence.suffix)
-            rows += range(first + part.start, first + part.stop)
+            rows += [first + position for position in part]
         row_indices = to_device(rows, self._model.device)
         hidden = self.run(segments)
         for prefix, kv_cache in new_entries:
@@ -210,7 +210,7 @@ class CausalForward:
             self._shared_prefix = common
         return self._shared_prefix
 
-    def _padded(self, sequences: Sequence[PrefixedSequence], positions: Sequence[range]) -> Tensor:
+    def _padded(self, sequences: Sequence[PrefixedSequence], positions: Sequence[Sequence[int]]) -> Tensor:
         parts = self.rotary.parts([sequence.tokens for sequence in sequences])
         if len(parts) > 1:
             return torch.cat([self._padded(sequences[part], positions[part]) for part in parts])

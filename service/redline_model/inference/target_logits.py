@@ -52,6 +52,25 @@ def target_sequence(item: EncodedItem) -> tuple[PrefixedSequence, range]:
     return PrefixedSequence(tuple(prefix), suffix), range(start, start + len(item.target_ids))
 
 
+def source_size(item: EncodedItem) -> int:
+    """How many tokens of the source ``both_sequences`` predicts: the response's, and its end if it is finished."""
+    return len(item.response_ids) + item.is_finished
+
+
+def both_sequences(item: EncodedItem) -> tuple[PrefixedSequence, list[int], list[int]]:
+    """``[x, y, instruction, target]`` without its last token, the positions in ``suffix`` that are read, and their ids.
+
+    First come the positions that predict the source ``y`` and, if it is finished, the token that ends its turn. A
+    causal model sees ``[x, y_<t]`` there, so these are the statistics of a model that does not see the response. Then
+    come those that predict the target. The prompt's last token is part of ``suffix``, because it predicts ``y_1``.
+    """
+    prefix, ids = item.prefix_ids, [*item.response_ids, *item.instruction_ids]
+    suffix = [*prefix[-1:], *ids, *item.target_ids[:-1]]
+    source = [*range(source_size(item))]
+    targets = range(len(ids), len(ids) + len(item.target_ids))
+    return PrefixedSequence(tuple(prefix[:-1]), suffix), [*source, *targets], [*ids[: len(source)], *item.target_ids]
+
+
 def response_only(item: EncodedItem) -> EncodedItem:
     """``item`` with its target directly after its prompt: ``[x, y]``."""
     return replace(item, response_ids=[], instruction_ids=[])
@@ -62,26 +81,28 @@ def direct_sequence(item: EncodedItem) -> PrefixedSequence:
     return target_sequence(response_only(item))[0]
 
 
-def all_target_ids(items: Sequence[EncodedItem]) -> list[int]:
-    """The items' targets, one after the other."""
-    return [i for item in items for i in item.target_ids]
-
-
 class CausalTargets:
-    """Decoder-only: one causal sequence per item. See ``TargetForward``."""
+    """Decoder-only: one causal sequence per item. See ``TargetForward``.
+
+    Args:
+        reads_source: also predict the source, see ``both_sequences``. Each item then has the rows and ids of its source
+            before those of its target.
+    """
 
     @classmethod
-    def probed(cls, model: Any, prefix_cache_tokens: int = 0) -> CausalTargets:
+    def probed(cls, model: Any, prefix_cache_tokens: int = 0, *, reads_source: bool = False) -> CausalTargets:
         """See ``LMHead.probed`` and ``CausalForward.probed``: runs ``model`` and sets its attention implementation."""
         head = LMHead.probed(model)
-        return cls(model, head, CausalForward.probed(model, prefix_cache_tokens) if head.is_verified else None)
+        forward = CausalForward.probed(model, prefix_cache_tokens) if head.is_verified else None
+        return cls(model, head, forward, reads_source=reads_source)
 
-    def __init__(self, model: Any, head: LMHead, forward: CausalForward | None) -> None:
+    def __init__(self, model: Any, head: LMHead, forward: CausalForward | None, *, reads_source: bool = False) -> None:
+        self.reads_source = reads_source
         self._model = model
         self.head = head
         self.forward = forward
         self.rotary = RotaryState(model)
-        self.planner: Planner = causal_planner(forward, lambda item: target_sequence(item)[0], _length)
+        self.planner: Planner = causal_planner(forward, lambda item: self._sequence(item)[0], _length)
 
     @property
     def projection(self) -> Projection:
@@ -103,15 +124,21 @@ class CausalTargets:
         self, items: Sequence[EncodedItem], kv_caches: Sequence[KVCache | None] | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """See ``TargetForward``. ``kv_caches``: for each item, a cache to fill; only if ``is_packed``."""
-        pairs = [target_sequence(item) for item in items]
-        sequences, positions = [sequence for sequence, _ in pairs], [part for _, part in pairs]
-        ids = to_device(all_target_ids(items), self._model.device)
+        read = [self._sequence(item) for item in items]
+        sequences, positions = [sequence for sequence, _, _ in read], [part for _, part, _ in read]
+        ids = to_device([i for _, _, predicted in read for i in predicted], self._model.device)
         if self.forward is None:
             yield self._full_logits(sequences, positions), ids
             return
         yield self.forward(sequences, positions, kv_caches), ids
 
-    def _full_logits(self, sequences: Sequence[PrefixedSequence], positions: Sequence[range]) -> Tensor:
+    def _sequence(self, item: EncodedItem) -> tuple[PrefixedSequence, Sequence[int], list[int]]:
+        """The sequence, the positions in its ``suffix`` that are read, and the ids that they predict."""
+        if self.reads_source and item.instruction_ids:
+            return both_sequences(item)
+        return *target_sequence(item), item.target_ids
+
+    def _full_logits(self, sequences: Sequence[PrefixedSequence], positions: Sequence[Sequence[int]]) -> Tensor:
         parts = self.rotary.parts([sequence.tokens for sequence in sequences])
         if len(parts) > 1:
             return torch.cat([self._full_logits(sequences[part], positions[part]) for part in parts])
@@ -210,8 +237,16 @@ def _length(item: EncodedItem) -> int:
     return len(source_ids(item)) + len(item.target_ids)
 
 
-def probed_targets(model: Any, prefix_cache_tokens: int = 0) -> CausalTargets | EncoderDecoderTargets:
-    """The forward pass for ``model``'s architecture; runs ``model`` on probes, see the classes' ``probed``."""
-    if model.config.is_encoder_decoder:
-        return EncoderDecoderTargets.probed(model)
-    return CausalTargets.probed(model, prefix_cache_tokens)
+def probed_targets(
+    model: Any, prefix_cache_tokens: int = 0, *, reads_source: bool = False
+) -> CausalTargets | EncoderDecoderTargets:
+    """The forward pass for ``model``'s architecture; runs ``model`` on probes, see the classes' ``probed``.
+
+    Raises:
+        UnsupportedError: ``reads_source`` is set for an encoder-decoder model, whose encoder predicts nothing.
+    """
+    if not model.config.is_encoder_decoder:
+        return CausalTargets.probed(model, prefix_cache_tokens, reads_source=reads_source)
+    if reads_source:
+        raise UnsupportedError("an encoder-decoder model cannot be read without the response in its context")
+    return EncoderDecoderTargets.probed(model)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from redline_model.correction.rewriter import Correction
 from redline_model.encoding.encoder import Encoder
 from redline_model.encoding.items import EncodedItem
 from redline_model.errors import NonFiniteError, UnsupportedError
@@ -97,7 +98,7 @@ class DPOScorer(ScoreOnly[DPOOutput]):
             for of_policy, of_reference in zip(policy(), reference(), strict=True)
         ]
 
-    def to_rewards(self, output: DPOOutput, spec: RewardSpec) -> ScoredResponse:
+    def to_rewards(self, output: DPOOutput, spec: RewardSpec, correction: Correction | None = None) -> ScoredResponse:
         """The scaled log-ratios. Raises NonFiniteError."""
         rewards = self.beta * (output.policy.double() - output.reference.double())
         if not torch.isfinite(rewards).all():

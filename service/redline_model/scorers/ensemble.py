@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from redline_model.correction.rewriter import Correction
 from redline_model.encoding.encoder import Encoder
 from redline_model.encoding.items import EncodedItem
 from redline_model.encoding.tokenizer_identity import tokenizer_fingerprint
@@ -23,7 +24,7 @@ from redline_model.extraction import move_score
 from redline_model.inference.planner import Planner
 from redline_model.inference.prefix_cache import Prefix
 from redline_model.kinds import BundleReader, KindSpec
-from redline_model.options import MODES, Aggregate, EnsembleOptions, Extraction, Mode
+from redline_model.options import CORRECTION_MODES, MODES, Aggregate, EnsembleOptions, Extraction, Mode
 from redline_model.reward_spec import RewardSpec
 from redline_model.scorer import ScoredResponse, ScoreOnly, Scorer
 
@@ -84,7 +85,9 @@ class EnsembleScorer(ScoreOnly[Outputs]):
         self.options = options
         self.extraction = extraction
         self.encoder = common_encoder([member.encoder for member in members])
-        self.modes: tuple[Mode, ...] = tuple(m for m in MODES if all(m in member.modes for member in members))
+        self.modes: tuple[Mode, ...] = tuple(
+            m for m in MODES if m not in CORRECTION_MODES and all(m in member.modes for member in members)
+        )
         if not self.modes and any(member.modes for member in members):
             raise UnsupportedError("the members of an ensemble have no extraction mode in common")
         self.models = tuple(model for member in members for model in member.models)
@@ -96,7 +99,7 @@ class EnsembleScorer(ScoreOnly[Outputs]):
         pending = [member.start_forward(items) for member in self.members]
         return lambda: list(zip(*(collect() for collect in pending), strict=True))
 
-    def to_rewards(self, output: Outputs, spec: RewardSpec) -> ScoredResponse:
+    def to_rewards(self, output: Outputs, spec: RewardSpec, correction: Correction | None = None) -> ScoredResponse:
         """The members' scored responses combined. Raises NonFiniteError if any member does."""
         by_member = [member.to_rewards(part, spec) for member, part in zip(self.members, output, strict=True)]
         return combine_members(by_member, self.options, spec.aggregate)

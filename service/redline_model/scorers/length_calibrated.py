@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from redline_model.correction.rewriter import Rewriter
+from redline_model.correction.rewriter import Correction, Rewriter
 from redline_model.encoding.items import EncodedItem
 from redline_model.errors import UnsupportedError
 from redline_model.extraction import move_score
@@ -42,7 +42,7 @@ class LengthCalibratedScorer:
         self.curves = dict(curves)
         self.model = inner.model
         self.models = inner.models
-        self.modes: tuple[Mode, ...] = inner.modes
+        self.modes: tuple[Mode, ...] = tuple(m for m in inner.modes if f"{m}/sum" in curves)
         self.extraction = inner.extraction
         self.encoder = inner.encoder
         self.planner = inner.planner
@@ -56,9 +56,9 @@ class LengthCalibratedScorer:
         """See ``Scorer``."""
         return self.inner.forward(items)
 
-    def to_rewards(self, output: Any, spec: RewardSpec) -> ScoredResponse:
+    def to_rewards(self, output: Any, spec: RewardSpec, correction: Correction | None = None) -> ScoredResponse:
         """The inner model's score minus the curve at the response's length. Raises NonFiniteError."""
-        scored = self.inner.to_rewards(output, spec)
+        scored = self.inner.to_rewards(output, spec, correction)
         expected = self.curves[spec_key(self.inner, spec)].at(len(scored.rewards))
         rewards = move_score(scored.rewards, -expected, spec.aggregate)
         return ScoredResponse(scored.score - expected, rewards, scored.diverged_at)

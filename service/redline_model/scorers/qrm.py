@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from redline_model.correction.rewriter import Correction
 from redline_model.encoding.encoder import Encoder
 from redline_model.encoding.items import EncodedItem
 from redline_model.errors import NonFiniteError
@@ -74,7 +75,7 @@ class QRMScorer(ScoreOnly[Tensor]):
         values = start_copy_to_cpu(torch.cat(parts))
         return lambda: list(torch.split(values(), [len(item.target_ids) for item in items]))
 
-    def to_rewards(self, output: Tensor, spec: RewardSpec) -> ScoredResponse:
+    def to_rewards(self, output: Tensor, spec: RewardSpec, correction: Correction | None = None) -> ScoredResponse:
         """The logits. Raises NonFiniteError."""
         if not torch.isfinite(output).all():
             raise NonFiniteError("the model's output for this item holds NaN or infinity")

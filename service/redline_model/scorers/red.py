@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from redline_model.correction.rewriter import Correction
 from redline_model.encoding.items import EncodedItem
 from redline_model.errors import NonFiniteError
 from redline_model.extraction import aggregate_rewards
@@ -40,7 +41,7 @@ class RedistributedScorer(ClassifierScorer[Tensor]):
         values = start_copy_to_cpu(self._forward.values(sequences, [range(size) for size in sizes]))
         return lambda: list(torch.split(values(), sizes))
 
-    def to_rewards(self, output: Tensor, spec: RewardSpec) -> ScoredResponse:
+    def to_rewards(self, output: Tensor, spec: RewardSpec, correction: Correction | None = None) -> ScoredResponse:
         """The differences of ``R``, ``(T,)``. Raises NonFiniteError."""
         if not torch.isfinite(output).all():
             raise NonFiniteError("the model's output for this item holds NaN or infinity")

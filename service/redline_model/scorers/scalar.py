@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from redline_model.correction.rewriter import Correction
 from redline_model.encoding.items import EncodedItem
 from redline_model.errors import NonFiniteError
 from redline_model.extraction import aggregate_rewards
@@ -58,7 +59,9 @@ class ScalarScorer(ClassifierScorer[ScalarOutput]):
             ScalarOutput(score, len(item.target_ids)) for score, item in zip(scores().tolist(), items, strict=True)
         ]
 
-    def to_rewards(self, output: ScalarOutput, spec: RewardSpec) -> ScoredResponse:
+    def to_rewards(
+        self, output: ScalarOutput, spec: RewardSpec, correction: Correction | None = None
+    ) -> ScoredResponse:
         """0 on every token but the last. Raises NonFiniteError."""
         if not math.isfinite(output.score):
             raise NonFiniteError("the model's output for this item holds NaN or infinity")

@@ -13,7 +13,8 @@ from typing import Any, Self
 import torch
 from transformers import GenerationConfig
 
-from redline_model.correction.rewriter import PackedRewriter, PaddedRewriter, Rewriter
+from redline_model.correction.edits import token_edits
+from redline_model.correction.rewriter import Correction, PackedRewriter, PaddedRewriter, Rewriter
 from redline_model.encoding.encoder import Encoder
 from redline_model.encoding.items import EncodedItem
 from redline_model.errors import NonFiniteError
@@ -22,7 +23,7 @@ from redline_model.inference.planner import Planner
 from redline_model.inference.target_logits import CausalTargets, EncoderDecoderTargets, probed_targets
 from redline_model.inference.token_statistics import start_token_statistics
 from redline_model.kinds import KindSpec
-from redline_model.options import MODES, Extraction, Mode
+from redline_model.options import MODES, SFT_MODES, Extraction, Mode
 from redline_model.reward_spec import RewardSpec
 from redline_model.scorer import ScoredResponse
 
@@ -36,7 +37,6 @@ class Seq2SeqScorer:
     """
 
     kind = "seq2seq"
-    modes: tuple[Mode, ...] = MODES
     can_correct = True
 
     @classmethod
@@ -46,7 +46,7 @@ class Seq2SeqScorer:
         Runs the model on probes, sets its attention implementation, and replaces its generation settings by those of
         greedy decoding.
         """
-        forward = probed_targets(model, prefix_cache_tokens)
+        forward = probed_targets(model, prefix_cache_tokens, reads_source=extraction.has_sft)
         # a correction is the plain argmax; a base model's settings may have penalties, forced or suppressed tokens
         model.generation_config = GenerationConfig(
             do_sample=False,
@@ -64,6 +64,7 @@ class Seq2SeqScorer:
         self.models = (model,)
         self.encoder = encoder
         self.extraction = extraction
+        self.modes: tuple[Mode, ...] = tuple(m for m in MODES if extraction.has_sft or m not in SFT_MODES)
         self._forward = forward
         self.planner: Planner = forward.planner
 
@@ -76,12 +77,18 @@ class Seq2SeqScorer:
         """See ``Scorer``."""
         return self.start_forward(items)()
 
-    def to_rewards(self, output: TokenStatistics, spec: RewardSpec) -> ScoredResponse:
-        """Rewards under ``spec``. Raises NonFiniteError."""
+    def to_rewards(
+        self, output: TokenStatistics, spec: RewardSpec, correction: Correction | None = None
+    ) -> ScoredResponse:
+        """See ``Scorer``."""
         if not torch.isfinite(output.entropy).all():
             raise NonFiniteError("the model's output for this item holds NaN or infinity")
-        rewards = extract(output, spec.mode or self.extraction.mode, self.extraction)
-        score = aggregate_rewards(rewards, spec.aggregate)
+        edits = None if correction is None else token_edits(correction.response_ids, correction.ids)
+        rewards, scored = (
+            extract(output, mode or self.extraction.mode, self.extraction, edits)
+            for mode in (spec.mode, spec.score_mode or spec.mode)
+        )
+        score = aggregate_rewards(scored, spec.aggregate)
         return ScoredResponse(score, rewards.tolist(), divergence(output.agrees))
 
     def rewriter(self) -> Rewriter[TokenStatistics]:

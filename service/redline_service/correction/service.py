@@ -9,6 +9,7 @@ from typing import Any
 
 from redline.wire import ItemError, ResponseItem, Usage
 from redline.wire.correction import CorrectionResult, CorrectRequest
+from redline_model.correction.rewriter import Correction
 from redline_model.encoding.items import EncodedItem
 from redline_model.reward_spec import RewardSpec
 from redline_model.scorer import Scorer
@@ -59,7 +60,7 @@ class CorrectionService:
                 with self._batcher.queued(
                     [item],
                     [self._scorer.planner.length(item)],
-                    wants_correction=state.wants_rewrite,
+                    wants_correction=state.wants_rewrite or spec.needs_correction,
                     caller=caller,
                     request=request_key,
                     deadline=deadline,
@@ -93,8 +94,8 @@ class CorrectionService:
     def _start_states(self, request: CorrectRequest, spec: RewardSpec) -> list[CorrectionState | Exception]:
         """The state of each item, or its error."""
 
-        def score(output: Any) -> float:
-            return self._scorer.to_rewards(output, spec).score
+        def score(output: Any, correction: Correction | None) -> float:
+            return self._scorer.to_rewards(output, spec, correction).score
 
         states: list[CorrectionState | Exception] = []
         for item in request.items:

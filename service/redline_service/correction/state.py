@@ -20,7 +20,7 @@ class CorrectionState:
         item: the encoded response of the request.
         encode: encodes a text, and whether it is finished, as an item with the same prompt; returns the error if the
             text cannot be encoded.
-        score: the score of a forward output; raises RedlineModelError.
+        score: the score of a forward output and the correction, if there is one; raises RedlineModelError.
 
     ``failure``: the error of this item, None if there is none. ``items_run``: the items that were run.
     ``queued_s`` and ``inference_s``: seconds, summed over all of them.
@@ -32,7 +32,7 @@ class CorrectionState:
         options: CorrectOptions,
         *,
         encode: Callable[[str, bool], EncodedItem | Exception],
-        score: Callable[[Any], float],
+        score: Callable[[Any, Correction | None], float],
     ) -> None:
         self.next_item: EncodedItem | None = item
         self.failure: Exception | None = None
@@ -66,7 +66,7 @@ class CorrectionState:
                 self.failure = part
                 return
         try:
-            self._scores[item.text, item.is_finished] = self._score(result.output)
+            self._scores[item.text, item.is_finished] = self._score(result.output, result.correction)
         except RedlineModelError as error:
             self.failure = error
             return

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from redline_model.bundle.manifest import CalibrationFit
 from redline_model.extraction import TokenStatistics
 from redline_model.reward_spec import all_reward_specs, spec_key
-from redline_model.scorer import Scorer, forward_all
+from redline_model.scorer import Scorer, forward_all, outputs_and_corrections
 from redline_model.scorers.seq2seq import Seq2SeqScorer
 from redline_trainer.encode_pairs import EncodedPair, correction_item
 from redline_trainer.evaluation.calibration import calibrate
@@ -79,26 +79,28 @@ def evaluate(
         NonFiniteError: the model's output contains NaN or infinity.
     """
     items = [p.chosen for p in pairs] + [p.rejected for p in pairs]
-    if isinstance(scorer, Seq2SeqScorer):
-        items += [correction_item(p) for p in pairs]
-    outputs = forward_all(scorer, items, max_batch_tokens)
-    chosen, rejected, corrected = (outputs[n * len(pairs) : (n + 1) * len(pairs)] for n in range(3))
+    specs = all_reward_specs(scorer)
+    with_corrections = any(spec.needs_correction for spec in specs)
+    outputs = outputs_and_corrections(scorer, items, max_batch_tokens, with_corrections=with_corrections)
+    chosen, rejected = outputs[: len(pairs)], outputs[len(pairs) :]
     keys = [p.prompt_key for p in pairs]
     accuracy: dict[str, Interval] = {}
     calibration: dict[str, CalibrationFit] = {}
-    for spec in all_reward_specs(scorer):
-        chosen_scores = [scorer.to_rewards(m, spec).score for m in chosen]
-        rejected_scores = [scorer.to_rewards(m, spec).score for m in rejected]
+    for spec in specs:
+        chosen_scores = [scorer.to_rewards(output, spec, correction).score for output, correction in chosen]
+        rejected_scores = [scorer.to_rewards(output, spec, correction).score for output, correction in rejected]
         differences = [w - r for w, r in zip(chosen_scores, rejected_scores, strict=True)]
         accuracy[spec_key(scorer, spec)] = accuracy_by_prompt(differences, keys, seed)
         calibration[spec_key(scorer, spec)] = calibrate(chosen_scores, rejected_scores)
     evaluation = Evaluation(accuracy=accuracy)
     if isinstance(scorer, Seq2SeqScorer):
+        corrected = forward_all(scorer, [correction_item(p) for p in pairs], max_batch_tokens)
+        identity = [output for output, _ in chosen]
         evaluation = evaluation.model_copy(
             update={
                 "correction_loss": _loss(corrected),
-                "identity_loss": _loss(chosen),
-                "identity_copy_rate": sum(bool(m.agrees.all()) for m in chosen) / len(chosen),
+                "identity_loss": _loss(identity),
+                "identity_copy_rate": sum(bool(m.agrees.all()) for m in identity) / len(identity),
             }
         )
     return EvaluationResult(evaluation, calibration)

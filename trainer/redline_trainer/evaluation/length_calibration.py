@@ -26,7 +26,7 @@ from redline_model.encoding.items import EncodedItem
 from redline_model.errors import DataError, UnsupportedError
 from redline_model.options import LengthCalibration, LengthCurve
 from redline_model.reward_spec import all_reward_specs, spec_key
-from redline_model.scorer import Scorer, forward_all
+from redline_model.scorer import Scorer, outputs_and_corrections
 from redline_model.scorers.length_calibrated import INNER, LengthCalibratedScorer
 from redline_trainer.encode_pairs import encode_pairs
 from redline_trainer.evaluation.accuracy import evaluate
@@ -44,14 +44,17 @@ def fit_length_curves(
     Raises:
         NonFiniteError: the model's output contains NaN or infinity.
     """
-    outputs = forward_all(scorer, items, max_batch_tokens)
+    specs = all_reward_specs(scorer)
+    with_corrections = any(spec.needs_correction for spec in specs)
+    outputs = outputs_and_corrections(scorer, items, max_batch_tokens, with_corrections=with_corrections)
     curves: dict[str, LengthCurve] = {}
     lengths = torch.tensor([len(item.target_ids) for item in items], dtype=torch.float64)
     distinct = sorted({len(item.target_ids) for item in items})
     indices = torch.linspace(0, len(distinct) - 1, min(len(distinct), _MAX_KNOTS)).round().int().tolist()
     knots = torch.tensor([distinct[index] for index in indices], dtype=torch.float64)
-    for spec in all_reward_specs(scorer):
-        scores = torch.tensor([scorer.to_rewards(output, spec).score for output in outputs], dtype=torch.float64)
+    for spec in specs:
+        scored = [scorer.to_rewards(output, spec, correction).score for output, correction in outputs]
+        scores = torch.tensor(scored, dtype=torch.float64)
         values = lowess(lengths, scores, knots, fraction)
         curves[spec_key(scorer, spec)] = LengthCurve(lengths=knots.tolist(), values=values.tolist())
     return curves

@@ -19,7 +19,7 @@ from redline_model.bundle.load_options import LoadOptions
 from redline_model.errors import DataError, UnsupportedError
 from redline_model.extraction import TokenStatistics
 from redline_model.reward_spec import reward_spec, spec_key
-from redline_model.scorer import forward_all
+from redline_model.scorer import outputs_and_corrections
 from redline_trainer.correlation import pearson
 from redline_trainer.encode_pairs import encode_pairs
 from redline_trainer.evaluation.accuracy import Interval, accuracy_by_prompt
@@ -106,10 +106,12 @@ def compare_precisions(
         items = [pair.chosen for pair in encoded] + [pair.rejected for pair in encoded]
         scorer.forward(items[:2])  # warm-up: the first passes are slower
         started = time.perf_counter()
-        outputs = forward_all(scorer, items, max_batch_tokens)
-        seconds = time.perf_counter() - started
         spec = reward_spec(scorer)
-        scores = torch.tensor([scorer.to_rewards(output, spec).score for output in outputs], dtype=torch.float64)
+        results = outputs_and_corrections(scorer, items, max_batch_tokens, with_corrections=spec.needs_correction)
+        seconds = time.perf_counter() - started
+        outputs = [output for output, _ in results]
+        scored = [scorer.to_rewards(output, spec, correction).score for output, correction in results]
+        scores = torch.tensor(scored, dtype=torch.float64)
         reference = reference or (outputs, scores)
         chosen, rejected = scores.chunk(2)
         rows.append(

@@ -15,7 +15,7 @@ from redline.preference_data.row_report import RowReport
 from redline.preference_data.rows import Pair
 from redline_model.errors import DataError
 from redline_model.reward_spec import RewardSpec, all_reward_specs, reward_spec, spec_key
-from redline_model.scorer import Scorer, forward_all
+from redline_model.scorer import Scorer, outputs_and_corrections
 from redline_trainer.correlation import pearson
 from redline_trainer.encode_pairs import encode_pairs
 from redline_trainer.evaluation.accuracy import Interval, accuracy_by_prompt
@@ -90,8 +90,12 @@ def quality_report(
         raise DataError("no pair fits into this model")
     pairs = [pairs[pair.number] for pair in encoded]
     items = [pair.chosen for pair in encoded] + [pair.rejected for pair in encoded]
-    outputs = forward_all(scorer, items, max_batch_tokens)
-    scores = torch.tensor([scorer.to_rewards(output, spec).score for output in outputs], dtype=torch.float64)
+    # with error spans, every mode is measured, also those that need corrections
+    has_spans = any(pair.spans for pair in pairs)
+    with_corrections = spec.needs_correction or (has_spans and scorer.can_correct)
+    outputs = outputs_and_corrections(scorer, items, max_batch_tokens, with_corrections=with_corrections)
+    scored = [scorer.to_rewards(output, spec, correction).score for output, correction in outputs]
+    scores = torch.tensor(scored, dtype=torch.float64)
     lengths = torch.tensor([len(item.target_ids) for item in items], dtype=torch.float64)
     keys = [pair.prompt_key for pair in pairs]
     halves = _halves(keys)
@@ -103,10 +107,13 @@ def quality_report(
     checked = [n for n, pair in enumerate(pairs) if pair.spans is not None]
     if any(pairs[n].spans for n in checked):
         labels = [error_tokens(encoded[n].rejected.offsets, pairs[n].spans or ()) for n in checked]
-        for token_spec in all_reward_specs(scorer):
-            if token_spec.aggregate == "sum":
-                scored = [scorer.to_rewards(outputs[len(encoded) + n], token_spec).rewards for n in checked]
-                error_scores = [-torch.tensor(rewards, dtype=torch.float64) for rewards in scored]
+        for token_spec in all_reward_specs(scorer, with_corrections=with_corrections):
+            if token_spec.aggregate == "sum" and token_spec.score_mode is None:
+                rejected_outputs = [outputs[len(encoded) + n] for n in checked]
+                rewards = [
+                    scorer.to_rewards(output, token_spec, written).rewards for output, written in rejected_outputs
+                ]
+                error_scores = [-torch.tensor(row, dtype=torch.float64) for row in rewards]
                 detections[spec_key(scorer, token_spec)] = span_detection(
                     error_scores, labels, [keys[n] for n in checked]
                 )

@@ -64,7 +64,9 @@ def make_objective(config: TrainConfig, model: Any, pairs: int, reference: Any =
             orthogonality_weight=config.odin_orthogonality_weight,
             labels=labels,
         )
-    return Seq2SeqObjective(base, config.identity_weight, config.correction_weight)
+    return Seq2SeqObjective(
+        base, config.identity_weight, config.correction_weight, config.sft_weight, config.edit_weight
+    )
 
 
 def frozen_reference(config: TrainConfig, load_options: LoadOptions) -> Any:

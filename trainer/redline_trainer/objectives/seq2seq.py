@@ -8,18 +8,34 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from redline_model.correction.word_diff import Match, matches_between
 from redline_model.encoding.items import EncodedItem
-from redline_model.inference.target_logits import probed_targets
-from redline_trainer.encode_pairs import EncodedPair, correction_item, mismatch_item
+from redline_model.inference.target_logits import probed_targets, source_size
+from redline_trainer.encode_pairs import EncodedPair, correction_item, mismatch_item, omission_item
 from redline_trainer.objectives.base import Objective
 from redline_trainer.objectives.target_loss import weighted_nll
 
 
 class MappingExample(NamedTuple):
-    """One training sequence of the seq2seq objective: an item of one of the mappings, and its weight in the loss."""
+    """One training sequence of the seq2seq objective: an item of one of the mappings.
+
+    ``weights``: in the loss, one for each id that the sequence predicts.
+    """
 
     item: EncodedItem
-    weight: float
+    weights: list[float]
+
+
+def edit_weights(source: Sequence[int], target: Sequence[int], weight: float) -> list[float]:
+    """``weight`` for each target token that an edit writes, and for the one after a deletion; 1 for all others."""
+    weights = [weight] * len(target)
+    end_source = end_target = 0
+    for match in [*matches_between(source, target), Match(len(source), len(target), 0)]:
+        # a matched token is a copy, unless tokens of the source were deleted directly before it
+        was_deleted = match.start_a > end_source and match.start_b == end_target
+        weights[match.start_b + was_deleted : match.start_b + match.size] = [1.0] * (match.size - was_deleted)
+        end_source, end_target = match.start_a + match.size, match.start_b + match.size
+    return weights
 
 
 class Seq2SeqObjective(Objective[MappingExample]):
@@ -32,30 +48,56 @@ class Seq2SeqObjective(Objective[MappingExample]):
     Args:
         identity_weight: ``w_id``; 0 disables the identity mapping.
         correction_weight: weight of the correction mapping; 0 disables it.
+        sft_weight: weight of ``log pi(y_w | x)``, the response not in the context. It is read from the source of the
+            identity mapping's sequence, so it costs no further pass. **Ours.**
+        edit_weight: weight of target tokens that the source does not have; copies have weight 1. **Ours**; related to
+            the edit weights of RLMEC (arXiv 2401.06081).
     """
 
-    def __init__(self, model: Any, identity_weight: float = 1.0, correction_weight: float = 1.0) -> None:
-        self._forward = probed_targets(model)
+    def __init__(
+        self,
+        model: Any,
+        identity_weight: float = 1.0,
+        correction_weight: float = 1.0,
+        sft_weight: float = 0.0,
+        edit_weight: float = 1.0,
+    ) -> None:
+        self._reads_source = sft_weight > 0
+        self._forward = probed_targets(model, reads_source=self._reads_source)
         self._device = model.device
         self._identity_weight = identity_weight
         self._correction_weight = correction_weight
+        self._sft_weight = sft_weight
+        self._edit_weight = edit_weight
 
     def examples(self, pair: EncodedPair) -> list[MappingExample]:
-        """The examples of the correction, identity and mismatch mappings."""
+        """The examples of the correction, identity, mismatch and omission mappings."""
         weighted_items = (
-            (correction_item(pair), self._correction_weight),
-            (pair.chosen, self._identity_weight),
-            (mismatch_item(pair), 1.0),
+            (correction_item(pair), self._correction_weight, 0.0),
+            (pair.chosen, self._identity_weight, self._sft_weight),
+            (mismatch_item(pair), 1.0, 0.0),
+            (omission_item(pair), 1.0, 0.0),
         )
-        return [MappingExample(item, weight) for item, weight in weighted_items if item is not None and weight > 0]
+        return [
+            MappingExample(item, self._weights(item, target_weight, source_weight))
+            for item, target_weight, source_weight in weighted_items
+            if item is not None and (target_weight > 0 or source_weight > 0)
+        ]
+
+    def _weights(self, item: EncodedItem, target_weight: float, source_weight: float) -> list[float]:
+        """One weight for each id that the sequence predicts: of the source, if it is read, and of the target."""
+        sources = [source_weight] * source_size(item) if self._reads_source else []
+        end = item.target_ids[len(item.target_ids) - item.is_finished :]
+        edits = edit_weights([*item.response_ids, *end], item.target_ids, self._edit_weight)
+        return [*sources, *(target_weight * weight for weight in edits)]
 
     def batches(self, examples: Sequence[MappingExample], max_tokens: int) -> Iterator[list[int]]:
         """Examples of one prompt are in one batch if its computation can be shared; otherwise of similar length."""
         return self._forward.planner.batches([example.item for example in examples], max_tokens)
 
     def size(self, example: MappingExample) -> int:
-        """Number of target tokens."""
-        return len(example.item.target_ids)
+        """Number of tokens with a weight in the loss."""
+        return sum(weight > 0 for weight in example.weights)
 
     def tokens(self, example: MappingExample) -> int:
         """Tokens of source and target together."""
@@ -63,8 +105,6 @@ class Seq2SeqObjective(Objective[MappingExample]):
         return len(item.prefix_ids) + len(item.response_ids) + len(item.instruction_ids) + len(item.target_ids)
 
     def loss(self, examples: Sequence[MappingExample]) -> Tensor:
-        """Weighted sum of the negative log-likelihoods of target tokens."""
-        device = self._device
-        sizes = torch.tensor([self.size(example) for example in examples], device=device)
-        weights = torch.tensor([example.weight for example in examples], device=device).repeat_interleave(sizes)
+        """Weighted sum of the negative log-likelihoods of all predicted tokens."""
+        weights = torch.tensor([weight for example in examples for weight in example.weights], device=self._device)
         return weighted_nll(self._forward, [example.item for example in examples], weights)

@@ -49,8 +49,11 @@ def weighted_nll(forward: TargetForward, items: Sequence[EncodedItem], weights: 
     start = 0
     for rows, ids in forward.hidden_states(items):
         part = weights[start : start + len(ids)]
-        total = total + _WeightedNLL.apply(projection, rows, ids, part, *projection.parameters())  # type: ignore[no-untyped-call]
         start += len(ids)
+        if not bool(part.all()):  # rows without a weight need no logits
+            counted = part.nonzero().squeeze(-1)
+            rows, ids, part = rows[counted], ids[counted], part[counted]
+        total = total + _WeightedNLL.apply(projection, rows, ids, part, *projection.parameters())  # type: ignore[no-untyped-call]
     return total
 
 
