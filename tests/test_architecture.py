@@ -33,6 +33,7 @@ SHARED = (
     "redline.files",
     "redline.preference_data",
     "redline.causal_lm",
+    "redline.measures",
 )
 ALLOWED = {
     "redline": (),
@@ -77,7 +78,7 @@ LAYERS = {
         ("errors",),
         ("text",),
         ("wire",),
-        ("messages", "spans", "files", "causal_lm", "version"),
+        ("messages", "spans", "files", "causal_lm", "measures", "version"),
     ],
     "redline_trainer": [
         ("train",),
