@@ -70,7 +70,7 @@ EXTRA_THIRD_PARTY = {
 LAYERS = {
     "redline": [
         ("integrations", "ppo"),
-        ("dataset_columns", "reranking", "testing", "token_advantages"),
+        ("benchmark", "dataset_columns", "reranking", "testing", "token_advantages"),
         ("client", "aclient"),
         ("http",),
         ("results",),
@@ -110,7 +110,7 @@ LAYERS = {
         ("app",),
         ("commands",),
         ("output", "request_rows"),
-        ("bad_rows", "defaults", "options", "redlining", "signals", "terminal"),
+        ("bad_rows", "bench_table", "defaults", "options", "redlining", "signals", "terminal"),
     ],
 }
 
@@ -257,7 +257,8 @@ def test_importing_redline_loads_no_torch_and_is_quick_about_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["score", "correct", "models", "health", "train", "evaluate", "serve", "ppo", "derive", "inspect"]
+    "command",
+    ["score", "correct", "bench", "models", "health", "train", "evaluate", "serve", "ppo", "derive", "inspect"],
 )
 def test_help_of_any_command_needs_no_torch(command: str) -> None:
     code = (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
 
@@ -23,21 +23,9 @@ def roc_auc(scores: Sequence[float], marked: Sequence[bool], weights: Sequence[f
     Raises:
         ValueError: the lengths differ, or a score is NaN.
     """
-    weights = [1.0] * len(scores) if weights is None else weights
     _check(scores, marked)
-    rows = sorted(zip(scores, marked, weights, strict=True), key=lambda row: row[0])
-    below = wins = positives = 0.0
-    for _, level in groupby(rows, key=lambda row: row[0]):
-        positive = negative = 0.0
-        for _, is_marked, weight in level:
-            if is_marked:
-                positive += weight
-            else:
-                negative += weight
-        wins += positive * (below + negative / 2)
-        below += negative
-        positives += positive
-    return wins / (positives * below) if positives and below else None
+    area = pooled_auc([[score] for score in scores], [[is_marked] for is_marked in marked])
+    return area([1.0] * len(scores) if weights is None else weights)
 
 
 def precision_at_marked(scores: Sequence[float], marked: Sequence[bool]) -> float | None:
@@ -83,3 +71,45 @@ def response_measures(scores: Sequence[float], marked: Sequence[bool]) -> Mappin
     """``auc`` and ``precision`` of one response, without those that are not defined for it."""
     values = {"auc": roc_auc(scores, marked), "precision": precision_at_marked(scores, marked)}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def pooled_auc(
+    scores: Sequence[Sequence[float]], marked: Sequence[Sequence[bool]]
+) -> Callable[[Sequence[float]], float | None]:
+    """``roc_auc`` of the tokens of all responses together, as a function of how often each response counts.
+
+    The tokens are sorted once, so that it is quick to call for many resamples.
+
+    Args:
+        scores, marked: one sequence per response, with one entry per token.
+
+    Raises:
+        ValueError: as ``roc_auc`` does.
+    """
+    for values, marks in zip(scores, marked, strict=True):
+        _check(values, marks)
+    tokens = (
+        (score, is_marked, n)
+        for n, (values, marks) in enumerate(zip(scores, marked, strict=True))
+        for score, is_marked in zip(values, marks, strict=True)
+    )
+    levels = [
+        [(is_marked, n) for _, is_marked, n in level]
+        for _, level in groupby(sorted(tokens, key=lambda token: token[0]), key=lambda token: token[0])
+    ]
+
+    def area(weights: Sequence[float]) -> float | None:
+        below = wins = positives = 0.0
+        for level in levels:
+            positive = negative = 0.0
+            for is_marked, n in level:
+                if is_marked:
+                    positive += weights[n]
+                else:
+                    negative += weights[n]
+            wins += positive * (below + negative / 2)
+            below += negative
+            positives += positive
+        return wins / (positives * below) if positives and below else None
+
+    return area
