@@ -11,8 +11,9 @@ WIDTH = 80
 _NAME = 22
 Stored = Mapping[str, Any]
 Figures = Mapping[str, Mapping[str, float]]
-LOCALISATION_HEADER = "AUC within responses    pooled   prec.  detect  alone"
-RANKING_HEADER = "accuracy                  easy  normal    hard"
+LOCALISATION_HEADER = "AUC within responses  pooled  prec. detect  alone  found"
+RANKING_HEADER = "accuracy"
+STYLES_HEADER = "accuracy                 easy normal   hard"
 
 
 def set_table(set_name: str, task: str, name: str, own: Stored, others: Mapping[str, Stored]) -> str:
@@ -24,10 +25,11 @@ def set_table(set_name: str, task: str, name: str, own: Stored, others: Mapping[
     """
     is_localisation = task == "localisation"
     row = _localisation_row if is_localisation else _ranking_row
+    ranking_header = STYLES_HEADER if "hard" in own["figures"] else RANKING_HEADER
     rows = {name: own["figures"], **{other: stored["figures"] for other, stored in others.items()}, **own["baselines"]}
     lines = [
         *_title(set_name, own, is_localisation),
-        _line("", LOCALISATION_HEADER if is_localisation else RANKING_HEADER),
+        _line("", LOCALISATION_HEADER if is_localisation else ranking_header),
         *(_line(label, row(figures)) for label, figures in rows.items()),
     ]
     main = "auc" if is_localisation else "accuracy"
@@ -61,18 +63,22 @@ def _line(name: str, text: str) -> str:
 
 
 def _localisation_row(figures: Figures) -> str:
-    columns = (("pooled_auc", 9), ("precision", 7), ("detection", 7), ("left_alone", 6))
-    return _interval(figures.get("auc")) + "".join(_mean(figures.get(name), width) for name, width in columns)
+    names = ("pooled_auc", "precision", "detection", "left_alone", "reported")
+    return _interval(figures.get("auc")) + " " + "".join(_mean(figures.get(name), 7) for name in names)
 
 
 def _ranking_row(figures: Figures) -> str:
-    columns = (("easy", 9), ("normal", 8), ("hard", 8))
-    return _interval(figures.get("accuracy")) + "".join(_mean(figures.get(name), width) for name, width in columns)
+    styles = [_mean(figures[name], 7) for name in ("easy", "normal", "hard") if name in figures]
+    return _interval(figures.get("accuracy")) + " " + "".join(styles)
 
 
 def _interval(figure: Mapping[str, float] | None) -> str:
-    text = "-" if figure is None else f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
-    return f"{text:20}"
+    if figure is None:
+        return f"{'-':20}"
+    bounds = f"[{figure['low']:.3f}, {figure['high']:.3f}]"
+    if figure["low"] == figure["high"]:
+        bounds = "(one prompt)" if figure["groups"] == 1 else ""
+    return f"{figure['mean']:.3f} {bounds}".ljust(20)
 
 
 def _mean(figure: Mapping[str, float] | None, width: int) -> str:

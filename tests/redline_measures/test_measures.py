@@ -81,10 +81,10 @@ def test_the_interval_of_grouped_means_agrees_with_the_trainers() -> None:
     generator = random.Random(3)
     groups = [f"prompt {n // 3}" for n in range(300)]
     differences = [generator.gauss(0.3, 1) for _ in groups]
-    ours = mean_interval([win(d, 0) for d in differences], groups, resamples=4000)
+    found = mean_interval([win(d, 0) for d in differences], groups, resamples=4000)
     expected = accuracy.accuracy_by_prompt(differences, groups)
-    assert (ours.mean, ours.values, ours.groups) == pytest.approx((expected.mean, 300, 100))
-    assert (ours.low, ours.high) == pytest.approx((expected.low, expected.high), abs=0.01)
+    assert (found.mean, found.values, found.groups) == pytest.approx((expected.mean, 300, 100))
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.01)
 
 
 def test_values_of_one_group_are_resampled_together() -> None:

@@ -121,8 +121,19 @@ class EngineHTTP:
                 return json.loads(content)
             except (ValueError, RecursionError) as error:
                 raise ProtocolError(f"{shown} did not answer with JSON") from error
-        reason = one_line(content.decode(errors="replace"))[:_MAX_SHOWN]
-        message = f"{shown} answered HTTP {response.status_code}: {reason}"
+        message = f"{shown} answered HTTP {response.status_code}{_reason(content)}"
         if response.status_code in _RETRIED:
             raise ConnectionFailedError(message)
         raise (ItemRefusedError if response.status_code in _ITEM_REFUSED else ProtocolError)(message)
+
+
+def _reason(content: bytes | bytearray) -> str:
+    """The engine's own message. Other parts of an answer are left out: they may repeat the text of the request."""
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        return ""
+    for _ in range(3):
+        if isinstance(value, dict):
+            value = next((value[name] for name in ("error", "detail", "message") if name in value), None)
+    return f": {one_line(value)[:_MAX_SHOWN]}" if isinstance(value, str) else ""

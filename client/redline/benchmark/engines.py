@@ -134,7 +134,7 @@ def _response_tokens(entries: Any, rendered: RenderedItem, aggregate: str) -> Sc
             logprobs.append(None)
             continue
         own = next(iter(entry.values()), None) if isinstance(entry, Mapping) else None
-        tokens.append(str(_field(own, "/v1/completions", "decoded_token")))
+        tokens.append(str(_field(own, "/v1/completions", "decoded_token") or ""))
         logprobs.append(_number(own, "/v1/completions", "logprob"))
     start, end = len(rendered.before), len(rendered.before) + len(rendered.response)
     rewards, offsets = [], []

@@ -53,12 +53,12 @@ class Comparison(NamedTuple):
 
 
 class _Annotation(NamedTuple):
-    """One row: its pair, the offsets of its insertions, all references of the response, and its sentence's name."""
+    """One row: its pair, the offsets of its insertions, all references of the response, and its group."""
 
     pair: Pair
     gaps: frozenset[int]
     references: tuple[str, ...]
-    sentence: str | None
+    group: str
 
 
 def marked_responses(path: Path, limit: int | None = None) -> list[MarkedResponse]:
@@ -93,14 +93,23 @@ def comparisons(path: Path, limit: int | None = None) -> list[Comparison]:
     return [comparison for _, comparison in CheckedRows(path, _comparison, limit)]
 
 
+def _meta(row: dict[str, Any]) -> dict[str, Any]:
+    meta = row.get("meta")
+    return meta if isinstance(meta, dict) else {}
+
+
+def _group(pair: Pair, row: dict[str, Any]) -> str:
+    """The sentence that was rewritten, if the row names it (its prompt may be a constant), else the prompt."""
+    sentence = _meta(row).get("sentence")
+    return _digest(sentence if isinstance(sentence, str) else pair.prompt_key)
+
+
 def _annotation(location: str, row: dict[str, Any]) -> _Annotation:
     pair = parse_row(row, location, teaches=False)
-    meta = row.get("meta")
-    meta = meta if isinstance(meta, dict) else {}
-    references, gaps, sentence = meta.get("references"), meta.get("gap_errors"), meta.get("sentence")
+    references, gaps = _meta(row).get("references"), _meta(row).get("gap_errors")
     texts = tuple(text for text in references if isinstance(text, str)) if isinstance(references, list) else ()
     offsets = frozenset(gap for gap in gaps if isinstance(gap, int)) if isinstance(gaps, list) else frozenset()
-    return _Annotation(pair, offsets, texts, sentence if isinstance(sentence, str) else None)
+    return _Annotation(pair, offsets, texts, _group(pair, row))
 
 
 def _marked(key: str, annotations: Sequence[_Annotation]) -> MarkedResponse:
@@ -117,9 +126,8 @@ def _marked(key: str, annotations: Sequence[_Annotation]) -> MarkedResponse:
     marked = [2 * sum(marks) >= len(known) for marks in zip(*votes, strict=True)]
     gaps = [gap for row in known if row for gap in row.gaps]
     has_gap = any(2 * gaps.count(gap) >= len(known) for gap in set(gaps))
-    group = first.sentence if first.sentence is not None else first.pair.prompt_key
     is_clean = not any(marked) and not has_gap
-    return MarkedResponse(key, _digest(group), first.pair.prompt, response, words, marked, is_clean)
+    return MarkedResponse(key, first.group, first.pair.prompt, response, words, marked, is_clean)
 
 
 def _comparison(location: str, row: dict[str, Any]) -> Comparison:
@@ -133,7 +141,7 @@ def _comparison(location: str, row: dict[str, Any]) -> Comparison:
     else:
         pair = parse_row(row, location, teaches=False)
         sides = (pair.chosen,), (pair.rejected,)
-    return Comparison(_digest([pair.prompt, *sides]), _digest(pair.prompt_key), subset, pair.prompt, *sides)
+    return Comparison(_digest([pair.prompt, *sides]), _group(pair, row), subset, pair.prompt, *sides)
 
 
 def _texts(value: Any) -> tuple[str, ...] | None:
