@@ -33,6 +33,7 @@ SHARED = (
     "redline.files",
     "redline.preference_data",
     "redline.causal_lm",
+    "redline.measures",
 )
 ALLOWED = {
     "redline": (),
@@ -69,7 +70,7 @@ EXTRA_THIRD_PARTY = {
 LAYERS = {
     "redline": [
         ("integrations", "ppo"),
-        ("dataset_columns", "reranking", "testing", "token_advantages"),
+        ("benchmark", "dataset_columns", "reranking", "testing", "token_advantages"),
         ("client", "aclient"),
         ("http",),
         ("results",),
@@ -77,7 +78,7 @@ LAYERS = {
         ("errors",),
         ("text",),
         ("wire",),
-        ("messages", "spans", "files", "causal_lm", "version"),
+        ("messages", "spans", "files", "causal_lm", "measures", "version"),
     ],
     "redline_trainer": [
         ("train",),
@@ -109,7 +110,7 @@ LAYERS = {
         ("app",),
         ("commands",),
         ("output", "request_rows"),
-        ("bad_rows", "defaults", "options", "redlining", "signals", "terminal"),
+        ("bad_rows", "bench_table", "defaults", "options", "redlining", "signals", "terminal"),
     ],
 }
 
@@ -256,7 +257,8 @@ def test_importing_redline_loads_no_torch_and_is_quick_about_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["score", "correct", "models", "health", "train", "evaluate", "serve", "ppo", "derive", "inspect"]
+    "command",
+    ["score", "correct", "bench", "models", "health", "train", "evaluate", "serve", "ppo", "derive", "inspect"],
 )
 def test_help_of_any_command_needs_no_torch(command: str) -> None:
     code = (

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from redline.errors import RedlineError
 from redline.text.printable import visible
-from redline_cli.commands import correct, derive, evaluate, inspect, ppo, score, serve, status, train
+from redline_cli.commands import bench, correct, derive, evaluate, inspect, ppo, score, serve, status, train
 from redline_cli.signals import PipeClosedError, Stopped, exit_now, stoppable
 
 
@@ -43,6 +43,7 @@ app.command("inspect", short_help="Load a reward model and print its properties,
 app.command("serve")(serve.serve)
 app.command("score")(score.score)
 app.command("correct")(correct.correct)
+app.command("bench", short_help="Measure a scorer with a URL on public sets.")(bench.bench)
 app.command("ppo")(ppo.ppo)
 app.command("models")(status.models)
 app.command("health")(status.health)
