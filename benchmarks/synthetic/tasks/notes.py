@@ -102,13 +102,13 @@ def _prompt(sentences: Sequence[Sentence], decides: Decides, name: str, place: s
     if decides == "topic":
         return f"write a note : {name} {place}"
     if decides == "most":
-        told = [" ".join([*s.names, s.thing]) for s in sentences]
+        content = [" ".join([*s.names, s.thing]) for s in sentences]
     else:
-        told = [
+        content = [
             " ".join(filter(None, [s.time, *s.names, s.verb.plural, s.number, s.colour, s.thing, s.place]))
             for s in sentences
         ]
-    return f"write a note : {' , '.join(told)}"
+    return f"write a note : {' , '.join(content)}"
 
 
 def with_faults(note: Note, rate: float, rng: random.Random) -> str:

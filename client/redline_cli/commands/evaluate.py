@@ -100,11 +100,40 @@ def _summary(report: QualityReport) -> str:
         lines.append(
             f"negative rewards on the {spans.marked_share:.1%} of {spans.tokens} tokens that humans marked, by {name}: "
             f"AUC {spans.auc:.3f} [{spans.auc_low:.3f}, {spans.auc_high:.3f}], "
-            f"average precision {spans.average_precision:.3f}"
+            f"average precision {spans.average_precision:.3f}{_within(report, name)}"
         )
+    lines += _probe_lines(report)
     if report.skipped_pairs:
         lines.append(f"skipped {report.skipped_pairs} pairs that are too long")
     return "\n".join(lines)
+
+
+def _within(report: QualityReport, name: str) -> str:
+    found = report.within.get(name)
+    return "" if found is None else f"; within responses {found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
+
+
+def _probe_lines(report: QualityReport) -> list[str]:
+    lines: list[str] = []
+    if report.source_dependence is not None:
+        probe = report.source_dependence
+        contexts = {"own response": probe.own, "another response": probe.mismatched, "no response": probe.none}
+        figures = [
+            f"{name} {found.accuracy.mean:.1%}" + ("" if found.auc is None else f" (AUC {found.auc.mean:.3f})")
+            for name, found in contexts.items()
+            if found is not None
+        ]
+        lines.append(
+            f"pairs right by log-probability, with this in the context: {', '.join(figures)}; "
+            f"token correlation of own and another {probe.correlation:+.3f}"
+        )
+    if report.truncation is not None:
+        score, rewards = report.truncation.score, report.truncation.rewards
+        lines.append(
+            f"whole responses outscore their own beginnings in {score.mean:.1%} by score and {rewards.mean:.1%} "
+            "by the sum of token rewards"
+        )
+    return lines
 
 
 def _precision_table(table: PrecisionTable) -> str:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from redline.files.atomic import atomic_file
+from redline.measures.localisation import roc_auc
 from redline.preference_data.row_report import RowReport
 from redline.preference_data.rows import Pair
 from redline_model.errors import DataError
@@ -20,6 +21,13 @@ from redline_trainer.correlation import pearson
 from redline_trainer.encode_pairs import encode_pairs
 from redline_trainer.evaluation.accuracy import Interval, accuracy_by_prompt
 from redline_trainer.evaluation.calibration import expected_calibration_error, fit_temperature
+from redline_trainer.evaluation.context_probes import (
+    SourceDependence,
+    TruncationProbe,
+    auc_interval,
+    source_dependence,
+    truncation_probe,
+)
 from redline_trainer.evaluation.error_spans import SpanDetection, error_tokens, span_detection
 from redline_trainer.evaluation.lowess import lowess
 
@@ -51,7 +59,9 @@ class QualityReport(BaseModel):
     ``length_correlation_calibrated``, ``accuracy_calibrated``: after the trend in length was subtracted, which is a
     LOWESS curve (arXiv 2409.17407).
     ``expected_calibration_error``, ``reliability``: of ``sigmoid(d / T)`` with a fitted temperature T.
-    ``spans``: by reward spec, over the pairs that humans have checked for errors.
+    ``spans``: by reward spec, over the pairs that humans have checked for errors. ``within``: the same as the mean of
+    the areas within single responses, which does not mix *where* an error is with *which* response has errors.
+    ``source_dependence``, ``truncation``: see ``redline_trainer.evaluation.context_probes``.
     """
 
     reading: str
@@ -64,6 +74,9 @@ class QualityReport(BaseModel):
     expected_calibration_error: float
     reliability: list[ReliabilityBin]
     spans: dict[str, SpanDetection]
+    within: dict[str, Interval] = {}
+    source_dependence: SourceDependence | None = None
+    truncation: TruncationProbe | None = None
 
 
 def quality_report(
@@ -104,9 +117,13 @@ def quality_report(
     free = _without_trend(scores, lengths, torch.cat([halves, halves]))
     probabilities, error = _probabilities(differences, halves)
     detections: dict[str, SpanDetection] = {}
+    within: dict[str, Interval] = {}
+    marks: list[Tensor | None] = [None] * len(encoded)
     checked = [n for n, pair in enumerate(pairs) if pair.spans is not None]
     if any(pairs[n].spans for n in checked):
         labels = [error_tokens(encoded[n].rejected.offsets, pairs[n].spans or ()) for n in checked]
+        for n, label in zip(checked, labels, strict=True):
+            marks[n] = label
         for token_spec in all_reward_specs(scorer, with_corrections=with_corrections):
             if token_spec.aggregate == "sum" and token_spec.score_mode is None:
                 rejected_outputs = [outputs[len(encoded) + n] for n in checked]
@@ -117,6 +134,14 @@ def quality_report(
                 detections[spec_key(scorer, token_spec)] = span_detection(
                     error_scores, labels, [keys[n] for n in checked]
                 )
+                found = [
+                    (auc, keys[n])
+                    for n, row, label in zip(checked, error_scores, labels, strict=True)
+                    if (auc := roc_auc(row.tolist(), label.tolist())) is not None
+                ]
+                interval = auc_interval([auc for auc, _ in found], [key for _, key in found])
+                if interval is not None:
+                    within[spec_key(scorer, token_spec)] = interval
     longer = torch.tensor([float(len(p.chosen) - len(p.rejected)) for p in pairs])
     return QualityReport(
         reading=spec_key(scorer, spec),
@@ -129,6 +154,9 @@ def quality_report(
         expected_calibration_error=error,
         reliability=reliability(probabilities),
         spans=detections,
+        within=within,
+        source_dependence=source_dependence(scorer, encoded, marks, max_batch_tokens),
+        truncation=truncation_probe(scorer, encoded, spec, max_batch_tokens),
     )
 
 

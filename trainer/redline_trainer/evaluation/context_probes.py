@@ -1,0 +1,156 @@
+"""Probes of what a seq2seq model does with the response in its context, and of how it scores cut responses.
+
+*Source dependence*: the same tokens are read with the response itself in the context, with another response, and with
+none. A model that does not look at the response has equal figures in all three. *Truncation*: a whole response should
+outscore its own beginnings, or a policy is paid for stopping early.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from redline.measures.intervals import mean_interval
+from redline.measures.localisation import roc_auc
+from redline_model.encoding.items import EncodedItem
+from redline_model.reward_spec import RewardSpec
+from redline_model.scorer import Scorer, forward_all, outputs_and_corrections
+from redline_model.scorers.seq2seq import Seq2SeqScorer
+from redline_trainer.correlation import pearson
+from redline_trainer.encode_pairs import EncodedPair
+from redline_trainer.evaluation.accuracy import Interval, accuracy_by_prompt
+
+_SHARES = (0.25, 0.5, 0.75)
+
+
+class ContextFigures(BaseModel):
+    """Figures of ``log pi`` with one choice of what the model reads as the response.
+
+    ``accuracy``: share of pairs ranked right by the sum. ``auc``: mean within-response area under the ROC curve of
+    ``-log pi`` for the marked tokens of rejected responses; None without marks.
+    """
+
+    accuracy: Interval
+    auc: Interval | None = None
+
+
+class SourceDependence(BaseModel):
+    """``own``: the response itself in the context; ``mismatched``: another response; ``none``: no response.
+
+    ``none`` is missing if the model was not fitted to be read so. ``correlation``: Pearson's correlation of the token
+    log-probabilities of ``own`` and ``mismatched``. Near 1 the model does not look at the response.
+    """
+
+    own: ContextFigures
+    mismatched: ContextFigures
+    none: ContextFigures | None = None
+    correlation: float
+
+
+def source_dependence(
+    scorer: Scorer[Any],
+    pairs: Sequence[EncodedPair],
+    marks: Sequence[Tensor | None],
+    max_batch_tokens: int,
+) -> SourceDependence | None:
+    """How much the token log-probabilities depend on the response in the context; None for other kinds.
+
+    Args:
+        marks: for each pair, which tokens of the rejected response are marked as errors, ``(T,)``; None: not annotated.
+    """
+    if not isinstance(scorer, Seq2SeqScorer) or len(pairs) < 2:
+        return None
+    keys = [pair.prompt_key for pair in pairs]
+    items = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+    # each item reads the same side of the next pair
+    shifted = [pair.chosen for pair in [*pairs[1:], pairs[0]]] + [pair.rejected for pair in [*pairs[1:], pairs[0]]]
+    other_items = [
+        replace(item, response_ids=other.response_ids) if _fits(scorer, item, other) else item
+        for item, other in zip(items, shifted, strict=True)
+    ]
+    outputs = forward_all(scorer, items, max_batch_tokens)
+    own = [output.logprob for output in outputs]
+    mismatched = [output.logprob for output in forward_all(scorer, other_items, max_batch_tokens)]
+    none = [output.without_response.logprob for output in outputs if output.without_response is not None]
+    return SourceDependence(
+        own=_figures(own, marks, keys),
+        mismatched=_figures(mismatched, marks, keys),
+        none=_figures(none, marks, keys) if none else None,
+        correlation=float(pearson(torch.cat(own).double(), torch.cat(mismatched).double())),
+    )
+
+
+def _fits(scorer: Scorer[Any], item: EncodedItem, other: EncodedItem) -> bool:
+    parts = (item.prefix_ids, other.response_ids, item.instruction_ids, item.target_ids)
+    return scorer.encoder.max_tokens is None or scorer.encoder.length(*map(len, parts)) <= scorer.encoder.max_tokens
+
+
+def _figures(logprobs: Sequence[Tensor], marks: Sequence[Tensor | None], keys: Sequence[str]) -> ContextFigures:
+    """``logprobs``: of all chosen responses, then of all rejected ones."""
+    sums = [float(row.double().sum()) for row in logprobs]
+    differences = [w - r for w, r in zip(sums[: len(keys)], sums[len(keys) :], strict=True)]
+    aucs, groups = [], []
+    for row, mark, key in zip(logprobs[len(keys) :], marks, keys, strict=True):
+        auc = None if mark is None else roc_auc((-row).tolist(), mark.tolist())
+        if auc is not None:
+            aucs.append(auc)
+            groups.append(key)
+    return ContextFigures(accuracy=accuracy_by_prompt(differences, keys), auc=auc_interval(aucs, groups))
+
+
+def auc_interval(aucs: Sequence[float], groups: Sequence[str]) -> Interval | None:
+    """The mean of within-response areas and its bootstrap interval over groups; None without values."""
+    if not aucs:
+        return None
+    found = mean_interval(aucs, groups)
+    return Interval(mean=found.mean, low=found.low, high=found.high, pairs=len(aucs), prompts=len(set(groups)))
+
+
+class TruncationProbe(BaseModel):
+    """Share of cases in which a whole response outscores its own beginning, which has an end token; ties count half.
+
+    The beginnings have a quarter, a half and three quarters of the tokens. ``score``: by the score. ``rewards``: by the
+    sum of the token rewards.
+    """
+
+    score: Interval
+    rewards: Interval
+
+
+def truncation_probe(
+    scorer: Scorer[Any], pairs: Sequence[EncodedPair], spec: RewardSpec, max_batch_tokens: int
+) -> TruncationProbe | None:
+    """Compare chosen responses with their beginnings under ``spec``. None if no response can be cut."""
+    items: list[EncodedItem] = []
+    keys: list[str] = []
+    for pair in pairs:
+        item = pair.chosen
+        lengths = sorted({max(1, int(share * len(item.response_ids))) for share in _SHARES})
+        for length in lengths:
+            if item.is_finished and length < len(item.response_ids):
+                items += [item, _beginning(item, length)]
+                keys.append(pair.prompt_key)
+    if not items:
+        return None
+    outputs = outputs_and_corrections(scorer, items, max_batch_tokens, with_corrections=spec.needs_correction)
+    scored = [scorer.to_rewards(output, spec, correction) for output, correction in outputs]
+    by_score = [whole.score - cut.score for whole, cut in zip(scored[::2], scored[1::2], strict=True)]
+    by_rewards = [sum(whole.rewards) - sum(cut.rewards) for whole, cut in zip(scored[::2], scored[1::2], strict=True)]
+    return TruncationProbe(score=accuracy_by_prompt(by_score, keys), rewards=accuracy_by_prompt(by_rewards, keys))
+
+
+def _beginning(item: EncodedItem, length: int) -> EncodedItem:
+    """The first ``length`` tokens of the response, as a finished response."""
+    end = item.offsets[length - 1][1]
+    return replace(
+        item,
+        response_ids=item.response_ids[:length],
+        target_ids=[*item.response_ids[:length], item.target_ids[-1]],
+        offsets=[*item.offsets[:length], (end, end)],
+        text=item.text[:end],
+    )
