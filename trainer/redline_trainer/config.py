@@ -24,6 +24,7 @@ class TrainConfig(BaseModel):
         ``lora_rank``, ``lora_alpha``: of the adapters.
         ``instruction``: request for a rewrite in the template of seq2seq models; None for the default.
         ``mode``, ``aggregate``: default rewards of the bundle.
+        ``score_mode``: the mode of its score; None for ``mode``.
     Steps:
         ``epochs``: passes over the training pairs.
         ``max_steps``: number of optimiser steps; it overrides ``epochs``.
@@ -40,6 +41,10 @@ class TrainConfig(BaseModel):
         ``held_out_share``: share of the prompts that is kept for evaluation and calibration.
     Objective:
         ``correction_weight``, ``identity_weight`` (``w_id``): weights of the mappings of seq2seq.
+        ``sft_weight``: weight of ``log pi(y_w | x)``, the response not in the context (seq2seq). Above 0, the bundle
+        offers the modes ``sft_logprob`` and ``sft_margin``.
+        ``edit_weight``: weight of target tokens that the source does not have; copies have weight 1 (seq2seq).
+        ``omission``: adds chosen responses without their end as sources (seq2seq).
         ``mismatch``: adds responses to other prompts, as sources (seq2seq) or as rejected responses (scalar, red), see
         docs/explanation/method.md. None adds them for seq2seq only.
         ``beta``: of dpo, reward per nat.

@@ -59,6 +59,9 @@ def score(
     limit: Limit = None,
     on_bad_row: OnBadRow = BadRowPolicy.ERROR,
     mode: Annotated[str | None, typer.Option(help="Extraction mode; default: the bundle's.")] = None,
+    score_mode: Annotated[
+        str | None, typer.Option(help="Mode of the score; default: --mode if given, else the bundle's.")
+    ] = None,
     aggregate: Annotated[str | None, typer.Option(help="sum, mean or last; default: the bundle's.")] = None,
     calibrated: Annotated[bool, typer.Option(help="Return scores as log-odds of preference.")] = False,
     correction: Annotated[bool, typer.Option(help="Also return the model's rewrite and its edits.")] = False,
@@ -71,6 +74,7 @@ def score(
     """
     options = ScoreOptions(
         mode=mode,
+        score_mode=score_mode,
         aggregate=aggregate,
         calibrated=calibrated,
         correction=correction,

@@ -56,6 +56,17 @@ def train(
     identity_weight: Annotated[
         float, typer.Option(help="Weight of the identity mapping, w_id (seq2seq).")
     ] = DEFAULT.identity_weight,
+    sft_weight: Annotated[
+        float,
+        typer.Option(help="Weight of writing the chosen response without a response in the context (seq2seq)."),
+    ] = DEFAULT.sft_weight,
+    edit_weight: Annotated[
+        float, typer.Option(help="Weight of tokens that the source does not have; copies have 1 (seq2seq).")
+    ] = DEFAULT.edit_weight,
+    omission: Annotated[
+        bool,
+        typer.Option("--omission/--no-omission", help="Use shortened chosen responses as sources, too (seq2seq)."),
+    ] = DEFAULT.omission,
     mismatch: Annotated[
         bool | None,
         typer.Option(
@@ -95,6 +106,9 @@ def train(
         str | None, typer.Option(help="Instruction that asks the model for its rewrite.")
     ] = DEFAULT.instruction,
     mode: Annotated[str, typer.Option(help="Default extraction mode of the bundle.")] = DEFAULT.mode,
+    score_mode: Annotated[
+        str | None, typer.Option(help="Extraction mode of the score; default: the same as --mode.")
+    ] = DEFAULT.score_mode,
     aggregate: Annotated[
         str, typer.Option(help="Default aggregate of the bundle: sum, mean or last.")
     ] = DEFAULT.aggregate,
@@ -121,6 +135,7 @@ def train(
         "kind": kind,
         "method": method,
         "mode": mode,
+        "score_mode": score_mode,
         "aggregate": aggregate,
         "on_too_long": on_too_long,
         "precision": precision,
@@ -137,6 +152,9 @@ def train(
         learning_rate=learning_rate,
         correction_weight=correction_weight,
         identity_weight=identity_weight,
+        sft_weight=sft_weight,
+        edit_weight=edit_weight,
+        omission=omission,
         mismatch=mismatch,
         beta=beta,
         odin=odin,
