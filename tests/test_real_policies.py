@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from benchmarks.real_policies import evaluators as evaluators_module
 from benchmarks.real_policies import metrics, run
 from benchmarks.real_policies.__main__ import main
+from benchmarks.real_policies.base_models import short_base
 from benchmarks.real_policies.curves import answer, comparison, t_interval, value_at_kl
 from benchmarks.real_policies.evaluators import Fluency, MissingPackageError, require, without_token_spaces
 from benchmarks.real_policies.known_pairs import side_figures
@@ -96,6 +98,19 @@ def test_the_quick_run_measures_every_method_resumes_and_writes_its_tables(
     assert json.loads((tmp_path / "real_policies.json").read_text(encoding="utf-8"))["tasks"] == results["tasks"]
     with pytest.raises(SystemExit, match="another plan"):
         main(["--data", str(data), "--reduced", "--base", str(tmp_path / "base"), "--out", str(tmp_path)])
+    assert results["about"]["plan"]["name"] == "quick"
+
+
+def test_the_base_model_gets_no_system_turn_of_its_template(base: Path, tmp_path: Path) -> None:
+    assert short_base(tmp_path / "same", base) == base
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = (
+        "<|im_start|>system\nBe kind.<|im_end|>\n{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    tokenizer.save_pretrained(tmp_path / "given")
+    short = AutoTokenizer.from_pretrained(short_base(tmp_path / "short", tmp_path / "given"))
+    text = short.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
+    assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_development_texts_are_in_no_training_set(data: Path) -> None:

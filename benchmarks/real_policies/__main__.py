@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import torch
     from transformers.utils import logging as transformers_logging
 
+    from benchmarks.real_policies.base_models import short_base, tiny_base
     from benchmarks.real_policies.run import Place, SeedRun, TaskRun, claim
 
     transformers_logging.disable_progress_bar()
@@ -58,12 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     suffix = "" if plan is FULL or plan.name == "full" else f"_{plan.name}"
     out = args.out or Path(f"runs/real_policies{suffix}")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-    base = args.base
     tasks = [TASKS[name] for name in args.task or TASKS]
-    if args.quick:
-        from benchmarks.real_policies.tiny_base import tiny_base
-
-        base = tiny_base(out / "base", args.data, tasks)
+    folder = out / "base"
+    base = tiny_base(folder, args.data, tasks) if args.quick else short_base(folder, args.base)
     place = Place(out, base, args.data, device, args.http)
     claim(place, plan)
     results: dict[str, Any] = {"about": about(args, plan, device), "tasks": {}}

@@ -18,24 +18,14 @@ from typing import Any
 
 from benchmarks.real_policies.curves import value_at_kl
 from benchmarks.real_policies.known_pairs import known_pair_figures
-from benchmarks.real_policies.metrics import Evaluators, Sample, load_evaluators, text_figures
+from benchmarks.real_policies.measurements import Measurements, Part, StartPoint
+from benchmarks.real_policies.metrics import Evaluators, load_evaluators
 from benchmarks.real_policies.plan import METHODS, REWARD_MODELS, Method, Plan, PPOSettings
-from benchmarks.real_policies.tasks import PromptForm, TaskData, TextTask, load_task, repeated
-from benchmarks.real_policies.training import (
-    Example,
-    load_policy,
-    measured_steps,
-    sample_texts,
-    train_dpo,
-    train_ppo,
-    train_sft,
-)
+from benchmarks.real_policies.tasks import PromptForm, TaskData, TextTask, load_task
+from benchmarks.real_policies.training import Example, load_policy, measured_steps, train_dpo, train_ppo, train_sft
 from benchmarks.synthetic.training import write_json
 from redline.files.atomic import write_text
-from redline.ppo import CausalPolicy, RewardSource
-
-# added to a seed, so that a measurement does not repeat the samples of a training step
-_MEASURE_SEED = 10_000
+from redline.ppo import RewardSource
 
 
 @dataclass(frozen=True)
@@ -78,6 +68,8 @@ class TaskRun:
         self.task = task
         self.folder = place.out / f"{task.name}-{form}"
         self.data: TaskData = load_task(task, form, place.data, plan)
+        # of each seed and part, filled by ``Measurements``; not on disk, because some texts must not be stored
+        self.start_points: dict[tuple[int, Part], StartPoint] = {}
 
     @cached_property
     def evaluators(self) -> Evaluators:
@@ -123,12 +115,12 @@ class SeedRun:
         """Settings, curve and figures after the last step of the method ``name``."""
         method = METHODS[name]
         settings = self.run.settings_of(name) if method.training == "ppo" else None
-        return stored(self.folder / f"{name}.json", lambda: self._train(method, settings, self.run.data.test))
+        return stored(self.folder / f"{name}.json", lambda: self._train(method, settings, "test"))
 
     def sweep(self, name: str, settings: PPOSettings) -> dict[str, Any]:
         """The figures of ``name`` with other settings of PPO, on the development texts."""
         path = self.folder / "sweep" / f"{name}-{settings.name}.json"
-        return stored(path, lambda: self._train(METHODS[name], settings, self.run.data.development))
+        return stored(path, lambda: self._train(METHODS[name], settings, "development"))
 
     def start(self) -> Path:
         """The start policy: the base model, fine-tuned on the rejected texts."""
@@ -170,16 +162,16 @@ class SeedRun:
                 train(config, self.run.data.pairs)
         return out
 
-    def _train(self, method: Method, settings: PPOSettings | None, prompts: list[str]) -> dict[str, Any]:
-        """Train and measure. ``prompts``: those of the measurements."""
+    def _train(self, method: Method, settings: PPOSettings | None, part: Part) -> dict[str, Any]:
+        """Train and measure with the prompts of ``part``."""
         plan, place, data = self._plan, self._place, self.run.data
         seconds: dict[str, float] = {}
         policy = load_policy(self.start(), self.run.task.new_tokens, place.device, plan.precision)
-        measurements = Measurements(self.run, policy, prompts, self.seed)
+        prompts = data.test if part == "test" else data.development
+        measurements = Measurements(self.run, policy, prompts, (self.seed, part))
         if method.training == "none":
             measurements.add(0, is_last=True)
             return measurements.result(None, seconds, [])
-        measurements.add(0)
         steps = {"sft": plan.sft_steps, "dpo": plan.dpo_steps, "ppo": plan.ppo_steps}[method.training]
         wanted = measured_steps(steps, plan.points)
 
@@ -224,55 +216,6 @@ class SeedRun:
 
             scorer = Bundle.load(bundle, LoadOptions(device=self._place.device)).scorer
             yield LocalRewards(scorer, reward_spec(scorer, method.mode, "sum"))
-
-
-class Measurements:
-    """Samples of a policy during its training, and their figures."""
-
-    def __init__(self, run: TaskRun, policy: CausalPolicy, prompts: list[str], seed: int) -> None:
-        self._run = run
-        self._policy = policy
-        self._prompts = prompts
-        self._seed = _MEASURE_SEED * (seed + 1)
-        self._start: list[Sample] = []
-        self._curve: list[dict[str, Any]] = []
-        self._final: dict[str, Any] | None = None
-        self._texts: list[str] = []
-        self.seconds = 0.0
-
-    def add(self, step: int, *, is_last: bool = False) -> None:
-        """Measure the policy now: a point of its curve, and the figures of more samples if it is the last."""
-        began = time.perf_counter()
-        plan = self._run.plan
-        if not self._curve:  # the policy is still the start policy: what topics are compared with
-            self._start = self._sampled(max(plan.curve_samples, plan.final_samples), self._seed - 1)
-        samples = self._sampled(plan.final_samples if is_last else plan.curve_samples, self._seed)
-        part = samples[: plan.curve_samples]
-        self._curve.append({"step": step, **self._figures(part)})
-        if is_last:
-            self._final = self._figures(samples)
-            self._texts = [sample.text for sample in samples[:20]] if self._run.task.may_store_texts else []
-        self.seconds += time.perf_counter() - began
-
-    def _sampled(self, count: int, seed: int) -> list[Sample]:
-        return sample_texts(self._policy, repeated(self._prompts, count), seed)
-
-    def _figures(self, samples: list[Sample]) -> dict[str, float | None]:
-        return text_figures(self._run.evaluators, samples, self._start[: len(samples)], self._run.data.references)
-
-    def result(
-        self, settings: PPOSettings | None, seconds: dict[str, float], history: list[dict[str, float]]
-    ) -> dict[str, Any]:
-        """Everything, as JSON."""
-        kept = ("step", "score", "token_reward", "kl", "entropy", "response_tokens", "truncated_share")
-        return {
-            "settings": None if settings is None else asdict(settings),
-            "curve": self._curve,
-            "final": self._final,
-            "seconds": {name: round(value, 1) for name, value in seconds.items()},
-            "ppo": [{name: row[name] for name in kept} for row in history],
-            "texts": self._texts,
-        }
 
 
 def stored(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
