@@ -23,7 +23,7 @@ from benchmarks.real_policies.evaluators import Fluency, MissingPackageError, re
 from benchmarks.real_policies.known_pairs import side_figures
 from benchmarks.real_policies.metrics import Evaluators, Sample, distinct_share, energy_distance, text_figures
 from benchmarks.real_policies.plan import MAIN_METHOD, METHODS, QUICK, REWARD_MODELS
-from benchmarks.real_policies.tables import rendered
+from benchmarks.real_policies.tables import rendered, summary
 from benchmarks.real_policies.tasks import TASKS, load_task, opening_words
 from benchmarks.real_policies.training import as_rollout, kl_of, load_policy, measured_steps, sample_texts
 from redline_trainer.config import TrainConfig
@@ -91,6 +91,7 @@ def test_the_quick_run_measures_every_method_resumes_and_writes_its_tables(
         assert all(len(r["ppo"]) == (QUICK.ppo_steps if METHODS[name].training == "ppo" else 0) for r in runs)
     assert task["runs"][MAIN_METHOD][0]["curve"][-1]["kl"] > 0
     assert all(METHODS[name].label in rendered(results) for name in TRAINABLE)
+    assert all(METHODS[name].label in summary(results) for name in task["statistics"]["against"])
 
     # nothing is computed again; the same tables come out
     monkeypatch.setattr(run, "write_json", lambda *arguments: pytest.fail("computed again"))

@@ -47,6 +47,21 @@ def rendered(results: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def summary(results: Mapping[str, Any]) -> str:
+    """A row per other method: whether PPO on the seq2seq reward beats it, in each task, at equal KL / at the end."""
+    tasks = results["tasks"]
+    lines = [
+        f"| PPO on the seq2seq reward beats (equal KL / last step) | {' | '.join(tasks)} |",
+        "|---" * (1 + len(tasks)) + "|",
+    ]
+    others = dict.fromkeys(name for task in tasks.values() for name in task["statistics"]["against"])
+    for name in others:
+        found = [task["statistics"]["against"].get(name) for task in tasks.values()]
+        cells = ["-" if c is None else f"{c['beats_at_equal_kl']} / {c['beats_at_end']}" for c in found]
+        lines.append(f"| {METHODS[name].label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def answer_table(task: Mapping[str, Any]) -> str:
     """A row per other method: whether PPO on the seq2seq reward beats it, and the differences (seq2seq less other)."""
     metric = task["metric"]
