@@ -26,6 +26,7 @@ from benchmarks.real_policies.plan import MAIN_METHOD, METHODS, QUICK, REWARD_MO
 from benchmarks.real_policies.tables import rendered, summary
 from benchmarks.real_policies.tasks import TASKS, load_task, opening_words
 from benchmarks.real_policies.training import as_rollout, kl_of, load_policy, measured_steps, sample_texts
+from benchmarks.synthetic.training import write_json
 from redline_trainer.config import TrainConfig
 from tests.conftest import build_causal, build_tokenizer
 
@@ -97,6 +98,20 @@ def test_the_quick_run_measures_every_method_resumes_and_writes_its_tables(
     monkeypatch.setattr(run, "write_json", lambda *arguments: pytest.fail("computed again"))
     main([*arguments, "--device", "cpu", "--methods", *TRAINABLE])
     assert json.loads((tmp_path / "real_policies.json").read_text(encoding="utf-8"))["tasks"] == results["tasks"]
+    # a method with other settings is, and no other
+    monkeypatch.undo()
+    monkeypatch.setattr(run, "load_evaluators", load)
+    monkeypatch.setitem(METHODS, MAIN_METHOD, replace(METHODS[MAIN_METHOD], discount=0.9))
+    computed: list[str] = []
+
+    def record(path: Path, figures: dict[str, Any]) -> None:
+        computed.append(path.stem)
+        write_json(path, figures)
+
+    monkeypatch.setattr(run, "write_json", record)
+    main([*arguments, "--device", "cpu", "--methods", "start", "sft", MAIN_METHOD])
+    assert {name for name in computed if not name.startswith(MAIN_METHOD)} == set()
+    assert MAIN_METHOD in computed
     with pytest.raises(SystemExit, match="another plan"):
         main(["--data", str(data), "--reduced", "--base", str(tmp_path / "base"), "--out", str(tmp_path)])
     assert results["about"]["plan"]["name"] == "quick"

@@ -137,24 +137,24 @@ FULL = Plan(
     sweep=_GRID,
 )
 # About 50 minutes per task and seed on two quiet cores of a CPU with bfloat16 units. Less than FULL: 480 of 3,349 (or
-# 12,000) pairs, a tenth of the reward models' and a third of PPO's steps, a quarter of its samples, one epoch instead
-# of two, no sweep, one seed. Learning rates are higher, because there are few steps.
+# 12,000) pairs, a tenth of the reward models' steps, a quarter of PPO's steps and samples, one epoch instead of two, an
+# eighth of the measured samples, no sweep, one seed. Learning rates are higher, because there are few steps.
 REDUCED = Plan(
     name="reduced",
     seeds=1,
     pairs=480,
     development=64,
     batch=16,
-    start_steps=40,
+    start_steps=30,
     model_steps=30,
     sft_steps=20,
-    dpo_steps=20,
-    ppo_steps=16,
+    dpo_steps=12,
+    ppo_steps=12,
     rollouts=32,
     minibatch=16,
-    points=4,
-    curve_samples=48,
-    final_samples=96,
+    points=3,
+    curve_samples=32,
+    final_samples=64,
     evaluated_pairs=200,
     max_batch_tokens=2048,
     epochs=1,

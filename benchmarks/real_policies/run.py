@@ -7,6 +7,7 @@ policy; reward models are kept.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -47,11 +48,11 @@ class Place:
 def claim(place: Place, plan: Plan) -> None:
     """Create the folder. Raises SystemExit if it holds a run with another plan, base model or data folder.
 
-    The number of seeds may differ: a run may be extended.
+    The number of seeds may differ: a run may be extended. The methods may differ, too: each result holds the settings
+    of its method, and is computed again if they have changed.
     """
     settings = {**asdict(plan), "seeds": None}
-    methods = {name: asdict(method) for name, method in METHODS.items()}
-    description = json.dumps([settings, str(place.base), str(place.data), methods, REWARD_MODELS], sort_keys=True)
+    description = json.dumps([settings, str(place.base), str(place.data)], sort_keys=True)
     path = place.out / "plan.json"
     if path.exists() and path.read_text(encoding="utf-8") != description:
         sys.exit(f"{place.out} holds a run with another plan, base or data; choose another --out")
@@ -80,7 +81,7 @@ class TaskRun:
     def known_pairs(self) -> dict[str, Any]:
         """What the evaluators say of pairs whose order is known."""
         path = self.folder / "known_pairs.json"
-        return stored(path, lambda: known_pair_figures(self.evaluators, self.data.test_pairs))
+        return stored(path, {}, lambda: known_pair_figures(self.evaluators, self.data.test_pairs))
 
     def settings_of(self, name: str) -> PPOSettings:
         """The settings with which a method is run: the best of the sweep on the development texts, if there is one.
@@ -115,12 +116,15 @@ class SeedRun:
         """Settings, curve and figures after the last step of the method ``name``."""
         method = METHODS[name]
         settings = self.run.settings_of(name) if method.training == "ppo" else None
-        return stored(self.folder / f"{name}.json", lambda: self._train(method, settings, "test"))
+        made_by = _made_by(method, settings)
+        return stored(self.folder / f"{name}.json", made_by, lambda: self._train(method, settings, "test"))
 
     def sweep(self, name: str, settings: PPOSettings) -> dict[str, Any]:
         """The figures of ``name`` with other settings of PPO, on the development texts."""
         path = self.folder / "sweep" / f"{name}-{settings.name}.json"
-        return stored(path, lambda: self._train(METHODS[name], settings, "development"))
+        return stored(
+            path, _made_by(METHODS[name], settings), lambda: self._train(METHODS[name], settings, "development")
+        )
 
     def start(self) -> Path:
         """The start policy: the base model, fine-tuned on the rejected texts."""
@@ -140,8 +144,10 @@ class SeedRun:
         from redline_trainer.config import TrainConfig
         from redline_trainer.train import train
 
-        out = self.folder / "models" / name
-        if not out.exists():
+        out, marker = (self.folder / "models" / part for part in (name, f"{name}.json"))
+        made_by = json.dumps(REWARD_MODELS[name], sort_keys=True)
+        if not out.exists() or not marker.exists() or marker.read_text(encoding="utf-8") != made_by:
+            shutil.rmtree(out, ignore_errors=True)
             config = TrainConfig.model_validate(
                 {
                     "base": str(self._place.base),
@@ -160,6 +166,7 @@ class SeedRun:
             )
             with _timed(out):
                 train(config, self.run.data.pairs)
+            write_text(marker, made_by)
         return out
 
     def _train(self, method: Method, settings: PPOSettings | None, part: Part) -> dict[str, Any]:
@@ -218,13 +225,24 @@ class SeedRun:
             yield LocalRewards(scorer, reward_spec(scorer, method.mode, "sum"))
 
 
-def stored(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The figures in ``path``; ``make`` computes them if there is no such file."""
-    if not path.exists():
-        with _timed(path):
-            write_json(path, make())
-    figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return figures
+def stored(path: Path, made_by: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The figures in ``path``; ``make`` computes them if there are none that were ``made_by`` the same settings."""
+    if path.exists():
+        figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if figures.pop("made_by", None) == made_by:
+            return figures
+    with _timed(path):
+        write_json(path, {"made_by": made_by, **make()})
+    return stored(path, made_by, make)
+
+
+def _made_by(method: Method, settings: PPOSettings | None) -> dict[str, Any]:
+    """What decides the results of ``method``, apart from the plan."""
+    return {
+        **{name: value for name, value in asdict(method).items() if name != "label"},
+        "model": REWARD_MODELS[method.reward_model] if method.reward_model is not None else None,
+        "settings": None if settings is None else asdict(settings),
+    }
 
 
 @contextmanager
