@@ -115,6 +115,8 @@ def about(args: argparse.Namespace, plan: Plan, device: str) -> dict[str, Any]:
     """What the results were computed with."""
     options = [f"--{plan.name}" if plan.name != "full" else "", "--http" if args.http else ""]
     options += [f"--task {name}" for name in args.task or ()]
+    if args.methods != list(METHODS):
+        options.append(f"--methods {' '.join(args.methods)}")
     options += [f"--prompts {args.prompts}" if args.prompts != "opening" else "", f"--seeds {plan.seeds}"]
     return {
         "command": " ".join(["python -m benchmarks.real_policies --data FOLDER", *filter(None, options)]),
