@@ -138,8 +138,9 @@ FULL = Plan(
 )
 # About an hour per task and seed on two quiet cores with AVX512-BF16 (estimated from the CPU time of single steps:
 # PPO 76 s, seq2seq model 24 s, Bradley-Terry 8 s, SFT 15 s, a measured sample 1.2 s). Less than FULL: 480 of 3,349 (or
-# 12,000) pairs, a tenth of the reward models' steps, a fifth of PPO's steps and a quarter of its samples, one epoch instead of two, an
-# eighth of the measured samples, no sweep, one seed. Learning rates are higher, because there are few steps.
+# 12,000) pairs, a tenth of the reward models' steps, a fifth of PPO's steps and a quarter of its samples, one epoch
+# instead of two, an eighth of the measured samples, no sweep, one seed. Learning rates are higher, because there are
+# few steps.
 REDUCED = Plan(
     name="reduced",
     seeds=1,
