@@ -76,13 +76,20 @@ def test_sizes_are_tokens_for_sft_and_comparisons_for_qrm(tokenizer: Any) -> Non
     assert [example.rejected for example in qrm.examples(with_mismatch)] == [pair.rejected] * 2
 
 
-def test_both_sides_of_a_pair_are_in_one_pass_and_all_pairs_in_some(tokenizer: Any) -> None:
-    scorer = build_scorer("qrm", build_causal(len(tokenizer)), tokenizer)
-    pairs = encoded(scorer, PAIRS)
-    for model in (scorer.model, padded(build_causal(len(tokenizer)))):
-        batches = list(QRMObjective(model).batches(pairs, 200))
-        assert sorted(i for batch in batches for i in batch) == list(range(len(pairs)))
-        assert len(batches) > 1
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_a_pass_has_whole_pairs_and_at_most_its_tokens(tokenizer: Any, is_padded: bool) -> None:
+    model = build_causal(len(tokenizer))
+    pairs = encoded(build_scorer("qrm", model, tokenizer), PAIRS)
+    objective = QRMObjective(padded(model) if is_padded else model)
+    batches = list(objective.batches(pairs, 200))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(pairs)))
+    for batch in batches:
+        prompts = [len(pairs[i].chosen.prefix_ids) - 1 for i in batch]
+        sides = [[len(side.target_ids) for side in (pairs[i].chosen, pairs[i].rejected)] for i in batch]
+        packed = sum(prompts) + sum(map(sum, sides))  # the prompts differ
+        longest = 2 * len(batch) * max(p + max(s) for p, s in zip(prompts, sides, strict=True))
+        assert len(batch) > 1
+        assert (longest if is_padded else packed) <= 200
 
 
 def test_the_default_score_of_a_qrm_bundle_is_the_mean_that_its_loss_ranks(base: str, tmp_path: Path) -> None:
