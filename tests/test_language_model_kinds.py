@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from redline import NO_RETRY, RewardClient, ScoreOptions
+from redline_cli import app as command_line
+from redline_model.options import AGGREGATES, STATISTICS_MODES
 from tests.commands import ended, run, start
 from tests.conftest import build_causal, build_tokenizer
 from tests.ports import free_port
@@ -67,22 +70,34 @@ def _plain_rewards(model: Any, tokenizer: Any, prompt: Sequence[int], response: 
     return margins if kind == "sft" else taken.tolist()
 
 
-def bundle_by_command(home: Path, out: Path, how: str) -> None:
-    pairs = home / "pairs.jsonl"
-    if how == "derive sft":
-        succeeded("derive", "sft", home / "base", "--pairs", pairs, "--out", out)
-        return
-    options = ("--max-steps", 10, "--pairs-per-step", 6, "--learning-rate", 1e-3, "--precision", "float32")
-    succeeded("train", "--kind", how, "--pairs", pairs, "--base", home / "base", "--out", out, *options)
-    rows = [json.loads(line) for line in out.with_name(f"{out.name}-logs").joinpath("metrics.jsonl").open()]
-    assert rows[-1]["loss"] < rows[0]["loss"]
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs ``redline ARGUMENTS`` in this process and returns what it printed."""
+
+    def command(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["redline", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            command_line.run()
+        printed = capsys.readouterr()
+        assert not ended.value.code, printed.err
+        return printed.out
+
+    return command
 
 
-@pytest.mark.parametrize("how", ["sft", "qrm", "derive sft"])
-def test_served_rewards_equal_those_of_transformers(home: Path, tmp_path: Path, how: str) -> None:
-    kind, out = how.split()[-1], tmp_path / "rm"
-    bundle_by_command(home, out, how)
-    expected, port = plain_rewards(out, kind), free_port()
+@pytest.mark.parametrize("kind", ["sft", "qrm"])
+def test_served_rewards_equal_those_of_transformers(
+    home: Path, tmp_path: Path, kind: str, here: Callable[..., str]
+) -> None:
+    out, pairs, port = tmp_path / "rm", home / "pairs.jsonl", free_port()
+    succeeded(
+        *("train", "--kind", kind, "--pairs", pairs, "--base", home / "base", "--out", out, "--max-steps", 10),
+        *("--pairs-per-step", 6, "--learning-rate", 1e-3, "--precision", "float32"),
+    )
+    with (tmp_path / "rm-logs/metrics.jsonl").open() as log:
+        losses = [json.loads(line)["loss"] for line in log]
+    assert losses[-1] < losses[0]
     with (
         ended(start("serve", str(out), "--port", str(port), "--dtype", "float32")),
         RewardClient(f"http://127.0.0.1:{port}", retry=NO_RETRY) as client,
@@ -91,25 +106,30 @@ def test_served_rewards_equal_those_of_transformers(home: Path, tmp_path: Path, 
         assert client.model().kind == kind
         results = [client.score_one(PROMPT, response) for response in RESPONSES]
         sums = [client.score_one(PROMPT, r, options=ScoreOptions(aggregate="sum")).score for r in RESPONSES]
-        if how != "derive sft":
-            succeeded(
-                *("ppo", "--policy", out if kind == "sft" else home / "base", "--prompts", home / "pairs.jsonl"),
-                *("--url", f"http://127.0.0.1:{port}", "--out", tmp_path / "policy", "--steps", 1),
-                *("--rollouts", 4, "--minibatch", 4, "--sample-batch", 4, "--max-new-tokens", 6),
-            )
-    for result, total, rewards in zip(results, sums, expected, strict=True):
+        succeeded(  # the folder of an sft bundle is a policy
+            *("ppo", "--policy", out if kind == "sft" else home / "base", "--prompts", pairs),
+            *("--url", f"http://127.0.0.1:{port}", "--out", tmp_path / "policy", "--steps", 1),
+            *("--rollouts", 4, "--minibatch", 4, "--sample-batch", 4, "--max-new-tokens", 6),
+        )
+    for result, total, rewards in zip(results, sums, plain_rewards(out, kind), strict=True):
         assert result.rewards == pytest.approx(rewards, abs=1e-4)
         assert total == pytest.approx(sum(rewards), abs=1e-4 * len(rewards))
         default = sum(rewards) / len(rewards) if kind == "qrm" else sum(rewards)
         assert result.score == pytest.approx(default, abs=1e-4 * len(rewards))
 
-    if how == "derive sft":
-        return
-    report = tmp_path / "report.json"
-    succeeded("evaluate", out, "--pairs", home / "pairs.jsonl", "--out", report)
-    measured = json.loads(report.read_text())
+    here("evaluate", out, "--pairs", pairs, "--out", tmp_path / "report.json")
+    measured = json.loads((tmp_path / "report.json").read_text())
     assert measured["accuracy"]["pairs"] == 3 * len(WORDS)
-    described = json.loads(succeeded("inspect", out))
+    described = json.loads(here("inspect", out))
     assert (described["kind"], described["default_reading"]) == (kind, "qrm/mean" if kind == "qrm" else "margin/sum")
-    card = (out / "README.md").read_text()
-    assert f"tags: [reward-model, rlhf, {kind}]" in card
+    assert f"tags: [reward-model, rlhf, {kind}]" in (out / "README.md").read_text()
+
+
+def test_a_language_model_is_made_a_bundle_by_command(home: Path, tmp_path: Path, here: Callable[..., str]) -> None:
+    arguments = ("derive", "sft", home / "base", "--pairs", home / "pairs.jsonl", "--out", tmp_path / "rm")
+    printed = here(*arguments, "--mode", "logprob", "--max-tokens", 200)
+    assert "logprob/sum ranks" in printed
+    assert "(sft bundle, sha256:" in printed
+    manifest = json.loads((tmp_path / "rm/redline.json").read_text())
+    assert manifest["max_tokens"] == 200
+    assert set(manifest["calibration"]) == {f"{mode}/{how}" for mode in STATISTICS_MODES for how in AGGREGATES}
