@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from redline_model.errors import UnsupportedError
-from redline_model.options import Extraction, Template
+from redline_model.options import Aggregate, Extraction, Template
 
 if TYPE_CHECKING:  # kinds are known without torch
     from redline_model.encoding.encoder import Encoder
@@ -86,6 +86,8 @@ class KindSpec:
         mode: the default mode in the model card, a format string with the fields of the manifest's ``extraction``.
         supports_conversation_style: whether the model may read the response with the end of turn of its own chat
             template (template style ``conversation``).
+        reads_as_policy: whether prompts are laid out as a policy reads them (template style ``policy``).
+        aggregate: the default aggregate of a new bundle.
     """
 
     description: str
@@ -95,6 +97,8 @@ class KindSpec:
     contents: str = "The folder is an ordinary transformers model;"
     mode: str = "none"
     supports_conversation_style: bool = False
+    reads_as_policy: bool = False
+    aggregate: Aggregate = "sum"
 
     @property
     def is_decoder_only(self) -> bool:

@@ -28,6 +28,8 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 CORRECTION_MODES: tuple[Mode, ...] = ("edits",)
 # modes that read the pass in which the response is not in the context
 SFT_MODES: tuple[Mode, ...] = ("sft_logprob", "sft_margin")
+# modes that are functions of the statistics of one pass
+STATISTICS_MODES: tuple[Mode, ...] = tuple(mode for mode in MODES if mode not in {*CORRECTION_MODES, *SFT_MODES})
 AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)
 
 

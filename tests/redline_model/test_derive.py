@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from redline_model.bundle.bundle import Bundle, write_bundle
-from redline_model.bundle.derive import BundleMetrics, derive_ensemble, derive_red
+from redline_model.bundle.derive import BundleMetrics, derive_ensemble, derive_red, derive_sft
 from redline_model.bundle.load_options import LoadOptions
 from redline_model.bundle.manifest import MANIFEST, CalibrationFit, Manifest
 from redline_model.encoding.items import Item
 from redline_model.errors import BundleError, UnsupportedError
-from redline_model.options import CORRECTION_MODES, LengthCalibration, LengthCurve
+from redline_model.options import CORRECTION_MODES, Extraction, LengthCalibration, LengthCurve, Template
 from redline_model.reward_spec import RewardSpec, reward_spec
 from redline_model.scorer import Scorer
 from redline_model.scorers.ensemble import EnsembleScorer, member_folder
@@ -59,6 +62,31 @@ def length_calibrated(inner: Bundle, out: Path) -> Bundle:
     )
     write_bundle(out, manifest, lambda folder: shutil.copytree(inner.folder, folder / INNER) and None)
     return Bundle.load(out)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_language_model_becomes_a_bundle_with_its_own_weights(
+    tokenizer: Any, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    build_causal(len(tokenizer)).to(dtype).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    manifest = derive_sft(tmp_path / "model", tmp_path / "rm", max_tokens=100, extraction=Extraction(mode="logprob"))
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "rm"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) and after[name].dtype == dtype for name in before)
+    bundle = Bundle.load(tmp_path / "rm", LoadOptions(dtype="float32"))
+    assert bundle.manifest == manifest
+    assert (manifest.kind, manifest.max_tokens, manifest.template) == ("sft", 100, Template.of_policy())
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    item = bundle.scorer.encoder.encode(ITEM)
+    with torch.no_grad():
+        logits = plain(torch.tensor([[*item.prefix_ids, *item.target_ids]])).logits[0, len(item.prefix_ids) - 1 : -1]
+    expected = logits.log_softmax(-1)[range(len(item.target_ids)), item.target_ids].clamp_min(-10)
+    assert scored(bundle.scorer).rewards == pytest.approx(expected.tolist(), abs=1e-4)
+    with pytest.raises(UnsupportedError, match="no mode edits"):
+        derive_sft(tmp_path / "model", tmp_path / "again", extraction=Extraction(mode="edits"))
+    with pytest.raises(BundleError, match="exists"):
+        derive_sft(tmp_path / "model", tmp_path / "rm")
 
 
 def test_a_red_bundle_has_the_weights_and_score_differences_of_its_scalar_bundle(

@@ -32,7 +32,7 @@ from tests.conftest import build_causal, build_encoder_decoder, build_tokenizer
 
 CPU = LoadOptions(device="cpu")
 PAIRS = [Pair(f"How do I reset router {n}?", "Hold the button.", "Eat the soup.", f"t:{n}") for n in range(12)]
-KINDS: list[str] = ["seq2seq", "scalar", "red", "dpo"]
+KINDS: list[str] = ["seq2seq", "scalar", "red", "dpo", "sft", "qrm"]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_a_classifier_is_refused_as_base_of_a_language_model(base: Path, tmp_pat
     load_tokenizer(base).save_pretrained(tmp_path)
     if form == "bin":
         as_pytorch(tmp_path)
-    for kind in ("seq2seq", "dpo"):
+    for kind in ("seq2seq", "dpo", "sft", "qrm"):
         with pytest.raises(BundleError, match=r"lm_head\.weight"):
             load_model(tmp_path, kind, CPU)
     with pytest.raises(BundleError, match=r"lm_head\.weight"):
@@ -225,7 +225,7 @@ def test_safetensors_are_downloaded_from_a_hub_id_if_there_are_any(
     assert len(requested_patterns) == 3
 
 
-@pytest.mark.parametrize("kind", ["seq2seq", "scalar", "red"])
+@pytest.mark.parametrize("kind", ["seq2seq", "scalar", "red", "sft", "qrm"])
 def test_a_head_of_another_width_than_the_hidden_size_is_trained_and_served(
     kind: Any, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:

@@ -56,6 +56,9 @@ def build(kind: str, tokenizer: Any, *, is_padded: bool) -> Scorer[Any]:
 
     if kind == "red":
         return scalar(0, "red")
+    if kind in {"sft", "qrm"}:
+        model = build_causal(len(tokenizer))
+        return build_scorer(kind, padded(model) if is_padded else model, tokenizer)
     if kind == "dpo":
         return build_dpo(tokenizer, is_padded=is_padded)
     if kind == "length_calibrated":
@@ -69,7 +72,7 @@ def build(kind: str, tokenizer: Any, *, is_padded: bool) -> Scorer[Any]:
     return EnsembleScorer(members, options, Extraction())
 
 
-KINDS = ["red", "dpo", "length_calibrated", "ensemble of scalars", "ensemble of seq2seq"]
+KINDS = ["red", "dpo", "sft", "qrm", "length_calibrated", "ensemble of scalars", "ensemble of seq2seq"]
 
 
 @pytest.mark.parametrize("is_padded", [False, True], ids=["packed", "padded"])

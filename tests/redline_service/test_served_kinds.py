@@ -17,7 +17,7 @@ from redline_model.bundle.derive import derive_ensemble, derive_red
 from redline_model.encoding.items import Item
 from redline_model.reward_spec import all_reward_specs, spec_key
 from redline_trainer.evaluation.length_calibration import derive_length_calibrated, evaluate_on
-from tests.conftest import build_dpo, build_scalar, build_scorer, write_bundle
+from tests.conftest import build_causal, build_dpo, build_scalar, build_scorer, write_bundle
 from tests.redline_service.conftest import with_service
 
 PROMPT = "How do I reset my router?"
@@ -33,6 +33,10 @@ def served(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, bundle: Bun
         for n in range(2)
     ]
     write_bundle(folder / "dpo", build_dpo(tokenizer), "dpo")
+    languages = [
+        write_bundle(folder / kind, build_scorer(kind, build_causal(len(tokenizer)), tokenizer), kind)
+        for kind in ("sft", "qrm")
+    ]
     measure = evaluate_on(PAIRS, [])
     derive_red(scalars[0].folder, folder / "red", evaluate=measure)
     derive_ensemble(
@@ -40,11 +44,15 @@ def served(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, bundle: Bun
     )
     derive_length_calibrated(scalars[0].folder, folder / "length_calibrated", PAIRS)
     derive_length_calibrated(bundle.folder, folder / "length_calibrated seq2seq", PAIRS)
-    names = ["red", "dpo", "ensemble", "length_calibrated", "length_calibrated seq2seq"]
-    return {name: Bundle.load(folder / name, prefix_cache_tokens=200) for name in names}
+    for single in languages:
+        kind = single.manifest.kind
+        derive_length_calibrated(single.folder, folder / f"length_calibrated {kind}", PAIRS)
+        derive_ensemble([single.folder, single.folder], folder / f"ensemble {kind}", evaluate=measure)
+    return {name: Bundle.load(folder / name, prefix_cache_tokens=200) for name in KINDS}
 
 
 KINDS = ["red", "dpo", "ensemble", "length_calibrated", "length_calibrated seq2seq"]
+KINDS += ["sft", "qrm", "length_calibrated sft", "length_calibrated qrm", "ensemble sft", "ensemble qrm"]
 
 
 def ask(bundle: Bundle, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
@@ -79,11 +87,13 @@ def test_the_model_endpoint_describes_the_kind(kind: str, served: dict[str, Bund
     assert info["digest"] == bundle.digest
     assert info["tokenizer_fingerprint"] == bundle.tokenizer_fingerprint
     assert (info["device"], info["dtype"]) == ("cpu", "float32")
-    assert bool(info["modes"]) == ("seq2seq" in kind)
-    assert len(info["calibration"]) == {"dpo": 0, "length_calibrated seq2seq": 18}.get(kind, 3)
+    assert bool(info["modes"]) == ("seq2seq" in kind or "sft" in kind)
+    calibrations = dict.fromkeys(["dpo", "sft", "qrm"], 0)
+    calibrations |= dict.fromkeys(["length_calibrated seq2seq", "length_calibrated sft", "ensemble sft"], 18)
+    assert len(info["calibration"]) == calibrations.get(kind, 3)
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if k != "dpo"])
+@pytest.mark.parametrize("kind", [k for k in KINDS if k not in {"dpo", "sft", "qrm"}])
 def test_calibrated_scores_are_on_the_kind_s_own_scale(kind: str, served: dict[str, Bundle]) -> None:
     bundle = served[kind]
     scores = []
@@ -91,7 +101,7 @@ def test_calibrated_scores_are_on_the_kind_s_own_scale(kind: str, served: dict[s
         options = {"calibrated": calibrated}
         body = {"items": [{"prompt": PROMPT, "response": RESPONSES[0]}], "options": options}
         scores.append(ask(bundle, "/v1/score", body).json()["items"][0]["score"])
-    key = "margin/sum" if "seq2seq" in kind else f"{kind}/sum"
+    key = f"{'margin' if bundle.scorer.modes else bundle.scorer.kind}/sum"
     fit = bundle.manifest.calibration[key]
     assert scores[1] == pytest.approx((scores[0] - fit.mean) / fit.temperature, rel=1e-3)
 

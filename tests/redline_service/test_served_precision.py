@@ -14,7 +14,7 @@ from redline_model.bundle.load_options import LoadOptions
 from redline_model.encoding.items import Item
 from redline_model.reward_spec import reward_spec
 from redline_model.scorer import Scorer
-from tests.conftest import build_dpo, build_scalar, build_scorer, write_bundle
+from tests.conftest import build_causal, build_dpo, build_scalar, build_scorer, write_bundle
 from tests.redline_service.conftest import with_service
 
 ITEMS = [
@@ -25,7 +25,7 @@ ITEMS = [
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ["seq2seq", "scalar", "red", "dpo"])
+@pytest.mark.parametrize("kind", ["seq2seq", "scalar", "red", "dpo", "sft", "qrm"])
 def test_http_and_offline_scores_are_equal(
     kind: Any,
     precision: str,
@@ -39,6 +39,8 @@ def test_http_and_offline_scores_are_equal(
     monkeypatch.setattr(module, "_cached", module.choose(*speeds))
     if kind in {"scalar", "red"}:
         scorer = build_scorer(kind, build_scalar(len(tokenizer)), tokenizer)
+    elif kind in {"sft", "qrm"}:
+        scorer = build_scorer(kind, build_causal(len(tokenizer)), tokenizer)
     else:
         scorer = causal_scorer if kind == "seq2seq" else build_dpo(tokenizer)
     folder = write_bundle(tmp_path / "rm", scorer, kind).folder

@@ -100,7 +100,7 @@ def test_two_passes_in_training_mode_have_equal_losses(
     assert len(set(two_losses(folders[family], gradient_checkpointing=is_checkpointed, dropout="base"))) == 2
 
 
-@pytest.mark.parametrize("kind", ["scalar", "red", "dpo"])
+@pytest.mark.parametrize("kind", ["scalar", "red", "dpo", "sft", "qrm"])
 def test_two_passes_have_equal_losses_for_every_kind(folders: dict[str, str], kind: str) -> None:
     first, second = two_losses(folders["gpt2"], kind=kind)
     assert first == second

@@ -89,7 +89,7 @@ def test_only_seq2seq_uses_mismatched_responses_by_default() -> None:
     assert not config(mismatch=False).uses_mismatch
     assert not config(kind="scalar").uses_mismatch
     assert config(kind="red", mismatch=True).uses_mismatch
-    for unsupported in ({"kind": "dpo"}, {"kind": "scalar", "smoothing_rate": 0.1}):
+    for unsupported in ({"kind": "dpo"}, {"kind": "sft"}, {"kind": "scalar", "smoothing_rate": 0.1}):
         with pytest.raises(ValidationError, match="mismatch"):
             config(mismatch=True, **unsupported)
     alone = {"correction_weight": 0, "identity_weight": 0}

@@ -1,4 +1,4 @@
-"""Training of the kinds red and dpo, of ODIN and of label smoothing: losses, learning, resuming, evaluation."""
+"""Training of the kinds other than seq2seq, of ODIN and of label smoothing: losses, learning, resuming, evaluation."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.load_options import LoadOptions
 from redline_model.errors import UnsupportedError
+from redline_model.options import AGGREGATES, STATISTICS_MODES
 from redline_model.reward_spec import RewardSpec
 from redline_model.scorer import Scorer
 from redline_model.scorers.dpo import REFERENCE
@@ -37,6 +38,9 @@ __all__ = ["base"]  # a fixture
 VARIANTS: dict[str, dict[str, Any]] = {
     "red": {"kind": "red"},
     "dpo": {"kind": "dpo"},
+    "sft": {"kind": "sft"},
+    "qrm": {"kind": "qrm"},
+    "qrm with mismatches": {"kind": "qrm", "mismatch": True},
     "odin": {"kind": "scalar", "odin": True},
     "smoothed": {"kind": "scalar", "smoothing_rate": 0.5},
     "smoothed odin": {"kind": "red", "odin": True, "smoothing_rate": 0.5},
@@ -102,11 +106,11 @@ def test_a_dpo_bundle_is_a_policy_and_contains_its_reference(base: str, tmp_path
     CausalPolicy.load(tmp_path / "rm" / REFERENCE, device="cpu")
 
 
-def test_dpo_and_red_with_an_encoder_decoder_are_errors(tmp_path: Path) -> None:
+def test_kinds_of_decoder_only_models_with_an_encoder_decoder_are_errors(tmp_path: Path) -> None:
     tokenizer = build_tokenizer(chat=False)
     build_encoder_decoder(len(tokenizer)).save_pretrained(tmp_path / "t5")
     tokenizer.save_pretrained(tmp_path / "t5")
-    for kind in ("dpo", "red"):
+    for kind in ("dpo", "red", "sft", "qrm"):
         with pytest.raises(UnsupportedError, match=f"{kind} reward models are decoder-only"):
             train(config(str(tmp_path / "t5"), tmp_path / "rm", kind=kind), PAIRS)
 
@@ -160,8 +164,8 @@ def test_the_bundle_has_the_figures_that_the_trainer_reports(base: str, tmp_path
     again = evaluate(bundle.scorer, encoded(bundle.scorer, PAIRS[16:]), 8192)
     assert result.evaluation is not None
     assert again.evaluation == result.evaluation
-    kind = VARIANTS[name]["kind"]
-    assert set(bundle.manifest.calibration) == {f"{kind}/{aggregate}" for aggregate in ("sum", "mean", "last")}
+    names = STATISTICS_MODES if name == "sft" else (VARIANTS[name]["kind"],)
+    assert set(bundle.manifest.calibration) == {f"{n}/{aggregate}" for n in names for aggregate in AGGREGATES}
     for key, fit in again.calibration.items():
         assert fit.temperature == pytest.approx(bundle.manifest.calibration[key].temperature, rel=1e-4)
     assert bundle.manifest.training["odin"] == VARIANTS[name].get("odin", False)
@@ -278,7 +282,7 @@ def test_labels_belong_to_their_pairs_in_all_epochs_and_microbatches(base: str, 
 
 
 def test_options_of_other_kinds_are_errors() -> None:
-    for kind in ("seq2seq", "dpo"):
+    for kind in ("seq2seq", "dpo", "sft", "qrm"):
         for option in ({"odin": True}, {"smoothing_rate": 0.1}):
             with pytest.raises(ValidationError, match="scalar and red"):
                 TrainConfig(base="b", out=Path("o"), kind=kind, **option)  # type: ignore[arg-type]

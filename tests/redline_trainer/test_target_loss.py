@@ -15,8 +15,9 @@ from redline_model.encoding.items import EncodedItem
 from redline_model.inference.target_logits import TargetForward, probed_targets
 from redline_trainer.encode_pairs import EncodedPair
 from redline_trainer.objectives.dpo import DPOObjective
+from redline_trainer.objectives.qrm import QRMObjective
 from redline_trainer.objectives.seq2seq import Seq2SeqObjective
-from redline_trainer.objectives.target_loss import target_nll, weighted_nll
+from redline_trainer.objectives.target_loss import target_logits, target_nll, weighted_nll
 from tests.families import build_family
 
 VOCABULARY = 64
@@ -89,6 +90,20 @@ def test_values_and_gradients_equal_those_of_plain_autograd(
         assert float(loss_function(forward, WEIGHTS)) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_of_targets_and_their_gradients_equal_those_of_plain_autograd(family: str) -> None:
+    model = build(family)
+    forward = probed_targets(model)
+    expected = torch.cat([logits.float()[range(len(ids)), ids] for logits, ids in forward.logits(ITEMS)])
+    expected_gradients = gradients(model, (expected * WEIGHTS).sum())
+    computed = target_logits(forward, ITEMS)
+    computed_gradients = gradients(model, (computed * WEIGHTS).sum())
+    assert torch.allclose(computed, expected, atol=1e-5)
+    assert computed_gradients.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
+        assert torch.allclose(computed_gradients[name], gradient, atol=1e-5, rtol=1e-4), name
+
+
 def test_dropout_in_the_head_s_adapter_is_the_same_in_both_passes() -> None:
     torch.manual_seed(0)
     model = build("lora_on_head")
@@ -134,6 +149,8 @@ def test_no_graph_keeps_logits(family: str) -> None:
     if family != "t5":
         dpo = DPOObjective(model, 0.1, reference=build(family).requires_grad_(False))
         assert saved_rows(lambda: dpo.loss(dpo.examples(pair))) == 0
+        qrm = QRMObjective(model)
+        assert saved_rows(lambda: qrm.loss(qrm.examples(pair))) == 0
 
 
 def test_gradients_in_bfloat16_are_close_to_those_in_float32() -> None:

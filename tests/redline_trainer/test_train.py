@@ -307,7 +307,7 @@ def test_the_learning_rate_warms_up_and_decays() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-@pytest.mark.parametrize("kind", ["seq2seq", "scalar", "dpo"])
+@pytest.mark.parametrize("kind", ["seq2seq", "scalar", "dpo", "sft", "qrm"])
 def test_a_step_that_is_not_finite_is_not_applied(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: float, where: str, kind: str
 ) -> None:
@@ -363,6 +363,8 @@ def test_a_step_that_is_not_finite_is_not_applied(
         ({"kind": "seq2seq"}, 135_000_000, 2e-5),
         ({"kind": "scalar"}, 135_000_000, 1e-5),
         ({"kind": "red"}, 7_000_000_000, 1e-5),
+        ({"kind": "sft"}, 135_000_000, 2e-5),
+        ({"kind": "qrm"}, 135_000_000, 1e-5),
         ({"kind": "dpo"}, 1_000_000_000, 1e-6),
         ({"kind": "dpo"}, 7_000_000_000, 1e-6),
         ({"kind": "dpo"}, 250_000_000, 2e-6),

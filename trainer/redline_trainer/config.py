@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from redline_model.kinds import kind_spec
-from redline_model.options import Aggregate, Mode
+from redline_model.options import STATISTICS_MODES, Aggregate, Mode
 
 Dropout = Literal["off", "base"]
 
@@ -23,7 +23,8 @@ class TrainConfig(BaseModel):
         ``method``: ``full`` trains all weights, ``lora`` low-rank adapters, ``qlora`` adapters on a 4-bit base.
         ``lora_rank``, ``lora_alpha``: of the adapters.
         ``instruction``: request for a rewrite in the template of seq2seq models; None for the default.
-        ``mode``, ``aggregate``: default rewards of the bundle.
+        ``mode``: default mode of the bundle (seq2seq, sft).
+        ``aggregate``: default aggregate of the bundle; None for that of the kind: ``mean`` for qrm, ``sum`` for others.
         ``score_mode``: the mode of its score; None for ``mode``.
     Steps:
         ``epochs``: passes over the training pairs.
@@ -45,8 +46,8 @@ class TrainConfig(BaseModel):
         offers the modes ``sft_logprob`` and ``sft_margin``.
         ``edit_weight``: weight of target tokens that the source does not have; copies have weight 1 (seq2seq).
         ``omission``: adds chosen responses without their end as sources (seq2seq).
-        ``mismatch``: adds responses to other prompts, as sources (seq2seq) or as rejected responses (scalar, red), see
-        docs/explanation/method.md. None adds them for seq2seq only.
+        ``mismatch``: adds responses to other prompts, as sources (seq2seq) or as rejected responses (scalar, red,
+        qrm), see docs/explanation/method.md. None adds them for seq2seq only.
         ``beta``: of dpo, reward per nat.
         ``odin``: trains a length head together with the quality head (scalar, red).
         ``odin_length_weight``, ``odin_orthogonality_weight``: weights of the two losses of ODIN.
@@ -63,7 +64,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    kind: Literal["seq2seq", "scalar", "red", "dpo"] = "seq2seq"
+    kind: Literal["seq2seq", "sft", "scalar", "red", "dpo", "qrm"] = "seq2seq"
     base: str
     out: Path
     method: Literal["full", "lora", "qlora"] = "full"
@@ -97,7 +98,7 @@ class TrainConfig(BaseModel):
     instruction: str | None = None
     mode: Mode = "margin"
     score_mode: Mode | None = None
-    aggregate: Aggregate = "sum"
+    aggregate: Aggregate | None = None
     held_out_share: float = Field(default=0.1, ge=0, lt=1)
     checkpoint_every: int = Field(default=200, ge=1)
     seed: int = 0
@@ -114,12 +115,15 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 "there is nothing to learn: correction_weight and identity_weight are 0, and mismatch is off"
             )
-        if self.uses_mismatch and (self.smoothing_rate or self.kind == "dpo"):
-            raise ValueError(
-                "mismatch is an option of the kinds seq2seq, scalar and red, and cannot be combined with smoothing_rate"
-            )
         if not kind_spec(self.kind).is_classifier and (self.odin or self.smoothing_rate):
             raise ValueError(f"odin and smoothing_rate are options of the kinds scalar and red, not of {self.kind}")
+        if self.uses_mismatch and (self.smoothing_rate or self.kind in {"dpo", "sft"}):
+            raise ValueError(
+                "mismatch is an option of the kinds seq2seq, scalar, red and qrm, and cannot be combined with "
+                "smoothing_rate"
+            )
+        if self.kind == "sft" and not {self.mode, self.score_mode or self.mode} <= set(STATISTICS_MODES):
+            raise ValueError(f"the modes of the kind sft are {', '.join(STATISTICS_MODES)}")
         return self
 
     def identity(self) -> dict[str, object]:

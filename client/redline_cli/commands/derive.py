@@ -1,4 +1,4 @@
-"""``redline derive``: bundles derived from other bundles."""
+"""``redline derive``: bundles made without training, of other bundles or of a language model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from redline_model.bundle.derive import EvaluateScorer
     from redline_model.bundle.manifest import Manifest
 
-app = typer.Typer(help="Derive a bundle from other bundles, without training.", no_args_is_help=True)
+app = typer.Typer(help="Make a bundle of other bundles or of a language model, without training.", no_args_is_help=True)
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing folder at --out.")]
 Pairs = Annotated[
@@ -45,6 +45,39 @@ def red(
         manifest = derive_red(
             bundle,
             out,
+            load_options=LoadOptions(device=device),
+            evaluate=_make_evaluate(pairs, max_batch_tokens, report),
+            overwrite=overwrite,
+        )
+    _report(manifest, out)
+
+
+@app.command("sft", short_help="Token rewards from a language model as it is.")
+def sft(
+    model: Annotated[str, typer.Argument(help="A causal language model: folder or hub id.")],
+    out: OutFolder,
+    max_tokens: Annotated[int | None, typer.Option(help="Maximum tokens per sequence; default: the model's.")] = None,
+    mode: Annotated[str, typer.Option(help="Default extraction mode of the bundle.")] = "margin",
+    aggregate: Annotated[str, typer.Option(help="Default aggregate of the bundle: sum, mean or last.")] = "sum",
+    pairs: Pairs = None,
+    on_bad_row: OnBadRow = BadRowPolicy.ERROR,
+    max_batch_tokens: MaxBatchTokens = EVALUATION_BATCH_TOKENS,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Token rewards from the probabilities of any causal language model, without the response in its context."""
+    _prepare()
+    from redline_model.bundle.derive import derive_sft
+    from redline_model.bundle.load_options import LoadOptions
+    from redline_model.options import Extraction
+
+    settings: Any = {"mode": mode, "aggregate": aggregate}
+    with sole_writer(out), row_report(on_bad_row, out, is_folder=True) as report:
+        manifest = derive_sft(
+            model,
+            out,
+            max_tokens=max_tokens,
+            extraction=Extraction(**settings),
             load_options=LoadOptions(device=device),
             evaluate=_make_evaluate(pairs, max_batch_tokens, report),
             overwrite=overwrite,

@@ -25,7 +25,7 @@ def train(
     ],
     base: Annotated[str, typer.Option(help="Language model to start from: folder or hub id.")],
     out: OutFolder,
-    kind: Annotated[str, typer.Option(help="seq2seq, scalar (Bradley-Terry), red or dpo.")] = DEFAULT.kind,
+    kind: Annotated[str, typer.Option(help="seq2seq, sft, scalar (Bradley-Terry), red, dpo or qrm.")] = DEFAULT.kind,
     held_out: Annotated[
         list[str] | None, typer.Option("--eval", help="Held-out pairs; default: a share of --pairs.")
     ] = None,
@@ -47,7 +47,8 @@ def train(
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            help="Peak; default 2e-5 (seq2seq), 1e-5 (scalar, red), 1e-6 or more by size (dpo); adapters: ten times."
+            help="Peak; default 2e-5 (seq2seq, sft), 1e-5 (scalar, red, qrm), 1e-6 or more by size (dpo); "
+            "adapters: ten times."
         ),
     ] = DEFAULT.learning_rate,
     correction_weight: Annotated[
@@ -71,7 +72,8 @@ def train(
         bool | None,
         typer.Option(
             "--mismatch/--no-mismatch",
-            help="Use responses to other prompts as sources (seq2seq: the default) or as rejected sides (scalar, red).",
+            help="Use responses to other prompts as sources (seq2seq: the default) or as rejected sides (scalar, red, "
+            "qrm).",
         ),
     ] = DEFAULT.mismatch,
     beta: Annotated[float, typer.Option(help="Reward per nat of log-ratio (dpo).")] = DEFAULT.beta,
@@ -110,7 +112,7 @@ def train(
         str | None, typer.Option(help="Extraction mode of the score; default: the same as --mode.")
     ] = DEFAULT.score_mode,
     aggregate: Annotated[
-        str, typer.Option(help="Default aggregate of the bundle: sum, mean or last.")
+        str | None, typer.Option(help="Default aggregate of the bundle: sum, mean or last; default sum, for qrm mean.")
     ] = DEFAULT.aggregate,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = DEFAULT.checkpoint_every,
     logs: Annotated[

@@ -1,4 +1,4 @@
-"""Make bundles from other bundles without training: reward redistribution and ensembles."""
+"""Make bundles without training: reward redistribution and ensembles of other bundles, and plain language models."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from redline.files.atomic import write_text
-from redline_model.bundle.bundle import Bundle, write_bundle
+from redline_model.bundle.bundle import Bundle, save_bundle, write_bundle
 from redline_model.bundle.files import check_free
 from redline_model.bundle.load_options import LoadOptions
+from redline_model.bundle.loading import load_config, load_model, load_tokenizer, token_limit
+from redline_model.bundle.make_encoder import make_encoder
 from redline_model.bundle.manifest import MANIFEST, CalibrationFit, DataSource, Manifest
 from redline_model.errors import UnsupportedError
 from redline_model.kinds import make_scorer
-from redline_model.options import Combine, EnsembleOptions
+from redline_model.options import Combine, EnsembleOptions, Extraction, Template
 from redline_model.scorer import Scorer
 from redline_model.scorers.ensemble import EnsembleScorer, member_folder
 
@@ -68,6 +70,50 @@ def derive_red(
         (folder / MANIFEST).unlink()
 
     return write_bundle(out, manifest, write_files, overwrite=overwrite)
+
+
+def derive_sft(
+    source: str | Path,
+    out: str | Path,
+    *,
+    max_tokens: int | None = None,
+    extraction: Extraction | None = None,
+    load_options: LoadOptions | None = None,
+    evaluate: EvaluateScorer | None = None,
+    overwrite: bool = False,
+) -> Manifest:
+    """Make the bundle ``out`` of kind ``sft`` from the causal language model ``source``, a folder or hub id, as it is.
+
+    Args:
+        max_tokens: the longest sequence that the bundle reads; None for the model's limit.
+        extraction: its default rewards; None for the defaults.
+        load_options: how ``source`` is loaded for checks and evaluation. Weights are stored in their own precision.
+        evaluate: computes calibration and metrics; None for none.
+
+    Raises:
+        BundleError: ``source`` is not a complete model, or ``out`` exists and ``overwrite`` is not set.
+        UnsupportedError: ``source`` is an encoder-decoder model, or the kind does not have a mode of ``extraction``.
+    """
+    check_free(Path(out), overwrite=overwrite)
+    options = load_options or LoadOptions()
+    config, tokenizer = load_config(source), load_tokenizer(source)
+    manifest = Manifest(
+        kind="sft",
+        base_model=str(source),
+        max_tokens=token_limit(config, max_tokens),
+        template=Template.of_policy(tokenizer),
+        extraction=extraction or Extraction(),
+        training={"derived_from": [{"kind": "language_model", "base_model": str(source)}]},
+    )
+    model = load_model(source, "sft", options)
+    encoder = make_encoder("sft", config, tokenizer, manifest.template, manifest.max_tokens)
+    manifest = with_metrics(manifest, make_scorer("sft", model, encoder, manifest.extraction), evaluate)
+    del model  # only one copy of the weights at a time
+    stored: Any = {"dtype": str(getattr(config, "dtype", None)).removeprefix("torch.")}
+    if stored["dtype"] not in {"float32", "bfloat16", "float16"}:
+        stored = {"dtype": "float32"}
+    model = load_model(source, "sft", options.model_copy(update=stored))
+    return save_bundle(out, manifest, model, tokenizer, overwrite=overwrite)
 
 
 def derive_ensemble(

@@ -137,4 +137,5 @@ KIND = KindSpec(
     make_scorer=DPOScorer.from_model,
     load=_load,
     contents="The folder is an ordinary transformers model, the policy, and so is `reference/`;",
+    reads_as_policy=True,
 )

@@ -2,32 +2,28 @@
 
 ``r_t = Z(x, y_<t)[y_t]``, the logit of a causal language model at the token that was taken, before any softmax. The
 model is a discriminator, not a generator: ``ranking_loss`` fits the mean logit of a response by Bradley-Terry, and the
-logits then are a Q-function up to scale. The score that the loss ranks is the aggregate ``mean``.
-
-This is the scorer and its loss; ``redline train`` does not fit this kind yet.
+logits then are a Q-function up to scale. The score that the loss ranks is the aggregate ``mean``, the default of new
+bundles of this kind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from redline_model.correction.rewriter import Correction
-from redline_model.encoding.encoder import Encoder
 from redline_model.encoding.items import EncodedItem
 from redline_model.errors import NonFiniteError
 from redline_model.extraction import aggregate_rewards
-from redline_model.inference.planner import Planner, causal_planner
-from redline_model.inference.target_logits import CausalTargets, direct_sequence, response_only
+from redline_model.inference.target_logits import response_only
 from redline_model.inference.token_statistics import start_copy_to_cpu
 from redline_model.kinds import KindSpec
-from redline_model.options import Extraction, Mode
 from redline_model.reward_spec import RewardSpec
-from redline_model.scorer import ScoredResponse, ScoreOnly
+from redline_model.scorer import ScoredResponse
+from redline_model.scorers._direct import DirectScorer
 
 
 def ranking_loss(chosen: Sequence[Tensor], rejected: Sequence[Tensor]) -> Tensor:
@@ -37,33 +33,10 @@ def ranking_loss(chosen: Sequence[Tensor], rejected: Sequence[Tensor]) -> Tensor
     return -F.logsigmoid(better - worse).sum()
 
 
-class QRMScorer(ScoreOnly[Tensor]):
-    """Scores with the logits of the response's tokens. See ``redline_model.scorer.Scorer``.
-
-    Args:
-        model: a transformers causal language model, in evaluation mode.
-        forward: its forward pass.
-    """
+class QRMScorer(DirectScorer[Tensor]):
+    """Scores with the logits of the response's tokens. See ``redline_model.scorer.Scorer``."""
 
     kind = "qrm"
-    modes: tuple[Mode, ...] = ()
-
-    @classmethod
-    def from_model(
-        cls, model: Any, encoder: Encoder, extraction: Extraction, *, prefix_cache_tokens: int = 0
-    ) -> QRMScorer:
-        """The scorer around ``model``; runs it on probes and sets its attention implementation."""
-        return cls(model, encoder, extraction, CausalTargets.probed(model, prefix_cache_tokens))
-
-    def __init__(self, model: Any, encoder: Encoder, extraction: Extraction, forward: CausalTargets) -> None:
-        self.model = model
-        self.models = (model,)
-        self.encoder = encoder
-        self.extraction = extraction
-        self._forward = forward
-        self.planner: Planner = causal_planner(
-            forward.forward, direct_sequence, lambda item: direct_sequence(item).tokens
-        )
 
     @torch.inference_mode()
     def start_forward(self, items: Sequence[EncodedItem]) -> Callable[[], list[Tensor]]:
@@ -87,4 +60,5 @@ KIND = KindSpec(
     description="A Q-function reward model (arXiv 2505.23363): each token earns the logit that the model gives it.",
     architecture="causal_lm",
     make_scorer=QRMScorer.from_model,
+    aggregate="mean",
 )

@@ -17,8 +17,7 @@ from redline_model.correction.edits import token_edits
 from redline_model.correction.rewriter import Correction, PackedRewriter, PaddedRewriter, Rewriter
 from redline_model.encoding.encoder import Encoder
 from redline_model.encoding.items import EncodedItem
-from redline_model.errors import NonFiniteError
-from redline_model.extraction import TokenStatistics, aggregate_rewards, divergence, extract
+from redline_model.extraction import TokenStatistics
 from redline_model.inference.planner import Planner
 from redline_model.inference.target_logits import CausalTargets, EncoderDecoderTargets, probed_targets
 from redline_model.inference.token_statistics import start_token_statistics
@@ -26,6 +25,7 @@ from redline_model.kinds import KindSpec
 from redline_model.options import MODES, SFT_MODES, Extraction, Mode
 from redline_model.reward_spec import RewardSpec
 from redline_model.scorer import ScoredResponse
+from redline_model.scorers._statistics import rewards_of
 
 
 class Seq2SeqScorer:
@@ -81,15 +81,8 @@ class Seq2SeqScorer:
         self, output: TokenStatistics, spec: RewardSpec, correction: Correction | None = None
     ) -> ScoredResponse:
         """See ``Scorer``."""
-        if not torch.isfinite(output.entropy).all():
-            raise NonFiniteError("the model's output for this item holds NaN or infinity")
         edits = None if correction is None else token_edits(correction.response_ids, correction.ids)
-        rewards, scored = (
-            extract(output, mode or self.extraction.mode, self.extraction, edits)
-            for mode in (spec.mode, spec.score_mode or spec.mode)
-        )
-        score = aggregate_rewards(scored, spec.aggregate)
-        return ScoredResponse(score, rewards.tolist(), divergence(output.agrees))
+        return rewards_of(output, spec, self.extraction, edits)
 
     def rewriter(self) -> Rewriter[TokenStatistics]:
         """A rewriter for this model: with speculative decoding over all rewrites at once if the model runs packed."""

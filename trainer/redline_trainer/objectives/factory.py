@@ -17,7 +17,9 @@ from redline_trainer.objectives.bradley_terry import ScalarObjective
 from redline_trainer.objectives.dpo import DPOObjective
 from redline_trainer.objectives.label_smoothing import SmoothedLabels
 from redline_trainer.objectives.odin import ODINObjective
+from redline_trainer.objectives.qrm import QRMObjective
 from redline_trainer.objectives.seq2seq import Seq2SeqObjective
+from redline_trainer.objectives.sft import SFTObjective
 
 
 def default_learning_rate(config: TrainConfig, parameters: int) -> float:
@@ -25,8 +27,9 @@ def default_learning_rate(config: TrainConfig, parameters: int) -> float:
 
     The values are from publications, for pretrained bases. Tiny models need a higher rate, set with ``learning_rate``.
 
-    - seq2seq: 2e-5, as for supervised fine-tuning (Alpaca; Zephyr, arXiv 2310.16944).
-    - scalar, red: 1e-5 (Llama 2's reward models, arXiv 2307.09288, 5e-6 at 70B; InstructGPT's 9e-6, arXiv 2203.02155).
+    - seq2seq, sft: 2e-5, as for supervised fine-tuning (Alpaca; Zephyr, arXiv 2310.16944).
+    - scalar, red, qrm: 1e-5 (Llama 2's reward models, arXiv 2307.09288, 5e-6 at 70B; InstructGPT's 9e-6, arXiv
+      2203.02155).
     - dpo: 1e-6 (arXiv 2305.18290, appendix B, at 2.8B and below). **Ours**: below 1e9 parameters it grows with the
       inverse root of the size, up to 1e-5; it is 2.7e-6 at 135M. Published runs at 7B and above use less (5e-7:
       Zephyr); set ``learning_rate`` for such models.
@@ -38,13 +41,13 @@ def default_learning_rate(config: TrainConfig, parameters: int) -> float:
     if config.kind == "dpo":
         rate = 1e-6 * min(10.0, max(1.0, math.sqrt(1e9 / max(1, parameters))))
     else:
-        rate = 1e-5 if kind_spec(config.kind).is_classifier else 2e-5
+        rate = 1e-5 if kind_spec(config.kind).is_classifier or config.kind == "qrm" else 2e-5
     return rate if config.method == "full" else 10 * rate
 
 
 def template_for(config: TrainConfig, tokenizer: Any) -> Template:
-    """The template of the model's input. For ``dpo`` it is that of a policy's prompts, because a policy is trained."""
-    if config.kind == "dpo":
+    """The template of the model's input. It is that of a policy's prompts if a policy is trained."""
+    if kind_spec(config.kind).reads_as_policy:
         return Template.of_policy(tokenizer)
     return Template.fitting(tokenizer, config.instruction)
 
@@ -64,6 +67,10 @@ def make_objective(config: TrainConfig, model: Any, pairs: int, reference: Any =
             orthogonality_weight=config.odin_orthogonality_weight,
             labels=labels,
         )
+    if config.kind == "sft":
+        return SFTObjective(base)
+    if config.kind == "qrm":
+        return QRMObjective(base)
     return Seq2SeqObjective(
         base, config.identity_weight, config.correction_weight, config.sft_weight, config.edit_weight
     )

@@ -23,12 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from redline_model.encoding.items import EncodedItem
 from redline_model.inference.score_head import linear_float32
 from redline_trainer.correlation import pearson
 from redline_trainer.encode_pairs import EncodedPair
 from redline_trainer.objectives.bradley_terry import ScalarObjective
 from redline_trainer.objectives.label_smoothing import SmoothedLabels
+from redline_trainer.objectives.pairs import both_sides
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class ODINObjective(ScalarObjective):
                 "increase max_batch_tokens to have more pairs per pass"
             )
             self._has_warned = True
-        sides: list[EncodedItem] = [example.chosen for example in examples] + [example.rejected for example in examples]
+        sides = both_sides(examples)
         pooled = self.forward.pooled(sides)
         quality = self.forward.apply_head(pooled)
         length = linear_float32(pooled, self.length_head.weight).squeeze(-1)

@@ -1,4 +1,4 @@
-"""Negative log-likelihoods of targets that keep the logits of only one chunk of rows in memory.
+"""Negative log-likelihoods and logits of targets that keep the logits of only one chunk of rows in memory.
 
 Plain autograd keeps ``(N, V)`` log-probabilities for the backward pass, 200 kB per target token with a vocabulary of
 49,152. Here the logits of a chunk are freed before those of the next chunk are computed. If the weight of each token in
@@ -9,7 +9,7 @@ logits again. Values and gradients equal those of plain autograd.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,13 +27,15 @@ def target_nll(forward: TargetForward, items: Sequence[EncodedItem]) -> Tensor:
 
     Gradients are supported; the backward pass computes the logits of each chunk again.
     """
-    projection = forward.projection
-    parts = [
-        _recomputed_nll(projection, rows[part], ids[part])
-        for rows, ids in forward.hidden_states(items)
-        for part in projection.row_chunks(len(rows))
-    ]
-    return torch.cat(parts)
+    return _by_chunk(_nll, forward, items)
+
+
+def target_logits(forward: TargetForward, items: Sequence[EncodedItem]) -> Tensor:
+    """The logits of the target tokens themselves, before any softmax, ``(N,)`` float32, in the items' order.
+
+    Gradients are supported; the backward pass computes the logits of each chunk again.
+    """
+    return _by_chunk(_taken, forward, items)
 
 
 def weighted_nll(forward: TargetForward, items: Sequence[EncodedItem], weights: Tensor) -> Tensor:
@@ -61,11 +63,24 @@ def _nll(projection: Projection, rows: Tensor, ids: Tensor) -> Tensor:
     return F.cross_entropy(projection.project(rows).float(), ids, reduction="none")
 
 
-def _recomputed_nll(projection: Projection, rows: Tensor, ids: Tensor) -> Tensor:
-    if not torch.is_grad_enabled():
-        return _nll(projection, rows, ids)
-    recomputed: Tensor = checkpoint(_nll, projection, rows, ids, use_reentrant=False)
-    return recomputed
+def _taken(projection: Projection, rows: Tensor, ids: Tensor) -> Tensor:
+    return projection.project(rows).gather(-1, ids.unsqueeze(-1)).squeeze(-1).float()
+
+
+def _by_chunk(
+    function: Callable[[Projection, Tensor, Tensor], Tensor], forward: TargetForward, items: Sequence[EncodedItem]
+) -> Tensor:
+    """``function`` of the projection, rows ``(n, width)`` and ids ``(n,)`` of each chunk, its logits not kept."""
+    projection = forward.projection
+    parts = []
+    for rows, ids in forward.hidden_states(items):
+        for part in projection.row_chunks(len(rows)):
+            arguments = (projection, rows[part], ids[part])
+            has_gradient = torch.is_grad_enabled()
+            parts.append(
+                checkpoint(function, *arguments, use_reentrant=False) if has_gradient else function(*arguments)
+            )
+    return torch.cat(parts)
 
 
 class _WeightedNLL(torch.autograd.Function):

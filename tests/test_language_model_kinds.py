@@ -1,0 +1,115 @@
+"""The kinds sft and qrm by commands in separate processes: fitted, measured, served, scored with, used for PPO."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from redline import NO_RETRY, RewardClient, ScoreOptions
+from tests.commands import ended, run, start
+from tests.conftest import build_causal, build_tokenizer
+from tests.ports import free_port
+
+pytestmark = pytest.mark.loop
+WORDS = ["round", "red", "blue", "green", "small", "left"]
+PROMPT = "How do I reset my router?"
+RESPONSES = ["Hold the round button.", "I am sorry.", "世界 🙂"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model and pairs."""
+    folder = tmp_path_factory.mktemp("home")
+    tokenizer = build_tokenizer()
+    build_causal(len(tokenizer)).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    rows = [
+        {"prompt": f"{PROMPT} {n}", "chosen": f"Hold the {word} button.", "rejected": f"Eat the {word} soup."}
+        for n, word in enumerate(WORDS * 3)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def succeeded(*arguments: object) -> str:
+    done = run(*map(str, arguments))
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout
+
+
+def plain_rewards(folder: Path, kind: str) -> list[list[float]]:
+    """Token rewards of ``RESPONSES`` from transformers alone: margins of ``sft``, logits of ``qrm``."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    turn: Any = [{"role": "user", "content": PROMPT}]
+    manifest = json.loads((folder / "redline.json").read_text())
+    if manifest["template"]["style"] == "policy":
+        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    else:
+        settings = manifest["template"]["chat_kwargs"]
+        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, **settings)
+    prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return [_plain_rewards(model, tokenizer, prompt, response, kind) for response in RESPONSES]
+
+
+@torch.no_grad()
+def _plain_rewards(model: Any, tokenizer: Any, prompt: Sequence[int], response: str, kind: str) -> list[float]:
+    target = [*tokenizer(response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    logits = model(torch.tensor([[*prompt, *target]])).logits[0, len(prompt) - 1 : -1]
+    taken = logits[range(len(target)), target]
+    margins: list[float] = (taken - logits.max(-1).values).clamp_min(-10).tolist()
+    return margins if kind == "sft" else taken.tolist()
+
+
+def bundle_by_command(home: Path, out: Path, how: str) -> None:
+    pairs = home / "pairs.jsonl"
+    if how == "derive sft":
+        succeeded("derive", "sft", home / "base", "--pairs", pairs, "--out", out)
+        return
+    options = ("--max-steps", 10, "--pairs-per-step", 6, "--learning-rate", 1e-3, "--precision", "float32")
+    succeeded("train", "--kind", how, "--pairs", pairs, "--base", home / "base", "--out", out, *options)
+    rows = [json.loads(line) for line in out.with_name(f"{out.name}-logs").joinpath("metrics.jsonl").open()]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+@pytest.mark.parametrize("how", ["sft", "qrm", "derive sft"])
+def test_served_rewards_equal_those_of_transformers(home: Path, tmp_path: Path, how: str) -> None:
+    kind, out = how.split()[-1], tmp_path / "rm"
+    bundle_by_command(home, out, how)
+    expected, port = plain_rewards(out, kind), free_port()
+    with (
+        ended(start("serve", str(out), "--port", str(port), "--dtype", "float32")),
+        RewardClient(f"http://127.0.0.1:{port}", retry=NO_RETRY) as client,
+    ):
+        client.wait_until_ready(90)
+        assert client.model().kind == kind
+        results = [client.score_one(PROMPT, response) for response in RESPONSES]
+        sums = [client.score_one(PROMPT, r, options=ScoreOptions(aggregate="sum")).score for r in RESPONSES]
+        if how != "derive sft":
+            succeeded(
+                *("ppo", "--policy", out if kind == "sft" else home / "base", "--prompts", home / "pairs.jsonl"),
+                *("--url", f"http://127.0.0.1:{port}", "--out", tmp_path / "policy", "--steps", 1),
+                *("--rollouts", 4, "--minibatch", 4, "--sample-batch", 4, "--max-new-tokens", 6),
+            )
+    for result, total, rewards in zip(results, sums, expected, strict=True):
+        assert result.rewards == pytest.approx(rewards, abs=1e-4)
+        assert total == pytest.approx(sum(rewards), abs=1e-4 * len(rewards))
+        default = sum(rewards) / len(rewards) if kind == "qrm" else sum(rewards)
+        assert result.score == pytest.approx(default, abs=1e-4 * len(rewards))
+
+    if how == "derive sft":
+        return
+    report = tmp_path / "report.json"
+    succeeded("evaluate", out, "--pairs", home / "pairs.jsonl", "--out", report)
+    measured = json.loads(report.read_text())
+    assert measured["accuracy"]["pairs"] == 3 * len(WORDS)
+    described = json.loads(succeeded("inspect", out))
+    assert (described["kind"], described["default_reading"]) == (kind, "qrm/mean" if kind == "qrm" else "margin/sum")
+    card = (out / "README.md").read_text()
+    assert f"tags: [reward-model, rlhf, {kind}]" in card
