@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from redline_model.extraction import aggregate_rewards, divergence, extract, token_statistics
-from redline_model.options import AGGREGATES, MODES, Extraction
+from redline_model.options import AGGREGATES, Extraction, Mode
 
 # For each token of "Hold the red button." and its end token: what a reward model might expect there, most probable
 # first. Probabilities of one position add up to 1; all other tokens have probability 0.
@@ -22,6 +22,9 @@ EXPECTED: list[tuple[str, dict[str, float]]] = [
     (".", {"for": 0.55, ".": 0.45}),
     ("(end)", {"(end)": 0.70, "Wait": 0.30}),
 ]
+
+# of the pass with the response in the context, without a correction
+MODES: tuple[Mode, ...] = ("paper", "paper_centered", "margin", "logprob_centered", "probability")
 
 
 def main() -> None:

@@ -19,9 +19,9 @@ import typer
 import redline
 import redline.ppo
 from benchmarks.pages import RENDERERS, RESULTS, filled, stored
+from benchmarks.synthetic.configurations import COMPARED_MODES
 from redline.wire import ERROR_TABLE
 from redline_cli.app import app
-from redline_model.options import MODES
 from redline_service.settings import ServiceSettings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -225,7 +225,7 @@ def test_the_table_of_reward_modes_has_the_figures_of_the_claims_page() -> None:
     claims = (ROOT / "docs/results/claims.md").read_text(encoding="utf-8")
     page = (ROOT / "docs/how-to/choose-a-reward-mode.md").read_text(encoding="utf-8")
     policies = {"no PPO (supervised policy)": "supervised", "`margin`": "ppo_seq2seq"}
-    policies |= {f"`{mode}`": f"mode_{mode}" for mode in MODES if mode != "margin"}
+    policies |= {f"`{mode}`": f"mode_{mode}" for mode in COMPARED_MODES if mode != "margin"}
     for label, policy in policies.items():
         (stated,) = re.findall(rf"^\| {re.escape(label)} \|((?: [\d.]+ \|){{6}})$", page, re.MULTILINE)
         measured = []

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from benchmarks.synthetic.budget import FULL, QUICK
 from benchmarks.synthetic.local_rewards import PLACEMENTS, Placement
-from redline_model.options import MODES, Mode
+from redline_model.options import Mode
 
 Derivation = Literal["red", "ensemble", "length_calibrated"]
 
@@ -124,6 +124,8 @@ CONTROL: dict[str, PPORun] = {
     **{name: MAIN[name] for name in ("ppo_scalar", "ppo_seq2seq", "ppo_paper", "ppo_scalar_mismatch")},
     "mode_logprob_centered": PPORun("seq2seq", "logprob_centered"),
 }
+# the modes that the stored results compare
+COMPARED_MODES: tuple[Mode, ...] = ("paper", "paper_centered", "margin", "logprob_centered", "probability")
 # modes that are also tried with the other placements
 PLACED: tuple[Mode, ...] = ("paper", DEFAULT_MODE, "logprob_centered")
 # one change at a time, on the first seed of every task
@@ -131,7 +133,7 @@ ABLATIONS: dict[str, PPORun] = {
     **{
         f"mode_{mode}" if placement == "tokens" else f"mode_{mode}_{placement}": PPORun("seq2seq", mode, placement)
         for placement in PLACEMENTS
-        for mode in MODES
+        for mode in COMPARED_MODES
         if (mode, placement) != (DEFAULT_MODE, "tokens") and (placement == "tokens" or mode in PLACED)
     },
     "positives_only": PPORun("seq2seq", "paper", extraction={"negative": 0.0}),
