@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.ready
 
-.PHONY: demo test test-faults test-peers static check format docs smollm2 bench claims real-text real-policies loops seeds clean help
+.PHONY: demo test test-faults test-peers static check format docs smollm2 bench claims real-text real-policies open-notes loops seeds clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -52,6 +52,9 @@ claims: $(SETUP)  ## gold scores of PPO with every kind of reward model on synth
 
 real-text: $(SETUP)  ## reward models on real preference sets in DATA=FOLDER; ARGS=--reduced: without a GPU
 	$(BIN)/python -m benchmarks.real_text --data $(DATA) $(ARGS)
+
+open-notes: $(SETUP)  ## policies on a task in which the prompt need not decide the content; ARGS=--quick: a minute instead of hours
+	$(BIN)/python -m benchmarks.open_notes $(ARGS)
 
 real-policies: $(SETUP)  ## policies trained on the real text in DATA=FOLDER, with independent evaluators; ARGS=--reduced: without a GPU
 	$(BIN)/pip install -q -c constraints.txt -e '.[judges]'
