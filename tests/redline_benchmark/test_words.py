@@ -19,7 +19,7 @@ def test_a_word_is_marked_if_it_shares_a_character_with_a_span() -> None:
 def test_a_words_error_score_is_that_of_its_worst_token() -> None:
     words = word_spans("the wrongly word")
     pieces = [(0, 3), (3, 7), (7, 11), (11, 12), (12, 16), (16, 16)]
-    assert word_error_scores(words, pieces, [1.0, 0.5, -2.0, -9.0, 0.0, -9.0]) == [-1.0, 2.0, 0.0]
+    assert word_error_scores(words, pieces, [1.0, -2.0, 0.5, -9.0, 0.0, -9.0]) == [-1.0, 2.0, 0.0]
 
 
 def test_tokens_that_span_words_count_for_each_of_them() -> None:
