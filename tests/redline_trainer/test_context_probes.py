@@ -13,7 +13,7 @@ from redline_model.options import Extraction
 from redline_model.reward_spec import RewardSpec
 from redline_model.scorer import Scorer
 from redline_trainer.encode_pairs import encode_pairs
-from redline_trainer.evaluation.context_probes import source_dependence, truncation_probe
+from redline_trainer.evaluation.context_probes import _other_pair, source_dependence, truncation_probe
 from redline_trainer.evaluation.error_spans import error_tokens
 from tests.conftest import build_causal, build_scorer
 
@@ -100,3 +100,16 @@ def test_a_reward_per_token_prefers_whole_responses_and_a_charge_per_token_their
 def test_a_response_of_one_token_cannot_be_cut(scorer: Scorer[Any]) -> None:
     encoded, _ = encode_pairs(scorer.encoder, [Pair("How?", "a", "b", "1")], "error")
     assert truncation_probe(scorer, encoded, RewardSpec("margin", "sum"), 4096) is None
+
+
+def test_another_response_has_another_prompt_or_is_another_text(scorer: Scorer[Any]) -> None:
+    encoded, _ = encode_pairs(scorer.encoder, PAIRS, "error")
+    assert _other_pair(scorer, encoded, 0, has_one_prompt=False) is encoded[2]  # the next pair has the same prompt
+    assert _other_pair(scorer, encoded, 2, has_one_prompt=False) is encoded[0]
+    rewrites = [Pair("How?", text, "press the the button now", "1") for text in ("press it now", "push it now")]
+    corrections, _ = encode_pairs(scorer.encoder, [*rewrites, PAIRS[1]], "error")
+    assert (
+        _other_pair(scorer, corrections, 0, has_one_prompt=True) is corrections[2]
+    )  # the next pair rewrites the same response
+    assert _other_pair(scorer, corrections[:2], 0, has_one_prompt=True) is None
+    assert source_dependence(scorer, corrections[:2], [None, None], 4096) is None

@@ -63,16 +63,19 @@ def source_dependence(
     Args:
         marks: for each pair, which tokens of the rejected response are marked as errors, ``(T,)``; None: not annotated.
     """
-    if not isinstance(scorer, Seq2SeqScorer) or len(pairs) < 2:
+    if not isinstance(scorer, Seq2SeqScorer):
         return None
-    keys = [pair.prompt_key for pair in pairs]
-    items = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    # each item reads the same side of the next pair
-    shifted = [pair.chosen for pair in [*pairs[1:], pairs[0]]] + [pair.rejected for pair in [*pairs[1:], pairs[0]]]
-    other_items = [
-        replace(item, response_ids=other.response_ids) if _fits(scorer, item, other) else item
-        for item, other in zip(items, shifted, strict=True)
-    ]
+    has_one_prompt = len({pair.prompt_key for pair in pairs}) == 1
+    others = [_other_pair(scorer, pairs, n, has_one_prompt=has_one_prompt) for n in range(len(pairs))]
+    # pairs for which there is no other response are left out of all three contexts
+    used = [(pair, other, mark) for pair, other, mark in zip(pairs, others, marks, strict=True) if other is not None]
+    if not used:
+        return None
+    marks = [mark for _, _, mark in used]
+    keys = [pair.prompt_key for pair, _, _ in used]
+    items = [pair.chosen for pair, _, _ in used] + [pair.rejected for pair, _, _ in used]
+    shifted = [other.chosen for _, other, _ in used] + [other.rejected for _, other, _ in used]
+    other_items = [replace(item, response_ids=other.response_ids) for item, other in zip(items, shifted, strict=True)]
     outputs = forward_all(scorer, items, max_batch_tokens)
     own = [output.logprob for output in outputs]
     mismatched = [output.logprob for output in forward_all(scorer, other_items, max_batch_tokens)]
@@ -83,6 +86,28 @@ def source_dependence(
         none=_figures(none, marks, keys) if none else None,
         correlation=float(pearson(torch.cat(own).double(), torch.cat(mismatched).double())),
     )
+
+
+def _other_pair(
+    scorer: Scorer[Any], pairs: Sequence[EncodedPair], number: int, *, has_one_prompt: bool
+) -> EncodedPair | None:
+    """The next pair with another prompt whose responses fit; with another rejected response if all prompts are equal.
+
+    Rows with several corrections of one response follow each other, so the next row alone would often be the same text.
+    """
+    pair = pairs[number]
+    for other in (*pairs[number + 1 :], *pairs[:number]):
+        is_other = (
+            other.rejected.response_ids != pair.rejected.response_ids
+            if has_one_prompt
+            else other.prompt_key != pair.prompt_key
+        )
+        if is_other and all(
+            _fits(scorer, item, source)
+            for item, source in ((pair.chosen, other.chosen), (pair.rejected, other.rejected))
+        ):
+            return other
+    return None
 
 
 def _fits(scorer: Scorer[Any], item: EncodedItem, other: EncodedItem) -> bool:
