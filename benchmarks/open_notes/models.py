@@ -61,8 +61,8 @@ def train_start_policy(out: Path, base: Path, level: Decides, plan: Plan, seed: 
     for _ in range(plan.pairs):
         note = draw_note(DOMAINS[POLICY_DOMAIN], level, rng)
         rows.append((note.prompt, with_faults(note, FAULT_RATE, rng)))
-    tokenizer = AutoTokenizer.from_pretrained(str(base))
-    model = AutoModelForCausalLM.from_pretrained(str(base))
+    tokenizer = AutoTokenizer.from_pretrained(str(base), trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(str(base), trust_remote_code=False)
     examples = [encode(tokenizer, *row) for row in rows]
     fit(model, examples, steps=plan.policy_steps, batch_size=32, learning_rate=5e-4, seed=seed)
     model.save_pretrained(out)

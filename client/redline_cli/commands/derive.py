@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from redline_model.bundle.derive import EvaluateScorer
     from redline_model.bundle.manifest import Manifest
 
-app = typer.Typer(help="Make a bundle of other bundles or of a language model, without training.", no_args_is_help=True)
+app = typer.Typer(help="Make a bundle without training, from other models.", no_args_is_help=True)
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing folder at --out.")]
 Pairs = Annotated[
