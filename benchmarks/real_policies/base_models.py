@@ -26,7 +26,7 @@ def short_base(out: Path, base: Path) -> Path:
 
         from redline.files.atomic import atomic_folder
 
-        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
         turn = [{"role": "user", "content": "a"}]
         if _SYSTEM_TURN not in tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True):
             return base

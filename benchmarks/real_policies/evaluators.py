@@ -120,8 +120,8 @@ class SentenceEmbeddings:
         with tempfile.TemporaryDirectory() as folder:
             with zipfile.ZipFile(archive) as file:
                 file.extractall(folder)
-            self._tokenizer = AutoTokenizer.from_pretrained(folder)
-            self._model = AutoModel.from_pretrained(folder).to(device).eval()
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            self._model = AutoModel.from_pretrained(folder, trust_remote_code=False).to(device).eval()
         self._device = device
 
     @torch.inference_mode()
@@ -148,8 +148,10 @@ class Fluency:
     def __init__(self, model: Path, device: str) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self._tokenizer = AutoTokenizer.from_pretrained(model)
-        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).to(device).eval()
+        self._tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        self._model = (
+            AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, trust_remote_code=False).to(device).eval()
+        )
         self._start = next(i for i in (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id) if i is not None)
         self._device = device
         self._has_bfloat16 = device == "cpu" and cpu_precision().chosen == "bfloat16"
