@@ -27,6 +27,11 @@ class RewardSpec(NamedTuple):
     score_mode: Mode | None = None
 
     @property
+    def mode_of_score(self) -> Mode | None:
+        """The mode of the score, filled in: ``mode`` if there is no ``score_mode``."""
+        return self.score_mode or self.mode
+
+    @property
     def needs_correction(self) -> bool:
         """Whether the rewards or the score depend on the model's correction of the response."""
         return self.mode in CORRECTION_MODES or self.score_mode in CORRECTION_MODES
@@ -72,7 +77,7 @@ def reward_spec(
 
 def spec_key(scorer: HasModes, spec: RewardSpec) -> str:
     """``mode/aggregate`` of the score, the key of calibrations and accuracies; ``kind/aggregate`` without modes."""
-    return f"{spec.score_mode or spec.mode or scorer.kind}/{spec.aggregate}"
+    return f"{spec.mode_of_score or scorer.kind}/{spec.aggregate}"
 
 
 def all_reward_specs(scorer: HasModes, *, with_corrections: bool = False) -> list[RewardSpec]:

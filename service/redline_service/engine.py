@@ -189,7 +189,7 @@ class Engine:
             tokenizer_fingerprint=self.fingerprint,
             limits=ModelLimits(max_tokens=scorer.encoder.max_tokens or 0, max_items=self.max_items),
             default_mode=default.mode,
-            default_score_mode=default.score_mode or default.mode,
+            default_score_mode=default.mode_of_score,
             default_aggregate=default.aggregate,
             modes=list(scorer.modes),
             aggregates=list(AGGREGATES),
@@ -234,7 +234,7 @@ class Engine:
             model=self._model_ref(),
             options=AppliedOptions(
                 mode=resolved.spec.mode,
-                score_mode=resolved.spec.score_mode or resolved.spec.mode,
+                score_mode=resolved.spec.mode_of_score,
                 aggregate=resolved.spec.aggregate,
                 calibrated=resolved.calibration is not None,
             ),
@@ -252,7 +252,7 @@ class Engine:
         spec = self._resolve_options(request).spec
         items, usage, timing = await self._correction_service.run(request, spec, caller=caller, deadline_s=deadline_s)
         options = AppliedOptions(
-            mode=spec.mode, score_mode=spec.score_mode or spec.mode, aggregate=spec.aggregate, calibrated=False
+            mode=spec.mode, score_mode=spec.mode_of_score, aggregate=spec.aggregate, calibrated=False
         )
         return CorrectResponse(model=self._model_ref(), options=options, items=items, usage=usage), timing
 

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from redline_model.correction.word_diff import Match, matches_between
+from redline_model.correction.word_diff import differences_between
 
 _WORDS = re.compile(r"\s+|\w+|[^\w\s]")
 
@@ -33,14 +33,11 @@ def edits_between(response: str, correction: str) -> list[TextEdit]:
     for word in source:
         starts.append(starts[-1] + len(word))
     edits: list[TextEdit] = []
-    i = k = 0  # everything before is unchanged or part of an edit
-    for match in [*matches_between(source, target), Match(len(source), len(target), 0)]:
-        text = "".join(target[k : match.start_b])
-        if i < match.start_a or text:
-            op: Literal["insert", "delete", "replace"]
-            op = "insert" if i == match.start_a else "replace" if text else "delete"
-            edits.append(TextEdit(op, starts[i], starts[match.start_a], text))
-        i, k = match.start_a + match.size, match.start_b + match.size
+    for start, end, start_target, end_target in differences_between(source, target):
+        text = "".join(target[start_target:end_target])
+        op: Literal["insert", "delete", "replace"]
+        op = "insert" if start == end else "replace" if text else "delete"
+        edits.append(TextEdit(op, starts[start], starts[end], text))
     return edits
 
 
@@ -50,19 +47,13 @@ def token_edits(response_ids: Sequence[int], correction_ids: Sequence[int]) -> T
     1 for a token that the correction deletes or replaces. Each token that it inserts without replacing one adds 1/2 to
     the response's next token, which is the end token if the response lacks its end.
     """
-    charges = [0.0] * len(response_ids)
-    end_response = end_correction = 0
-    for match in [
-        *matches_between(response_ids, correction_ids),
-        Match(len(response_ids), len(correction_ids), 0),
-    ]:
-        removed, written = match.start_a - end_response, match.start_b - end_correction
-        for position in range(end_response, match.start_a):
-            charges[position] += 1.0
-        if written > removed and charges:
-            charges[min(match.start_a, len(charges) - 1)] += 0.5 * (written - removed)
-        end_response, end_correction = match.start_a + match.size, match.start_b + match.size
-    return torch.tensor(charges, dtype=torch.float64)
+    charges = torch.zeros(len(response_ids), dtype=torch.float64)
+    for start, end, start_written, end_written in differences_between(response_ids, correction_ids):
+        charges[start:end] += 1
+        inserted = (end_written - start_written) - (end - start)
+        if inserted > 0 and len(charges):
+            charges[min(end, len(charges) - 1)] += inserted / 2
+    return charges
 
 
 def apply_edits(response: str, edits: list[TextEdit]) -> str:

@@ -57,6 +57,22 @@ class _Range(NamedTuple):
         yield _Range(a, self.end_a, b, self.end_b)
 
 
+class Difference(NamedTuple):
+    """``a[start_a:end_a]`` became ``b[start_b:end_b]``; one of the two may be empty."""
+
+    start_a: int
+    end_a: int
+    start_b: int
+    end_b: int
+
+
+def differences_between(a: Sequence[Hashable], b: Sequence[Hashable]) -> Iterator[Difference]:
+    """What lies before, between and after the matches of ``matches_between``, in order."""
+    for part in _Range(0, len(a), 0, len(b)).around(matches_between(a, b)):
+        if part.size:
+            yield Difference(*part)
+
+
 def matches_between(a: Sequence[Hashable], b: Sequence[Hashable], budget: int = BUDGET) -> list[Match]:
     """Non-empty matches in order and without overlap; two may be adjacent.
 

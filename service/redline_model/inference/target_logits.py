@@ -29,6 +29,10 @@ class TargetForward(Protocol):
         """From the rows of ``hidden_states`` to logits."""
         ...
 
+    def source_size(self, item: EncodedItem) -> int:
+        """How many tokens of the item's source are read, before those of its target; 0 if the source is not read."""
+        ...
+
     def hidden_states(self, items: Sequence[EncodedItem]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield ``(rows (n, width), target ids (n,))``, in the order of the items' targets.
 
@@ -52,11 +56,6 @@ def target_sequence(item: EncodedItem) -> tuple[PrefixedSequence, range]:
     return PrefixedSequence(tuple(prefix), suffix), range(start, start + len(item.target_ids))
 
 
-def source_size(item: EncodedItem) -> int:
-    """How many tokens of the source ``both_sequences`` predicts: the response's, and its end if it is finished."""
-    return len(item.response_ids) + item.is_finished
-
-
 def both_sequences(item: EncodedItem) -> tuple[PrefixedSequence, list[int], list[int]]:
     """``[x, y, instruction, target]`` without its last token, the positions in ``suffix`` that are read, and their ids.
 
@@ -66,7 +65,7 @@ def both_sequences(item: EncodedItem) -> tuple[PrefixedSequence, list[int], list
     """
     prefix, ids = item.prefix_ids, [*item.response_ids, *item.instruction_ids]
     suffix = [*prefix[-1:], *ids, *item.target_ids[:-1]]
-    source = [*range(source_size(item))]
+    source = [*range(len(item.response_ids) + item.is_finished)]
     targets = range(len(ids), len(ids) + len(item.target_ids))
     return PrefixedSequence(tuple(prefix[:-1]), suffix), [*source, *targets], [*ids[: len(source)], *item.target_ids]
 
@@ -132,9 +131,13 @@ class CausalTargets:
             return
         yield self.forward(sequences, positions, kv_caches), ids
 
+    def source_size(self, item: EncodedItem) -> int:
+        """See ``TargetForward``. An item without an instruction is read once."""
+        return len(item.response_ids) + item.is_finished if self.reads_source and item.instruction_ids else 0
+
     def _sequence(self, item: EncodedItem) -> tuple[PrefixedSequence, Sequence[int], list[int]]:
         """The sequence, the positions in its ``suffix`` that are read, and the ids that they predict."""
-        if self.reads_source and item.instruction_ids:
+        if self.source_size(item):
             return both_sequences(item)
         return *target_sequence(item), item.target_ids
 
@@ -172,6 +175,10 @@ class EncoderDecoderTargets:
     def projection(self) -> Projection:
         """See ``TargetForward``."""
         return self.head if self.head.is_verified else IdentityProjection()
+
+    def source_size(self, item: EncodedItem) -> int:
+        """See ``TargetForward``; 0, because the encoder predicts nothing."""
+        return 0
 
     def logits(self, items: Sequence[EncodedItem]) -> Iterator[tuple[Tensor, Tensor]]:
         """See ``TargetForward``."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from redline_model.encoding.items import EncodedItem
 from redline_model.extraction import TokenStatistics, token_statistics
 from redline_model.inference.packed_attention import KVCache
-from redline_model.inference.target_logits import CausalTargets, EncoderDecoderTargets, source_size
+from redline_model.inference.target_logits import CausalTargets, EncoderDecoderTargets
 
 
 def start_copy_to_cpu(tensor: Tensor) -> Callable[[], Tensor]:
@@ -46,10 +46,7 @@ def start_token_statistics(
         torch.cat(field) for field in zip(*(p[:5] for p in parts), strict=True)
     )
     floats, ids = start_copy_to_cpu(torch.stack([logprob, best_logprob, entropy])), start_copy_to_cpu(best_ids)
-    reads_source = isinstance(forward, CausalTargets) and forward.reads_source
-    sizes = [
-        len(item.target_ids) + (source_size(item) if reads_source and item.instruction_ids else 0) for item in items
-    ]
+    sizes = [forward.source_size(item) + len(item.target_ids) for item in items]
 
     def collect() -> list[TokenStatistics]:
         parts = zip(items, torch.split(floats(), sizes, dim=1), torch.split(ids(), sizes), strict=True)

@@ -27,7 +27,6 @@ def rewards_of(
     if not torch.isfinite(output.entropy).all():
         raise NonFiniteError("the model's output for this item holds NaN or infinity")
     rewards, scored = (
-        extract(output, mode or extraction.mode, extraction, token_edits)
-        for mode in (spec.mode, spec.score_mode or spec.mode)
+        extract(output, mode or extraction.mode, extraction, token_edits) for mode in (spec.mode, spec.mode_of_score)
     )
     return ScoredResponse(aggregate_rewards(scored, spec.aggregate), rewards.tolist(), divergence(output.agrees))

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from redline_model.correction.word_diff import Match, matches_between
+from redline_model.correction.word_diff import differences_between
 from redline_model.encoding.items import EncodedItem
-from redline_model.inference.target_logits import probed_targets, source_size
+from redline_model.inference.target_logits import probed_targets
 from redline_trainer.encode_pairs import EncodedPair, correction_item, mismatch_item, omission_item
 from redline_trainer.objectives.base import Objective
 from redline_trainer.objectives.target_loss import weighted_nll
@@ -28,13 +28,13 @@ class MappingExample(NamedTuple):
 
 def edit_weights(source: Sequence[int], target: Sequence[int], weight: float) -> list[float]:
     """``weight`` for each target token that an edit writes, and for the one after a deletion; 1 for all others."""
-    weights = [weight] * len(target)
-    end_source = end_target = 0
-    for match in [*matches_between(source, target), Match(len(source), len(target), 0)]:
-        # a matched token is a copy, unless tokens of the source were deleted directly before it
-        was_deleted = match.start_a > end_source and match.start_b == end_target
-        weights[match.start_b + was_deleted : match.start_b + match.size] = [1.0] * (match.size - was_deleted)
-        end_source, end_target = match.start_a + match.size, match.start_b + match.size
+    weights = [1.0] * len(target)
+    if weight == 1:
+        return weights
+    for _, _, start, end in differences_between(source, target):
+        # where tokens were only deleted, the one after them
+        end = max(end, min(start + 1, len(target)))
+        weights[start:end] = [weight] * (end - start)
     return weights
 
 
@@ -62,8 +62,7 @@ class Seq2SeqObjective(Objective[MappingExample]):
         sft_weight: float = 0.0,
         edit_weight: float = 1.0,
     ) -> None:
-        self._reads_source = sft_weight > 0
-        self._forward = probed_targets(model, reads_source=self._reads_source)
+        self._forward = probed_targets(model, reads_source=sft_weight > 0)
         self._device = model.device
         self._identity_weight = identity_weight
         self._correction_weight = correction_weight
@@ -86,7 +85,7 @@ class Seq2SeqObjective(Objective[MappingExample]):
 
     def _weights(self, item: EncodedItem, target_weight: float, source_weight: float) -> list[float]:
         """One weight for each id that the sequence predicts: of the source, if it is read, and of the target."""
-        sources = [source_weight] * source_size(item) if self._reads_source else []
+        sources = [source_weight] * self._forward.source_size(item)
         end = item.target_ids[len(item.target_ids) - item.is_finished :]
         edits = edit_weights([*item.response_ids, *end], item.target_ids, self._edit_weight)
         return [*sources, *(target_weight * weight for weight in edits)]
