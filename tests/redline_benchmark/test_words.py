@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from redline.benchmark.words import marked_words, word_error_scores, word_spans
+from redline.benchmark.words import word_error_scores, word_spans
+from redline.spans import share_characters
 
 
 def test_words_are_separated_by_white_space_only() -> None:
@@ -12,8 +13,8 @@ def test_words_are_separated_by_white_space_only() -> None:
 
 def test_a_word_is_marked_if_it_shares_a_character_with_a_span() -> None:
     words = [(0, 3), (4, 6), (7, 9)]
-    assert marked_words(words, [(2, 4), (8, 8)]) == [True, False, False]
-    assert marked_words(words, [(3, 4)]) == [False, False, False]
+    assert share_characters(words, [(2, 4), (8, 8)]) == [True, False, False]
+    assert share_characters(words, [(3, 4)]) == [False, False, False]
 
 
 def test_a_words_error_score_is_that_of_its_worst_token() -> None:

@@ -11,9 +11,15 @@ from redline.preference_data.rows import Pair
 from redline_model.extraction import TokenStatistics
 from redline_model.options import Extraction
 from redline_model.reward_spec import RewardSpec
-from redline_model.scorer import Scorer
-from redline_trainer.encode_pairs import encode_pairs
-from redline_trainer.evaluation.context_probes import _other_pair, source_dependence, truncation_probe
+from redline_model.scorer import Scorer, forward_all
+from redline_trainer.encode_pairs import EncodedPair, encode_pairs
+from redline_trainer.evaluation.context_probes import (
+    SourceDependence,
+    TruncationProbe,
+    _other_pair,
+    source_dependence,
+    truncation_probe,
+)
 from redline_trainer.evaluation.error_spans import error_tokens
 from tests.conftest import build_causal, build_scorer
 
@@ -45,18 +51,28 @@ def scorer(tokenizer: Any) -> Scorer[Any]:
     return build_scorer("seq2seq", build_causal(len(tokenizer)), tokenizer)
 
 
+def dependence(scorer: Scorer[Any], encoded: list[EncodedPair], marks: list[Any]) -> SourceDependence | None:
+    items = [pair.chosen for pair in encoded] + [pair.rejected for pair in encoded]
+    return source_dependence(scorer, encoded, forward_all(scorer, items, 4096), marks, 4096)
+
+
+def probed(scorer: Scorer[Any], encoded: list[EncodedPair], spec: RewardSpec) -> TruncationProbe | None:
+    outputs = forward_all(scorer, [pair.chosen for pair in encoded], 4096)
+    return truncation_probe(scorer, encoded, [scorer.to_rewards(output, spec) for output in outputs], spec, 4096)
+
+
 def test_a_model_that_does_not_look_at_the_response_has_equal_figures(
     scorer: Scorer[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded, _ = encode_pairs(scorer.encoder, PAIRS, "error")
     marks = [error_tokens(e.rejected.offsets, p.spans or ()) for e, p in zip(encoded, PAIRS, strict=True)]
     known_outputs(scorer, False, monkeypatch)
-    blind = source_dependence(scorer, encoded, marks, 4096)
+    blind = dependence(scorer, encoded, marks)
     assert blind is not None and blind.own == blind.mismatched
     assert blind.correlation == pytest.approx(1.0)
     assert blind.none is None
     known_outputs(scorer, True, monkeypatch)
-    reader = source_dependence(scorer, encoded, marks, 4096)
+    reader = dependence(scorer, encoded, marks)
     assert reader is not None and reader.own.auc is not None and reader.mismatched.auc is not None
     assert reader.correlation < 0.99
     assert reader.own.auc.mean == pytest.approx(0.5)  # every token is a copy and has the same log-probability
@@ -66,14 +82,14 @@ def test_the_figures_without_a_response_come_from_the_same_pass(tokenizer: Any) 
     model = build_causal(len(tokenizer))
     scorer = build_scorer("seq2seq", model, tokenizer, extraction=Extraction(has_sft=True))
     encoded, _ = encode_pairs(scorer.encoder, PAIRS, "error")
-    found = source_dependence(scorer, encoded, [None] * len(encoded), 4096)
+    found = dependence(scorer, encoded, [None] * len(encoded))
     assert found is not None and found.none is not None and found.none.auc is None
     assert found.none.accuracy.pairs == len(PAIRS)
 
 
 def test_other_kinds_have_no_source(scalar_scorer: Scorer[Any]) -> None:
     encoded, _ = encode_pairs(scalar_scorer.encoder, PAIRS, "error")
-    assert source_dependence(scalar_scorer, encoded, [None] * len(encoded), 4096) is None
+    assert dependence(scalar_scorer, encoded, [None] * len(encoded)) is None
 
 
 @pytest.mark.parametrize(("reward", "expected"), [(1.0, 1.0), (-1.0, 0.0), (0.0, 0.5)])
@@ -90,16 +106,16 @@ def test_a_reward_per_token_prefers_whole_responses_and_a_charge_per_token_their
     monkeypatch.setattr(scorer, "start_forward", lambda items: lambda: forward(items))
     monkeypatch.setattr(scorer, "forward", forward)
     encoded, _ = encode_pairs(scorer.encoder, PAIRS, "error")
-    probe = truncation_probe(scorer, encoded, RewardSpec("logprob_centered", "sum"), 4096)
+    probe = probed(scorer, encoded, RewardSpec("logprob_centered", "sum"))
     assert probe is not None
     assert (probe.score.mean, probe.rewards.mean) == (expected, expected)
-    mean = truncation_probe(scorer, encoded, RewardSpec("logprob_centered", "mean"), 4096)
+    mean = probed(scorer, encoded, RewardSpec("logprob_centered", "mean"))
     assert mean is not None and mean.score.mean == 0.5
 
 
 def test_a_response_of_one_token_cannot_be_cut(scorer: Scorer[Any]) -> None:
     encoded, _ = encode_pairs(scorer.encoder, [Pair("How?", "a", "b", "1")], "error")
-    assert truncation_probe(scorer, encoded, RewardSpec("margin", "sum"), 4096) is None
+    assert probed(scorer, encoded, RewardSpec("margin", "sum")) is None
 
 
 def test_another_response_has_another_prompt_or_is_another_text(scorer: Scorer[Any]) -> None:
@@ -112,4 +128,4 @@ def test_another_response_has_another_prompt_or_is_another_text(scorer: Scorer[A
         _other_pair(scorer, corrections, 0, has_one_prompt=True) is corrections[2]
     )  # the next pair rewrites the same response
     assert _other_pair(scorer, corrections[:2], 0, has_one_prompt=True) is None
-    assert source_dependence(scorer, corrections[:2], [None, None], 4096) is None
+    assert dependence(scorer, corrections[:2], [None, None]) is None

@@ -13,12 +13,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from redline.benchmark.words import marked_words, word_spans
+from redline.benchmark.words import word_spans
 from redline.files.row_files import BadRowError
 from redline.messages import Prompt
 from redline.preference_data.checked_rows import CheckedRows
 from redline.preference_data.rows import Pair, parse_row
-from redline.spans import Span
+from redline.spans import Span, share_characters
 
 _KEY_CHARACTERS = 16
 
@@ -122,7 +122,7 @@ def _marked(key: str, annotations: Sequence[_Annotation]) -> MarkedResponse:
     else:
         known = list(annotations)
     known = known or list(annotations)
-    votes = [marked_words(words, row.pair.spans or ()) if row else [False] * len(words) for row in known]
+    votes = [share_characters(words, row.pair.spans or ()) if row else [False] * len(words) for row in known]
     marked = [2 * sum(marks) >= len(known) for marks in zip(*votes, strict=True)]
     gaps = [gap for row in known if row for gap in row.gaps]
     has_gap = any(2 * gaps.count(gap) >= len(known) for gap in set(gaps))

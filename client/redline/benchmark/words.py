@@ -16,11 +16,6 @@ def word_spans(text: str) -> list[Span]:
     return [match.span() for match in _WORD.finditer(text)]
 
 
-def marked_words(words: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
-    """Whether each word shares a character with one of ``spans``; empty spans share none."""
-    return [any(max(start, s) < min(end, e) for s, e in spans) for start, end in words]
-
-
 def word_error_scores(words: Sequence[Span], offsets: Sequence[Span], rewards: Sequence[float]) -> list[float] | None:
     """The error score of each word: the highest negated reward of the tokens that share a character with it.
 

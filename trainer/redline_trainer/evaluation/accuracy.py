@@ -52,18 +52,22 @@ class EvaluationResult(NamedTuple):
 
 def accuracy_by_prompt(differences: Sequence[float], prompt_keys: Sequence[str], seed: int = 0) -> Interval:
     """Share of pairs with a positive difference, with a bootstrap interval over prompts. Ties count half."""
-    wins = [1.0 if d > 0 else 0.5 if d == 0 else 0.0 for d in differences]
+    return mean_by_prompt([1.0 if d > 0 else 0.5 if d == 0 else 0.0 for d in differences], prompt_keys, seed)
+
+
+def mean_by_prompt(values: Sequence[float], prompt_keys: Sequence[str], seed: int = 0) -> Interval:
+    """The mean of ``values`` (at least one), with a bootstrap interval over prompts."""
     position = {key: n for n, key in enumerate(dict.fromkeys(prompt_keys))}
     index = torch.tensor([position[key] for key in prompt_keys])
-    wins_by_prompt = torch.zeros(len(position), dtype=torch.float64).index_add_(
-        0, index, torch.tensor(wins, dtype=torch.float64)
+    sums = torch.zeros(len(position), dtype=torch.float64).index_add_(
+        0, index, torch.tensor(values, dtype=torch.float64)
     )
     count = torch.bincount(index, minlength=len(position)).double()
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randint(len(position), (_RESAMPLES, len(position)), generator=generator)
-    means = wins_by_prompt[draws].sum(1) / count[draws].sum(1)
+    means = sums[draws].sum(1) / count[draws].sum(1)
     low, high = (float(means.quantile(q)) for q in (0.025, 0.975))
-    return Interval(mean=sum(wins) / len(wins), low=low, high=high, pairs=len(wins), prompts=len(position))
+    return Interval(mean=sum(values) / len(values), low=low, high=high, pairs=len(values), prompts=len(position))
 
 
 def _loss(outputs: Sequence[TokenStatistics]) -> float:

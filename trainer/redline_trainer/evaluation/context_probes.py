@@ -15,15 +15,14 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from redline.measures.intervals import mean_interval
-from redline.measures.localisation import roc_auc
 from redline_model.encoding.items import EncodedItem
 from redline_model.reward_spec import RewardSpec
-from redline_model.scorer import Scorer, forward_all, outputs_and_corrections
+from redline_model.scorer import ScoredResponse, Scorer, forward_all, outputs_and_corrections
 from redline_model.scorers.seq2seq import Seq2SeqScorer
 from redline_trainer.correlation import pearson
 from redline_trainer.encode_pairs import EncodedPair
 from redline_trainer.evaluation.accuracy import Interval, accuracy_by_prompt
+from redline_trainer.evaluation.error_spans import within_response_auc
 
 _SHARES = (0.25, 0.5, 0.75)
 
@@ -55,12 +54,14 @@ class SourceDependence(BaseModel):
 def source_dependence(
     scorer: Scorer[Any],
     pairs: Sequence[EncodedPair],
+    outputs: Sequence[Any],
     marks: Sequence[Tensor | None],
     max_batch_tokens: int,
 ) -> SourceDependence | None:
     """How much the token log-probabilities depend on the response in the context; None for other kinds.
 
     Args:
+        outputs: the scorer's forward outputs of all chosen and then all rejected responses.
         marks: for each pair, which tokens of the rejected response are marked as errors, ``(T,)``; None: not annotated.
     """
     if not isinstance(scorer, Seq2SeqScorer):
@@ -68,15 +69,16 @@ def source_dependence(
     has_one_prompt = len({pair.prompt_key for pair in pairs}) == 1
     others = [_other_pair(scorer, pairs, n, has_one_prompt=has_one_prompt) for n in range(len(pairs))]
     # pairs for which there is no other response are left out of all three contexts
-    used = [(pair, other, mark) for pair, other, mark in zip(pairs, others, marks, strict=True) if other is not None]
+    used = [(n, other) for n, other in enumerate(others) if other is not None]
     if not used:
         return None
-    marks = [mark for _, _, mark in used]
-    keys = [pair.prompt_key for pair, _, _ in used]
-    items = [pair.chosen for pair, _, _ in used] + [pair.rejected for pair, _, _ in used]
-    shifted = [other.chosen for _, other, _ in used] + [other.rejected for _, other, _ in used]
-    other_items = [replace(item, response_ids=other.response_ids) for item, other in zip(items, shifted, strict=True)]
-    outputs = forward_all(scorer, items, max_batch_tokens)
+    marks = [marks[n] for n, _ in used]
+    keys = [pairs[n].prompt_key for n, _ in used]
+    other_items = [
+        *(replace(pairs[n].chosen, response_ids=other.chosen.response_ids) for n, other in used),
+        *(replace(pairs[n].rejected, response_ids=other.rejected.response_ids) for n, other in used),
+    ]
+    outputs = [outputs[start + n] for start in (0, len(pairs)) for n, _ in used]
     own = [output.logprob for output in outputs]
     mismatched = [output.logprob for output in forward_all(scorer, other_items, max_batch_tokens)]
     none = [output.without_response.logprob for output in outputs if output.without_response is not None]
@@ -119,21 +121,8 @@ def _figures(logprobs: Sequence[Tensor], marks: Sequence[Tensor | None], keys: S
     """``logprobs``: of all chosen responses, then of all rejected ones."""
     sums = [float(row.double().sum()) for row in logprobs]
     differences = [w - r for w, r in zip(sums[: len(keys)], sums[len(keys) :], strict=True)]
-    aucs, groups = [], []
-    for row, mark, key in zip(logprobs[len(keys) :], marks, keys, strict=True):
-        auc = None if mark is None else roc_auc((-row).tolist(), mark.tolist())
-        if auc is not None:
-            aucs.append(auc)
-            groups.append(key)
-    return ContextFigures(accuracy=accuracy_by_prompt(differences, keys), auc=auc_interval(aucs, groups))
-
-
-def auc_interval(aucs: Sequence[float], groups: Sequence[str]) -> Interval | None:
-    """The mean of within-response areas and its bootstrap interval over groups; None without values."""
-    if not aucs:
-        return None
-    found = mean_interval(aucs, groups)
-    return Interval(mean=found.mean, low=found.low, high=found.high, pairs=len(aucs), prompts=len(set(groups)))
+    auc = within_response_auc([-row for row in logprobs[len(keys) :]], marks, keys)
+    return ContextFigures(accuracy=accuracy_by_prompt(differences, keys), auc=auc)
 
 
 class TruncationProbe(BaseModel):
@@ -148,24 +137,35 @@ class TruncationProbe(BaseModel):
 
 
 def truncation_probe(
-    scorer: Scorer[Any], pairs: Sequence[EncodedPair], spec: RewardSpec, max_batch_tokens: int
+    scorer: Scorer[Any],
+    pairs: Sequence[EncodedPair],
+    whole: Sequence[ScoredResponse],
+    spec: RewardSpec,
+    max_batch_tokens: int,
 ) -> TruncationProbe | None:
-    """Compare chosen responses with their beginnings under ``spec``. None if no response can be cut."""
-    items: list[EncodedItem] = []
-    keys: list[str] = []
-    for pair in pairs:
-        item = pair.chosen
-        lengths = sorted({max(1, int(share * len(item.response_ids))) for share in _SHARES})
-        for length in lengths:
-            if item.is_finished and length < len(item.response_ids):
-                items += [item, _beginning(item, length)]
-                keys.append(pair.prompt_key)
-    if not items:
+    """Compare chosen responses with their beginnings under ``spec``. None if no response can be cut.
+
+    Args:
+        whole: the scored chosen responses.
+    """
+    cuts = [
+        (n, _beginning(pair.chosen, length))
+        for n, pair in enumerate(pairs)
+        for length in sorted({max(1, int(share * len(pair.chosen.response_ids))) for share in _SHARES})
+        if pair.chosen.is_finished and length < len(pair.chosen.response_ids)
+    ]
+    if not cuts:
         return None
-    outputs = outputs_and_corrections(scorer, items, max_batch_tokens, with_corrections=spec.needs_correction)
-    scored = [scorer.to_rewards(output, spec, correction) for output, correction in outputs]
-    by_score = [whole.score - cut.score for whole, cut in zip(scored[::2], scored[1::2], strict=True)]
-    by_rewards = [sum(whole.rewards) - sum(cut.rewards) for whole, cut in zip(scored[::2], scored[1::2], strict=True)]
+    outputs = outputs_and_corrections(
+        scorer, [item for _, item in cuts], max_batch_tokens, with_corrections=spec.needs_correction
+    )
+    compared = [
+        (whole[n], scorer.to_rewards(output, spec, correction))
+        for (n, _), (output, correction) in zip(cuts, outputs, strict=True)
+    ]
+    keys = [pairs[n].prompt_key for n, _ in cuts]
+    by_score = [full.score - cut.score for full, cut in compared]
+    by_rewards = [sum(full.rewards) - sum(cut.rewards) for full, cut in compared]
     return TruncationProbe(score=accuracy_by_prompt(by_score, keys), rewards=accuracy_by_prompt(by_rewards, keys))
 
 

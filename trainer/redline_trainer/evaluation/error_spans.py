@@ -8,7 +8,9 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from redline.spans import Span
+from redline.measures import localisation
+from redline.spans import Span, share_characters
+from redline_trainer.evaluation.accuracy import Interval, mean_by_prompt
 
 _RESAMPLES = 400
 
@@ -40,8 +42,7 @@ class SpanDetection(BaseModel):
 
 def error_tokens(offsets: Sequence[Span], spans: Sequence[Span]) -> Tensor:
     """True for every token ``(T,)`` that shares a character with a span. Empty tokens and spans share none."""
-    shared = [any(max(start, s) < min(end, e) for s, e in spans) for start, end in offsets]
-    return torch.tensor(shared, dtype=torch.bool)
+    return torch.tensor(share_characters(offsets, spans), dtype=torch.bool)
 
 
 def roc_auc(error_scores: Tensor, marked: Tensor, weights: Tensor | None = None) -> float:
@@ -56,6 +57,22 @@ def roc_auc(error_scores: Tensor, marked: Tensor, weights: Tensor | None = None)
     total = float(positive.sum() * negative.sum())
     below = negative.cumsum(0) - negative
     return float((positive * (below + negative / 2)).sum()) / total if total else 0.5
+
+
+def within_response_auc(
+    error_scores: Sequence[Tensor], marked: Sequence[Tensor | None], keys: Sequence[str]
+) -> Interval | None:
+    """The mean of the areas within single responses, with its interval by prompt.
+
+    Responses without an area are left out: those that are not annotated (``marked`` is None), and those in which no
+    token or every token is marked. None if no response is left.
+    """
+    found = [
+        (area, key)
+        for row, marks, key in zip(error_scores, marked, keys, strict=True)
+        if marks is not None and (area := localisation.roc_auc(row.tolist(), marks.tolist())) is not None
+    ]
+    return mean_by_prompt([area for area, _ in found], [key for _, key in found]) if found else None
 
 
 def average_precision(error_scores: Tensor, marked: Tensor, weights: Tensor | None = None) -> float:

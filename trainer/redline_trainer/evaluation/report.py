@@ -11,7 +11,6 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from redline.files.atomic import atomic_file
-from redline.measures.localisation import roc_auc
 from redline.preference_data.row_report import RowReport
 from redline.preference_data.rows import Pair
 from redline_model.errors import DataError
@@ -24,11 +23,10 @@ from redline_trainer.evaluation.calibration import expected_calibration_error, f
 from redline_trainer.evaluation.context_probes import (
     SourceDependence,
     TruncationProbe,
-    auc_interval,
     source_dependence,
     truncation_probe,
 )
-from redline_trainer.evaluation.error_spans import SpanDetection, error_tokens, span_detection
+from redline_trainer.evaluation.error_spans import SpanDetection, error_tokens, span_detection, within_response_auc
 from redline_trainer.evaluation.lowess import lowess
 
 _BINS = 10
@@ -107,8 +105,8 @@ def quality_report(
     has_spans = any(pair.spans for pair in pairs)
     with_corrections = spec.needs_correction or (has_spans and scorer.can_correct)
     outputs = outputs_and_corrections(scorer, items, max_batch_tokens, with_corrections=with_corrections)
-    scored = [scorer.to_rewards(output, spec, correction).score for output, correction in outputs]
-    scores = torch.tensor(scored, dtype=torch.float64)
+    scored = [scorer.to_rewards(output, spec, correction) for output, correction in outputs]
+    scores = torch.tensor([response.score for response in scored], dtype=torch.float64)
     lengths = torch.tensor([len(item.target_ids) for item in items], dtype=torch.float64)
     keys = [pair.prompt_key for pair in pairs]
     halves = _halves(keys)
@@ -118,12 +116,14 @@ def quality_report(
     probabilities, error = _probabilities(differences, halves)
     detections: dict[str, SpanDetection] = {}
     within: dict[str, Interval] = {}
-    marks: list[Tensor | None] = [None] * len(encoded)
-    checked = [n for n, pair in enumerate(pairs) if pair.spans is not None]
-    if any(pairs[n].spans for n in checked):
-        labels = [error_tokens(encoded[n].rejected.offsets, pairs[n].spans or ()) for n in checked]
-        for n, label in zip(checked, labels, strict=True):
-            marks[n] = label
+    marks = [
+        None if pair.spans is None or not has_spans else error_tokens(ids.rejected.offsets, pair.spans)
+        for ids, pair in zip(encoded, pairs, strict=True)
+    ]
+    if has_spans:
+        labels = [label for label in marks if label is not None]
+        checked = [n for n, label in enumerate(marks) if label is not None]
+        checked_keys = [keys[n] for n in checked]
         for token_spec in all_reward_specs(scorer, with_corrections=with_corrections):
             if token_spec.aggregate == "sum" and token_spec.score_mode is None:
                 rejected_outputs = [outputs[len(encoded) + n] for n in checked]
@@ -131,15 +131,8 @@ def quality_report(
                     scorer.to_rewards(output, token_spec, written).rewards for output, written in rejected_outputs
                 ]
                 error_scores = [-torch.tensor(row, dtype=torch.float64) for row in rewards]
-                detections[spec_key(scorer, token_spec)] = span_detection(
-                    error_scores, labels, [keys[n] for n in checked]
-                )
-                found = [
-                    (auc, keys[n])
-                    for n, row, label in zip(checked, error_scores, labels, strict=True)
-                    if (auc := roc_auc(row.tolist(), label.tolist())) is not None
-                ]
-                interval = auc_interval([auc for auc, _ in found], [key for _, key in found])
+                detections[spec_key(scorer, token_spec)] = span_detection(error_scores, labels, checked_keys)
+                interval = within_response_auc(error_scores, labels, checked_keys)
                 if interval is not None:
                     within[spec_key(scorer, token_spec)] = interval
     longer = torch.tensor([float(len(p.chosen) - len(p.rejected)) for p in pairs])
@@ -155,8 +148,10 @@ def quality_report(
         reliability=reliability(probabilities),
         spans=detections,
         within=within,
-        source_dependence=source_dependence(scorer, encoded, marks, max_batch_tokens),
-        truncation=truncation_probe(scorer, encoded, spec, max_batch_tokens),
+        source_dependence=source_dependence(
+            scorer, encoded, [output for output, _ in outputs], marks, max_batch_tokens
+        ),
+        truncation=truncation_probe(scorer, encoded, scored[: len(encoded)], spec, max_batch_tokens),
     )
 
 
