@@ -126,6 +126,14 @@ def build_scalar(vocab_size: int, seed: int = 0) -> Any:
     return LlamaForSequenceClassification(config).eval()
 
 
+def save_base(folder: Path) -> Path:
+    """Write a decoder-only base model with its tokenizer to ``folder``."""
+    tokenizer = build_tokenizer()
+    build_causal(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def build_scorer(
     kind: str,
     model: Any,

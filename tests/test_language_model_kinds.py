@@ -16,7 +16,7 @@ from redline import NO_RETRY, RewardClient, ScoreOptions
 from redline_cli import app as command_line
 from redline_model.options import AGGREGATES, STATISTICS_MODES
 from tests.commands import ended, run, start
-from tests.conftest import build_causal, build_tokenizer
+from tests.conftest import save_base
 from tests.ports import free_port
 
 pytestmark = pytest.mark.loop
@@ -29,9 +29,7 @@ RESPONSES = ["Hold the round button.", "I am sorry.", "世界 🙂"]
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base model and pairs."""
     folder = tmp_path_factory.mktemp("home")
-    tokenizer = build_tokenizer()
-    build_causal(len(tokenizer)).save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
+    save_base(folder / "base")
     rows = [
         {"prompt": f"{PROMPT} {n}", "chosen": f"Hold the {word} button.", "rejected": f"Eat the {word} soup."}
         for n, word in enumerate(WORDS * 3)

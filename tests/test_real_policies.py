@@ -28,7 +28,7 @@ from benchmarks.real_policies.tasks import TASKS, load_task, opening_words
 from benchmarks.real_policies.training import as_rollout, kl_of, load_policy, measured_steps, sample_texts
 from benchmarks.synthetic.training import write_json
 from redline_trainer.config import TrainConfig
-from tests.conftest import build_causal, build_tokenizer
+from tests.conftest import save_base
 
 KINDS = TrainConfig.model_fields["kind"].annotation.__args__  # type: ignore[union-attr]
 TRAINABLE = [
@@ -63,11 +63,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    tokenizer = build_tokenizer()
-    build_causal(len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_base(tmp_path_factory.mktemp("base"))
 
 
 def test_the_quick_run_measures_every_method_resumes_and_writes_its_tables(

@@ -21,7 +21,7 @@ from redline.testing import FakeService
 from redline_cli.signals import GRACE_S
 from redline_model.bundle.bundle import Bundle
 from tests.commands import ENVIRONMENT, LAUNCH, Silent, ended, served, start
-from tests.conftest import build_causal, build_tokenizer
+from tests.conftest import save_base
 
 pytestmark = pytest.mark.loop
 PROMPTLY_S = 6.0  # measured: 0.1 to 2.2 s on an idle machine
@@ -37,9 +37,7 @@ slowly = pytest.mark.parametrize(
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base model, pairs, and items."""
     folder = tmp_path_factory.mktemp("home")
-    tokenizer = build_tokenizer()
-    build_causal(len(tokenizer)).save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
+    save_base(folder / "base")
     rows = [
         {"prompt": f"How {n}?", "chosen": "Hold it.", "rejected": f"Eat {n}.", "response": "x"} for n in range(2000)
     ]

@@ -21,6 +21,7 @@ from benchmarks.synthetic.tasks.note_language import DOMAINS
 from benchmarks.synthetic.tasks.notes import DECIDES, Decides, draw_note, faulty_words, with_faults
 from benchmarks.synthetic.training import INSTRUCTION
 from examples.quickstart.supervised import encode, fit, tiny_llama, train_tokenizer
+from redline.benchmark.words import word_spans
 from redline.preference_data.rows import Pair
 from redline.spans import Span
 from redline_trainer.config import TrainConfig
@@ -95,14 +96,7 @@ def test_pairs(level: Decides, count: int, seed: int) -> list[Pair]:
 
 def faulty_spans(text: str) -> tuple[Span, ...]:
     """The characters of the words that the least repair changes."""
-    spans: list[Span] = []
-    end = 0
-    for word, is_faulty in zip(text.split(), faulty_words(text), strict=True):
-        start = text.index(word, end)
-        end = start + len(word)
-        if is_faulty:
-            spans.append((start, end))
-    return tuple(spans)
+    return tuple(span for span, is_faulty in zip(word_spans(text), faulty_words(text), strict=True) if is_faulty)
 
 
 def test_prompts(level: Decides, count: int, seed: int) -> tuple[list[str], float]:

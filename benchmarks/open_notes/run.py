@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,13 @@ from benchmarks.open_notes.plan import (
     STEP_FACTORS,
     Plan,
 )
+from benchmarks.real_policies.metrics import distinct_share
 from benchmarks.synthetic.gold_scores import summed_logprobs
 from benchmarks.synthetic.local_rewards import LocalRewards
 from benchmarks.synthetic.tasks.note_language import DOMAINS
 from benchmarks.synthetic.tasks.notes import (
     Decides,
     content_distance,
-    distinct_ngrams,
     fault_count,
     gold,
     own_content_share,
@@ -126,11 +127,10 @@ class LevelRun:
     def _ppo(self, name: str, out: Path) -> list[dict[str, float]]:
         run = PPO_RUNS[name]
         scorer = Bundle.load(self.reward_model(run.model)).scorer
-        start = self._start_texts()
         curve: list[dict[str, float]] = []
 
         def record(metrics: dict[str, float], rollouts: Sequence[Rollout], scores: Scores) -> None:
-            figures = self._text_figures([rollout.text for rollout in rollouts], start)
+            figures = self._text_figures([rollout.text for rollout in rollouts])
             curve.append({"step": metrics["step"], "kl": metrics["kl"], **figures})
 
         own = LAST_TOKEN_SETTINGS if scorer.kind == "scalar" else {}
@@ -160,29 +160,31 @@ class LevelRun:
             rollouts += policy.sample(prompts, range(len(prompts)))
         return rollouts
 
+    @cached_property
+    def _start(self) -> CausalPolicy:
+        return CausalPolicy.load(self.start_policy(), device="cpu", max_new_tokens=_MAX_TOKENS)
+
+    @cached_property
     def _start_texts(self) -> list[str]:
-        policy = CausalPolicy.load(self.start_policy(), device="cpu", max_new_tokens=_MAX_TOKENS)
-        return [rollout.text for rollout in self._samples(policy)]
+        return [rollout.text for rollout in self._samples(self._start)]
 
     def _measured(self, folder: Path) -> dict[str, float]:
-        policy, start = (
-            CausalPolicy.load(path, device="cpu", max_new_tokens=_MAX_TOKENS) for path in (folder, self.start_policy())
-        )
+        policy = CausalPolicy.load(folder, device="cpu", max_new_tokens=_MAX_TOKENS)
         rollouts = self._samples(policy)
-        logprobs, start_logprobs = (summed_logprobs(p, rollouts) for p in (policy, start))
+        logprobs, start_logprobs = (summed_logprobs(p, rollouts) for p in (policy, self._start))
         kl = sum(a - b for a, b in zip(logprobs, start_logprobs, strict=True)) / len(rollouts)
-        return {"kl": kl, **self._text_figures([rollout.text for rollout in rollouts], self._start_texts())}
+        return {"kl": kl, **self._text_figures([rollout.text for rollout in rollouts])}
 
-    def _text_figures(self, texts: Sequence[str], start: Sequence[str]) -> dict[str, float]:
+    def _text_figures(self, texts: Sequence[str]) -> dict[str, float]:
         """Per response: faults, gold score, words as a share of ideal. Over all: content and distinct 2-grams."""
         count = len(texts)
         return {
             "faults": sum(map(fault_count, texts)) / count,
             "gold": sum(map(gold, texts)) / count,
             "own_content": own_content_share(texts, DOMAINS[POLICY_DOMAIN]),
-            "content_distance": content_distance(texts, start),
+            "content_distance": content_distance(texts, self._start_texts),
             "length": sum(len(text.split()) for text in texts) / count / self.ideal_words,
-            "distinct_2grams": distinct_ngrams(texts),
+            "distinct_2grams": distinct_share(texts, 2) or 0.0,
         }
 
 

@@ -28,7 +28,7 @@ from redline_model.errors import BundleError, UnsupportedError
 from redline_model.options import Template
 from redline_trainer.config import TrainConfig
 from redline_trainer.train import train
-from tests.conftest import build_causal, build_encoder_decoder, build_tokenizer
+from tests.conftest import build_causal, build_encoder_decoder, save_base
 
 CPU = LoadOptions(device="cpu")
 PAIRS = [Pair(f"How do I reset router {n}?", "Hold the button.", "Eat the soup.", f"t:{n}") for n in range(12)]
@@ -37,11 +37,7 @@ KINDS: list[str] = ["seq2seq", "scalar", "red", "dpo", "sft", "qrm"]
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    tokenizer = build_tokenizer()
-    build_causal(len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ from redline_trainer.train import (
     step_indices,
     train,
 )
-from tests.conftest import build_causal, build_encoder_decoder, build_tokenizer
+from tests.conftest import build_encoder_decoder, build_tokenizer, save_base
 
 WORDS = ["round", "red", "blue", "green", "small", "left"]
 PAIRS = [
@@ -53,11 +53,7 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("base")
-    tokenizer = build_tokenizer()
-    build_causal(len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    return str(save_base(tmp_path_factory.mktemp("base")))
 
 
 def config(base: str, out: Path, **settings: Any) -> TrainConfig:

@@ -177,9 +177,3 @@ def content_distance(responses: Sequence[str], start: Sequence[str]) -> float:
     first, second = content_counts(responses), content_counts(start)
     totals = [max(1, sum(counts.values())) for counts in (first, second)]
     return sum(abs(first[w] / totals[0] - second[w] / totals[1]) for w in {*first, *second}) / 2
-
-
-def distinct_ngrams(responses: Sequence[str], n: int = 2) -> float:
-    """Distinct n-grams of words, as a share of all n-grams; 0 if there are none."""
-    grams = [tuple(words[i : i + n]) for r in responses for words in [r.split()] for i in range(len(words) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 0.0
