@@ -131,9 +131,10 @@ class Run:
 
         def make() -> dict[str, Any]:
             from benchmarks.real_text.surprisal import surprisal_scorer
+            from redline_model.bundle.load_options import LoadOptions
             from redline_trainer.evaluation.report import quality_report
 
-            scorer = surprisal_scorer(self.base, self.device, self.plan.max_tokens)
+            scorer = surprisal_scorer(self.base, LoadOptions(device=self.device), self.plan.max_tokens)
             return quality_report(scorer, self.test_pairs(test)).model_dump()
 
         report: dict[str, Any] = self.once(f"base-on-{test}", make)

@@ -11,9 +11,9 @@ from redline_model.options import Extraction, Template
 from redline_model.scorers.sft import SFTScorer
 
 
-def surprisal_scorer(base: Path, device: str, max_tokens: int) -> SFTScorer:
+def surprisal_scorer(base: Path, options: LoadOptions, max_tokens: int) -> SFTScorer:
     """The model at ``base``; prompts are formatted as for a policy."""
     tokenizer = load_tokenizer(base)
-    model = load_model(base, "sft", LoadOptions(device=device))
+    model = load_model(base, "sft", options)
     encoder = make_encoder("sft", model.config, tokenizer, Template.of_policy(tokenizer), max_tokens)
     return SFTScorer.from_model(model, encoder, Extraction(mode="probability"))

@@ -12,7 +12,7 @@ from redline.spans import Span
 from redline.wire import ItemError, ScoreItem, ScoreOptions
 
 # of these modes a reward below zero is a report of an error; other rewards have no such threshold
-_MODES_WITH_THRESHOLD = {"paper", "margin", "edits"}
+MODES_WITH_THRESHOLD = {"paper", "margin", "edits"}
 
 
 class Scored(NamedTuple):
@@ -75,7 +75,7 @@ class RedlineScorer:
         info = self._client.model(self._model)
         self._digest = info.digest
         mode = self._options.mode or info.default_mode
-        if self.threshold is None and mode in _MODES_WITH_THRESHOLD:
+        if self.threshold is None and mode in MODES_WITH_THRESHOLD:
             self.threshold = 0.0
         applied = {"mode": mode, "aggregate": self._options.aggregate or info.default_aggregate}
         options = {"calibrated": self._options.calibrated, "on_too_long": self._options.on_too_long}
