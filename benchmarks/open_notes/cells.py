@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.open_notes.plan import FINE_TUNED, PPO_RUNS, REWARD_MODELS, Plan
+from benchmarks.open_notes.plan import DERIVED, FINE_TUNED, PPO_RUNS, REWARD_MODELS, Plan
 
 
 def run_cell(out: Path, level: Any, seed: int, plan: Plan, methods: Sequence[str] | None) -> None:
@@ -22,7 +22,7 @@ def run_cell(out: Path, level: Any, seed: int, plan: Plan, methods: Sequence[str
     run = LevelRun(out, level, seed, plan)
     names = methods or ["start", *FINE_TUNED, *PPO_RUNS]
     used = {PPO_RUNS[name].model for name in names if name in PPO_RUNS}
-    for name in (name for name in REWARD_MODELS if name in used and has_mismatches(name, level)):
+    for name in (name for name in (*REWARD_MODELS, *DERIVED) if name in used and has_mismatches(name, level)):
         run.model_figures(name)
         print(f"  {level} seed {seed}: reward model {name}", flush=True)
     for name in (name for name in names if has_mismatches(name, level)):

@@ -20,8 +20,8 @@ from benchmarks.open_notes.models import (
     training_pairs,
 )
 from benchmarks.open_notes.plan import (
+    DERIVED,
     FINE_TUNED,
-    LAST_TOKEN_SETTINGS,
     POLICY_DOMAIN,
     PPO_RUNS,
     PPO_SETTINGS,
@@ -43,6 +43,7 @@ from benchmarks.synthetic.tasks.notes import (
 from benchmarks.synthetic.training import write_json
 from redline.ppo import CausalPolicy, PPOConfig, PPOLoop, Rollout, Scores
 from redline_model.bundle.bundle import Bundle
+from redline_model.bundle.derive import derive_red
 from redline_model.reward_spec import reward_spec
 from redline_trainer.evaluation.report import quality_report
 
@@ -61,7 +62,7 @@ class LevelRun:
         self._base = out / "base" / f"seed-{seed}"
         self.prompts, self.ideal_words = test_prompts(level, plan.test_notes, seed)
 
-    def _made(self, folder: Path, make: Callable[[Path], None]) -> Path:
+    def _made(self, folder: Path, make: Callable[[Path], object]) -> Path:
         """``folder`` after ``make`` has written it; the mark is written last."""
         mark = folder.with_name(f"{folder.name}.done")
         if not mark.exists():
@@ -95,8 +96,11 @@ class LevelRun:
         return self._made(folder, make)
 
     def reward_model(self, name: str) -> Path:
-        """The bundle of a reward model, trained from the base model."""
-        return self._trained(self.folder / "models" / name, self.base(), REWARD_MODELS[name])
+        """The bundle of a reward model, trained from the base model, or derived from another one."""
+        folder = self.folder / "models" / name
+        if name in DERIVED:
+            return self._made(folder, lambda out: derive_red(self.reward_model(DERIVED[name]), out))
+        return self._trained(folder, self.base(), REWARD_MODELS[name])
 
     def model_figures(self, name: str) -> dict[str, Any]:
         """Localisation, ranking, source dependence and truncation in the policy's domain."""
@@ -133,8 +137,7 @@ class LevelRun:
             figures = self._text_figures([rollout.text for rollout in rollouts])
             curve.append({"step": metrics["step"], "kl": metrics["kl"], **figures})
 
-        own = LAST_TOKEN_SETTINGS if scorer.kind == "scalar" else {}
-        settings = {**PPO_SETTINGS, **own, **run.settings}
+        settings = {**PPO_SETTINGS, **run.settings}
         config = PPOConfig.model_validate(
             {
                 **settings,

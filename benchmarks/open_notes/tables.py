@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.open_notes.plan import FINE_TUNED, MAIN_METHOD, PPO_RUNS, REWARD_MODELS
+from benchmarks.open_notes.plan import DERIVED, FINE_TUNED, MAIN_METHOD, PPO_RUNS, REWARD_MODELS
 from benchmarks.real_policies.curves import answer, t_interval
 
 METRICS = ("faults", "gold", "own_content", "content_distance", "length", "distinct_2grams", "kl")
@@ -25,7 +25,10 @@ def collected(out: Path, levels: Sequence[str], seeds: Sequence[int]) -> dict[st
         "levels": {
             level: {
                 group: _by_name([(seed, out / level / f"seed-{seed}" / "figures" / group) for seed in seeds], names)
-                for group, names in (("models", REWARD_MODELS), ("policies", ("start", *FINE_TUNED, *PPO_RUNS)))
+                for group, names in (
+                    ("models", (*REWARD_MODELS, *DERIVED)),
+                    ("policies", ("start", *FINE_TUNED, *PPO_RUNS)),
+                )
             }
             for level in levels
         }

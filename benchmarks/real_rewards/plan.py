@@ -111,7 +111,7 @@ REDUCED = Plan(
     learning_rate=2e-5,
     precision="bfloat16",
     responses=400,
-    probed_pairs=60,
+    probed_pairs=200,
 )
 QUICK = Plan(
     name="quick",

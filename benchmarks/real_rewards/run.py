@@ -22,15 +22,18 @@ from redline.files.atomic import atomic_file, write_text
 from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.derive import derive_red
 from redline_model.bundle.load_options import LoadOptions
+from redline_model.options import Aggregate
 from redline_model.reward_spec import RewardSpec, reward_spec
 from redline_model.scorer import Scorer, outputs_and_corrections
 from redline_trainer.config import TrainConfig
 from redline_trainer.encode_pairs import encode_pairs
-from redline_trainer.evaluation.context_probes import source_dependence, truncation_probe
+from redline_trainer.evaluation.context_probes import source_dependence, truncation_probes
 from redline_trainer.evaluation.error_spans import error_tokens
 from redline_trainer.load_pairs import load_pairs
 from redline_trainer.optimizer_step import StepReport
 from redline_trainer.train import train
+
+_PROBED_AGGREGATES: tuple[Aggregate, ...] = ("sum", "mean")
 
 
 def claim(out: Path, plan: Plan, base: Path, seed: int) -> None:
@@ -156,15 +159,10 @@ class SetRun:
                 for pair in pairs
             ]
             context = source_dependence(scorer, pairs, [output for output, _ in outputs], marks, batch)
-            truncation = {}
-            for entry in ENTRIES.values():
-                for aggregate in ("sum", "mean") if entry.model == "seq2seq" else ():
-                    spec = RewardSpec(entry.mode, aggregate)
-                    whole = [
-                        scorer.to_rewards(output, spec, correction) for output, correction in outputs[: len(pairs)]
-                    ]
-                    probe = truncation_probe(scorer, pairs, whole, spec, batch)
-                    truncation[f"{entry.mode}/{aggregate}"] = None if probe is None else probe.model_dump()
+            modes = [entry.mode for entry in ENTRIES.values() if entry.model == "seq2seq" and entry.mode != "edits"]
+            specs = [RewardSpec(mode, aggregate) for mode in modes for aggregate in _PROBED_AGGREGATES]
+            probes = truncation_probes(scorer, pairs, outputs[: len(pairs)], specs, batch)
+            truncation = {f"{s.mode}/{s.aggregate}": p.model_dump() for s, p in zip(specs, probes or [], strict=False)}
             return {"context": None if context is None else context.model_dump(), "truncation": truncation}
 
         return self._once(f"{part}/probes", compute)

@@ -95,8 +95,6 @@ def train_ppo(
             "learning_rate": 2e-4,
             "value_clip": 0.2,
             "value_scale": "none",
-            "reward_scale": "auto",
-            "reward_scale_limit": 1e6,
             "cut_responses": "keep",
             "seed": seed,
         }

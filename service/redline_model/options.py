@@ -49,7 +49,7 @@ class Extraction(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    mode: Mode = "margin"
+    mode: Mode = "logprob"
     aggregate: Aggregate = "sum"
     positive: float = 1.0
     negative: float = 1.0

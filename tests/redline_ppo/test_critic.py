@@ -35,7 +35,7 @@ def explained(reward: Callable[[Rollout], float | list[float]], scale: float, **
         rewards = reward(rollout)
         return rewards * scale if isinstance(rewards, float) else [reward * scale for reward in rewards]
 
-    config = PPOConfig(steps=12, sample_batch=64, cut_responses="keep", kl_coefficient=0.05 * scale)
+    config = PPOConfig(steps=12, sample_batch=64, cut_responses="keep", kl_coefficient=0.05 * scale, discount=1.0)
     assert config.steps * config.epochs * config.rollouts // config.minibatch < 50
     torch.manual_seed(0)
     seen: list[float] = []

@@ -204,9 +204,12 @@ def test_all_pairs_of_a_prompt_are_resampled_together() -> None:
     assert 0.35 < apart.low < apart.high < 0.65  # +- 1.96 x .05
 
 
-def test_one_prompt_has_an_interval_of_width_0() -> None:
-    interval = accuracy_by_prompt([1.0, 1.0, -1.0], ["a"] * 3)
-    assert (interval.low, interval.high) == pytest.approx((2 / 3, 2 / 3))
+def test_with_one_prompt_the_interval_is_over_pairs() -> None:
+    """Sets of rewrites have one constant prompt; an interval over one prompt would have no width."""
+    signs = [1.0, 1.0, -1.0] * 20
+    constant = accuracy_by_prompt(signs, ["a"] * 60)
+    assert constant.prompts == 1
+    assert (constant.low, constant.high) == pytest.approx((2 / 3 - 0.12, 2 / 3 + 0.12), abs=0.04)
 
 
 def test_copies_of_pairs_do_not_narrow_the_interval() -> None:

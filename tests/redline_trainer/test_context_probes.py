@@ -18,7 +18,7 @@ from redline_trainer.evaluation.context_probes import (
     TruncationProbe,
     _other_pair,
     source_dependence,
-    truncation_probe,
+    truncation_probes,
 )
 from redline_trainer.evaluation.error_spans import error_tokens
 from tests.conftest import build_causal, build_scorer
@@ -57,8 +57,9 @@ def dependence(scorer: Scorer[Any], encoded: list[EncodedPair], marks: list[Any]
 
 
 def probed(scorer: Scorer[Any], encoded: list[EncodedPair], spec: RewardSpec) -> TruncationProbe | None:
-    outputs = forward_all(scorer, [pair.chosen for pair in encoded], 4096)
-    return truncation_probe(scorer, encoded, [scorer.to_rewards(output, spec) for output in outputs], spec, 4096)
+    outputs = [(output, None) for output in forward_all(scorer, [pair.chosen for pair in encoded], 4096)]
+    found = truncation_probes(scorer, encoded, outputs, [spec], 4096)
+    return None if found is None else found[0]
 
 
 def test_a_model_that_does_not_look_at_the_response_has_equal_figures(

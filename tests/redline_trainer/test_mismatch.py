@@ -81,21 +81,21 @@ def test_for_a_scalar_model_the_mismatched_response_is_a_rejected_one(encoded: l
     assert torch.isfinite(objective.loss(examples))
 
 
-def test_only_seq2seq_uses_mismatched_responses_by_default() -> None:
+def test_mismatched_responses_are_an_option_of_some_kinds() -> None:
     def config(**settings: object) -> TrainConfig:
         return TrainConfig.model_validate({"base": "b", "out": Path("o"), **settings})
 
-    assert config().uses_mismatch
-    assert not config(mismatch=False).uses_mismatch
-    assert not config(kind="scalar").uses_mismatch
-    assert config(kind="red", mismatch=True).uses_mismatch
+    assert not config().mismatch
+    assert config(kind="red", mismatch=True).mismatch
     for unsupported in ({"kind": "dpo"}, {"kind": "sft"}, {"kind": "scalar", "smoothing_rate": 0.1}):
         with pytest.raises(ValidationError, match="mismatch"):
             config(mismatch=True, **unsupported)
-    alone = {"correction_weight": 0, "identity_weight": 0}
-    assert config(**alone).uses_mismatch
+
+    alone = {"correction_weight": 0, "identity_weight": 0, "sft_weight": 0}
+    for learned in ({"mismatch": True}, {"sft_weight": 1}):
+        config(**{**alone, **learned})
     with pytest.raises(ValidationError, match="nothing to learn"):
-        config(mismatch=False, **alone)
+        config(**alone)
 
 
 @pytest.mark.parametrize("prompts", [6, 3, 2])
@@ -141,7 +141,13 @@ def test_pairs_without_a_mismatched_response_are_counted_and_reported(
     tokenizer = build_tokenizer()
     build_causal(len(tokenizer)).save_pretrained(base)
     tokenizer.save_pretrained(base)
-    settings: dict[str, Any] = {"base": str(base), "max_steps": 1, "held_out_share": 0.0, "pairs_per_step": 2}
+    settings: dict[str, Any] = {
+        "base": str(base),
+        "max_steps": 1,
+        "held_out_share": 0.0,
+        "pairs_per_step": 2,
+        "mismatch": True,
+    }
     one_prompt = [Pair("question", f"good answer {n}", f"bad reply {n}", f"row {n}") for n in range(4)]
     with caplog.at_level("WARNING", logger="redline_trainer"):
         result = train(TrainConfig(out=tmp_path / "one", **settings), one_prompt)

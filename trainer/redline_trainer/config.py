@@ -47,7 +47,7 @@ class TrainConfig(BaseModel):
         ``edit_weight``: weight of target tokens that the source does not have; copies have weight 1 (seq2seq).
         ``omission``: adds chosen responses without their end as sources (seq2seq).
         ``mismatch``: adds responses to other prompts, as sources (seq2seq) or as rejected responses (scalar, red,
-        qrm), see docs/explanation/method.md. None adds them for seq2seq only.
+        qrm), see docs/explanation/method.md.
         ``beta``: of dpo, reward per nat.
         ``odin``: trains a length head together with the quality head (scalar, red).
         ``odin_length_weight``, ``odin_orthogonality_weight``: weights of the two losses of ODIN.
@@ -83,7 +83,7 @@ class TrainConfig(BaseModel):
     sft_weight: float = Field(default=0.0, ge=0)
     edit_weight: float = Field(default=1.0, gt=0)
     omission: bool = False
-    mismatch: bool | None = None
+    mismatch: bool = False
     beta: float = Field(default=0.1, gt=0)
     odin: bool = False
     odin_length_weight: float = Field(default=1.0, ge=0)
@@ -96,7 +96,7 @@ class TrainConfig(BaseModel):
     gradient_checkpointing: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     instruction: str | None = None
-    mode: Mode = "margin"
+    mode: Mode = "logprob"
     score_mode: Mode | None = None
     aggregate: Aggregate | None = None
     held_out_share: float = Field(default=0.1, ge=0, lt=1)
@@ -104,20 +104,16 @@ class TrainConfig(BaseModel):
     seed: int = 0
     device: str = "auto"
 
-    @property
-    def uses_mismatch(self) -> bool:
-        """Whether responses to other prompts are added: ``mismatch`` if it is set, otherwise for seq2seq only."""
-        return self.kind == "seq2seq" if self.mismatch is None else self.mismatch
-
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.kind == "seq2seq" and self.correction_weight == self.identity_weight == 0 and not self.uses_mismatch:
+        weights = (self.correction_weight, self.identity_weight, self.sft_weight)
+        if self.kind == "seq2seq" and not any(weights) and not self.mismatch:
             raise ValueError(
-                "there is nothing to learn: correction_weight and identity_weight are 0, and mismatch is off"
+                "there is nothing to learn: correction_weight, identity_weight and sft_weight are 0, mismatch is off"
             )
         if not kind_spec(self.kind).is_classifier and (self.odin or self.smoothing_rate):
             raise ValueError(f"odin and smoothing_rate are options of the kinds scalar and red, not of {self.kind}")
-        if self.uses_mismatch and (self.smoothing_rate or self.kind in {"dpo", "sft"}):
+        if self.mismatch and (self.smoothing_rate or self.kind in {"dpo", "sft"}):
             raise ValueError(
                 "mismatch is an option of the kinds seq2seq, scalar, red and qrm, and cannot be combined with "
                 "smoothing_rate"

@@ -142,7 +142,7 @@ def train(
     if config.omission:
         training = with_shortened_responses(training, config.seed)
     mismatch_metrics: dict[str, int] = {}
-    if config.uses_mismatch:
+    if config.mismatch:
         training = with_mismatched_responses(training, encoder, config.seed)
         mismatch_metrics["mismatched_pairs"] = sum(pair.mismatched is not None for pair in training)
         if mismatch_metrics["mismatched_pairs"] < len(training):

@@ -15,6 +15,8 @@ from redline.ppo.config import PPOConfig
 from redline.ppo.protocols import AdvantageEstimator, Advantages
 from redline.token_advantages import leave_one_out_advantages, rewards_to_go
 
+TOKEN_DISCOUNT = 0.7
+
 
 def kl_penalized_rewards(
     rewards: Tensor, logprobs: Tensor, reference: Tensor, kl_coefficient: float, mask: Tensor
@@ -115,10 +117,23 @@ class LeaveOneOut:
         return Advantages(leave_one_out_advantages(rewards, mask, groups.tolist(), gamma=self._discount), None)
 
 
-def make_estimator(config: PPOConfig) -> AdvantageEstimator:
+def default_discount(rewards: Tensor, mask: Tensor) -> float:
+    """1 if only last tokens have rewards other than 0, else ``TOKEN_DISCOUNT``.
+
+    A reward on the last token must reach all others. A token reward says where it belongs: the tokens after it should
+    count little.
+
+    Args:
+        rewards: of the scorer, without the KL penalty, ``(B, T)``.
+    """
+    is_last = torch.arange(mask.shape[1], device=mask.device) == mask.sum(1, keepdim=True) - 1
+    return TOKEN_DISCOUNT if bool((rewards * (mask & ~is_last)).any()) else 1.0
+
+
+def make_estimator(config: PPOConfig, discount: float) -> AdvantageEstimator:
     """The estimator that ``config.advantage`` names."""
     if config.advantage == "group":
         return GroupRelative()
     if config.advantage == "leave_one_out":
-        return LeaveOneOut(config.discount)
-    return GAE(config.discount, config.gae_lambda)
+        return LeaveOneOut(discount)
+    return GAE(discount, config.gae_lambda)

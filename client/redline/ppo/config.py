@@ -48,14 +48,17 @@ class PPOConfig(BaseModel):
         ``advantage``: ``gae`` needs a value function. ``group`` (GRPO) and ``leave_one_out`` compare the responses to
         one prompt: ``group`` their summed rewards, ``leave_one_out`` their rewards to go, token by token
         (``redline.token_advantages``).
-        ``discount`` and ``gae_lambda``: of GAE; ``leave_one_out`` uses ``discount``.
+        ``discount`` and ``gae_lambda``: of GAE; ``leave_one_out`` uses ``discount``. ``discount`` None: 1 if every
+        response is rewarded on its last token only, else 0.7 (``redline.ppo.advantages.default_discount``).
         ``whiten``: scales advantages to mean 0 and variance 1. It applies to ``gae`` only.
 
     Sources of the defaults. They are for pretrained policies; a model that is trained from scratch needs other rates.
         ``learning_rate`` 3e-6: TRL's PPOConfig and arXiv 2403.17031; OpenRLHF and verl use 5e-7 to 1e-6.
         ``epochs`` 2: between one pass (OpenRLHF, verl, TRL's documented command) and four (arXiv 2403.17031).
         ``clip`` 0.2: arXiv 1707.06347.
-        ``gae_lambda`` 0.95, ``discount`` 1: arXiv 2009.01325, 2203.02155.
+        ``gae_lambda`` 0.95, ``discount`` 1 for a reward on the last token: arXiv 2009.01325, 2203.02155.
+        ``discount`` 0.7 for token rewards: measured, see docs/decisions/0018. Token rewards that are never positive pay
+        for short responses if every token answers for all that follow.
         ``kl_coefficient`` 0.05, ``value_coefficient`` 0.1: TRL, arXiv 2403.17031.
         ``critic_learning_rate`` 3e-3: measured for the small network of ``redline.ppo.critic``, see there. OpenRLHF's
         9e-6 and verl's 1e-5 are for critics of the policy's size.
@@ -88,7 +91,7 @@ class PPOConfig(BaseModel):
     kl_coefficient: float = Field(default=0.05, ge=0)
     kl_target: float | None = Field(default=None, gt=0)
     kl_horizon: int = Field(default=2000, ge=1)
-    discount: float = Field(default=1.0, ge=0, le=1)
+    discount: float | None = Field(default=None, ge=0, le=1)
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
     advantage: Literal["gae", "group", "leave_one_out"] = "gae"
     whiten: bool = True

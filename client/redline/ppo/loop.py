@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from redline.errors import ModelChangedError, StepRefusedError
-from redline.ppo.advantages import cut_penalties, kl_penalized_rewards, make_estimator, reward_scale, whiten
+from redline.ppo.advantages import (
+    cut_penalties,
+    default_discount,
+    kl_penalized_rewards,
+    make_estimator,
+    reward_scale,
+    whiten,
+)
 from redline.ppo.checkpoint import copied_to_cpu, restore_checkpoint, save_checkpoint
 from redline.ppo.config import PPOConfig
 from redline.ppo.losses import adapted_kl_coefficient, explained_variance
@@ -65,10 +72,11 @@ class PPOLoop:
         self.steps_done = 0
         self.kl_coefficient = config.kl_coefficient
         self.reward_scale: float | None = None if config.reward_scale == "auto" else 1.0
+        self.discount: float | None = config.discount
         self.value_scale: float | None = None if config.value_scale == "auto" else 1.0
         self.refused = refused
         self.digest: str | None = None
-        self._estimator = estimator or make_estimator(config)
+        self._estimator = estimator
         self._optimizer = make_optimizer(policy, config)
         torch.manual_seed(config.seed)
 
@@ -137,6 +145,8 @@ class PPOLoop:
 
         # 3. token rewards, the penalty for responses cut at the token limit, the reward scale, and the KL penalty
         raw = padded_rewards(scores, mask)
+        if self.discount is None:
+            self.discount = default_discount(raw, mask)
         is_cut = torch.tensor([not rollout.is_finished for rollout in rollouts], device=mask.device)
         if config.cut_responses == "penalty":
             raw = raw + cut_penalties(is_cut, mask, config.cut_penalty)
@@ -147,10 +157,11 @@ class PPOLoop:
         rewards = kl_penalized_rewards(raw * self.reward_scale, old.logprobs, reference, self.kl_coefficient, mask)
 
         # 4. advantages of the responses that are used for learning
-        value_scale = self._fit_value_scale(rewards, learned_mask)
+        value_scale = self._fit_value_scale(rewards, learned_mask, self.discount)
         values = old.values * value_scale
         groups = torch.tensor([rollout.group for rollout in rollouts], device=mask.device)
-        advantages, returns = self._estimator(rewards * learned_mask, values, learned_mask, groups)
+        estimator = self._estimator or make_estimator(config, self.discount)
+        advantages, returns = estimator(rewards * learned_mask, values, learned_mask, groups)
         if config.whiten and returns is not None:
             advantages = whiten(advantages, learned_mask)
         advantages = record.add("advantage", advantages, learned_mask)
@@ -180,6 +191,7 @@ class PPOLoop:
             "reward_scale": self.reward_scale,
             "kl": kl,
             "kl_coefficient": used_coefficient,
+            "discount": self.discount,
             "entropy": float((old.entropy * mask).sum() / tokens),
             "response_tokens": float(tokens / len(rollouts)),
             "truncated_share": sum(not r.is_finished for r in rollouts) / len(rollouts),
@@ -195,13 +207,13 @@ class PPOLoop:
         """The prompts of a step, each ``samples_per_prompt`` times. They depend on the seed and the step only."""
         return step_prompts(self.prompts, self.config, step)
 
-    def _fit_value_scale(self, rewards: Tensor, mask: Tensor) -> float:
+    def _fit_value_scale(self, rewards: Tensor, mask: Tensor, discount: float) -> float:
         """Units of the value function: the standard deviation of the first returns that are not all equal.
 
         It is stored in ``value_scale``. Until then it is 1.
         """
         if self.value_scale is None:
-            returns = rewards_to_go(rewards, mask, self.config.discount)[mask]
+            returns = rewards_to_go(rewards, mask, discount)[mask]
             std = float(returns.std(correction=0)) if len(returns) else 0.0
             if not std > 1e-6:
                 return 1.0
@@ -241,6 +253,7 @@ class PPOLoop:
             "kl_coefficient": self.kl_coefficient,
             "reward_scale": self.reward_scale,
             "value_scale": self.value_scale,
+            "discount": self.discount,
             "digest": self.digest,
             "policy": self.policy.state(),
             "optimizer": self._optimizer.state_dict(),
@@ -252,6 +265,7 @@ class PPOLoop:
         self.kl_coefficient = state["kl_coefficient"]
         self.reward_scale = state["reward_scale"]
         self.value_scale = state["value_scale"]
+        self.discount = state["discount"]
         self.digest = state["digest"]
         self.policy.load_state(state["policy"])
         self._optimizer.load_state_dict(state["optimizer"])

@@ -57,7 +57,7 @@ def sft(
     model: Annotated[str, typer.Argument(help="A causal language model: folder or hub id.")],
     out: OutFolder,
     max_tokens: Annotated[int | None, typer.Option(help="Maximum tokens per sequence; default: the model's.")] = None,
-    mode: Annotated[str, typer.Option(help="Default extraction mode of the bundle.")] = "margin",
+    mode: Annotated[str, typer.Option(help="Default extraction mode of the bundle.")] = "logprob",
     aggregate: Annotated[str, typer.Option(help="Default aggregate of the bundle: sum, mean or last.")] = "sum",
     pairs: Pairs = None,
     on_bad_row: OnBadRow = BadRowPolicy.ERROR,

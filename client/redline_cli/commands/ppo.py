@@ -85,6 +85,10 @@ def ppo(
     advantage: Annotated[
         str, typer.Option(help="gae; or without a critic: group (GRPO) or leave_one_out (per token).")
     ] = DEFAULT.advantage,
+    discount: Annotated[
+        float | None, typer.Option(help="Discount per token; default: 0.7 for token rewards, 1 for one per response.")
+    ] = DEFAULT.discount,
+    gae_lambda: Annotated[float, typer.Option(help="Lambda of generalised advantage estimation.")] = DEFAULT.gae_lambda,
     lora_rank: Annotated[
         int | None, typer.Option(help="Train a LoRA adapter of this rank instead of all weights.")
     ] = None,
@@ -148,6 +152,8 @@ def ppo(
         reward_scale_limit=reward_scale_limit,
         cut_penalty=cut_penalty,
         kl_coefficient=kl_coefficient,
+        discount=discount,
+        gae_lambda=gae_lambda,
         kl_target=kl_target,
         seed=seed,
         **choices,

@@ -69,11 +69,10 @@ def train(
         typer.Option("--omission/--no-omission", help="Use shortened chosen responses as sources, too (seq2seq)."),
     ] = DEFAULT.omission,
     mismatch: Annotated[
-        bool | None,
+        bool,
         typer.Option(
             "--mismatch/--no-mismatch",
-            help="Use responses to other prompts as sources (seq2seq: the default) or as rejected sides (scalar, red, "
-            "qrm).",
+            help="Use responses to other prompts as sources (seq2seq) or as rejected sides (scalar, red, qrm).",
         ),
     ] = DEFAULT.mismatch,
     beta: Annotated[float, typer.Option(help="Reward per nat of log-ratio (dpo).")] = DEFAULT.beta,

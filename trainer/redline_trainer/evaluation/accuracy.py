@@ -20,7 +20,7 @@ _RESAMPLES = 2000
 
 
 class Interval(BaseModel):
-    """A mean and its 95 % bootstrap interval; prompts are resampled with all their pairs."""
+    """A mean and its 95 % bootstrap interval over prompts; over pairs if all have the same prompt."""
 
     mean: float
     low: float
@@ -56,7 +56,13 @@ def accuracy_by_prompt(differences: Sequence[float], prompt_keys: Sequence[str],
 
 
 def mean_by_prompt(values: Sequence[float], prompt_keys: Sequence[str], seed: int = 0) -> Interval:
-    """The mean of ``values`` (at least one), with a bootstrap interval over prompts."""
+    """The mean of ``values`` (at least one), with a bootstrap interval over prompts.
+
+    If all have the same prompt, single values are resampled: an interval over one prompt would have no width.
+    """
+    prompts = len(set(prompt_keys))
+    if prompts == 1:
+        prompt_keys = [str(n) for n in range(len(values))]
     position = {key: n for n, key in enumerate(dict.fromkeys(prompt_keys))}
     index = torch.tensor([position[key] for key in prompt_keys])
     sums = torch.zeros(len(position), dtype=torch.float64).index_add_(
@@ -67,7 +73,7 @@ def mean_by_prompt(values: Sequence[float], prompt_keys: Sequence[str], seed: in
     draws = torch.randint(len(position), (_RESAMPLES, len(position)), generator=generator)
     means = sums[draws].sum(1) / count[draws].sum(1)
     low, high = (float(means.quantile(q)) for q in (0.025, 0.975))
-    return Interval(mean=sum(values) / len(values), low=low, high=high, pairs=len(values), prompts=len(position))
+    return Interval(mean=sum(values) / len(values), low=low, high=high, pairs=len(values), prompts=prompts)
 
 
 def _loss(outputs: Sequence[TokenStatistics]) -> float:

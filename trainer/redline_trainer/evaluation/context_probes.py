@@ -15,9 +15,10 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from redline_model.correction.rewriter import Correction
 from redline_model.encoding.items import EncodedItem
 from redline_model.reward_spec import RewardSpec
-from redline_model.scorer import ScoredResponse, Scorer, forward_all, outputs_and_corrections
+from redline_model.scorer import Scorer, forward_all, outputs_and_corrections
 from redline_model.scorers.seq2seq import Seq2SeqScorer
 from redline_trainer.correlation import pearson
 from redline_trainer.encode_pairs import EncodedPair
@@ -136,17 +137,17 @@ class TruncationProbe(BaseModel):
     rewards: Interval
 
 
-def truncation_probe(
+def truncation_probes(
     scorer: Scorer[Any],
     pairs: Sequence[EncodedPair],
-    whole: Sequence[ScoredResponse],
-    spec: RewardSpec,
+    outputs: Sequence[tuple[Any, Correction | None]],
+    specs: Sequence[RewardSpec],
     max_batch_tokens: int,
-) -> TruncationProbe | None:
-    """Compare chosen responses with their beginnings under ``spec``. None if no response can be cut.
+) -> list[TruncationProbe] | None:
+    """Compare chosen responses with their beginnings under each of ``specs``. None if no response can be cut.
 
     Args:
-        whole: the scored chosen responses.
+        outputs: forward output and correction of each chosen response.
     """
     cuts = [
         (n, _beginning(pair.chosen, length))
@@ -156,17 +157,27 @@ def truncation_probe(
     ]
     if not cuts:
         return None
-    outputs = outputs_and_corrections(
-        scorer, [item for _, item in cuts], max_batch_tokens, with_corrections=spec.needs_correction
-    )
-    compared = [
-        (whole[n], scorer.to_rewards(output, spec, correction))
-        for (n, _), (output, correction) in zip(cuts, outputs, strict=True)
-    ]
+    with_corrections = any(spec.needs_correction for spec in specs)
+    items = [item for _, item in cuts]
+    cut_outputs = outputs_and_corrections(scorer, items, max_batch_tokens, with_corrections=with_corrections)
     keys = [pairs[n].prompt_key for n, _ in cuts]
-    by_score = [full.score - cut.score for full, cut in compared]
-    by_rewards = [sum(full.rewards) - sum(cut.rewards) for full, cut in compared]
-    return TruncationProbe(score=accuracy_by_prompt(by_score, keys), rewards=accuracy_by_prompt(by_rewards, keys))
+    probes = []
+    for spec in specs:
+        compared = [
+            (scorer.to_rewards(*_arguments(outputs[n], spec)), scorer.to_rewards(*_arguments(cut, spec)))
+            for (n, _), cut in zip(cuts, cut_outputs, strict=True)
+        ]
+        by_score = [full.score - cut.score for full, cut in compared]
+        by_rewards = [sum(full.rewards) - sum(cut.rewards) for full, cut in compared]
+        probes.append(
+            TruncationProbe(score=accuracy_by_prompt(by_score, keys), rewards=accuracy_by_prompt(by_rewards, keys))
+        )
+    return probes
+
+
+def _arguments(output: tuple[Any, Correction | None], spec: RewardSpec) -> tuple[Any, RewardSpec, Correction | None]:
+    """The arguments of ``Scorer.to_rewards``."""
+    return output[0], spec, output[1]
 
 
 def _beginning(item: EncodedItem, length: int) -> EncodedItem:

@@ -24,7 +24,7 @@ from redline_trainer.evaluation.context_probes import (
     SourceDependence,
     TruncationProbe,
     source_dependence,
-    truncation_probe,
+    truncation_probes,
 )
 from redline_trainer.evaluation.error_spans import SpanDetection, error_tokens, span_detection, within_response_auc
 from redline_trainer.evaluation.lowess import lowess
@@ -135,6 +135,7 @@ def quality_report(
                 interval = within_response_auc(error_scores, labels, checked_keys)
                 if interval is not None:
                     within[spec_key(scorer, token_spec)] = interval
+    probes = truncation_probes(scorer, encoded, outputs[: len(encoded)], [spec], max_batch_tokens)
     longer = torch.tensor([float(len(p.chosen) - len(p.rejected)) for p in pairs])
     return QualityReport(
         reading=spec_key(scorer, spec),
@@ -151,7 +152,7 @@ def quality_report(
         source_dependence=source_dependence(
             scorer, encoded, [output for output, _ in outputs], marks, max_batch_tokens
         ),
-        truncation=truncation_probe(scorer, encoded, scored[: len(encoded)], spec, max_batch_tokens),
+        truncation=None if probes is None else probes[0],
     )
 
 
