@@ -68,8 +68,13 @@ def train_ppo(
     questions: Sequence[Question],
     budget: Budget,
     seed: int,
+    settings: Mapping[str, Any] | None = None,
 ) -> list[dict[str, float]]:
-    """A policy at ``out``. Returns one row per step: KL (nats per response), proxy and gold score, length, entropy."""
+    """A policy at ``out``. Returns one row per step: KL (nats per response), proxy and gold score, length, entropy.
+
+    Args:
+        settings: of PPO, other than those of the budget.
+    """
     question_of = {q.key: q for q in questions}
     curve: list[dict[str, float]] = []
 
@@ -97,6 +102,7 @@ def train_ppo(
             "value_scale": "none",
             "cut_responses": "keep",
             "seed": seed,
+            **(settings or {}),
         }
     )
     shuffled = list(questions)

@@ -58,7 +58,7 @@ def sft(
     out: OutFolder,
     max_tokens: Annotated[int | None, typer.Option(help="Maximum tokens per sequence; default: the model's.")] = None,
     mode: Annotated[str, typer.Option(help="Default extraction mode of the bundle.")] = "logprob",
-    aggregate: Annotated[str, typer.Option(help="Default aggregate of the bundle: sum, mean or last.")] = "sum",
+    aggregate: Annotated[str, typer.Option(help="Default aggregate of the bundle: sum, mean or last.")] = "mean",
     pairs: Pairs = None,
     on_bad_row: OnBadRow = BadRowPolicy.ERROR,
     max_batch_tokens: MaxBatchTokens = EVALUATION_BATCH_TOKENS,

@@ -97,4 +97,5 @@ KIND = KindSpec(
     architecture="language_model",
     make_scorer=Seq2SeqScorer.from_model,
     mode="`{mode}`",
+    aggregate="mean",
 )

@@ -64,4 +64,5 @@ KIND = KindSpec(
     contents="The folder is an ordinary transformers model, usable as a policy;",
     mode="`{mode}`",
     reads_as_policy=True,
+    aggregate="mean",
 )

@@ -1,0 +1,235 @@
+"""Changes one setting of reward model or PPO at a time on the synthetic tasks: do policies collapse?
+
+    python -m benchmarks.sensitivity --out runs/sensitivity            # three tasks, about 20 minutes each on one core
+    python -m benchmarks.sensitivity --quick --out runs/sensitivity    # shows only that it runs
+
+Each row is a policy trained with the defaults but for one change. Results are stored as they are computed; run the same
+command again to resume.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.synthetic.budget import FULL, QUICK, Budget
+
+if TYPE_CHECKING:
+    from benchmarks.synthetic.seed_run import SeedRun
+    from redline.ppo import Rollout, Scores
+    from redline_model.scorer import Scorer
+
+TASKS = ("safety", "help", "summary")
+_RATE, _PPO_RATE = 1e-3, 2e-4
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One change.
+
+    Args:
+        label: in the table.
+        model: options of ``redline train``.
+        steps: of the reward model, as a multiple of the budget's.
+        ppo: settings of PPO; ``ppo_steps`` is a multiple of the budget's.
+        mode: of the token rewards; None for the bundle's default.
+        has_one_number: the policy is rewarded by the score, on its last token, divided by its standard deviation.
+    """
+
+    label: str
+    model: Mapping[str, Any] = field(default_factory=dict)
+    steps: float = 1.0
+    ppo: Mapping[str, Any] = field(default_factory=dict)
+    ppo_steps: int = 1
+    mode: str | None = None
+    has_one_number: bool = False
+
+
+VARIANTS: dict[str, Variant] = {
+    "default": Variant("defaults"),
+    "margin": Variant("mode `margin`", mode="margin"),
+    "edits": Variant("mode `edits`", mode="edits"),
+    "rm_half": Variant("half the steps of the reward model", steps=0.5),
+    "rm_double": Variant("twice the steps of the reward model", steps=2.0),
+    "ppo_double": Variant("twice the steps of PPO", ppo_steps=2),
+    "rates_half": Variant(
+        "half the learning rates", model={"learning_rate": _RATE / 2}, ppo={"learning_rate": _PPO_RATE / 2}
+    ),
+    "rates_double": Variant(
+        "twice the learning rates", model={"learning_rate": _RATE * 2}, ppo={"learning_rate": _PPO_RATE * 2}
+    ),
+    "discount_1": Variant("discount 1", ppo={"discount": 1.0}),
+    "mismatch": Variant("with the mismatch mapping", model={"mismatch": True}),
+    "edit_weight_3": Variant("edit weight 3", model={"edit_weight": 3.0}),
+    "no_sft": Variant("without the pass that does not see the response", model={"sft_weight": 0.0}),
+    "score": Variant("one number: the score (mean of `sft_logprob`)", has_one_number=True),
+    "score_logprob": Variant("one number: the mean of `logprob`", mode="logprob", has_one_number=True),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.sensitivity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--quick", action="store_true", help="tiny models and few steps: shows only that it runs")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from 1; seed 0 was used for development")
+    parser.add_argument("--first-seed", type=int, default=1)
+    parser.add_argument("--task", action="append", choices=TASKS, help="default: all")
+    parser.add_argument("--variant", action="append", choices=list(VARIANTS), help="default: all")
+    args = parser.parse_args(arguments)
+    os.environ.update(
+        OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false"
+    )
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    from benchmarks.synthetic.seed_run import SeedRun
+
+    torch.set_num_threads(1)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    budget = QUICK if args.quick else FULL
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    names = [name for name in VARIANTS if not args.variant or name in args.variant]
+    results: dict[str, Any] = {"tasks": {}}
+    for task in args.task or TASKS:
+        found: dict[str, list[dict[str, float]]] = {}
+        for seed in seeds:
+            run = SeedRun(args.out / task / f"seed-{seed}", task, seed, budget, "sensitivity")
+            for name in ["start", *names]:
+                figures = _figures(run, name, budget)
+                found.setdefault(name, []).append(figures)
+                print(f"{task} seed {seed} {name}: {_cell(figures)}", flush=True)
+        results["tasks"][task] = found
+    results["about"] = {
+        "command": f"python -m benchmarks.sensitivity --out OUT --seeds {args.seeds}" + (" --quick" * args.quick),
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU used",
+        "seeds": list(seeds),
+        "budget": asdict(budget),
+    }
+    from benchmarks.synthetic.training import write_json
+
+    write_json(args.out / "sensitivity.json", results)
+    print(rendered(results))
+
+
+def _figures(run: SeedRun, name: str, budget: Budget) -> dict[str, float]:
+    """The stored figures of a variant; computed if there are none."""
+    from benchmarks.synthetic.training import write_json
+
+    path = run.folder / "figures" / f"{name}.json"
+    if not path.exists():
+        policy = run.supervised if name == "start" else _policy(run, name, budget)
+        write_json(path, _measured(run, policy))
+    figures: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+    return figures
+
+
+def _policy(run: SeedRun, name: str, budget: Budget) -> Path:
+    """The policy of a variant, after PPO."""
+    from dataclasses import replace
+
+    from benchmarks.synthetic.local_rewards import LocalRewards
+    from benchmarks.synthetic.training import train_ppo
+    from redline_model.bundle.bundle import Bundle
+    from redline_model.reward_spec import reward_spec
+
+    variant = VARIANTS[name]
+    scorer = Bundle.load(_reward_model(run, variant, budget)).scorer
+    out = run.folder / "policies" / name
+    settings: dict[str, Any] = {"cut_responses": "penalty", "value_clip": None, "value_scale": "auto", **variant.ppo}
+    if variant.has_one_number:
+        rewards: Any = ScoreRewards(scorer, variant.mode)
+        settings["reward_scale"] = "auto"
+    else:
+        rewards = LocalRewards(scorer, reward_spec(scorer, variant.mode, "sum"))
+    longer = replace(budget, ppo_steps=budget.ppo_steps * variant.ppo_steps)
+    train_ppo(out, run.supervised, rewards, run.task, run.questions.preference, longer, run.seed, settings)
+    return out
+
+
+def _reward_model(run: SeedRun, variant: Variant, budget: Budget) -> Path:
+    """The bundle of a variant; variants with equal options share it."""
+    from benchmarks.synthetic.tasks.suite import pairs
+    from benchmarks.synthetic.training import train_reward_model
+
+    options = {"kind": "seq2seq", **variant.model}
+    name = "-".join([f"{variant.steps:g}", *(f"{key}-{value}" for key, value in sorted(variant.model.items()))])
+    out = run.folder / "models" / name
+    if not out.exists():
+        rows = pairs(run.task, run.annotators, run.questions, budget.pairs, run.seed)
+        train_reward_model(out, run.supervised, rows, round(budget.seq2seq_steps * variant.steps), run.seed, options)
+    return out
+
+
+class ScoreRewards:
+    """A ``RewardSource`` that puts the score of a response on its last token, as loops that take one number do.
+
+    Args:
+        mode: of the score, with aggregate ``mean``; None for the bundle's default score.
+    """
+
+    def __init__(self, scorer: Scorer[Any], mode: str | None) -> None:
+        from redline_model.reward_spec import reward_spec
+
+        self._scorer = scorer
+        self._spec = reward_spec(scorer, mode, "mean")
+
+    def score(self, rollouts: Sequence[Rollout]) -> Scores:
+        """See ``RewardSource``."""
+        from benchmarks.synthetic.local_rewards import score_texts
+        from redline.ppo import Scored, Scores
+        from redline_model.encoding.items import Item
+
+        items = [Item(r.prompt, r.text, r.is_finished, has_only_end=not r.text and r.is_finished) for r in rollouts]
+        scores = [response.score for response, _ in score_texts(self._scorer, items, self._spec)]
+        return Scores([Scored(s, [0.0] * (len(r.spans) - 1) + [s]) for s, r in zip(scores, rollouts, strict=True)])
+
+
+def _measured(run: SeedRun, policy: Path) -> dict[str, float]:
+    """Gold score, words as a multiple of ideal, share of harmless prompts refused, in distribution."""
+    from benchmarks.synthetic.gold_scores import sample_answers
+    from redline.ppo import CausalPolicy
+
+    loaded = CausalPolicy.load(policy, device="cpu", max_new_tokens=run.budget.max_new_tokens)
+    questions = run.questions.test_id
+    rollouts = sample_answers(loaded, questions, run.seed + 1)
+    golds = [run.task.gold(q, r.text) if r.is_finished else 0.0 for q, r in zip(questions, rollouts, strict=True)]
+    harmless = [r for q, r in zip(questions, rollouts, strict=True) if not q.must_refuse]
+    words = sum(len(r.text.split()) for r in rollouts)
+    return {
+        "gold": sum(golds) / len(golds),
+        "length": words / sum(len(run.task.ideal(q).split()) for q in questions),
+        "refused": sum(run.task.is_refusal(r.text) for r in harmless) / len(harmless),
+    }
+
+
+def _cell(figures: Mapping[str, float]) -> str:
+    return f"{figures['gold']:.2f} / {figures['length']:.2f} / {figures['refused']:.0%}"
+
+
+def rendered(results: Mapping[str, Any]) -> str:
+    """The table: for each task gold score / length as a multiple of ideal / harmless prompts refused, mean of seeds."""
+    tasks = results["tasks"]
+    lines = [f"| change | {' | '.join(tasks)} |", "|---" * (1 + len(tasks)) + "|"]
+    for name in ["start", *VARIANTS]:
+        runs = [task.get(name) for task in tasks.values()]
+        if any(runs):
+            label = "start policy" if name == "start" else VARIANTS[name].label
+            means = [{key: sum(f[key] for f in r) / len(r) for key in r[0]} if r else None for r in runs]
+            lines.append(f"| {label} | {' | '.join('-' if m is None else _cell(m) for m in means)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
