@@ -16,7 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import page_summaries
+from benchmarks import page_summaries, sensitivity
+from benchmarks.open_notes import tables as open_notes_tables
+from benchmarks.real_rewards import tables as real_rewards_tables
 from benchmarks.real_text import tables as real_text_tables
 from benchmarks.synthetic import tables as claims_tables
 from examples.quickstart import seeds
@@ -25,6 +27,9 @@ RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 RENDERERS: dict[str, Callable[[Any], str]] = {
     "claims": claims_tables.rendered,
     "real_text": real_text_tables.rendered,
+    "real_rewards": real_rewards_tables.rendered,
+    "sensitivity": sensitivity.rendered,
+    "open_notes": open_notes_tables.rendered,
     "quickstart": seeds.table,
     "loops": seeds.table,
 }

@@ -68,9 +68,14 @@ VARIANTS: dict[str, Variant] = {
     "discount_1": Variant("discount 1", ppo={"discount": 1.0}),
     "mismatch": Variant("with the mismatch mapping", model={"mismatch": True}),
     "edit_weight_3": Variant("edit weight 3", model={"edit_weight": 3.0}),
-    "no_sft": Variant("without the pass that does not see the response", model={"sft_weight": 0.0}),
-    "score": Variant("one number: the score (mean of `sft_logprob`)", has_one_number=True),
-    "score_logprob": Variant("one number: the mean of `logprob`", mode="logprob", has_one_number=True),
+    "sft_weight_1": Variant("also fitted without the response", model={"sft_weight": 1.0}),
+    "score": Variant("one number: the score", has_one_number=True),
+    "score_mismatch": Variant(
+        "one number: the score, with the mismatch mapping", model={"mismatch": True}, has_one_number=True
+    ),
+    "score_sft": Variant(
+        "one number: the mean of `sft_logprob`", model={"sft_weight": 1.0}, mode="sft_logprob", has_one_number=True
+    ),
 }
 
 

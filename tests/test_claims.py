@@ -220,7 +220,7 @@ def rollouts(tokenizer: object) -> list[Rollout]:
 def test_local_rewards_equal_those_of_the_service(
     bundle: Bundle, rollouts: list[Rollout], served: RemoteRewards
 ) -> None:
-    local = LocalRewards(bundle.scorer, RewardSpec("margin", "sum")).score(rollouts)
+    local = LocalRewards(bundle.scorer, RewardSpec("logprob", "sum")).score(rollouts)
     remote = served.score(rollouts)
     for a, b in zip(local.items, remote.items, strict=True):
         assert a.rewards == pytest.approx(b.rewards, abs=1e-4)
@@ -229,7 +229,7 @@ def test_local_rewards_equal_those_of_the_service(
 
 def test_placements_keep_the_score_of_a_response(bundle: Bundle, rollouts: list[Rollout]) -> None:
     tokens, mean, last = (
-        LocalRewards(bundle.scorer, RewardSpec("margin", "sum"), placement).score(rollouts).items
+        LocalRewards(bundle.scorer, RewardSpec("logprob", "sum"), placement).score(rollouts).items
         for placement in ("tokens", "mean", "last")  # type: ignore[arg-type]
     )
     for a, b, c, rollout in zip(tokens, mean, last, rollouts, strict=True):

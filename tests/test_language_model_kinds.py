@@ -45,7 +45,7 @@ def succeeded(*arguments: object) -> str:
 
 
 def plain_rewards(folder: Path, kind: str) -> list[list[float]]:
-    """Token rewards of ``RESPONSES`` from transformers alone: margins of ``sft``, logits of ``qrm``."""
+    """Token rewards of ``RESPONSES`` from transformers alone: log-probabilities of ``sft``, logits of ``qrm``."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     turn: Any = [{"role": "user", "content": PROMPT}]
@@ -64,8 +64,8 @@ def _plain_rewards(model: Any, tokenizer: Any, prompt: Sequence[int], response: 
     target = [*tokenizer(response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     logits = model(torch.tensor([[*prompt, *target]])).logits[0, len(prompt) - 1 : -1]
     taken = logits[range(len(target)), target]
-    margins: list[float] = (taken - logits.max(-1).values).clamp_min(-10).tolist()
-    return margins if kind == "sft" else taken.tolist()
+    logprobs: list[float] = (taken - logits.logsumexp(-1)).clamp_min(-10).tolist()
+    return logprobs if kind == "sft" else taken.tolist()
 
 
 @pytest.fixture
@@ -112,21 +112,21 @@ def test_served_rewards_equal_those_of_transformers(
     for result, total, rewards in zip(results, sums, plain_rewards(out, kind), strict=True):
         assert result.rewards == pytest.approx(rewards, abs=1e-4)
         assert total == pytest.approx(sum(rewards), abs=1e-4 * len(rewards))
-        default = sum(rewards) / len(rewards) if kind == "qrm" else sum(rewards)
+        default = sum(rewards) / len(rewards)
         assert result.score == pytest.approx(default, abs=1e-4 * len(rewards))
 
     here("evaluate", out, "--pairs", pairs, "--out", tmp_path / "report.json")
     measured = json.loads((tmp_path / "report.json").read_text())
     assert measured["accuracy"]["pairs"] == 3 * len(WORDS)
     described = json.loads(here("inspect", out))
-    assert (described["kind"], described["default_reading"]) == (kind, "qrm/mean" if kind == "qrm" else "margin/sum")
+    assert (described["kind"], described["default_reading"]) == (kind, "qrm/mean" if kind == "qrm" else "logprob/mean")
     assert f"tags: [reward-model, rlhf, {kind}]" in (out / "README.md").read_text()
 
 
 def test_a_language_model_is_made_a_bundle_by_command(home: Path, tmp_path: Path, here: Callable[..., str]) -> None:
     arguments = ("derive", "sft", home / "base", "--pairs", home / "pairs.jsonl", "--out", tmp_path / "rm")
     printed = here(*arguments, "--mode", "logprob", "--max-tokens", 200)
-    assert "logprob/sum ranks" in printed
+    assert "logprob/mean ranks" in printed
     assert "(sft bundle, sha256:" in printed
     manifest = json.loads((tmp_path / "rm/redline.json").read_text())
     assert manifest["max_tokens"] == 200

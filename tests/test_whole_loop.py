@@ -90,7 +90,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--pairs-per-step 8 --learning-rate 3e-3 --held-out-share 0.2"
     )
     printed = run(*command.split()).stdout
-    assert "held out: margin/sum ranks" in printed
+    assert "held out: logprob/mean ranks" in printed
     assert f"wrote {folder}/rm" in printed
     return folder
 
@@ -111,7 +111,7 @@ def test_the_logs_contain_every_step(home: Path) -> None:
 def test_the_served_score_equals_that_of_the_bundle(home: Path, service: Service) -> None:
     scorer = Bundle.load(home / "rm").scorer
     item = scorer.encoder.encode(Item("How do I reset my router 3?", "Eat the red button."))
-    expected = scorer.to_rewards(scorer.forward([item])[0], RewardSpec("margin", "sum"))
+    expected = scorer.to_rewards(scorer.forward([item])[0], RewardSpec("logprob", "mean"))
     with RewardClient(service.url) as client:
         result = client.score_one("How do I reset my router 3?", "Eat the red button.")
     assert result.rewards == pytest.approx(expected.rewards, abs=1e-4)
@@ -119,7 +119,7 @@ def test_the_served_score_equals_that_of_the_bundle(home: Path, service: Service
 
 
 def test_calibrated_scores_are_log_odds(home: Path, service: Service) -> None:
-    fit = json.loads((home / "rm/redline.json").read_text())["calibration"]["margin/sum"]
+    fit = json.loads((home / "rm/redline.json").read_text())["calibration"]["logprob/mean"]
     with RewardClient(service.url) as client:
         raw = client.score_one("p", "Hold it.")
         scaled = client.score_one("p", "Hold it.", options=ScoreOptions(calibrated=True))

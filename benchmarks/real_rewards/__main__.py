@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.real_rewards.plan import ENTRIES, FULL, QUICK, REDUCED
-from benchmarks.real_rewards.tables import chosen_by, collected, rendered
+from benchmarks.real_rewards.tables import collected, rendered
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -79,9 +79,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     write_json(out / "real_rewards.json", results)
     text = rendered(results)
-    for part in parts:
-        sets = list(results["sets"])
-        text += f"\nMean over {', '.join(sets)}, {part} part:\n\n{chosen_by(results, sets, part)}\n"
     (out / "real_rewards.md").write_text(text, encoding="utf-8")
     print(text)
     print(f"wrote real_rewards.json and real_rewards.md to {out}")

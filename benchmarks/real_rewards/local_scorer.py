@@ -22,9 +22,11 @@ class CachedOutputs:
         self._max_batch_tokens = max_batch_tokens
         self._known: dict[str, tuple[EncodedItem, Any, Any] | Unscored] = {}
 
-    def of(self, items: Sequence[tuple[Prompt, str]]) -> list[tuple[EncodedItem, Any, Any] | Unscored]:
-        """Encoded item, output and correction (None if the scorer cannot write) of each ``(prompt, response)``."""
-        keys = [json.dumps(item) for item in items]
+    def of(
+        self, items: Sequence[tuple[Prompt, str]], *, with_corrections: bool
+    ) -> list[tuple[EncodedItem, Any, Any] | Unscored]:
+        """Encoded item, output and correction (None if it was not asked for) of each ``(prompt, response)``."""
+        keys = [json.dumps([with_corrections, *item]) for item in items]
         new: dict[str, EncodedItem] = {}
         for key, (prompt, response) in zip(keys, items, strict=True):
             if key not in self._known and key not in new:
@@ -33,7 +35,7 @@ class CachedOutputs:
                 except ItemError as error:
                     self._known[key] = Unscored(str(error))
         outputs = outputs_and_corrections(
-            self.scorer, list(new.values()), self._max_batch_tokens, with_corrections=self.scorer.can_correct
+            self.scorer, list(new.values()), self._max_batch_tokens, with_corrections=with_corrections
         )
         for (key, encoded), (output, correction) in zip(new.items(), outputs, strict=True):
             self._known[key] = encoded, output, correction
@@ -56,7 +58,7 @@ class LocalScorer:
     def score(self, items: Sequence[tuple[Prompt, str]]) -> list[Scored | Unscored]:
         """The results of ``(prompt, response)`` items, in order."""
         results: list[Scored | Unscored] = []
-        for found in self._outputs.of(items):
+        for found in self._outputs.of(items, with_corrections=self._spec.needs_correction):
             if isinstance(found, Unscored):
                 results.append(found)
             else:

@@ -41,12 +41,15 @@ class Entry:
     has_token_rewards: bool = True
 
 
-MAIN_ENTRY = "seq2seq_edits"
+MAIN_ENTRY = "seq2seq_logprob"
 ENTRIES: dict[str, Entry] = {
-    MAIN_ENTRY: Entry("seq2seq, `edits`", "seq2seq", "edits"),
-    "seq2seq_logprob": Entry("seq2seq, `logprob` (one pass)", "seq2seq", "logprob"),
+    MAIN_ENTRY: Entry("seq2seq, `logprob`", "seq2seq", "logprob"),
+    "seq2seq_edits": Entry("seq2seq, `edits` (with its correction)", "seq2seq", "edits"),
     "seq2seq_margin": Entry("seq2seq, `margin`", "seq2seq", "margin"),
     "seq2seq_paper": Entry("seq2seq, `paper`", "seq2seq", "paper"),
+    "seq2seq_paper_centered": Entry("seq2seq, `paper_centered`", "seq2seq", "paper_centered"),
+    "seq2seq_logprob_centered": Entry("seq2seq, `logprob_centered`", "seq2seq", "logprob_centered"),
+    "seq2seq_probability": Entry("seq2seq, `probability`", "seq2seq", "probability"),
     "seq2seq_sft_logprob": Entry("seq2seq without the response, `sft_logprob`", "seq2seq", "sft_logprob"),
     "seq2seq_sft_margin": Entry("seq2seq without the response, `sft_margin`", "seq2seq", "sft_margin"),
     "sft_logprob": Entry("SFT on chosen, log-probability", "sft", "logprob"),

@@ -41,6 +41,10 @@ def rendered(results: Mapping[str, Any]) -> str:
             blocks += [_set_table(name, part, found)]
             if found["probes"]:
                 blocks += [_context_line(found["probes"]["context"]), _truncation_line(found["probes"]["truncation"])]
+    names = list(results["sets"])
+    for part in dict.fromkeys(part for parts in results["sets"].values() for part in parts):
+        if len(names) > 1:
+            blocks.append(f"Mean over {', '.join(names)}, {part} part:\n\n{_means_table(results, names, part)}")
     return "\n\n".join(blocks) + "\n"
 
 
@@ -113,7 +117,7 @@ def _truncation_line(truncation: Mapping[str, Any]) -> str:
     return "\n".join(["Whole responses that outscore their own beginnings:", "", *rows])
 
 
-def chosen_by(results: Mapping[str, Any], sets: Sequence[str], part: Part) -> str:
+def _means_table(results: Mapping[str, Any], sets: Sequence[str], part: Part) -> str:
     """Localisation and ranking of each entry, averaged over ``sets``: what the rule of decision 0017 compares."""
     lines = ["| scorer | AUC within responses | pairs ranked right | by the mean |", "|---" * 4 + "|"]
     for name, entry in ENTRIES.items():

@@ -238,7 +238,8 @@ def test_a_served_bundle_localises(service: str, tmp_path: Path) -> None:
 
 
 def test_the_compatible_endpoints_rank_as_the_service_does(service: str, bundle: Bundle, tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", rows(20))
+    swapped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"], "spans": None} for row in rows(20)[::2]]
+    path = write(tmp_path / "a.jsonl", [*rows(20)[1::2], *swapped])
     values: dict[str, Any] = {}
     for kind in ("redline", "vllm-classify", "openrlhf", "sglang"):
         out = tmp_path / f"{kind}.json"

@@ -286,10 +286,10 @@ def test_the_setting_scalar_chooses_how_a_response_is_scored(ask: Ask, native: d
 def test_scalar_calibrated_needs_a_calibrated_bundle(tmp_path: Path, causal_scorer: Scorer[Any]) -> None:
     bundle = write_bundle(tmp_path / "rm", causal_scorer)
     assert not bundle.manifest.calibration
-    with pytest.raises(UnsupportedError, match="no calibration for margin/sum"):
+    with pytest.raises(UnsupportedError, match="no calibration for logprob/sum"):
         load_bundle(ServiceSettings(bundle=str(tmp_path / "rm"), scalar="calibrated"))
     fit = CalibrationFit(temperature=2.0, mean=-3.0, std=1.0, expected_calibration_error=0.1)
-    manifest = bundle.manifest.model_copy(update={"calibration": {"margin/sum": fit}})
+    manifest = bundle.manifest.model_copy(update={"calibration": {"logprob/sum": fit}})
     calibrated = Bundle(tmp_path / "rm", manifest, bundle.scorer, bundle.load_options)
 
     async def work(http: httpx.AsyncClient) -> tuple[float, float]:

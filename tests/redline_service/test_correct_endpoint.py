@@ -357,7 +357,7 @@ def test_the_response_names_model_options_and_token_usage(bundle: Bundle) -> Non
     response, metrics = with_service(served, work)
     body = response.json()
     assert body["model"] == {"name": "default", "digest": bundle.digest, "kind": "seq2seq"}
-    assert body["options"] == {"mode": "margin", "score_mode": "margin", "aggregate": "sum", "calibrated": False}
+    assert body["options"] == {"mode": "logprob", "score_mode": "logprob", "aggregate": "sum", "calibrated": False}
     encoded = [served.scorer.encoder.encode_response(_item(text))[0] for text in ("one", "same", "two")]
     assert body["usage"]["scored_tokens"] == sum(len(ids) + 1 for ids in encoded)
     assert "inference" in response.headers["Server-Timing"]

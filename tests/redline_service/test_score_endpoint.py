@@ -48,7 +48,7 @@ def test_served_scores_equal_the_scorer_s(ask: Ask, bundle: Bundle) -> None:
 def test_the_response_names_model_digest_and_options(ask: Ask, bundle: Bundle) -> None:
     body = ask("POST", "/v1/score", json={"items": [GOOD]}).json()
     assert body["model"] == {"name": "default", "digest": bundle.digest, "kind": "seq2seq"}
-    assert body["options"] == {"mode": "margin", "score_mode": "margin", "aggregate": "sum", "calibrated": False}
+    assert body["options"] == {"mode": "logprob", "score_mode": "logprob", "aggregate": "sum", "calibrated": False}
     assert body["usage"]["scored_tokens"] == len(body["items"][0]["rewards"])
 
 

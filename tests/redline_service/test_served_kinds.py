@@ -15,7 +15,7 @@ from redline.wire.correction import CorrectOptions, CorrectResponse
 from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.derive import derive_ensemble, derive_red
 from redline_model.encoding.items import Item
-from redline_model.reward_spec import all_reward_specs, spec_key
+from redline_model.reward_spec import all_reward_specs, reward_spec, spec_key
 from redline_trainer.evaluation.length_calibration import derive_length_calibrated, evaluate_on
 from tests.conftest import build_causal, build_dpo, build_scalar, build_scorer, write_bundle
 from tests.redline_service.conftest import with_service
@@ -101,8 +101,7 @@ def test_calibrated_scores_are_on_the_kind_s_own_scale(kind: str, served: dict[s
         options = {"calibrated": calibrated}
         body = {"items": [{"prompt": PROMPT, "response": RESPONSES[0]}], "options": options}
         scores.append(ask(bundle, "/v1/score", body).json()["items"][0]["score"])
-    key = f"{'margin' if bundle.scorer.modes else bundle.scorer.kind}/sum"
-    fit = bundle.manifest.calibration[key]
+    fit = bundle.manifest.calibration[spec_key(bundle.scorer, reward_spec(bundle.scorer))]
     assert scores[1] == pytest.approx((scores[0] - fit.mean) / fit.temperature, rel=1e-3)
 
 

@@ -101,7 +101,7 @@ def test_a_bundle_fitted_with_sft_weight_offers_and_serves_the_sft_modes(base: s
     assert loaded.manifest.extraction.has_sft
     assert {"sft_logprob", "sft_margin"} <= set(loaded.scorer.modes)
     assert result.evaluation is not None
-    assert next(iter(result.evaluation.accuracy)) == "sft_logprob/sum"
+    assert next(iter(result.evaluation.accuracy)) == "sft_logprob/mean"
 
 
 def test_an_encoder_decoder_base_refuses_an_sft_weight(plain_tokenizer: Any) -> None:

@@ -98,7 +98,7 @@ def test_the_default_score_of_a_qrm_bundle_is_the_mean_that_its_loss_ranks(base:
         train(config(base, tmp_path / name, **({"kind": "qrm", "max_steps": 1} | settings)), PAIRS)
         scorers[name] = Bundle.load(tmp_path / name)
     aggregates = {name: reward_spec(bundle.scorer).aggregate for name, bundle in scorers.items()}
-    assert aggregates == {"qrm": "mean", "summed": "sum", "sft": "sum"}
+    assert aggregates == {"qrm": "mean", "summed": "sum", "sft": "mean"}
     assert scorers["qrm"].manifest.training["aggregate"] == "mean"
 
 

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from redline_model.kinds import kind_spec
 from redline_model.options import STATISTICS_MODES, Aggregate, Mode
 
-DEFAULT_MODE: Mode = "logprob"
 Dropout = Literal["off", "base"]
 
 
@@ -24,11 +23,10 @@ class TrainConfig(BaseModel):
         ``method``: ``full`` trains all weights, ``lora`` low-rank adapters, ``qlora`` adapters on a 4-bit base.
         ``lora_rank``, ``lora_alpha``: of the adapters.
         ``instruction``: request for a rewrite in the template of seq2seq models; None for the default.
-        ``mode``: mode of the bundle's token rewards (seq2seq, sft); None for ``logprob``.
+        ``mode``: mode of the bundle's token rewards (seq2seq, sft), see docs/decisions/0017.
         ``aggregate``: default aggregate of the bundle; None for that of the kind: ``mean`` for seq2seq, sft and qrm,
         ``sum`` for others.
-        ``score_mode``: the mode of its score. None for ``mode`` if that is set; otherwise the score is of the mode
-        ``sft_logprob`` if the bundle offers it, else of ``logprob`` (docs/decisions/0017).
+        ``score_mode``: the mode of its score; None for ``mode``.
     Steps:
         ``epochs``: passes over the training pairs.
         ``max_steps``: number of optimiser steps; it overrides ``epochs``.
@@ -46,8 +44,7 @@ class TrainConfig(BaseModel):
     Objective:
         ``correction_weight``, ``identity_weight`` (``w_id``): weights of the mappings of seq2seq.
         ``sft_weight``: weight of ``log pi(y_w | x)``, the response not in the context (seq2seq). Above 0, the bundle
-        offers the modes ``sft_logprob`` and ``sft_margin``. None for 1; for 0 if the base is an encoder-decoder model,
-        which cannot be read so.
+        offers the modes ``sft_logprob`` and ``sft_margin``. Encoder-decoder models cannot be read so.
         ``edit_weight``: weight of target tokens that the source does not have; copies have weight 1 (seq2seq).
         ``omission``: adds chosen responses without their end as sources (seq2seq).
         ``mismatch``: adds responses to other prompts, as sources (seq2seq) or as rejected responses (scalar, red,
@@ -84,7 +81,7 @@ class TrainConfig(BaseModel):
     max_grad_norm: float = Field(default=1.0, gt=0)
     correction_weight: float = Field(default=1.0, ge=0)
     identity_weight: float = Field(default=1.0, ge=0)
-    sft_weight: float | None = Field(default=None, ge=0)
+    sft_weight: float = Field(default=0.0, ge=0)
     edit_weight: float = Field(default=1.0, gt=0)
     omission: bool = False
     mismatch: bool = False
@@ -100,7 +97,7 @@ class TrainConfig(BaseModel):
     gradient_checkpointing: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     instruction: str | None = None
-    mode: Mode | None = None
+    mode: Mode = "logprob"
     score_mode: Mode | None = None
     aggregate: Aggregate | None = None
     held_out_share: float = Field(default=0.1, ge=0, lt=1)
@@ -111,7 +108,7 @@ class TrainConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         weights = (self.correction_weight, self.identity_weight, self.sft_weight)
-        if self.kind == "seq2seq" and all(weight == 0 for weight in weights) and not self.mismatch:
+        if self.kind == "seq2seq" and not any(weights) and not self.mismatch:
             raise ValueError(
                 "there is nothing to learn: correction_weight, identity_weight and sft_weight are 0, mismatch is off"
             )
@@ -122,26 +119,9 @@ class TrainConfig(BaseModel):
                 "mismatch is an option of the kinds seq2seq, scalar, red and qrm, and cannot be combined with "
                 "smoothing_rate"
             )
-        if self.kind == "sft" and not {self.mode, self.score_mode} <= {*STATISTICS_MODES, None}:
+        if self.kind == "sft" and not {self.mode, self.score_mode or self.mode} <= set(STATISTICS_MODES):
             raise ValueError(f"the modes of the kind sft are {', '.join(STATISTICS_MODES)}")
         return self
-
-    def resolved(self, *, is_encoder_decoder: bool) -> Self:
-        """These settings with the defaults that depend on the kind and on the base filled in."""
-        sft_weight = self.sft_weight
-        if sft_weight is None:
-            sft_weight = 1.0 if self.kind == "seq2seq" and not is_encoder_decoder else 0.0
-        score_mode = self.score_mode
-        if score_mode is None and self.mode is None and self.kind == "seq2seq" and sft_weight > 0:
-            score_mode = "sft_logprob"
-        return self.model_copy(
-            update={
-                "mode": self.mode or DEFAULT_MODE,
-                "score_mode": score_mode,
-                "aggregate": self.aggregate or kind_spec(self.kind).aggregate,
-                "sft_weight": sft_weight,
-            }
-        )
 
     def identity(self) -> dict[str, object]:
         """Settings that must be equal to resume a checkpoint: all except ``out`` and ``checkpoint_every``."""

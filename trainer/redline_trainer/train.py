@@ -22,7 +22,7 @@ from redline_model.bundle.loading import load_config, load_tokenizer, token_limi
 from redline_model.bundle.make_encoder import make_encoder
 from redline_model.bundle.manifest import DataSource, Manifest
 from redline_model.errors import DataError
-from redline_model.kinds import make_scorer
+from redline_model.kinds import kind_spec, make_scorer
 from redline_model.options import Extraction
 from redline_trainer.adapters import merge_adapters, trainable_model, unwrapped
 from redline_trainer.checkpoint import resume, run_identity, save_checkpoint, saved_step
@@ -125,8 +125,6 @@ def train(
         logger.info("%s", cpu_precision if config.precision == "auto" else f"the CPU computes in {config.precision}")
         load_options = load_options.model_copy(update={"dtype": "float32"})
     base_config, tokenizer = load_config(config.base), load_tokenizer(config.base)
-    config = config.resolved(is_encoder_decoder=base_config.is_encoder_decoder)
-    assert config.mode is not None and config.aggregate is not None and config.sft_weight is not None
     limit = token_limit(base_config, config.max_tokens)
     template = template_for(config, tokenizer)
     encoder = make_encoder(config.kind, base_config, tokenizer, template, limit)
@@ -191,7 +189,7 @@ def train(
     final = merge_adapters(model, config, load_options)
     extraction = Extraction(
         mode=config.mode,
-        aggregate=config.aggregate,
+        aggregate=config.aggregate or kind_spec(config.kind).aggregate,
         score_mode=config.score_mode,
         has_sft=config.kind == "seq2seq" and config.sft_weight > 0,
     )
@@ -210,6 +208,7 @@ def train(
         metrics=(evaluated.evaluation.model_dump(exclude_none=True) if evaluated else {}) | mismatch_metrics,
         training={
             **config.model_dump(mode="json", exclude={"out"}),
+            "aggregate": extraction.aggregate,
             "learning_rate": peak,
             "steps": steps,
             "pairs": len(training),

@@ -58,11 +58,8 @@ def train(
         float, typer.Option(help="Weight of the identity mapping, w_id (seq2seq).")
     ] = DEFAULT.identity_weight,
     sft_weight: Annotated[
-        float | None,
-        typer.Option(
-            help="Weight of writing the chosen response without a response in the context (seq2seq); default 1, "
-            "for encoder-decoder bases 0."
-        ),
+        float,
+        typer.Option(help="Weight of writing the chosen response without a response in the context (seq2seq)."),
     ] = DEFAULT.sft_weight,
     edit_weight: Annotated[
         float, typer.Option(help="Weight of tokens that the source does not have; copies have 1 (seq2seq).")
@@ -109,15 +106,9 @@ def train(
     instruction: Annotated[
         str | None, typer.Option(help="Instruction that asks the model for its rewrite.")
     ] = DEFAULT.instruction,
-    mode: Annotated[
-        str | None, typer.Option(help="Default extraction mode of the bundle; default logprob.")
-    ] = DEFAULT.mode,
+    mode: Annotated[str, typer.Option(help="Default extraction mode of the bundle.")] = DEFAULT.mode,
     score_mode: Annotated[
-        str | None,
-        typer.Option(
-            help="Extraction mode of the score; default: the same as --mode if that is set, else sft_logprob where the "
-            "bundle offers it."
-        ),
+        str | None, typer.Option(help="Extraction mode of the score; default: the same as --mode.")
     ] = DEFAULT.score_mode,
     aggregate: Annotated[
         str | None,

@@ -72,7 +72,7 @@ def make_objective(config: TrainConfig, model: Any, pairs: int, reference: Any =
     if config.kind == "qrm":
         return QRMObjective(base)
     return Seq2SeqObjective(
-        base, config.identity_weight, config.correction_weight, config.sft_weight or 0.0, config.edit_weight
+        base, config.identity_weight, config.correction_weight, config.sft_weight, config.edit_weight
     )
 
 
