@@ -59,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     results: dict[str, Any] = collected(out, levels, seeds)
     results["about"] = {
-        "command": "python -m benchmarks.open_notes" + (" --quick" if args.quick else ""),
+        "command": "python -m benchmarks.open_notes"
+        + (" --quick" if args.quick else f" --first-seed {args.first_seed} --seeds {args.seeds}")
+        + "".join(f" --{name} {value}" for name in ("level", "method") for value in getattr(args, name) or ()),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU used",
         "seeds": seeds,
