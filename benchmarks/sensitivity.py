@@ -90,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--task", action="append", choices=TASKS, help="default: all")
     parser.add_argument("--variant", action="append", choices=list(VARIANTS), help="default: all")
+    parser.add_argument("--collect", action="store_true", help="compute nothing; write the table of stored results")
     args = parser.parse_args(arguments)
     os.environ.update(
         OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false"
@@ -111,6 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for seed in seeds:
             run = SeedRun(args.out / task / f"seed-{seed}", task, seed, budget, "sensitivity")
             for name in ["start", *names]:
+                if args.collect and not _path(run, name).exists():
+                    continue
                 figures = _figures(run, name, budget)
                 found.setdefault(name, []).append(figures)
                 print(f"{task} seed {seed} {name}: {_cell(figures)}", flush=True)
@@ -132,12 +135,16 @@ def _figures(run: SeedRun, name: str, budget: Budget) -> dict[str, float]:
     """The stored figures of a variant; computed if there are none."""
     from benchmarks.synthetic.training import write_json
 
-    path = run.folder / "figures" / f"{name}.json"
+    path = _path(run, name)
     if not path.exists():
         policy = run.supervised if name == "start" else _policy(run, name, budget)
         write_json(path, _measured(run, policy))
     figures: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
     return figures
+
+
+def _path(run: SeedRun, name: str) -> Path:
+    return run.folder / "figures" / f"{name}.json"
 
 
 def _policy(run: SeedRun, name: str, budget: Budget) -> Path:

@@ -96,13 +96,13 @@ def test_gold_content_and_variety_by_hand() -> None:
 
 def test_a_quick_run_has_every_policy_and_can_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["--quick", "--out", str(tmp_path), "--workers", "1", "--level", "nothing"]
-    methods = [f"--method={name}" for name in ("start", "sft_policy", "ppo_seq2seq_edits", "ppo_scalar")]
+    methods = [f"--method={name}" for name in ("start", "sft_policy", "ppo_seq2seq_logprob", "ppo_scalar")]
     main([*command, *methods])
     results = json.loads((tmp_path / "open_notes.json").read_text(encoding="utf-8"))
     policies = results["levels"]["nothing"]["policies"]
     assert (
         set(policies)
-        == {"start", "sft_policy", "ppo_seq2seq_edits", "ppo_scalar"}
+        == {"start", "sft_policy", "ppo_seq2seq_logprob", "ppo_scalar"}
         <= {
             "start",
             *FINE_TUNED,
@@ -111,8 +111,8 @@ def test_a_quick_run_has_every_policy_and_can_be_resumed(tmp_path: Path, capsys:
     )
     assert policies["start"][0]["final"]["kl"] == pytest.approx(0, abs=1e-4)
     assert [point["step"] for point in policies["ppo_scalar"][0]["curve"]] == [1, 2]
-    assert results["levels"]["nothing"]["models"]["seq2seq"][0]["source_dependence"]["none"] is not None
+    assert results["levels"]["nothing"]["models"]["seq2seq"][0]["source_dependence"]["mismatched"] is not None
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("figures/**/*.json")}
     main([*command, *methods])
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("figures/**/*.json")} == before
-    assert "ppo_seq2seq_edits" in capsys.readouterr().out
+    assert "ppo_seq2seq_logprob" in capsys.readouterr().out

@@ -14,6 +14,7 @@ from benchmarks.real_text.run import Run
 from benchmarks.real_text.stages import all_figures, quality_reports
 from benchmarks.real_text.surprisal import surprisal_scorer
 from benchmarks.real_text.tables import rendered
+from redline_model.bundle.load_options import LoadOptions
 from redline_model.encoding.items import Item
 from redline_trainer.evaluation.report import plot_reliability
 from tests.conftest import build_causal, build_tokenizer
@@ -62,7 +63,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_surprisal_is_that_of_the_plain_model(run: Run) -> None:
-    scorer = surprisal_scorer(run.base, "cpu", 256)
+    scorer = surprisal_scorer(run.base, LoadOptions(device="cpu"), 256)
     item = scorer.encoder.encode(Item("How do I reset it?", "Hold the button."))
     ids = torch.tensor([[*item.prefix_ids, *item.target_ids]])
     logprobs = scorer.model(ids).logits.float().log_softmax(-1)[0, len(item.prefix_ids) - 1 : -1]

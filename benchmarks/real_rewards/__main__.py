@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     size.add_argument("--reduced", action="store_true", help="for a CPU: two sets, each pair once for every model")
     size.add_argument("--quick", action="store_true", help="a tiny random model")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--collect", action="store_true", help="compute nothing; write the tables of stored results")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(arguments)
     os.environ.update(OMP_WAIT_POLICY="PASSIVE", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
@@ -63,10 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in args.set or plan.sets:
         run = SetRun(out, args.data, base, plan, name, args.seed, device)
         for part in parts:
-            figures = {entry: run.figures(entry, part) for entry in entries}
-            has_seq2seq = any(ENTRIES[entry].model == "seq2seq" for entry in entries)
-            probes = run.probes(part) if has_seq2seq else None
-            results["sets"].setdefault(name, {})[part] = collected(figures, probes)
+            kept = [entry for entry in entries if not args.collect or run.has(f"{part}/{entry}")]
+            figures = {entry: run.figures(entry, part) for entry in kept}
+            has_seq2seq = any(ENTRIES[entry].model == "seq2seq" for entry in kept)
+            has_probes = has_seq2seq and (not args.collect or run.has(f"{part}/probes"))
+            if figures:
+                probes = run.probes(part) if has_probes else None
+                results["sets"].setdefault(name, {})[part] = collected(figures, probes)
     results["about"] = {
         "command": "python -m benchmarks.real_rewards --data FOLDER"
         + ("" if plan is FULL else f" --{plan.name}")

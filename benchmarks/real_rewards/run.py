@@ -167,6 +167,10 @@ class SetRun:
 
         return self._once(f"{part}/probes", compute)
 
+    def has(self, name: str) -> bool:
+        """Whether the figures called ``PART/NAME`` are stored."""
+        return (self._folder / "figures" / f"{name}.json").exists()
+
     def _once(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         path = self._folder / "figures" / f"{name}.json"
         if not path.exists():

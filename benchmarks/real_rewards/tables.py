@@ -43,7 +43,7 @@ def rendered(results: Mapping[str, Any]) -> str:
                 blocks += [_context_line(found["probes"]["context"]), _truncation_line(found["probes"]["truncation"])]
     names = list(results["sets"])
     for part in dict.fromkeys(part for parts in results["sets"].values() for part in parts):
-        if len(names) > 1:
+        if len(names) > 1 and all(part in results["sets"][name] for name in names):
             blocks.append(f"Mean over {', '.join(names)}, {part} part:\n\n{_means_table(results, names, part)}")
     return "\n\n".join(blocks) + "\n"
 
