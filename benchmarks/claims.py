@@ -14,17 +14,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
-from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from benchmarks.run_folder import made_with, write_json
 from benchmarks.synthetic.budget import FULL, QUICK, Budget
 from benchmarks.synthetic.criteria import check_criteria
 from benchmarks.synthetic.jobs import Job, dpo_of, planned, runs_of, sources_of
@@ -104,15 +103,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from benchmarks.synthetic.plots import plot_curves, plot_gold
     from benchmarks.synthetic.results_store import collected, unfinished
     from benchmarks.synthetic.tables import rendered
-    from benchmarks.synthetic.training import write_json
 
     claims: dict[str, Any] = collected(args.out, seeds, [job for job in jobs if job not in errors], budget, sources)
     claims["verdict"] = check_criteria(claims["tasks"])
     failed = [f"{job.task} seed {job.seed} {job.group}: {error}" for job, error in errors.items()]
     claims["about"] = {
-        "command": " ".join(["python -m benchmarks.claims", *(arguments or sys.argv[1:])]),
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU used",
+        **made_with(" ".join(["python -m benchmarks.claims", *(arguments or sys.argv[1:])])),
         "seeds": seeds,
         "budget": asdict(budget),
         "sources": sources,

@@ -10,21 +10,18 @@ command again to resume.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.run_folder import made_with, once, write_json
 from benchmarks.synthetic.budget import FULL, QUICK, Budget
 
 if TYPE_CHECKING:
     from benchmarks.synthetic.seed_run import SeedRun
-    from redline.ppo import Rollout, Scores
-    from redline_model.scorer import Scorer
+    from redline.ppo import RewardSource, Rollout, Scores
 
 TASKS = ("safety", "help", "summary")
 _RATE, _PPO_RATE = 1e-3, 2e-4
@@ -119,27 +116,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"{task} seed {seed} {name}: {_cell(figures)}", flush=True)
         results["tasks"][task] = found
     results["about"] = {
-        "command": f"python -m benchmarks.sensitivity --out OUT --seeds {args.seeds}" + (" --quick" * args.quick),
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU used",
+        **made_with(f"python -m benchmarks.sensitivity --out OUT --seeds {args.seeds}" + (" --quick" * args.quick)),
         "seeds": list(seeds),
         "budget": asdict(budget),
     }
-    from benchmarks.synthetic.training import write_json
-
     write_json(args.out / "sensitivity.json", results)
     print(rendered(results))
 
 
 def _figures(run: SeedRun, name: str, budget: Budget) -> dict[str, float]:
     """The stored figures of a variant; computed if there are none."""
-    from benchmarks.synthetic.training import write_json
-
-    path = _path(run, name)
-    if not path.exists():
-        policy = run.supervised if name == "start" else _policy(run, name, budget)
-        write_json(path, _measured(run, policy))
-    figures: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+    figures: dict[str, float] = once(
+        _path(run, name), lambda: _measured(run, run.supervised if name == "start" else _policy(run, name, budget))
+    )
     return figures
 
 
@@ -160,11 +149,10 @@ def _policy(run: SeedRun, name: str, budget: Budget) -> Path:
     scorer = Bundle.load(_reward_model(run, variant, budget)).scorer
     out = run.folder / "policies" / name
     settings: dict[str, Any] = {"cut_responses": "penalty", "value_clip": None, "value_scale": "auto", **variant.ppo}
+    rewards: RewardSource = LocalRewards(scorer, reward_spec(scorer, variant.mode, "mean"))
     if variant.has_one_number:
-        rewards: Any = ScoreRewards(scorer, variant.mode)
+        rewards = ScoreRewards(rewards)
         settings["reward_scale"] = "auto"
-    else:
-        rewards = LocalRewards(scorer, reward_spec(scorer, variant.mode, "sum"))
     longer = replace(budget, ppo_steps=budget.ppo_steps * variant.ppo_steps)
     train_ppo(out, run.supervised, rewards, run.task, run.questions.preference, longer, run.seed, settings)
     return out
@@ -185,27 +173,17 @@ def _reward_model(run: SeedRun, variant: Variant, budget: Budget) -> Path:
 
 
 class ScoreRewards:
-    """A ``RewardSource`` that puts the score of a response on its last token, as loops that take one number do.
+    """A ``RewardSource`` that puts the score of a response on its last token, as loops that take one number do."""
 
-    Args:
-        mode: of the score, with aggregate ``mean``; None for the bundle's default score.
-    """
-
-    def __init__(self, scorer: Scorer[Any], mode: str | None) -> None:
-        from redline_model.reward_spec import reward_spec
-
-        self._scorer = scorer
-        self._spec = reward_spec(scorer, mode, "mean")
+    def __init__(self, rewards: RewardSource) -> None:
+        self._rewards = rewards
 
     def score(self, rollouts: Sequence[Rollout]) -> Scores:
         """See ``RewardSource``."""
-        from benchmarks.synthetic.local_rewards import score_texts
         from redline.ppo import Scored, Scores
-        from redline_model.encoding.items import Item
 
-        items = [Item(r.prompt, r.text, r.is_finished, has_only_end=not r.text and r.is_finished) for r in rollouts]
-        scores = [response.score for response, _ in score_texts(self._scorer, items, self._spec)]
-        return Scores([Scored(s, [0.0] * (len(r.spans) - 1) + [s]) for s, r in zip(scores, rollouts, strict=True)])
+        items = self._rewards.score(rollouts).items
+        return Scores([Scored(item.score, [0.0] * (len(item.rewards) - 1) + [item.score]) for item in items])
 
 
 def _measured(run: SeedRun, policy: Path) -> dict[str, float]:

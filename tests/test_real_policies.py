@@ -26,7 +26,7 @@ from benchmarks.real_policies.plan import MAIN_METHOD, METHODS, QUICK, REWARD_MO
 from benchmarks.real_policies.tables import rendered, summary
 from benchmarks.real_policies.tasks import TASKS, load_task, opening_words
 from benchmarks.real_policies.training import as_rollout, kl_of, load_policy, measured_steps, sample_texts
-from benchmarks.synthetic.training import write_json
+from benchmarks.run_folder import write_json
 from redline_trainer.config import TrainConfig
 from tests.conftest import save_base
 

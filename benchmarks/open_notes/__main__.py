@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
-from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from typing import Any
 from benchmarks.open_notes.cells import make_base, run_cell
 from benchmarks.open_notes.plan import FULL, QUICK
 from benchmarks.open_notes.tables import collected, rendered
+from benchmarks.run_folder import made_with, write_json
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -55,15 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             futures = {pool.submit(run_cell, out, level, seed, plan, args.method): seed for seed, level in cells}
             for future in as_completed(futures):
                 future.result()
-    from benchmarks.synthetic.training import write_json
 
     results: dict[str, Any] = collected(out, levels, seeds)
     results["about"] = {
-        "command": "python -m benchmarks.open_notes"
-        + (" --quick" if args.quick else f" --first-seed {args.first_seed} --seeds {args.seeds}")
-        + "".join(f" --{name} {value}" for name in ("level", "method") for value in getattr(args, name) or ()),
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU used",
+        **made_with(
+            "python -m benchmarks.open_notes"
+            + (" --quick" if args.quick else f" --first-seed {args.first_seed} --seeds {args.seeds}")
+            + "".join(f" --{name} {value}" for name in ("level", "method") for value in getattr(args, name) or ())
+        ),
         "seeds": seeds,
         "plan": asdict(plan),
     }

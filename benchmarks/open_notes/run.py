@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -30,6 +29,7 @@ from benchmarks.open_notes.plan import (
     Plan,
 )
 from benchmarks.real_policies.metrics import distinct_share
+from benchmarks.run_folder import once
 from benchmarks.synthetic.gold_scores import summed_logprobs
 from benchmarks.synthetic.local_rewards import LocalRewards
 from benchmarks.synthetic.tasks.note_language import DOMAINS
@@ -40,7 +40,6 @@ from benchmarks.synthetic.tasks.notes import (
     gold,
     own_content_share,
 )
-from benchmarks.synthetic.training import write_json
 from redline.ppo import CausalPolicy, PPOConfig, PPOLoop, Rollout, Scores
 from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.derive import derive_red
@@ -69,12 +68,6 @@ class LevelRun:
             make(folder)
             mark.write_text("", encoding="utf-8")
         return folder
-
-    def _figures(self, path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        if not path.exists():
-            write_json(path, compute())
-        figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return figures
 
     def base(self) -> Path:
         """The folder of the base model."""
@@ -111,7 +104,8 @@ class LevelRun:
             report = quality_report(scorer, pairs, max_batch_tokens=4096)
             return report.model_dump(mode="json", include={"within", "accuracy", "source_dependence", "truncation"})
 
-        return self._figures(self.folder / "figures" / "models" / f"{name}.json", compute)
+        figures: dict[str, Any] = once(self.folder / "figures" / "models" / f"{name}.json", compute)
+        return figures
 
     def policy_figures(self, name: str) -> dict[str, Any]:
         """Figures of the policy ``name`` and, after PPO, the ``curve`` of its steps."""
@@ -126,7 +120,8 @@ class LevelRun:
             curve = self._ppo(name, folder)
             return {"final": self._measured(folder), "curve": curve}
 
-        return self._figures(self.folder / "figures" / "policies" / f"{name}.json", compute)
+        figures: dict[str, Any] = once(self.folder / "figures" / "policies" / f"{name}.json", compute)
+        return figures
 
     def _ppo(self, name: str, out: Path) -> list[dict[str, float]]:
         run = PPO_RUNS[name]

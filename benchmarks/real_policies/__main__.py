@@ -14,16 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.real_policies.plan import FULL, METHODS, QUICK, REDUCED, Plan
 from benchmarks.real_policies.tables import known_pairs_table, rendered
 from benchmarks.real_policies.tasks import TASKS
+from benchmarks.run_folder import made_with, write_json
 
 if TYPE_CHECKING:
     from benchmarks.real_policies.run import TaskRun
@@ -119,17 +118,13 @@ def about(args: argparse.Namespace, plan: Plan, device: str) -> dict[str, Any]:
         options.append(f"--methods {' '.join(args.methods)}")
     options += [f"--prompts {args.prompts}" if args.prompts != "opening" else "", f"--seeds {plan.seeds}"]
     return {
-        "command": " ".join(["python -m benchmarks.real_policies --data FOLDER", *filter(None, options)]),
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {device}",
+        **made_with(" ".join(["python -m benchmarks.real_policies --data FOLDER", *filter(None, options)]), device),
         "plan": asdict(plan),
     }
 
 
 def write(results: dict[str, Any], out: Path) -> None:
     """Write the results so far as JSON and as tables."""
-    from benchmarks.synthetic.training import write_json
-
     write_json(out / "real_policies.json", results)
     stored = json.loads((out / "real_policies.json").read_text(encoding="utf-8"))
     (out / "real_policies.md").write_text(rendered(stored), encoding="utf-8")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from benchmarks import run_folder
 from benchmarks.real_policies.curves import value_at_kl
 from benchmarks.real_policies.known_pairs import known_pair_figures
 from benchmarks.real_policies.measurements import Measurements, Part, StartPoint
@@ -24,7 +24,7 @@ from benchmarks.real_policies.metrics import Evaluators, load_evaluators
 from benchmarks.real_policies.plan import METHODS, REWARD_MODELS, Method, Plan, PPOSettings
 from benchmarks.real_policies.tasks import PromptForm, TaskData, TextTask, load_task
 from benchmarks.real_policies.training import Example, load_policy, measured_steps, train_dpo, train_ppo, train_sft
-from benchmarks.synthetic.training import write_json
+from benchmarks.run_folder import write_json
 from redline.files.atomic import write_text
 from redline.ppo import RewardSource
 
@@ -52,12 +52,7 @@ def claim(place: Place, plan: Plan) -> None:
     of its method, and is computed again if they have changed.
     """
     settings = {**asdict(plan), "seeds": None}
-    description = json.dumps([settings, str(place.base), str(place.data)], sort_keys=True)
-    path = place.out / "plan.json"
-    if path.exists() and path.read_text(encoding="utf-8") != description:
-        sys.exit(f"{place.out} holds a run with another plan, base or data; choose another --out")
-    place.out.mkdir(parents=True, exist_ok=True)
-    write_text(path, description)
+    run_folder.claim(place.out, [settings, str(place.base), str(place.data)], "plan, base or data")
 
 
 class TaskRun:

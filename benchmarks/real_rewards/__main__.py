@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks.real_rewards.plan import ENTRIES, FULL, QUICK, REDUCED
 from benchmarks.real_rewards.tables import collected, rendered
+from benchmarks.run_folder import made_with, write_json
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,7 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from benchmarks.real_policies.base_models import tiny_base
     from benchmarks.real_policies.tasks import TASKS
     from benchmarks.real_rewards.run import SetRun, claim
-    from benchmarks.synthetic.training import write_json
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -72,12 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 probes = run.probes(part) if has_probes else None
                 results["sets"].setdefault(name, {})[part] = collected(figures, probes)
     results["about"] = {
-        "command": "python -m benchmarks.real_rewards --data FOLDER"
-        + ("" if plan is FULL else f" --{plan.name}")
-        + "".join(f" --set {name}" for name in args.set or ())
-        + "".join(f" --part {part}" for part in args.part or ()),
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {device}",
+        **made_with(
+            "python -m benchmarks.real_rewards --data FOLDER"
+            + ("" if plan is FULL else f" --{plan.name}")
+            + "".join(f" --{name} {value}" for name in ("set", "part") for value in getattr(args, name) or ()),
+            device,
+        ),
         "plan": asdict(plan),
         "seed": args.seed,
     }

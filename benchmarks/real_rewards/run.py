@@ -5,26 +5,24 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks import run_folder
 from benchmarks.real_rewards.local_scorer import CachedOutputs, LocalScorer
 from benchmarks.real_rewards.plan import DEVELOPMENT_SHARE, ENTRIES, REWARD_MODELS, Part, Plan
 from benchmarks.real_text.surprisal import surprisal_scorer
-from benchmarks.synthetic.training import write_json
 from redline.benchmark.examples import comparisons, has_spans, marked_responses
 from redline.benchmark.run import SetResult, run_localisation, run_ranking
-from redline.files.atomic import atomic_file, write_text
+from redline.files.atomic import atomic_file
 from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.derive import derive_red
 from redline_model.bundle.load_options import LoadOptions
-from redline_model.options import Aggregate
+from redline_model.options import CORRECTION_MODES, Aggregate
 from redline_model.reward_spec import RewardSpec, reward_spec
-from redline_model.scorer import Scorer, outputs_and_corrections
+from redline_model.scorer import Scorer, forward_all
 from redline_trainer.config import TrainConfig
 from redline_trainer.encode_pairs import encode_pairs
 from redline_trainer.evaluation.context_probes import source_dependence, truncation_probes
@@ -38,13 +36,7 @@ _PROBED_AGGREGATES: tuple[Aggregate, ...] = ("sum", "mean")
 
 def claim(out: Path, plan: Plan, base: Path, seed: int) -> None:
     """Create the folder. Raises SystemExit if it holds a run with another plan, base model or seed."""
-    settings = {**asdict(plan), "sets": None}
-    description = json.dumps([settings, str(base), seed], sort_keys=True)
-    path = out / "plan.json"
-    if path.exists() and path.read_text(encoding="utf-8") != description:
-        sys.exit(f"{out} holds a run with another plan, base model or seed; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(path, description)
+    run_folder.claim(out, [{**asdict(plan), "sets": None}, str(base), seed], "plan, base model or seed")
 
 
 class SetRun:
@@ -152,33 +144,38 @@ class SetRun:
             # every n-th, so that several annotations of one response are not all that is probed
             some = every[:: max(1, len(every) // self.plan.probed_pairs)][: self.plan.probed_pairs]
             pairs = encode_pairs(scorer.encoder, some, "skip")[0]
-            items = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-            outputs = outputs_and_corrections(scorer, items, batch, with_corrections=True)
+            outputs = forward_all(scorer, [p.chosen for p in pairs] + [p.rejected for p in pairs], batch)
             marks = [
                 None if (spans := some[pair.number].spans) is None else error_tokens(pair.rejected.offsets, spans)
                 for pair in pairs
             ]
-            context = source_dependence(scorer, pairs, [output for output, _ in outputs], marks, batch)
-            modes = [entry.mode for entry in ENTRIES.values() if entry.model == "seq2seq" and entry.mode != "edits"]
+            context = source_dependence(scorer, pairs, outputs, marks, batch)
+            # without modes that need a correction: one would have to be written for each beginning
+            modes = [e.mode for e in ENTRIES.values() if e.model == "seq2seq" and e.mode not in CORRECTION_MODES]
             specs = [RewardSpec(mode, aggregate) for mode in modes for aggregate in _PROBED_AGGREGATES]
-            probes = truncation_probes(scorer, pairs, outputs[: len(pairs)], specs, batch)
-            truncation = {f"{s.mode}/{s.aggregate}": p.model_dump() for s, p in zip(specs, probes or [], strict=False)}
+            chosen = [(output, None) for output in outputs[: len(pairs)]]
+            probes = truncation_probes(scorer, pairs, chosen, specs, batch)
+            truncation = (
+                {}
+                if probes is None
+                else {
+                    f"{spec.mode}/{spec.aggregate}": probe.model_dump()
+                    for spec, probe in zip(specs, probes, strict=True)
+                }
+            )
             return {"context": None if context is None else context.model_dump(), "truncation": truncation}
 
         return self._once(f"{part}/probes", compute)
 
     def has(self, name: str) -> bool:
         """Whether the figures called ``PART/NAME`` are stored."""
-        return (self._folder / "figures" / f"{name}.json").exists()
+        return self._path(name).exists()
+
+    def _path(self, name: str) -> Path:
+        return self._folder / "figures" / f"{name}.json"
 
     def _once(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        path = self._folder / "figures" / f"{name}.json"
-        if not path.exists():
-            started = time.perf_counter()
-            found = compute()
-            write_json(path, found)
-            print(f"  {self.name} {name}: {time.perf_counter() - started:.0f} s", flush=True)
-        figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        figures: dict[str, Any] = run_folder.once(self._path(name), compute, f"{self.name} {name}")
         return figures
 
 
@@ -191,15 +188,6 @@ def is_development(row: dict[str, Any]) -> bool:
     key = meta.get("sentence") or json.dumps(row["prompt"], sort_keys=True)
     digest = hashlib.sha256(f"dev/{key}".encode()).hexdigest()
     return int(digest[:8], 16) / 2**32 < DEVELOPMENT_SHARE
-
-
-def entries_of(models: Iterable[str] | None, names: Sequence[str] | None) -> list[str]:
-    """The entries named, or all of the given models, in the order of ``ENTRIES``; all if both are None."""
-    return [
-        name
-        for name, entry in ENTRIES.items()
-        if (names is None or name in names) and (models is None or entry.model in models)
-    ]
 
 
 def _stored(result: SetResult) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from benchmarks.real_rewards.plan import ENTRIES, MAIN_ENTRY, Part
 from redline.benchmark.results import difference
 
 _MEASURES = {"localisation": "auc", "ranking": "accuracy", "ranking_by_mean": "accuracy"}
-_COLUMNS = ("auc", "pooled_auc", "precision", "detection")
+_COLUMNS = ("pooled_auc", "precision", "detection")
 
 
 def collected(figures: Mapping[str, Mapping[str, Any]], probes: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -60,9 +60,8 @@ def _set_table(name: str, part: Part, found: Mapping[str, Any]) -> str:
         "| pairs ranked right | by the mean |",
         "|---" * 8 + "|",
     ]
-    labels = {name: entry.label for name, entry in ENTRIES.items()}
     for entry, tasks in found["entries"].items():
-        lines.append(f"| {labels[entry]} | {_row(*(tasks.get(task) for task in _MEASURES))} |")
+        lines.append(f"| {ENTRIES[entry].label} | {_row(*(tasks.get(task) for task in _MEASURES))} |")
     baselines = found["baselines"]
     for task in baselines:
         for label, figures in baselines[task].items():
@@ -87,7 +86,7 @@ def _row(
     figures = localisation["figures"] if localisation else {}
     minus = (localisation or {}).get("main_minus_this")
     cells = [_interval(figures.get("auc")), _interval(minus, "+.3f")]
-    cells += [f"{figures[key]['mean']:.3f}" if key in figures else "-" for key in _COLUMNS[1:]]
+    cells += [f"{figures[key]['mean']:.3f}" if key in figures else "-" for key in _COLUMNS]
     cells += [_interval(found["figures"].get("accuracy") if found else None) for found in (ranking, by_mean)]
     return " | ".join(cells)
 

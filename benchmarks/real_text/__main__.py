@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.real_text.plan import FULL, REDUCED
 from benchmarks.real_text.run import Run
 from benchmarks.real_text.stages import all_figures, quality_reports
 from benchmarks.real_text.tables import rendered
+from benchmarks.run_folder import made_with, write_json
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,7 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import torch
     from transformers.utils import logging as transformers_logging
 
-    from benchmarks.synthetic.training import write_json
     from redline_trainer.evaluation.report import plot_reliability
 
     transformers_logging.disable_progress_bar()
@@ -52,9 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run.claim()
     figures = all_figures(run, not args.no_policy)
     figures["about"] = {
-        "command": f"python -m benchmarks.real_text --data FOLDER{' --reduced' if args.reduced else ''}",
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {device}",
+        **made_with(f"python -m benchmarks.real_text --data FOLDER{' --reduced' if args.reduced else ''}", device),
         "seed": args.seed,
         "plan": asdict(plan),
     }

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.real_text.plan import KINDS, MAX_EPOCHS, Plan
+from benchmarks.run_folder import claim, once
 
 if TYPE_CHECKING:
     from redline.preference_data.rows import Pair
@@ -32,12 +30,7 @@ class Run:
         """Create the folder. Raises SystemExit if it holds a run of another plan, seed, base model or data folder."""
         # these two change no other figure, so a later run may add to them
         plan = {name: value for name, value in asdict(self.plan).items() if name not in {"ranked", "relatives"}}
-        description = json.dumps([plan, self.seed, str(self.base), str(self.data), KINDS], sort_keys=True)
-        path = self.out / "plan.json"
-        if path.exists() and path.read_text(encoding="utf-8") != description:
-            sys.exit(f"{self.out} holds a run with another plan, seed, base or data; choose another --out")
-        self.out.mkdir(parents=True, exist_ok=True)
-        path.write_text(description, encoding="utf-8")
+        claim(self.out, [plan, self.seed, str(self.base), str(self.data), KINDS], "plan, seed, base or data")
 
     def pairs(self, name: str, split: str, limit: int) -> list[Pair]:
         """The first ``limit`` pairs of a set; the files are shuffled in a fixed order."""
@@ -104,14 +97,7 @@ class Run:
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """The stored figures called ``name``; ``make`` computes them if there are none."""
-        path = self.out / "figures" / f"{name}.json"
-        if not path.exists():
-            from benchmarks.synthetic.training import write_json
-
-            started = time.perf_counter()
-            write_json(path, make())
-            print(f"  {name}: {time.perf_counter() - started:.0f} s", flush=True)
-        return json.loads(path.read_text(encoding="utf-8"))
+        return once(self.out / "figures" / f"{name}.json", make, name)
 
     def quality(self, folder: Path, test: str) -> dict[str, Any]:
         """What ``redline evaluate`` reports of a bundle on a test set."""

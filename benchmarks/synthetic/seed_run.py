@@ -14,13 +14,14 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from benchmarks.run_folder import write_json
 from benchmarks.synthetic.budget import Budget
 from benchmarks.synthetic.configurations import DEFAULT_MODE, REWARD_MODELS, PPORun, RewardModelConfig
 from benchmarks.synthetic.gold_scores import Answers, SampledAnswer, policy_answers, sample_answers, score_with_gold
 from benchmarks.synthetic.local_rewards import LocalRewards
 from benchmarks.synthetic.tasks.suite import demonstrations, draw_questions, pairs, synthetic_task
 from benchmarks.synthetic.tasks.task import Annotators, Question
-from benchmarks.synthetic.training import train_ppo, train_reward_model, train_supervised, write_json
+from benchmarks.synthetic.training import train_ppo, train_reward_model, train_supervised
 from redline.ppo import CausalPolicy
 from redline_model.bundle.bundle import Bundle
 from redline_model.bundle.derive import derive_ensemble, derive_red

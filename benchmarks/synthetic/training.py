@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ import torch
 from benchmarks.synthetic.budget import Budget
 from benchmarks.synthetic.tasks.task import Question, Task, prompt_key
 from examples.quickstart.supervised import encode, fit, tiny_llama, train_tokenizer
-from redline.files.atomic import write_text
 from redline.ppo import CausalPolicy, PPOConfig, PPOLoop, RewardSource, Rollout, Scores
 from redline.preference_data.rows import Pair
 from redline_trainer.config import TrainConfig
@@ -111,9 +109,3 @@ def train_ppo(
     PPOLoop(policy, rewards, [q.prompt for q in shuffled], config, callbacks=[record]).train()
     policy.save(out)
     return curve
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` to ``path``: the complete file, or no file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(value, indent=1) + "\n")

@@ -163,21 +163,17 @@ def truncation_probes(
     keys = [pairs[n].prompt_key for n, _ in cuts]
     probes = []
     for spec in specs:
-        compared = [
-            (scorer.to_rewards(*_arguments(outputs[n], spec)), scorer.to_rewards(*_arguments(cut, spec)))
-            for (n, _), cut in zip(cuts, cut_outputs, strict=True)
-        ]
+        whole, beginnings = (
+            [scorer.to_rewards(output, spec, correction) for output, correction in found]
+            for found in (outputs, cut_outputs)
+        )
+        compared = [(whole[n], beginning) for (n, _), beginning in zip(cuts, beginnings, strict=True)]
         by_score = [full.score - cut.score for full, cut in compared]
         by_rewards = [sum(full.rewards) - sum(cut.rewards) for full, cut in compared]
         probes.append(
             TruncationProbe(score=accuracy_by_prompt(by_score, keys), rewards=accuracy_by_prompt(by_rewards, keys))
         )
     return probes
-
-
-def _arguments(output: tuple[Any, Correction | None], spec: RewardSpec) -> tuple[Any, RewardSpec, Correction | None]:
-    """The arguments of ``Scorer.to_rewards``."""
-    return output[0], spec, output[1]
 
 
 def _beginning(item: EncodedItem, length: int) -> EncodedItem:
